@@ -1,0 +1,295 @@
+//! What a network costs: parameters, arithmetic and memory, from its sizes alone.
+//!
+//! Counts follow DeepSeek-V3's released tensors; FLOPs are 2 for each multiply-add, forward and
+//! backward together. Sizes are bounded by the manifest's rules, so that no count overflows.
+
+use std::ops::Range;
+
+use crate::grid::Cell;
+use crate::job::{Job, Precision};
+use crate::model::ModelConfig;
+
+/// Forward once, backward twice (gradients of inputs and of weights), 2 FLOPs a multiply-add.
+const FLOPS_PER_WEIGHT: f64 = 6.0;
+
+/// Parameters of a network. Router biases are not parameters: no gradient moves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameters {
+    /// All of them, each once (the MTP module shares embedding and head).
+    pub total: u64,
+    /// Those that one token meets: its chosen experts instead of all.
+    pub active: u64,
+}
+
+/// What one cell keeps in memory while it trains, in bytes. An estimate: buffers that live for
+/// one operation, and the allocator's own needs, come on top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellBytes {
+    /// The weights that the arithmetic reads: FP8 or FP32 in Linears, BF16 or FP32 elsewhere.
+    pub weights: u64,
+    /// FP32 masters.
+    pub masters: u64,
+    /// FP32 gradients.
+    pub gradients: u64,
+    /// Two BF16 moments.
+    pub moments: u64,
+    /// Kept between forward and backward, for all microbatches in flight.
+    pub activations: u64,
+}
+
+impl CellBytes {
+    pub fn total(&self) -> u64 {
+        let parameters = self.weights + self.masters + self.gradients + self.moments;
+        parameters.saturating_add(self.activations)
+    }
+}
+
+/// The parameters of the whole network, MTP module included.
+pub fn parameters(model: &ModelConfig) -> Parameters {
+    let d = u64::from(model.hidden_size);
+    let outside = 2 * u64::from(model.vocab_size) * d + d;
+    let mut sum = Parameters { total: outside, active: outside };
+    for layer in 0..model.num_hidden_layers + model.num_nextn_predict_layers {
+        let shared = dense_linears(model, layer) + layer_norms(model);
+        sum.total += shared + routed_linears(model, layer, model.n_routed_experts);
+        sum.active += shared + routed_linears(model, layer, model.num_experts_per_tok);
+    }
+    if model.num_nextn_predict_layers == 1 {
+        let own = mtp_projection(model) + 3 * d;
+        sum.total += own;
+        sum.active += own;
+    }
+    sum
+}
+
+/// FLOPs of one token through layer `layer`, forward and backward. The MTP module's layer is
+/// `num_hidden_layers`. `sequence` is in tokens: a token attends to half of it on average.
+pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
+    let weights =
+        dense_linears(model, layer) + routed_linears(model, layer, model.num_experts_per_tok);
+    let head = f64::from(model.qk_head_dim()) + f64::from(model.v_head_dim);
+    let attended = f64::from(sequence) / 2.0;
+    let attention = FLOPS_PER_WEIGHT * f64::from(model.num_attention_heads) * head * attended;
+    FLOPS_PER_WEIGHT * weights as f64 + attention
+}
+
+/// FLOPs of one token through what the last stage has besides its layers: the head, and the MTP
+/// module with its own pass through the head.
+pub fn last_stage_flops(model: &ModelConfig, sequence: u32) -> f64 {
+    let head = FLOPS_PER_WEIGHT * f64::from(model.vocab_size) * f64::from(model.hidden_size);
+    if model.num_nextn_predict_layers == 0 {
+        return head;
+    }
+    let module = FLOPS_PER_WEIGHT * mtp_projection(model) as f64;
+    2.0 * head + module + layer_flops(model, model.num_hidden_layers, sequence)
+}
+
+/// FLOPs of one token through the whole network.
+pub fn flops_per_token(model: &ModelConfig, sequence: u32) -> f64 {
+    let layers: f64 =
+        (0..model.num_hidden_layers).map(|layer| layer_flops(model, layer, sequence)).sum();
+    layers + last_stage_flops(model, sequence)
+}
+
+/// The memory of a cell whose stage has these layers.
+pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
+    let model = &job.model;
+    let d = u64::from(model.hidden_size);
+    let (first, last) = (cell.stage == 0, cell.stage + 1 == job.grid.stages);
+    let mut layers: Vec<u32> = layers.collect();
+    // What the arithmetic reads in BF16 (f32: FP32): embedding, head, norms, router, eh_proj.
+    let mut wide = 0;
+    if first || last {
+        wide += u64::from(model.vocab_size) * d;
+    }
+    if last {
+        wide += u64::from(model.vocab_size) * d + d;
+        if model.num_nextn_predict_layers == 1 {
+            layers.push(model.num_hidden_layers);
+            wide += mtp_projection(model) + 3 * d;
+        }
+    }
+    let experts = model.n_routed_experts / job.grid.expert_shards;
+    let mut linears = 0;
+    for layer in &layers {
+        wide += layer_norms(model) + router(model, *layer);
+        linears += dense_linears(model, *layer) - router(model, *layer)
+            + routed_linears(model, *layer, experts);
+    }
+    let n = wide + linears;
+    let weights = match job.training.precision {
+        Precision::Fp8 => linears + 2 * wide,
+        Precision::F32 => 4 * n,
+    };
+    let tokens = u64::from(job.training.microbatch) * u64::from(job.training.sequence);
+    let in_flight = u64::from((job.grid.stages - cell.stage).min(job.n_microbatches()));
+    let per_token: u64 = layers.iter().map(|layer| layer_activations(job, *layer)).sum();
+    let heads = if last { 1 + u64::from(model.num_nextn_predict_layers) } else { 0 };
+    let logits = heads * tokens * u64::from(model.vocab_size) * 4;
+    // A silly batch of a silly model is more bytes than 64 bits can count.
+    let activations = in_flight.saturating_mul(tokens).saturating_mul(per_token);
+    let activations = activations.saturating_add(logits);
+    CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments: 4 * n, activations }
+}
+
+/// Bytes that one token leaves behind in one layer between forward and backward: what enters the
+/// two norms, what enters the Linears, queries, keys and values, and the inputs of `SwiGLU`.
+fn layer_activations(job: &Job, layer: u32) -> u64 {
+    let model = &job.model;
+    let (narrow, wide) = match job.training.precision {
+        Precision::Fp8 => (1, 2),
+        Precision::F32 => (4, 4),
+    };
+    let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
+    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
+    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
+    let attention = narrow * d + (narrow + wide) * latents + wide * heads * (2 * qk + 2 * v);
+    let hidden = if model.is_moe(layer) {
+        let rows = u64::from(model.num_experts_per_tok);
+        let shared = u64::from(model.n_shared_experts);
+        narrow * (rows * d + 2 * u64::from(model.moe_intermediate_size) * (rows + shared))
+    } else {
+        narrow * 2 * u64::from(model.intermediate_size)
+    };
+    2 * wide * d + attention + narrow * d + hidden
+}
+
+/// Weights of a layer that every cell of its stage holds and every token meets: attention, the
+/// dense feed-forward or the shared experts and the router.
+fn dense_linears(model: &ModelConfig, layer: u32) -> u64 {
+    let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
+    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
+    let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
+    let kv = u64::from(model.kv_lora_rank);
+    let query = match model.q_lora_rank.map(u64::from) {
+        Some(rank) => rank * (d + heads * qk),
+        None => d * heads * qk,
+    };
+    let attention = query + d * (kv + rope) + kv * heads * (nope + v) + heads * v * d;
+    let feed_forward = if model.is_moe(layer) {
+        3 * d * u64::from(model.moe_intermediate_size) * u64::from(model.n_shared_experts)
+    } else {
+        3 * d * u64::from(model.intermediate_size)
+    };
+    attention + feed_forward + router(model, layer)
+}
+
+/// Weights of `n_experts` routed experts; none in a dense layer.
+fn routed_linears(model: &ModelConfig, layer: u32, n_experts: u32) -> u64 {
+    let one = 3 * u64::from(model.hidden_size) * u64::from(model.moe_intermediate_size);
+    if model.is_moe(layer) { one * u64::from(n_experts) } else { 0 }
+}
+
+fn router(model: &ModelConfig, layer: u32) -> u64 {
+    let size = u64::from(model.n_routed_experts) * u64::from(model.hidden_size);
+    if model.is_moe(layer) { size } else { 0 }
+}
+
+/// Gains of a layer: before attention and feed-forward, and of the two latents.
+fn layer_norms(model: &ModelConfig) -> u64 {
+    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
+    2 * u64::from(model.hidden_size) + latents
+}
+
+/// The MTP module's `eh_proj`: from embedding and hidden state, side by side, to one width.
+fn mtp_projection(model: &ModelConfig) -> u64 {
+    2 * u64::from(model.hidden_size).pow(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::Grid;
+
+    /// The released configuration, but for the scaling of positions.
+    fn deepseek_v3() -> ModelConfig {
+        ModelConfig {
+            vocab_size: 129_280,
+            hidden_size: 7168,
+            intermediate_size: 18_432,
+            moe_intermediate_size: 2048,
+            num_hidden_layers: 61,
+            num_attention_heads: 128,
+            n_routed_experts: 256,
+            num_experts_per_tok: 8,
+            n_group: 8,
+            topk_group: 4,
+            first_k_dense_replace: 3,
+            q_lora_rank: Some(1536),
+            kv_lora_rank: 512,
+            qk_nope_head_dim: 128,
+            qk_rope_head_dim: 64,
+            v_head_dim: 128,
+            ..ModelConfig::tiny()
+        }
+    }
+
+    #[test]
+    fn deepseek_v3_has_the_published_number_of_parameters() {
+        // Sums over the released tensor listing: main model, and what MTP adds.
+        let main = ModelConfig { num_nextn_predict_layers: 0, ..deepseek_v3() };
+        assert_eq!(parameters(&main).total, 671_026_404_352);
+        let mtp = parameters(&deepseek_v3()).total - parameters(&main).total;
+        assert_eq!(mtp, 11_610_067_968);
+        // "671B total parameters with 37B activated": report, abstract.
+        let active = parameters(&main).active as f64 / 1e9;
+        assert!((36.5..38.0).contains(&active), "{active}");
+    }
+
+    #[test]
+    fn tiny_adds_up_tensor_by_tensor() {
+        let norms = 256 + 256 + 96 + 64;
+        let attention = 96 * 256 + (4 * 48) * 96 + (64 + 16) * 256 + (4 * 64) * 64 + 256 * (4 * 32);
+        let dense = 3 * 512 * 256;
+        let expert = 3 * 128 * 256;
+        let moe = 16 * 256 + 17 * expert;
+        let layers = 4 * (norms + attention) + dense + 3 * moe;
+        let mtp = 256 + 256 + 512 * 256 + 256 + norms + attention + moe;
+        let total = 2 * 256 * 256 + 256 + layers + mtp;
+        let got = parameters(&ModelConfig::tiny());
+        assert_eq!(got.total, total);
+        assert_eq!(got.total - got.active, 4 * 12 * expert);
+    }
+
+    #[test]
+    fn flops_are_six_a_weight_plus_attention() {
+        let model = ModelConfig { num_nextn_predict_layers: 0, ..ModelConfig::tiny() };
+        // The embedding is looked up, and norms are not matrix products.
+        let weights = parameters(&model).active - 256 * 256 - 256 - 4 * (256 + 256 + 96 + 64);
+        let attention = 4.0 * 6.0 * 4.0 * (48.0 + 32.0) * 128.0;
+        let wanted = 6.0 * weights as f64 + attention;
+        let got = flops_per_token(&model, 256);
+        assert!((got - wanted).abs() <= 1e-12 * wanted, "{got} {wanted}");
+    }
+
+    #[test]
+    fn fp8_keeps_thirteen_bytes_a_parameter_and_f32_sixteen() {
+        let mut job = Job::example();
+        job.model = deepseek_v3();
+        job.grid = Grid::ONE;
+        let all = |job: &Job| {
+            let bytes = cell_bytes(job, job.grid.cell(crate::grid::CellId(0)), 0..61);
+            (bytes.total() - bytes.activations) as f64 / parameters(&job.model).total as f64
+        };
+        assert!((13.0..13.05).contains(&all(&job)), "{}", all(&job));
+        job.training.precision = Precision::F32;
+        assert!((all(&job) - 16.0).abs() < 1e-9, "{}", all(&job));
+    }
+
+    #[test]
+    fn cells_together_hold_experts_once_and_the_rest_once_a_shard() {
+        let mut job = Job::example();
+        job.grid = Grid { stages: 2, expert_shards: 4, replicas: 1 };
+        let masters = |stage: u32, layers: Range<u32>| -> u64 {
+            let cell = |expert_shard| Cell { stage, replica: 0, expert_shard };
+            (0..4).map(|shard| cell_bytes(&job, cell(shard), layers.clone()).masters / 4).sum()
+        };
+        let both = masters(0, 0..3) + masters(1, 3..4);
+        let model = &job.model;
+        let routed: u64 =
+            (0..5).map(|layer| routed_linears(model, layer, model.n_routed_experts)).sum();
+        let embedding = u64::from(model.vocab_size * model.hidden_size);
+        let rest = parameters(model).total - routed + embedding;
+        assert_eq!(both, routed + 4 * rest);
+    }
+}

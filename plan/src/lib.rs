@@ -1,0 +1,21 @@
+//! THE DECISIONS: what is trained, how it is cut, and who hosts what. Pure: no clock, no socket,
+//! no thread, no tensor. Files are read only by `globs` (directories) and through a closure of the
+//! caller's (`manifest`, for a model's `config.json`).
+//!
+//! Reading order: `grid` (cells), `model` (the network's sizes), `job` (a checked manifest),
+//! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
+//! (who hosts which cell, and why), `schedule` (slots), `samples` (which text when).
+
+pub mod arithmetic;
+mod balance;
+pub mod checkpoint;
+pub mod globs;
+pub mod grid;
+pub mod job;
+pub mod manifest;
+pub mod model;
+pub mod placement;
+pub mod plan;
+pub mod report;
+pub mod samples;
+pub mod schedule;

@@ -1,0 +1,233 @@
+//! The manifest: one YAML file, and `--set` flags over it, become a checked `Job` or an error that
+//! shows the line.
+//!
+//! The text becomes a tree of located values (`tree`), flags are laid over it (`overrides`), and
+//! defaults below it (`defaults`); serde reads the shared types out of the result (`reader`), so
+//! the key list is theirs. Relations between values are `rules`.
+
+mod complaint;
+mod defaults;
+mod difference;
+mod model_section;
+mod nearest;
+mod overrides;
+mod reader;
+mod rules;
+mod tree;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::globs;
+use crate::job::{Data, Job};
+use crate::model::ModelConfig;
+use complaint::{Complaint, Sources};
+use tree::{Node, Value};
+
+pub use complaint::{ManifestError, Problem};
+pub use difference::{Change, difference};
+
+/// The only `apiVersion` there is.
+pub const API_VERSION: &str = "shoal/v1";
+
+/// The only `kind` there is.
+pub const KIND: &str = "Training";
+
+/// A larger manifest is a mistake (a data file, say), and is not read.
+pub const BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of a megabyte, as in `spec.data.max_mb`.
+const MEGABYTE: f64 = 1e6;
+
+/// Reads a file on the parser's behalf: the model's `config.json`.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
+
+/// A checked manifest that still knows where everything was written.
+#[derive(Debug)]
+pub struct Manifest {
+    pub job: Job,
+    sources: Sources,
+    root: Node,
+}
+
+/// Parses a manifest.
+///
+/// - `file_name`: for messages, and where a relative `spec.model.config` starts.
+/// - `overrides`: what came with `--set`, such as `training.steps=50`; the last one wins.
+/// - `read`: reads the file of `spec.model.config`.
+pub fn parse(
+    file_name: &str,
+    text: &str,
+    overrides: &[String],
+    read: ReadFile<'_>,
+) -> Result<Manifest, ManifestError> {
+    let mut sources = Sources::new(file_name, text);
+    match build(&mut sources, overrides, read) {
+        Ok((job, root)) => Ok(Manifest { job, sources, root }),
+        Err(complaints) => Err(sources.explain(&complaints)),
+    }
+}
+
+impl Manifest {
+    /// The text files the manifest names, sorted and each once; see `globs`. A pattern that
+    /// matches nothing is an error at its line.
+    pub fn files(&self, env: globs::Environment<'_>) -> Result<Vec<PathBuf>, ManifestError> {
+        let mut files = Vec::new();
+        for (i, pattern) in self.job.data.files.iter().enumerate() {
+            let listed = format!("spec.data.files[{i}]");
+            match globs::expand(std::slice::from_ref(pattern), env) {
+                Ok(found) => files.extend(found),
+                Err(error) => return Err(self.error_at(&listed, &error.to_string(), "")),
+            }
+        }
+        files.sort();
+        files.dedup();
+        Ok(files)
+    }
+
+    /// An error that points at the value of a path such as `spec.training.batch`. For what only
+    /// the world can tell, such as too little text. `help` may be empty.
+    pub fn error_at(&self, path: &str, what: &str, help: &str) -> ManifestError {
+        let (at, given) = self.root.locate(path);
+        let what = if given { what.to_owned() } else { format!("{what} (a default)") };
+        self.sources.explain(&[Complaint::new(at, path, what).help(help)])
+    }
+}
+
+/// The first level. Sections are read later, each with its defaults.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
+    kind: String,
+    metadata: Option<Metadata>,
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    name: Option<String>,
+}
+
+/// Only the names of the sections.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are the list of sections; each is read on its own")]
+struct Spec {
+    model: Option<IgnoredAny>,
+    data: Option<IgnoredAny>,
+    training: Option<IgnoredAny>,
+    parallelism: Option<IgnoredAny>,
+    workers: Option<IgnoredAny>,
+    checkpoint: Option<IgnoredAny>,
+}
+
+/// `spec.data` as written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataSection {
+    files: Files,
+    max_mb: f64,
+    heldout: f32,
+}
+
+/// One pattern or a list of them.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Files(#[serde(deserialize_with = "reader::one_or_many")] Vec<String>);
+
+fn build(
+    sources: &mut Sources,
+    overrides: &[String],
+    read: ReadFile<'_>,
+) -> Result<(Job, Node), Vec<Complaint>> {
+    let (mut root, stem) = {
+        let source = sources.manifest();
+        if source.text.len() > BYTES_MAX {
+            let what = format!("{} bytes; a manifest has at most {BYTES_MAX}", source.text.len());
+            return Err(vec![Complaint::new(tree::At::start(0), "", what)]);
+        }
+        let stem = Path::new(&source.name).file_stem().map(|stem| stem.to_string_lossy());
+        (tree::parse(&source.text, 0)?, stem.unwrap_or_default().into_owned())
+    };
+    overrides::apply(&mut root, overrides, sources)?;
+    let envelope: Envelope = reader::read(&root, "")?;
+    check_word(&root, "apiVersion", &envelope.api_version, API_VERSION)?;
+    check_word(&root, "kind", &envelope.kind, KIND)?;
+    let Envelope { metadata, spec: Spec { .. }, .. } = envelope;
+
+    let model = model_section::read(&mut root, sources, read)?;
+    let data = data_section(&mut root)?;
+    let training = section(&mut root, "training", &defaults::training())?;
+    let grid = section(&mut root, "parallelism", &defaults::grid())?;
+    let workers = section(&mut root, "workers", &defaults::workers())?;
+    let checkpoint = section(&mut root, "checkpoint", &defaults::checkpoint())?;
+    let name = metadata.and_then(|metadata| metadata.name).unwrap_or(stem);
+    let job = Job { name, model, data, training, grid, workers, checkpoint };
+    rules::check(&job, &root)?;
+    Ok((job, root))
+}
+
+fn check_word(root: &Node, path: &str, got: &str, wanted: &str) -> Result<(), Complaint> {
+    if got == wanted {
+        return Ok(());
+    }
+    let what = format!("wanted {wanted}, got {}", complaint::quote(got));
+    Err(Complaint::new(root.locate(path).0, path, what))
+}
+
+/// Reads a section of `spec` over its defaults, and leaves the result in the tree.
+fn section<T: for<'de> Deserialize<'de>>(
+    root: &mut Node,
+    name: &str,
+    defaults: &impl serde::Serialize,
+) -> Result<T, Complaint> {
+    let path = format!("spec.{name}");
+    let given = root.at_path(&path).cloned().unwrap_or_default();
+    let merged = Node::of(defaults).overlay(given, &path)?;
+    let section = reader::read(&merged, &path)?;
+    root.put(&path, merged);
+    Ok(section)
+}
+
+fn data_section(root: &mut Node) -> Result<Data, Complaint> {
+    let given = root.at_path("spec.data.files").is_some_and(|files| files.value != Value::Null);
+    let is_section = root.at_path("spec.data").is_none_or(Node::is_section);
+    if !given && is_section {
+        let (at, _) = root.locate("spec.data");
+        let what = "missing: which text to train on".to_owned();
+        let help = "write files: [\"~/books/**/*.txt\"] below spec.data";
+        return Err(Complaint::new(at, "spec.data.files", what).help(help));
+    }
+    let DataSection { files: Files(files), max_mb, heldout } =
+        section(root, "data", &defaults::data())?;
+    let at = root.locate("spec.data.files").0;
+    if files.is_empty() {
+        let what = "wanted at least one file or pattern, got an empty list".to_owned();
+        return Err(Complaint::new(at, "spec.data.files", what));
+    }
+    // `as` saturates, and NaN becomes 0: both are outside the rule's bounds.
+    Ok(Data { files, bytes_max: (max_mb * MEGABYTE) as u64, heldout_fraction: heldout })
+}
+
+/// Where in the manifest a key of this name belongs, if anywhere.
+fn section_of(key: &str) -> Option<String> {
+    let sections = [
+        ("training", Node::of(&defaults::training())),
+        ("parallelism", Node::of(&defaults::grid())),
+        ("workers", Node::of(&defaults::workers())),
+        ("checkpoint", Node::of(&defaults::checkpoint())),
+        ("data", Node::of(&defaults::data())),
+        ("model", Node::of(&ModelConfig::tiny())),
+    ];
+    let home = sections.iter().find(|(_, section)| section.get(key).is_some());
+    home.map(|(name, _)| format!("spec.{name}.{key}"))
+}
+
+#[cfg(test)]
+mod tests;

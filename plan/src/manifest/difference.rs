@@ -1,0 +1,131 @@
+//! What changed between two manifests, and whether a run may go on regardless.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::job::Job;
+
+/// One value that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// As in the manifest, such as `spec.training.steps`.
+    pub path: String,
+    pub old: String,
+    pub new: String,
+    /// The run may go on from its checkpoint with the new value.
+    pub harmless: bool,
+    /// What the change means for the run.
+    pub note: &'static str,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, old, new, note, .. } = self;
+        write!(f, "{path}: {old} -> {new} ({note})")
+    }
+}
+
+/// Everything that differs between the job a run was started with and the one it is given now.
+pub fn difference(old: &Job, new: &Job) -> Vec<Change> {
+    let json = |job: &Job| serde_json::to_value(job).expect("plain structs of numbers and text");
+    let mut changes = Vec::new();
+    compare("", &json(old), &json(new), &mut changes);
+    for change in &mut changes {
+        if change.path == "spec.training.steps" && old.training.steps < new.training.steps {
+            change.harmless = true;
+            change.note = "harmless: more steps; the learning rate from here on follows the \
+                           longer cosine, so losses differ from a run planned so from the start";
+        }
+    }
+    changes
+}
+
+fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
+    if let (Value::Object(old), Value::Object(new)) = (old, new) {
+        for (key, value) in old {
+            let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            compare(&inner, value, &new[key], changes);
+        }
+    } else if old != new {
+        let (path, harmless, note) = meaning(path);
+        changes.push(Change { path, old: show(old), new: show(new), harmless, note });
+    }
+}
+
+/// The manifest's name of a path in `Job`, and what changing it means.
+fn meaning(path: &str) -> (String, bool, &'static str) {
+    const NUMBERS: &str = "changes the numbers";
+    const SPEED: &str = "harmless: changes only the speed";
+    const STORE: &str = "harmless: changes only what is kept";
+    let (section, rest) = path.split_once('.').unwrap_or((path, ""));
+    match section {
+        "name" => ("metadata.name".to_owned(), false, "names another run"),
+        "grid" => (format!("spec.parallelism.{rest}"), false, NUMBERS),
+        "workers" => (format!("spec.{path}"), true, SPEED),
+        "checkpoint" => (format!("spec.{path}"), true, STORE),
+        _ => match path {
+            "data.bytes_max" => ("spec.data.max_mb".to_owned(), false, NUMBERS),
+            "data.heldout_fraction" => ("spec.data.heldout".to_owned(), false, NUMBERS),
+            _ => (format!("spec.{path}"), false, NUMBERS),
+        },
+    }
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        // Every fraction of a job is an f32: shown as one, 0.002 is not 0.0020000000949949026.
+        Value::Number(number) if number.is_f64() => {
+            format!("{}", number.as_f64().unwrap_or(f64::NAN) as f32)
+        }
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Precision;
+    use crate::model::ModelConfig;
+
+    fn check(change: impl Fn(&mut Job), wanted: &str) {
+        let old = Job::example();
+        let mut new = old.clone();
+        change(&mut new);
+        let found = difference(&old, &new);
+        let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert!(lines.len() == 1 && lines[0].starts_with(wanted), "{lines:?}, want {wanted}");
+        assert_eq!(found[0].harmless, found[0].note.starts_with("harmless"));
+    }
+
+    #[test]
+    fn equal_jobs_do_not_differ() {
+        assert_eq!(difference(&Job::example(), &Job::example()), []);
+    }
+
+    #[test]
+    fn changes_are_named_as_in_the_manifest_and_judged() {
+        check(|job| job.training.steps = 500, "spec.training.steps: 300 -> 500 (harmless: more");
+        check(|job| job.training.steps = 5, "spec.training.steps: 300 -> 5 (changes the numbers)");
+        check(|job| job.training.lr = 1e-3, "spec.training.lr: 0.002 -> 0.001 (changes the");
+        check(|job| job.workers.local = 2, "spec.workers.local: 1 -> 2 (harmless: changes only");
+        check(|job| job.checkpoint.keep = 9, "spec.checkpoint.keep: 3 -> 9 (harmless");
+        check(|job| job.grid.stages = 2, "spec.parallelism.stages: 1 -> 2 (changes the numbers)");
+        check(|job| job.name = "b".into(), "metadata.name: \"example\" -> \"b\" (names another");
+        check(|job| job.data.bytes_max = 1, "spec.data.max_mb: 64000000 -> 1 (changes");
+        check(|job| job.data.files.push("y".into()), "spec.data.files: [\"x\"] -> [\"x\",\"y\"]");
+        check(
+            |job| job.training.precision = Precision::F32,
+            "spec.training.precision: \"fp8\" -> \"f32\" (changes the numbers)",
+        );
+        check(
+            |job| job.model = ModelConfig { q_lora_rank: None, ..ModelConfig::tiny() },
+            "spec.model.q_lora_rank: 96 -> null (changes the numbers)",
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! `spec.model`: a preset's name; a section with `preset` and fields that differ; or a section
+//! with `config`, the path of a Hugging Face `config.json`.
+
+use std::path::Path;
+
+use super::complaint::{Complaint, Sources, quote};
+use super::nearest::nearest;
+use super::tree::{self, At, Node, Value};
+use super::{ReadFile, reader};
+use crate::model::ModelConfig;
+
+const PATH: &str = "spec.model";
+
+/// The presets, by name.
+const PRESETS: [&str; 1] = ["tiny"];
+
+/// The fields that `config.json` may leave out. `transformers` drops the first (it has no MTP), and
+/// gives the others these values.
+const CONFIG_DEFAULTS: [(&str, Value); 5] = [
+    ("num_nextn_predict_layers", Value::Whole(0)),
+    ("first_k_dense_replace", Value::Whole(3)),
+    ("norm_topk_prob", Value::Bool(true)),
+    ("q_lora_rank", Value::Null),
+    ("initializer_range", Value::Real(0.02)),
+];
+
+/// What the network is, whatever a `config.json` says: a file that says otherwise is refused.
+const FIXED: [(&str, &str); 8] = [
+    ("model_type", "deepseek_v3"),
+    ("scoring_func", "sigmoid"),
+    ("topk_method", "noaux_tc"),
+    ("hidden_act", "silu"),
+    ("moe_layer_freq", "1"),
+    ("attention_bias", "false"),
+    ("tie_word_embeddings", "false"),
+    ("rope_interleave", "true"),
+];
+
+/// Reads the section, and leaves every field of the model in the tree, each where it was written.
+pub(super) fn read(
+    root: &mut Node,
+    sources: &mut Sources,
+    read_file: ReadFile<'_>,
+) -> Result<ModelConfig, Complaint> {
+    let given = root.at_path(PATH).cloned().unwrap_or_default();
+    let tiny = || Node::of(&ModelConfig::tiny());
+    let merged = match &given.value {
+        Value::Text(name) => {
+            preset(name, given.at, PATH)?;
+            Node { at: given.at, ..tiny() }
+        }
+        Value::Null => tiny(),
+        Value::Map(_) => {
+            let fields = tiny();
+            let mut names: Vec<&str> = vec!["preset", "config"];
+            names.extend(fields.entries().iter().map(|entry| entry.key.as_str()));
+            reader::refuse_unknown(given.entries(), PATH, &names)?;
+            let base = base(&given, sources, read_file)?;
+            base.overlay(without_source(given), PATH)?
+        }
+        other @ (Value::Bool(_) | Value::Whole(_) | Value::Real(_) | Value::List(_)) => {
+            let what =
+                format!("wanted a preset ({}) or a section, got {other}", PRESETS.join(", "));
+            return Err(Complaint::new(given.at, PATH, what));
+        }
+    };
+    let model = reader::read(&merged, PATH)?;
+    root.put(PATH, merged);
+    Ok(model)
+}
+
+/// What the other fields of the section are laid over.
+fn base(given: &Node, sources: &mut Sources, read_file: ReadFile<'_>) -> Result<Node, Complaint> {
+    let text = |key: &str| match given.get(key) {
+        None => Ok(None),
+        Some(Node { at, value: Value::Text(text) }) => Ok(Some((*at, text.clone()))),
+        Some(Node { at, value }) => {
+            let path = tree::join(PATH, key);
+            Err(Complaint::new(*at, path, format!("wanted a text, got {value}")))
+        }
+    };
+    match (text("preset")?, text("config")?) {
+        (Some(_), Some((at, _))) => {
+            let what = "wanted either `preset` or `config`, got both";
+            Err(Complaint::new(at, "spec.model.config", what))
+        }
+        (Some((at, name)), None) => {
+            preset(&name, at, "spec.model.preset")?;
+            Ok(Node::of(&ModelConfig::tiny()))
+        }
+        (None, Some((at, path))) => from_config(&path, at, sources, read_file),
+        (None, None) => Ok(Node::of(&ModelConfig::tiny())),
+    }
+}
+
+/// The section without the two keys that are not fields of the model.
+fn without_source(mut given: Node) -> Node {
+    if let Value::Map(entries) = &mut given.value {
+        entries.retain(|entry| entry.key != "preset" && entry.key != "config");
+    }
+    given
+}
+
+/// Checks a preset's name. There is one so far, so the name alone says which.
+fn preset(name: &str, at: At, path: &str) -> Result<(), Complaint> {
+    if PRESETS.contains(&name) {
+        return Ok(());
+    }
+    let help = match nearest(name, PRESETS) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "for a Hugging Face model, write `config: path/to/config.json` below spec.model"
+            .to_owned(),
+    };
+    let what = format!("there is no preset {}; wanted {}", quote(name), PRESETS.join(", "));
+    Err(Complaint::new(at, path, what).help(help))
+}
+
+/// Reads a Hugging Face configuration: only the fields of the model are kept.
+fn from_config(
+    path: &str,
+    at: At,
+    sources: &mut Sources,
+    read_file: ReadFile<'_>,
+) -> Result<Node, Complaint> {
+    let manifest = Path::new(&sources.manifest().name).to_owned();
+    let file = manifest.parent().unwrap_or(Path::new("")).join(path);
+    let shown = file.display().to_string();
+    let text = read_file(&file).map_err(|error| {
+        let what = format!("cannot read {}: {error}", quote(&shown));
+        Complaint::new(at, "spec.model.config", what).help("relative paths start at the manifest")
+    })?;
+    let source = sources.add(shown, text.clone());
+    let config = tree::parse(&text, source)?;
+    if !matches!(config.value, Value::Map(_)) {
+        let what = format!("wanted a JSON object, got {}", config.value);
+        return Err(Complaint::new(At::start(source), "", what));
+    }
+    check_fixed(&config)?;
+    let theta = rope_theta(&config)?;
+
+    let mut model = Node { at: At::start(source), value: Value::Map(Vec::new()) };
+    for (key, value) in CONFIG_DEFAULTS {
+        *model.section_entry(key, At::NOWHERE) = Node { at: At::NOWHERE, value };
+    }
+    let fields = Node::of(&ModelConfig::tiny());
+    for field in fields.entries() {
+        if let Some(entry) = config.entries().iter().find(|entry| entry.key == field.key) {
+            *model.section_entry(&entry.key, entry.key_at) = entry.node.clone();
+        }
+    }
+    if let Some(theta) = theta {
+        let at = theta.at;
+        *model.section_entry("rope_theta", at) = theta;
+    }
+    // Types and missing keys are complained about in the words of the file itself.
+    reader::read::<ModelConfig>(&model, "")?;
+    Ok(model)
+}
+
+fn check_fixed(config: &Node) -> Result<(), Complaint> {
+    for (key, wanted) in FIXED {
+        let Some(node) = config.get(key) else {
+            if key == "model_type" {
+                let what = format!("this key is missing: wanted {wanted}");
+                return Err(Complaint::new(At::start(config.at.source), key, what));
+            }
+            continue;
+        };
+        let got = match &node.value {
+            Value::Text(text) => text.clone(),
+            other @ (Value::Null
+            | Value::Bool(_)
+            | Value::Whole(_)
+            | Value::Real(_)
+            | Value::List(_)
+            | Value::Map(_)) => other.to_string(),
+        };
+        if got != wanted {
+            let what = format!("wanted {wanted}, got {}", quote(&got));
+            let help = "shoal trains DeepSeek-V3's architecture only (model_type deepseek_v3)";
+            return Err(Complaint::new(node.at, key, what).help(help));
+        }
+    }
+    let number = |key: &str| config.get(key).map(|node| (node.at, &node.value));
+    if let (Some((at, groups)), Some((_, heads))) =
+        (number("num_key_value_heads"), number("num_attention_heads"))
+        && groups != heads
+    {
+        let what = format!("wanted {heads}, as many as num_attention_heads, got {groups}");
+        return Err(Complaint::new(at, "num_key_value_heads", what));
+    }
+    Ok(())
+}
+
+/// `rope_parameters.rope_theta`, as `transformers` 5 writes it. Scaling in either form is refused.
+fn rope_theta(config: &Node) -> Result<Option<Node>, Complaint> {
+    let yarn = |at: At, path: &str| {
+        let what = "RoPE scaling (YaRN) is not supported for training yet";
+        let help = "remove it and set max_position_embeddings to the length before the extension \
+                    (DeepSeek-V3: 4096)";
+        Err(Complaint::new(at, path, what).help(help))
+    };
+    if let Some(scaling) = config.get("rope_scaling")
+        && scaling.value != Value::Null
+    {
+        return yarn(scaling.at, "rope_scaling");
+    }
+    let Some(parameters) = config.get("rope_parameters") else { return Ok(None) };
+    for key in ["rope_type", "type"] {
+        if let Some(kind) = parameters.get(key)
+            && kind.value != Value::Text("default".to_owned())
+        {
+            return yarn(kind.at, &format!("rope_parameters.{key}"));
+        }
+    }
+    Ok(parameters.get("rope_theta").cloned())
+}

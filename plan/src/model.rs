@@ -1,0 +1,84 @@
+//! The network's sizes, named as in Hugging Face's `config.json` for `model_type: deepseek_v3`.
+//!
+//! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
+
+use serde::{Deserialize, Serialize};
+
+/// One DeepSeek-V3-style network. `job` checks every relation between the fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    pub vocab_size: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Width of a dense layer's feed-forward.
+    pub intermediate_size: u32,
+    /// Width of one expert.
+    pub moe_intermediate_size: u32,
+    pub num_hidden_layers: u32,
+    /// Multi-token-prediction modules: 0 or 1.
+    pub num_nextn_predict_layers: u32,
+    pub num_attention_heads: u32,
+    pub n_shared_experts: u32,
+    pub n_routed_experts: u32,
+    pub num_experts_per_tok: u32,
+    pub n_group: u32,
+    pub topk_group: u32,
+    pub norm_topk_prob: bool,
+    pub routed_scaling_factor: f32,
+    /// Layers before the first mixture-of-experts layer.
+    pub first_k_dense_replace: u32,
+    /// Rank of the query's low-rank path; `None` projects directly.
+    pub q_lora_rank: Option<u32>,
+    pub kv_lora_rank: u32,
+    pub qk_nope_head_dim: u32,
+    pub qk_rope_head_dim: u32,
+    pub v_head_dim: u32,
+    pub rms_norm_eps: f32,
+    pub rope_theta: f32,
+    pub max_position_embeddings: u32,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f32,
+}
+
+impl ModelConfig {
+    /// The preset `tiny`: about 8 M parameters over bytes, for a laptop and for tests.
+    pub fn tiny() -> Self {
+        Self {
+            vocab_size: 256,
+            hidden_size: 256,
+            intermediate_size: 512,
+            moe_intermediate_size: 128,
+            num_hidden_layers: 4,
+            num_nextn_predict_layers: 1,
+            num_attention_heads: 4,
+            n_shared_experts: 1,
+            n_routed_experts: 16,
+            num_experts_per_tok: 4,
+            n_group: 4,
+            topk_group: 2,
+            norm_topk_prob: true,
+            routed_scaling_factor: 2.5,
+            first_k_dense_replace: 1,
+            q_lora_rank: Some(96),
+            kv_lora_rank: 64,
+            qk_nope_head_dim: 32,
+            qk_rope_head_dim: 16,
+            v_head_dim: 32,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            max_position_embeddings: 1024,
+            initializer_range: 0.02,
+        }
+    }
+
+    /// Width of one query or key head: the part without position and the rotated part.
+    pub fn qk_head_dim(&self) -> u32 {
+        self.qk_nope_head_dim + self.qk_rope_head_dim
+    }
+
+    /// Whether layer `layer` (0-based) is a mixture of experts. The MTP module's layer,
+    /// numbered `num_hidden_layers`, always is.
+    pub fn is_moe(&self, layer: u32) -> bool {
+        layer >= self.first_k_dense_replace
+    }
+}

@@ -1,0 +1,15 @@
+//! THE WORDS: what coordinator and workers say to each other, and the only door between the wire
+//! and our types.
+//!
+//! One meaning each: *run* (one launch), *plan* (who hosts which cell), *generation* (the number
+//! of the plan, which fences stale members), *session* (one worker's stream), *lease* (how long a
+//! silent worker counts as alive), *step* (one optimizer update), *part* (one cell's files of a
+//! checkpoint), *secret* (what only members of the run know).
+
+mod message;
+mod secret;
+pub mod wire;
+
+pub use message::{Assign, FailureKind, FromWorker, Hello, ToWorker};
+pub use secret::{Secret, SecretError};
+pub use wire::WireError;

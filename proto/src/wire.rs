@@ -1,0 +1,296 @@
+//! The only door between the wire and our types: the generated code is included here and nowhere
+//! else, and what comes out of a `try_from` needs no further look at its form.
+//!
+//! To worker in `wire/to_worker.rs`, from worker here. Errors name the field as the schema does.
+
+use std::net::{AddrParseError, SocketAddr};
+
+use shoal_plan::checkpoint::{self, CheckpointFile};
+use shoal_plan::grid::CellId;
+use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_plan::report::{Evaluation, StepRow};
+
+use crate::message::{FailureKind, FromWorker, Hello};
+
+mod to_worker;
+
+/// The generated messages, client and server. Only the tonic rims name them.
+#[expect(clippy::pedantic, clippy::allow_attributes, reason = "generated from shoal.proto")]
+#[expect(clippy::allow_attributes_without_reason, unused_qualifications, reason = "generated")]
+pub mod raw {
+    tonic::include_proto!("shoal.v1");
+}
+
+/// Metadata key of the per-run secret, 64 hexadecimal digits.
+pub const SECRET_KEY: &str = "shoal-secret";
+
+/// The largest message a worker may send. A checkpoint part of 100 files has about 12 KiB.
+pub const FROM_WORKER_BYTES_MAX: usize = 256 << 10;
+
+/// The largest message the coordinator may send. A plan of 1,000 cells has about 100 KiB.
+pub const TO_WORKER_BYTES_MAX: usize = 4 << 20;
+
+/// Texts are cut to this many bytes before they are sent.
+pub const TEXT_BYTES_MAX: usize = 4 << 10;
+
+/// Files in one part of a checkpoint.
+const FILES_MAX: usize = 1024;
+
+/// Characters in a file name of a checkpoint.
+const NAME_MAX: usize = 128;
+
+/// Why a message is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    #[error("{field} is missing")]
+    Missing { field: &'static str },
+    #[error("{field} must not be zero")]
+    Zero { field: &'static str },
+    #[error("{field} is {got}, which is not finite")]
+    NotFinite { field: &'static str, got: f64 },
+    #[error("{field} is {got}: want {want}")]
+    Value { field: &'static str, got: String, want: String },
+    #[error("{field} has {got} entries: want {want}")]
+    Count { field: &'static str, got: usize, want: String },
+    #[error("{field} is not an address")]
+    Address { field: &'static str, source: AddrParseError },
+    #[error("assign.job_json is not a job of this version")]
+    Job { source: serde_json::Error },
+}
+
+impl TryFrom<raw::FromWorker> for FromWorker {
+    type Error = WireError;
+
+    fn try_from(raw: raw::FromWorker) -> Result<Self, WireError> {
+        use raw::from_worker::Message;
+        Ok(match present("from_worker.message", raw.message)? {
+            Message::Hello(raw) => Self::Hello(Hello::try_from(raw)?),
+            Message::Heartbeat(raw) => {
+                Self::Heartbeat { generation: raw.generation.map(Generation), step: raw.step }
+            }
+            Message::Ready(raw) => Self::Ready { generation: Generation(raw.generation) },
+            Message::StepDone(raw) => Self::StepDone {
+                generation: Generation(raw.generation),
+                step: raw.step,
+                row: raw.row.map(step_row).transpose()?,
+            },
+            Message::CheckpointPart(raw) => Self::CheckpointPart {
+                generation: Generation(raw.generation),
+                step: raw.step,
+                cell: CellId(raw.cell),
+                files: files(raw.files)?,
+            },
+            Message::Finished(raw) => Self::Finished {
+                generation: Generation(raw.generation),
+                step: raw.step,
+                evaluation: raw.evaluation.map(evaluation).transpose()?,
+                stopped_early: raw.stopped_early,
+            },
+            Message::Failed(raw) => Self::Failed {
+                generation: Generation(raw.generation),
+                step: raw.step,
+                kind: failure_kind(raw.kind)?,
+                what: readable("failed.what", &raw.what)?,
+                layer: raw.layer.map(|layer| readable("failed.layer", &layer)).transpose()?,
+            },
+        })
+    }
+}
+
+impl From<FromWorker> for raw::FromWorker {
+    fn from(message: FromWorker) -> Self {
+        use raw::from_worker::Message;
+        let message = match message {
+            FromWorker::Hello(hello) => Message::Hello(raw::Hello {
+                run: hello.run.0,
+                worker: hello.worker.0,
+                data_address: hello.data_address.to_string(),
+                pid: hello.pid,
+                threads: hello.threads,
+            }),
+            FromWorker::Heartbeat { generation, step } => Message::Heartbeat(raw::Heartbeat {
+                generation: generation.map(|generation| generation.0),
+                step,
+            }),
+            FromWorker::Ready { generation } => {
+                Message::Ready(raw::Ready { generation: generation.0 })
+            }
+            FromWorker::StepDone { generation, step, row } => Message::StepDone(raw::StepDone {
+                generation: generation.0,
+                step,
+                row: row.map(raw_step_row),
+            }),
+            FromWorker::CheckpointPart { generation, step, cell, files } => {
+                Message::CheckpointPart(raw::CheckpointPart {
+                    generation: generation.0,
+                    step,
+                    cell: cell.0,
+                    files: files.into_iter().map(raw_file).collect(),
+                })
+            }
+            FromWorker::Finished { generation, step, evaluation, stopped_early } => {
+                let evaluation = evaluation.map(|Evaluation { loss, tokens, bytes }| {
+                    raw::Evaluation { loss, tokens, bytes }
+                });
+                let generation = generation.0;
+                Message::Finished(raw::Finished { generation, step, evaluation, stopped_early })
+            }
+            FromWorker::Failed { generation, step, kind, what, layer } => {
+                Message::Failed(raw::Failed {
+                    generation: generation.0,
+                    step,
+                    kind: raw::FailureKind::from(kind).into(),
+                    what: shortened(what),
+                    layer: layer.map(shortened),
+                })
+            }
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<raw::Hello> for Hello {
+    type Error = WireError;
+
+    fn try_from(raw: raw::Hello) -> Result<Self, WireError> {
+        if raw.threads == 0 {
+            return Err(WireError::Zero { field: "hello.threads" });
+        }
+        Ok(Self {
+            run: run_id("hello.run", raw.run)?,
+            worker: WorkerId(raw.worker),
+            data_address: address("hello.data_address", &raw.data_address)?,
+            pid: raw.pid,
+            threads: raw.threads,
+        })
+    }
+}
+
+impl From<FailureKind> for raw::FailureKind {
+    fn from(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::NonFinite => Self::NonFinite,
+            FailureKind::PeerLost => Self::PeerLost,
+            FailureKind::Checkpoint => Self::Checkpoint,
+            FailureKind::Data => Self::Data,
+            FailureKind::Internal => Self::Internal,
+        }
+    }
+}
+
+fn failure_kind(raw: i32) -> Result<FailureKind, WireError> {
+    Ok(match raw::FailureKind::try_from(raw) {
+        Ok(raw::FailureKind::NonFinite) => FailureKind::NonFinite,
+        Ok(raw::FailureKind::PeerLost) => FailureKind::PeerLost,
+        Ok(raw::FailureKind::Checkpoint) => FailureKind::Checkpoint,
+        Ok(raw::FailureKind::Data) => FailureKind::Data,
+        Ok(raw::FailureKind::Internal) => FailureKind::Internal,
+        Ok(raw::FailureKind::Unspecified) | Err(_) => {
+            return Err(value("failed.kind", raw, "a known kind of failure"));
+        }
+    })
+}
+
+fn step_row(raw: raw::StepRow) -> Result<StepRow, WireError> {
+    Ok(StepRow {
+        step: raw.step,
+        loss: finite("step_done.row.loss", raw.loss)?,
+        main_loss: finite("step_done.row.main_loss", raw.main_loss)?,
+        mtp_loss: finite("step_done.row.mtp_loss", raw.mtp_loss)?,
+        balance_loss: finite("step_done.row.balance_loss", raw.balance_loss)?,
+        grad_norm: finite("step_done.row.grad_norm", raw.grad_norm)?,
+        lr: finite("step_done.row.lr", raw.lr)?,
+        tokens: raw.tokens,
+    })
+}
+
+fn raw_step_row(row: StepRow) -> raw::StepRow {
+    let StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens } = row;
+    raw::StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens }
+}
+
+fn evaluation(raw: raw::Evaluation) -> Result<Evaluation, WireError> {
+    let loss = finite("finished.evaluation.loss", raw.loss)?;
+    Ok(Evaluation { loss, tokens: raw.tokens, bytes: raw.bytes })
+}
+
+/// Names go into paths: letters, digits, `.`, `_` and `-`, no leading dot, and not the manifest's.
+fn files(raw: Vec<raw::CheckpointFile>) -> Result<Vec<CheckpointFile>, WireError> {
+    let count = "checkpoint_part.files";
+    if raw.is_empty() || raw.len() > FILES_MAX {
+        let want = format!("1 to {FILES_MAX}");
+        return Err(WireError::Count { field: count, got: raw.len(), want });
+    }
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name.len() <= NAME_MAX
+            && !name.starts_with('.')
+            && name != checkpoint::FILE_NAME
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    let file = |raw: raw::CheckpointFile| {
+        if !plain(&raw.name) {
+            let field = "checkpoint_part.files.name";
+            return Err(value(field, raw.name.escape_debug(), "a plain file name"));
+        }
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if raw.blake3.len() != 64 || !raw.blake3.bytes().all(hex) {
+            let field = "checkpoint_part.files.blake3";
+            return Err(value(field, raw.blake3.escape_debug(), "64 lower-case hex digits"));
+        }
+        Ok(CheckpointFile { name: raw.name, bytes: raw.bytes, blake3: raw.blake3 })
+    };
+    raw.into_iter().map(file).collect()
+}
+
+fn raw_file(file: CheckpointFile) -> raw::CheckpointFile {
+    raw::CheckpointFile { name: file.name, bytes: file.bytes, blake3: file.blake3 }
+}
+
+fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or(WireError::Missing { field })
+}
+
+fn value(field: &'static str, got: impl ToString, want: &str) -> WireError {
+    WireError::Value { field, got: got.to_string(), want: want.to_owned() }
+}
+
+fn finite(field: &'static str, got: f64) -> Result<f64, WireError> {
+    if got.is_finite() { Ok(got) } else { Err(WireError::NotFinite { field, got }) }
+}
+
+fn address(field: &'static str, text: &str) -> Result<SocketAddr, WireError> {
+    text.parse().map_err(|source| WireError::Address { field, source })
+}
+
+fn run_id(field: &'static str, text: String) -> Result<RunId, WireError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if text.is_empty() || text.len() > 64 || !text.bytes().all(plain) {
+        return Err(value(field, text.escape_debug(), "1 to 64 letters, digits and hyphens"));
+    }
+    Ok(RunId(text))
+}
+
+/// Text for a person: it ends on a terminal, so it may not steer one.
+fn readable(field: &'static str, text: &str) -> Result<String, WireError> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(value(field, format!("{} bytes long", text.len()), "4096 bytes at most"));
+    }
+    let mut clean = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+    }
+    Ok(clean)
+}
+
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    text
+}
+
+#[cfg(test)]
+mod tests;

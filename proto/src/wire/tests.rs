@@ -1,0 +1,232 @@
+//! Every message through the door and back, and every field that can be wrong.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use shoal_plan::grid::Grid;
+use shoal_plan::job::{Checkpoint, Data, Job, Precision, Training, Workers};
+use shoal_plan::model::ModelConfig;
+use shoal_plan::plan::{Plan, StagePlan};
+
+use super::*;
+use crate::message::{Assign, ToWorker};
+
+fn hello() -> FromWorker {
+    FromWorker::Hello(Hello {
+        run: RunId("0123456789abcdef".into()),
+        worker: WorkerId(3),
+        data_address: "127.0.0.1:4000".parse().unwrap(),
+        pid: 77,
+        threads: 2,
+    })
+}
+
+fn part(name: &str, blake3: &str) -> FromWorker {
+    let file = CheckpointFile { name: name.into(), bytes: 5, blake3: blake3.into() };
+    let (generation, cell) = (Generation(1), CellId(2));
+    FromWorker::CheckpointPart { generation, step: 50, cell, files: vec![file] }
+}
+
+fn row(loss: f64) -> StepRow {
+    StepRow {
+        step: 7,
+        loss,
+        main_loss: 1.0 / 3.0,
+        mtp_loss: f64::MIN_POSITIVE,
+        balance_loss: 0.0,
+        grad_norm: 1e300,
+        lr: 3e-4,
+        tokens: 4096,
+    }
+}
+
+fn step_done(loss: f64) -> FromWorker {
+    FromWorker::StepDone { generation: Generation(1), step: 7, row: Some(row(loss)) }
+}
+
+fn failed(kind: FailureKind, what: &str) -> FromWorker {
+    let layer = Some("model.layers.3.mlp".into());
+    FromWorker::Failed { generation: Generation(1), step: 8, kind, what: what.into(), layer }
+}
+
+fn job() -> Job {
+    Job {
+        name: "test".into(),
+        model: ModelConfig::tiny(),
+        data: Data { files: vec!["~/*.rs".into()], bytes_max: 1 << 20, heldout_fraction: 0.1 },
+        training: Training {
+            steps: 100,
+            batch: 8,
+            sequence: 128,
+            microbatch: 1,
+            seed: u64::MAX,
+            precision: Precision::Fp8,
+            lr: 3.3e-4,
+            lr_final_ratio: 0.1,
+            warmup_steps: 10,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip: 1.0,
+            mtp_weight: 0.3,
+            balance_weight: 1e-4,
+            bias_speed: 1e-3,
+        },
+        grid: Grid { stages: 2, expert_shards: 2, replicas: 1 },
+        workers: Workers { local: 2, threads: 0 },
+        checkpoint: Checkpoint { every: 50, keep: 2 },
+    }
+}
+
+fn assign() -> Assign {
+    let job = job();
+    let stage = |layers: Range<u32>| StagePlan {
+        layers,
+        flops_per_token: 1.5e6,
+        reason: "by FLOPs".into(),
+    };
+    let plan = Plan {
+        generation: Generation(1),
+        grid: job.grid,
+        stages: vec![stage(0..3), stage(3..4)],
+        experts: vec![0..8, 8..16],
+        hosts: [0, 0, 1, 1].map(WorkerId).to_vec(),
+        reasons: BTreeMap::from([(WorkerId(0), "first stage".into())]),
+    };
+    let peers = [(WorkerId(0), 4000), (WorkerId(1), 4001)];
+    let peers = peers.map(|(id, port)| (id, SocketAddr::from(([127, 0, 0, 1], port))));
+    Assign { run: RunId("abc".into()), plan, job, peers: peers.into(), resume_from: Some(50) }
+}
+
+#[test]
+fn what_a_worker_says_arrives_unchanged() {
+    let generation = Generation(9);
+    let evaluation = Some(Evaluation { loss: 1.75, tokens: 100, bytes: 100 });
+    let messages = [
+        hello(),
+        FromWorker::Heartbeat { generation: None, step: 0 },
+        FromWorker::Heartbeat { generation: Some(generation), step: 3 },
+        FromWorker::Ready { generation },
+        step_done(2.5),
+        FromWorker::StepDone { generation, step: 8, row: None },
+        part("model-0.safetensors", &"a1".repeat(32)),
+        FromWorker::Finished { generation, step: 100, evaluation, stopped_early: false },
+        FromWorker::Finished { generation, step: 12, evaluation: None, stopped_early: true },
+        failed(FailureKind::NonFinite, "loss is NaN"),
+        failed(FailureKind::PeerLost, "worker-1 is gone"),
+        failed(FailureKind::Checkpoint, "disk full"),
+        failed(FailureKind::Data, "shard 0"),
+        failed(FailureKind::Internal, "bug"),
+    ];
+    for message in messages {
+        let back = FromWorker::try_from(raw::FromWorker::from(message.clone())).unwrap();
+        assert_eq!(back, message);
+    }
+}
+
+#[test]
+fn what_the_coordinator_says_arrives_unchanged() {
+    let generation = Generation(9);
+    let messages = [
+        ToWorker::Assign(Box::new(assign())),
+        ToWorker::Assign(Box::new(Assign { resume_from: None, ..assign() })),
+        ToWorker::Start { generation },
+        ToWorker::Stop { generation },
+        ToWorker::CheckpointCommitted { generation, step: 50 },
+        ToWorker::Leave { reason: "done".into() },
+        ToWorker::Abort { reason: "worker-2 is gone".into() },
+    ];
+    for message in messages {
+        let back = ToWorker::try_from(raw::ToWorker::from(message.clone())).unwrap();
+        assert_eq!(back, message);
+    }
+}
+
+#[track_caller]
+fn refuses(message: FromWorker, want: &str) {
+    let error = FromWorker::try_from(raw::FromWorker::from(message)).unwrap_err();
+    assert_eq!(error.to_string(), want);
+}
+
+#[test]
+fn a_worker_s_bad_field_is_named() {
+    let FromWorker::Hello(good) = hello() else { unreachable!("hello() is a Hello") };
+    refuses(
+        FromWorker::Hello(Hello { threads: 0, ..good.clone() }),
+        "hello.threads must not be zero",
+    );
+    refuses(
+        FromWorker::Hello(Hello { run: RunId("../x".into()), ..good }),
+        "hello.run is ../x: want 1 to 64 letters, digits and hyphens",
+    );
+    refuses(step_done(f64::NAN), "step_done.row.loss is NaN, which is not finite");
+    for name in ["", "..", ".hidden", "a/b", "a\\b", "manifest.json", "a\u{0}", "C:"] {
+        let message = part(name, &"a1".repeat(32));
+        let error = FromWorker::try_from(raw::FromWorker::from(message)).unwrap_err().to_string();
+        assert!(error.starts_with("checkpoint_part.files.name is "), "{name:?}: {error}");
+    }
+    refuses(part("a", "XYZ"), "checkpoint_part.files.blake3 is XYZ: want 64 lower-case hex digits");
+    let empty = FromWorker::try_from(raw::FromWorker { message: None }).unwrap_err();
+    assert_eq!(empty.to_string(), "from_worker.message is missing");
+}
+
+#[test]
+fn an_unknown_kind_of_failure_is_refused() {
+    for kind in [0, 6, -1] {
+        let error = failure_kind(kind).unwrap_err().to_string();
+        assert_eq!(error, format!("failed.kind is {kind}: want a known kind of failure"));
+    }
+}
+
+#[test]
+fn text_cannot_steer_a_terminal_and_is_cut_to_size() {
+    let message = failed(FailureKind::Internal, "red \u{1b}[31m\nnext \u{7} é");
+    let FromWorker::Failed { what, .. } =
+        FromWorker::try_from(raw::FromWorker::from(message)).unwrap()
+    else {
+        unreachable!("a Failed stays a Failed");
+    };
+    assert_eq!(what, "red \\u{1b}[31m\nnext \\u{7} é");
+    let long = failed(FailureKind::Internal, &"é".repeat(TEXT_BYTES_MAX));
+    FromWorker::try_from(raw::FromWorker::from(long)).unwrap();
+}
+
+#[track_caller]
+fn refuses_assign(change: impl FnOnce(&mut raw::Assign), want: &str) {
+    let mut message = raw::Assign::from(assign());
+    change(&mut message);
+    let error = Assign::try_from(message).unwrap_err();
+    assert_eq!(error.to_string(), want);
+}
+
+#[test]
+fn an_assignment_that_does_not_fit_together_is_refused() {
+    fn plan_of(assign: &mut raw::Assign) -> &mut raw::Plan {
+        assign.plan.as_mut().unwrap()
+    }
+    refuses_assign(|a| a.plan = None, "assign.plan is missing");
+    refuses_assign(|a| a.job_json.push('x'), "assign.job_json is not a job of this version");
+    refuses_assign(
+        |a| a.peers = BTreeMap::from([(0, "nowhere".into())]),
+        "assign.peers is not an address",
+    );
+    refuses_assign(
+        |a| plan_of(a).hosts[2] = 9,
+        "assign.plan.hosts is worker-9: want a worker with an address in peers",
+    );
+    refuses_assign(
+        |a| plan_of(a).hosts.truncate(3),
+        "plan.hosts has 3 entries: want 4, as in plan.grid",
+    );
+    refuses_assign(
+        |a| plan_of(a).experts[0].start = 10,
+        "plan.experts is 10..8: want start <= end",
+    );
+    for axis in [0, u32::MAX] {
+        refuses_assign(
+            |a| plan_of(a).grid.as_mut().unwrap().replicas = axis,
+            &format!("plan.grid is 2x2x{axis}: want no zero and at most 65536 cells"),
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! The coordinator's messages through the door: `ToWorker` with its plan and its job.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use shoal_plan::grid::Grid;
+use shoal_plan::plan::{Generation, Plan, StagePlan, WorkerId};
+
+use super::{WireError, address, finite, present, raw, readable, run_id, shortened, value};
+use crate::message::{Assign, ToWorker};
+
+/// Cells in a grid: far above any fleet this serves, and no product of it overflows.
+const CELLS_MAX: u64 = 1 << 16;
+
+impl TryFrom<raw::ToWorker> for ToWorker {
+    type Error = WireError;
+
+    fn try_from(raw: raw::ToWorker) -> Result<Self, WireError> {
+        use raw::to_worker::Message;
+        Ok(match present("to_worker.message", raw.message)? {
+            Message::Assign(raw) => Self::Assign(Box::new(Assign::try_from(raw)?)),
+            Message::Start(raw) => Self::Start { generation: Generation(raw.generation) },
+            Message::Stop(raw) => Self::Stop { generation: Generation(raw.generation) },
+            Message::CheckpointCommitted(raw) => {
+                let generation = Generation(raw.generation);
+                Self::CheckpointCommitted { generation, step: raw.step }
+            }
+            Message::Leave(raw) => Self::Leave { reason: readable("leave.reason", &raw.reason)? },
+            Message::Abort(raw) => Self::Abort { reason: readable("abort.reason", &raw.reason)? },
+        })
+    }
+}
+
+impl From<ToWorker> for raw::ToWorker {
+    fn from(message: ToWorker) -> Self {
+        use raw::to_worker::Message;
+        let message = match message {
+            ToWorker::Assign(assign) => Message::Assign((*assign).into()),
+            ToWorker::Start { generation } => {
+                Message::Start(raw::Start { generation: generation.0 })
+            }
+            ToWorker::Stop { generation } => Message::Stop(raw::Stop { generation: generation.0 }),
+            ToWorker::CheckpointCommitted { generation, step } => {
+                let generation = generation.0;
+                Message::CheckpointCommitted(raw::CheckpointCommitted { generation, step })
+            }
+            ToWorker::Leave { reason } => Message::Leave(raw::Leave { reason: shortened(reason) }),
+            ToWorker::Abort { reason } => Message::Abort(raw::Abort { reason: shortened(reason) }),
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<raw::Assign> for Assign {
+    type Error = WireError;
+
+    fn try_from(raw: raw::Assign) -> Result<Self, WireError> {
+        let plan = plan(present("assign.plan", raw.plan)?)?;
+        let job =
+            serde_json::from_str(&raw.job_json).map_err(|source| WireError::Job { source })?;
+        let mut peers = BTreeMap::new();
+        for (worker, text) in raw.peers {
+            peers.insert(WorkerId(worker), address("assign.peers", &text)?);
+        }
+        if let Some(stranger) = plan.hosts.iter().find(|host| !peers.contains_key(host)) {
+            return Err(value("assign.plan.hosts", stranger, "a worker with an address in peers"));
+        }
+        let run = run_id("assign.run", raw.run)?;
+        Ok(Self { run, plan, job, peers, resume_from: raw.resume_from })
+    }
+}
+
+impl From<Assign> for raw::Assign {
+    fn from(assign: Assign) -> Self {
+        let peers = assign.peers.iter().map(|(worker, at)| (worker.0, at.to_string())).collect();
+        Self {
+            run: assign.run.0,
+            plan: Some(raw_plan(assign.plan)),
+            job_json: serde_json::to_string(&assign.job).expect("a job has only string keys"),
+            peers,
+            resume_from: assign.resume_from,
+        }
+    }
+}
+
+fn plan(raw: raw::Plan) -> Result<Plan, WireError> {
+    let grid = grid(present("plan.grid", raw.grid)?)?;
+    count("plan.stages", raw.stages.len(), grid.stages)?;
+    count("plan.experts", raw.experts.len(), grid.expert_shards)?;
+    count("plan.hosts", raw.hosts.len(), grid.n_cells())?;
+    let stages = raw.stages.into_iter().map(stage).collect::<Result<_, _>>()?;
+    let experts = (raw.experts.into_iter())
+        .map(|raw| range("plan.experts", raw))
+        .collect::<Result<_, _>>()?;
+    let mut reasons = BTreeMap::new();
+    for (worker, reason) in raw.reasons {
+        reasons.insert(WorkerId(worker), readable("plan.reasons", &reason)?);
+    }
+    Ok(Plan {
+        generation: Generation(raw.generation),
+        grid,
+        stages,
+        experts,
+        hosts: raw.hosts.into_iter().map(WorkerId).collect(),
+        reasons,
+    })
+}
+
+fn raw_plan(plan: Plan) -> raw::Plan {
+    let raw_stage = |stage: StagePlan| raw::Stage {
+        layers: Some(raw_range(stage.layers)),
+        flops_per_token: stage.flops_per_token,
+        reason: shortened(stage.reason),
+    };
+    let Grid { stages, expert_shards, replicas } = plan.grid;
+    raw::Plan {
+        generation: plan.generation.0,
+        grid: Some(raw::Grid { stages, expert_shards, replicas }),
+        stages: plan.stages.into_iter().map(raw_stage).collect(),
+        experts: plan.experts.into_iter().map(raw_range).collect(),
+        hosts: plan.hosts.into_iter().map(|worker| worker.0).collect(),
+        reasons: (plan.reasons.into_iter())
+            .map(|(worker, reason)| (worker.0, shortened(reason)))
+            .collect(),
+    }
+}
+
+fn grid(raw: raw::Grid) -> Result<Grid, WireError> {
+    let raw::Grid { stages, expert_shards, replicas } = raw;
+    let axes = [stages, expert_shards, replicas].map(u64::from);
+    let fits = |cells: u64, axis: u64| cells.checked_mul(axis).filter(|cells| *cells <= CELLS_MAX);
+    let n_cells = axes.iter().try_fold(1, |cells, axis| fits(cells, *axis));
+    if axes.contains(&0) || n_cells.is_none() {
+        let got = format!("{stages}x{expert_shards}x{replicas}");
+        return Err(value("plan.grid", got, "no zero and at most 65536 cells"));
+    }
+    Ok(Grid { stages, expert_shards, replicas })
+}
+
+fn stage(raw: raw::Stage) -> Result<StagePlan, WireError> {
+    Ok(StagePlan {
+        layers: range("plan.stages.layers", present("plan.stages.layers", raw.layers)?)?,
+        flops_per_token: finite("plan.stages.flops_per_token", raw.flops_per_token)?,
+        reason: readable("plan.stages.reason", &raw.reason)?,
+    })
+}
+
+fn range(field: &'static str, raw: raw::Range) -> Result<Range<u32>, WireError> {
+    if raw.start > raw.end {
+        return Err(value(field, format!("{}..{}", raw.start, raw.end), "start <= end"));
+    }
+    Ok(raw.start..raw.end)
+}
+
+fn raw_range(range: Range<u32>) -> raw::Range {
+    raw::Range { start: range.start, end: range.end }
+}
+
+fn count(field: &'static str, got: usize, want: u32) -> Result<(), WireError> {
+    if got == want as usize {
+        return Ok(());
+    }
+    Err(WireError::Count { field, got, want: format!("{want}, as in plan.grid") })
+}

@@ -1,0 +1,246 @@
+//! A linear layer, `y = x w^T`, in FP32, BF16 or FP8. T rows, K inputs, N outputs.
+//!
+//! FP8 (DeepSeek-V3 report 3.3): activations and gradients in 1 x 128 tiles, weights in 128 x 128
+//! blocks, E4M3 everywhere; for the gradient of a weight both operands are requantised to 128 x 1
+//! tiles. The GPU recipe multiplies codes, and every 128 of K scales the partial sum and adds it up
+//! in FP32. Here operands are dequantised to FP32 panels first. Codes have 4 significant bits and
+//! scales are powers of two, so every product of two elements is exact, and scaling commutes with
+//! rounding: in a given order of summation the two ways give the same bits. Sums are FP32.
+
+use std::borrow::Cow;
+use std::ops::{Deref, Range};
+
+use crate::fp8::{Quantized, Tiling};
+use crate::gemm::{View, add_product_by_rows, product};
+use crate::scratch::Scratch;
+use crate::spread;
+use crate::tensor::{DType, Tensor};
+
+/// Rows of a result that one task computes.
+const ROWS: usize = 128;
+
+/// Rows of a weight gradient that one task computes.
+const WEIGHT_ROWS: usize = 128;
+
+/// The arithmetic of one linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Math {
+    /// The reference.
+    F32,
+    /// Operands rounded to BF16, sums in FP32: output head and `eh_proj`.
+    Bf16,
+    /// Operands quantised to E4M3, sums in FP32: every other layer of an FP8 model.
+    Fp8,
+}
+
+/// What a linear layer reads, `(T, inputs)`, in the form in which it is kept for backward.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operand {
+    F32(Tensor),
+    Bf16(Tensor),
+    /// Row tiling.
+    Fp8(Quantized),
+}
+
+/// A weight, `(N, K)`, "out, in" as on disk, in the form in which it is multiplied.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Weight {
+    F32(Tensor),
+    Bf16(Tensor),
+    /// Block tiling.
+    Fp8(Quantized),
+}
+
+/// A matrix in FP32: borrowed where it is FP32 already.
+pub(crate) enum Panel<'a> {
+    Borrowed(&'a [f32]),
+    Scratch(Scratch),
+}
+
+impl Deref for Panel<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Scratch(values) => values,
+        }
+    }
+}
+
+impl Operand {
+    pub fn prepare(x: &Tensor, math: Math) -> Self {
+        match math {
+            Math::F32 => Self::F32(to_dtype(x, DType::F32)),
+            Math::Bf16 => Self::Bf16(to_dtype(x, DType::Bf16)),
+            Math::Fp8 => Self::Fp8(Quantized::quantise(x, Tiling::Row)),
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::F32(x) | Self::Bf16(x) => x.rows(),
+            Self::Fp8(x) => x.rows(),
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::F32(x) | Self::Bf16(x) => x.cols(),
+            Self::Fp8(x) => x.cols(),
+        }
+    }
+
+    #[must_use]
+    pub fn gather_rows(&self, index: &[u32]) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(x.gather_rows(index)),
+            Self::Bf16(x) => Self::Bf16(x.gather_rows(index)),
+            Self::Fp8(x) => Self::Fp8(x.gather_rows(index)),
+        }
+    }
+
+    /// The values that the layer multiplies.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(x) | Self::Bf16(x) => x.to_f32(),
+            Self::Fp8(x) => x.dequantise(),
+        }
+    }
+
+    /// Some rows in FP32.
+    pub(crate) fn panel(&self, rows: Range<usize>) -> Panel<'_> {
+        match self {
+            Self::F32(x) => Panel::Borrowed(&x.f32s()[rows.start * x.cols()..rows.end * x.cols()]),
+            Self::Bf16(x) => {
+                let mut panel = Scratch::new(rows.len() * x.cols());
+                x.read_rows(rows, &mut panel);
+                Panel::Scratch(panel)
+            }
+            Self::Fp8(x) => {
+                let mut panel = Scratch::new(rows.len() * x.cols());
+                x.dequantise_rows(rows, &mut panel);
+                Panel::Scratch(panel)
+            }
+        }
+    }
+
+    /// All rows in FP32 as the gradient of a weight reads them: FP8 through 128 x 1 tiles.
+    fn columns_panel(&self) -> Panel<'_> {
+        match self {
+            Self::F32(_) | Self::Bf16(_) => self.panel(0..self.rows()),
+            Self::Fp8(x) => {
+                let mut panel = Scratch::new(x.rows() * x.cols());
+                x.dequantise_as_columns(&mut panel);
+                Panel::Scratch(panel)
+            }
+        }
+    }
+}
+
+fn to_dtype(x: &Tensor, dtype: DType) -> Tensor {
+    if x.dtype() == dtype {
+        return x.clone();
+    }
+    let values = match x.dtype() {
+        DType::F32 => Cow::Borrowed(x.f32s()),
+        DType::Bf16 => Cow::Owned(x.to_f32()),
+    };
+    Tensor::from_f32(dtype, x.shape(), &values)
+}
+
+impl Weight {
+    /// Rounds an FP32 master, `(N, K)`; once per optimizer step, never per microbatch.
+    pub fn prepare(master: &[f32], n: usize, k: usize, math: Math) -> Self {
+        match math {
+            Math::F32 => Self::F32(Tensor::from_f32(DType::F32, &[n, k], master)),
+            Math::Bf16 => Self::Bf16(Tensor::from_f32(DType::Bf16, &[n, k], master)),
+            Math::Fp8 => Self::Fp8(Quantized::quantise_f32(master, n, k, Tiling::Block)),
+        }
+    }
+
+    /// Outputs.
+    pub fn n(&self) -> usize {
+        match self {
+            Self::F32(w) | Self::Bf16(w) => w.rows(),
+            Self::Fp8(w) => w.rows(),
+        }
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        match self {
+            Self::F32(w) | Self::Bf16(w) => w.cols(),
+            Self::Fp8(w) => w.cols(),
+        }
+    }
+
+    /// The values that the layer multiplies.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.panel().to_vec()
+    }
+
+    pub(crate) fn panel(&self) -> Panel<'_> {
+        match self {
+            Self::F32(w) => Panel::Borrowed(w.f32s()),
+            Self::Bf16(w) => {
+                let mut panel = Scratch::new(w.rows() * w.cols());
+                w.read_rows(0..w.rows(), &mut panel);
+                Panel::Scratch(panel)
+            }
+            Self::Fp8(w) => {
+                let mut panel = Scratch::new(w.rows() * w.cols());
+                w.dequantise_into(&mut panel);
+                Panel::Scratch(panel)
+            }
+        }
+    }
+}
+
+/// `y = x w^T`.
+///
+/// - `x`: `(T, K)`; `w`: `(N, K)`; returns `(T, N)`, rounded to `out`.
+pub fn forward(x: &Operand, w: &Weight, out: DType) -> Tensor {
+    assert_eq!(x.cols(), w.k(), "linear forward: x and w have one K");
+    let panel = w.panel();
+    times(x, View::new(&panel, w.n(), w.k()).transposed(), w.n(), out)
+}
+
+/// `dx = dy w`.
+///
+/// - `dy`: `(T, N)`; `w`: `(N, K)`; returns `(T, K)`, rounded to `out`.
+pub fn backward_input(dy: &Operand, w: &Weight, out: DType) -> Tensor {
+    assert_eq!(dy.cols(), w.n(), "linear backward_input: dy and w have one N");
+    let panel = w.panel();
+    times(dy, View::new(&panel, w.n(), w.k()), w.k(), out)
+}
+
+/// `x b`, by chunks of rows; `b` has `cols` columns.
+fn times(x: &Operand, b: View<'_>, cols: usize, out: DType) -> Tensor {
+    let rows = x.rows();
+    let mut y = Tensor::zeros(out, &[rows, cols]);
+    spread::each(y.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, chunk)| {
+        let first = i * ROWS;
+        let range = first..(first + ROWS).min(rows);
+        let x_panel = x.panel(range.clone());
+        chunk.fill(|y| product(y, View::new(&x_panel, range.len(), x.cols()), b, false));
+    });
+    y
+}
+
+/// `dw += dy^T x`.
+///
+/// - `x`: `(T, K)`; `dy`: `(T, N)`; `dw`: `(N, K)`, accumulated.
+/// - FP8: both are requantised to 128 x 1 tiles first, T being the contracted side.
+pub fn backward_weight(x: &Operand, dy: &Operand, dw: &mut [f32]) {
+    let (t, k, n) = (x.rows(), x.cols(), dy.cols());
+    assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
+    assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
+    let (x_panel, dy_panel) = (x.columns_panel(), dy.columns_panel());
+    let dy_turned = View::new(&dy_panel, t, n).transposed();
+    add_product_by_rows(dw, dy_turned, View::new(&x_panel, t, k), WEIGHT_ROWS);
+}
+
+#[cfg(test)]
+#[path = "linear/tests.rs"]
+mod tests;

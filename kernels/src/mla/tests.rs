@@ -1,0 +1,137 @@
+//! Cutting and rotating against the formula, and backward as its transpose.
+
+use super::*;
+use crate::compare::{
+    Random, Tolerance, assert_close, pick, reference_gradient, with_one_and_three_threads,
+};
+use crate::tensor::DType;
+
+const SIZES: [(usize, HeadShape); 5] = [
+    (1, shape(1, 0, 2, 1, 1)),
+    (0, shape(2, 4, 2, 3, 5)),
+    (127, shape(3, 1, 6, 5, 127)),
+    (129, shape(4, 32, 16, 32, 43)),
+    (258, shape(2, 3, 4, 129, 129)),
+];
+
+const fn shape(
+    heads: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    tokens_per_sequence: usize,
+) -> HeadShape {
+    HeadShape { heads, nope, rope, value, tokens_per_sequence, rope_theta: 10_000.0 }
+}
+
+/// `x` turned by its position, from the definition.
+fn plain_rotate(x: &[f64], position: usize, theta: f64) -> Vec<f64> {
+    let angle = |i: usize| position as f64 * theta.powf(-2.0 * i as f64 / x.len() as f64);
+    let pair = |i: usize| {
+        let (a, b, angle) = (x[2 * i], x[2 * i + 1], angle(i));
+        [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+    };
+    (0..x.len() / 2).flat_map(pair).collect()
+}
+
+/// The three outputs, one after the other.
+fn plain(q: &[f64], kv: &[f64], k_rope: &[f64], s: &HeadShape) -> Vec<f64> {
+    let rows = k_rope.len() / s.rope;
+    let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for at in 0..rows * s.heads {
+        let (row, position) = (at / s.heads, at / s.heads % s.tokens_per_sequence);
+        let turned = |x: &[f64]| plain_rotate(x, position, f64::from(s.rope_theta));
+        let q = &q[at * s.qk()..][..s.qk()];
+        let kv = &kv[at * (s.nope + s.value)..][..s.nope + s.value];
+        queries.extend([&q[..s.nope], &turned(&q[s.nope..])].concat());
+        let shared = turned(&k_rope[row * s.rope..][..s.rope]);
+        keys.extend([&kv[..s.nope], &shared].concat());
+        values.extend_from_slice(&kv[s.nope..]);
+    }
+    [queries, keys, values].concat()
+}
+
+fn inputs(t: usize, s: &HeadShape) -> [(usize, Vec<f32>); 3] {
+    let mut random = Random::new(20);
+    let mut draw = |cols| (cols, random.normal(t * cols));
+    [draw(s.heads * s.qk()), draw(s.heads * (s.nope + s.value)), draw(s.rope)]
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+#[test]
+fn forward_agrees_with_the_formula_in_both_dtypes() {
+    for (t, s) in SIZES {
+        for (dtype, tolerance) in [(DType::F32, Tolerance::F32), (DType::Bf16, Tolerance::BF16)] {
+            let [q, kv, k_rope] =
+                inputs(t, &s).map(|(cols, x)| Tensor::from_f32(dtype, &[t, cols], &x));
+            let (queries, keys, values) = split_forward(&q, &kv, &k_rope, &s);
+            let [q, kv, k_rope] = [q, kv, k_rope].map(|x| wide(&x.to_f32()));
+            let want: Vec<f32> = plain(&q, &kv, &k_rope, &s).iter().map(|x| *x as f32).collect();
+            let got = [queries.to_f32(), keys.to_f32(), values.to_f32()].concat();
+            assert_close("q, k, v", &got, &want, tolerance);
+        }
+    }
+}
+
+#[test]
+fn backward_agrees_with_finite_differences() {
+    for (t, s) in SIZES {
+        let [(q_cols, q), (kv_cols, kv), (rope_cols, k_rope)] = inputs(t, &s);
+        let mut random = Random::new(21);
+        let v_cols = s.heads * s.value;
+        let d_out = [q_cols, q_cols, v_cols].map(|cols| random.normal(t * cols));
+        let all = wide(&d_out.concat());
+        let loss = |q: &[f64], kv: &[f64], k_rope: &[f64]| -> f64 {
+            plain(q, kv, k_rope, &s).iter().zip(&all).map(|(x, d)| x * d).sum()
+        };
+        let [dq, dk, dv] = &d_out;
+        let tensor = |cols: usize, x: &[f32]| Tensor::from_f32(DType::F32, &[t, cols], x);
+        let (d_q, d_kv, d_k_rope) =
+            split_backward(&tensor(q_cols, dq), &tensor(q_cols, dk), &tensor(v_cols, dv), &s);
+        let mut check =
+            |name: &str, got: &Tensor, cols: usize, want: &dyn Fn(&[usize]) -> Vec<f32>| {
+                assert_eq!(got.shape(), [t, cols]);
+                let picks = random.picks(t * cols, 6);
+                let got = pick(got.f32s(), &picks);
+                assert_close(name, &got, &want(&picks), Tolerance::F32.times(2.0));
+            };
+        let (q_w, kv_w, rope_w) = (wide(&q), wide(&kv), wide(&k_rope));
+        check("d_q", &d_q, q_cols, &|picks| {
+            reference_gradient(&q, picks, |q| loss(q, &kv_w, &rope_w))
+        });
+        check("d_kv", &d_kv, kv_cols, &|picks| {
+            reference_gradient(&kv, picks, |kv| loss(&q_w, kv, &rope_w))
+        });
+        check("d_k_rope", &d_k_rope, rope_cols, &|picks| {
+            reference_gradient(&k_rope, picks, |k_rope| loss(&q_w, &kv_w, k_rope))
+        });
+    }
+}
+
+#[test]
+fn far_positions_are_turned_as_exactly_as_near_ones() {
+    let s = shape(1, 0, 64, 1, 4096);
+    let rotation = Rotation::new(&s, 4096);
+    for position in [63, 64, 127, 4095] {
+        for (i, (cos, sin)) in rotation.at(position).iter().enumerate() {
+            let angle = position as f64 * 10_000_f64.powf(-(i as f64) / 32.0);
+            let want = [angle.cos() as f32, angle.sin() as f32];
+            assert_close("cos, sin", &[*cos, *sin], &want, Tolerance { abs: 1e-7, rel: 0.0 });
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let s = shape(4, 32, 16, 32, 100);
+    let [q, kv, k_rope] =
+        inputs(300, &s).map(|(cols, x)| Tensor::from_f32(DType::Bf16, &[300, cols], &x));
+    let (one, three) = with_one_and_three_threads(|| {
+        let (q, k, v) = split_forward(&q, &kv, &k_rope, &s);
+        (split_backward(&q, &k, &v, &s), q, k, v)
+    });
+    assert_eq!(one, three);
+}

@@ -1,0 +1,149 @@
+//! The SwiGLU feed-forward, `down(silu(gate x) * up x)`, used by dense layers, shared experts and
+//! routed experts. A routed expert multiplies by the token's gate before `down`.
+
+use std::sync::Arc;
+
+use shoal_kernels::linear::Operand;
+use shoal_kernels::rmsnorm;
+use shoal_kernels::swiglu;
+use shoal_kernels::tensor::{DType, Tensor};
+
+use crate::arithmetic::Arithmetic;
+use crate::halves::{Cached, Deferred};
+use crate::names::of_layer;
+use crate::parameters::{Id, Parameters};
+
+/// Three Linears.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ffn {
+    arithmetic: Arithmetic,
+    gate: Id,
+    up: Id,
+    down: Id,
+}
+
+/// Kept after forward: SwiGLU's inputs [T, F].
+#[derive(Clone, Debug)]
+pub(crate) struct FfnKept {
+    g: Operand,
+    u: Operand,
+}
+
+/// What the input half gives.
+#[derive(Debug)]
+pub(crate) struct FfnGradients {
+    /// FP32, so that several can be summed before they are rounded.
+    pub(crate) d_x: Tensor,
+    /// One per row, or none if there were no gates.
+    pub(crate) d_gates: Vec<f32>,
+    h: Operand,
+    d_g: Operand,
+    d_u: Operand,
+}
+
+impl Ffn {
+    /// The Linears `{prefix}.gate_proj`, `up_proj` and `down_proj` of a layer.
+    pub(crate) fn new(p: &Parameters, arithmetic: Arithmetic, layer: u32, prefix: &str) -> Self {
+        let id = |linear: &str| p.id(&of_layer(layer, &format!("{prefix}.{linear}.weight")));
+        Self { arithmetic, gate: id("gate_proj"), up: id("up_proj"), down: id("down_proj") }
+    }
+
+    /// y [T, D] in `out`.
+    pub(crate) fn forward(
+        &self,
+        p: &Parameters,
+        x: &Operand,
+        gates: Option<&[f32]>,
+        out: DType,
+    ) -> (Tensor, FfnKept) {
+        let g = p.linear(self.gate, x, self.arithmetic.activation);
+        let u = p.linear(self.up, x, self.arithmetic.activation);
+        let h = self.arithmetic.operand(&swiglu::forward(&g, &u, gates));
+        let kept = FfnKept { g: self.arithmetic.operand(&g), u: self.arithmetic.operand(&u) };
+        (p.linear(self.down, &h, out), kept)
+    }
+
+    /// The input half. SwiGLU's output is computed again from what was kept.
+    pub(crate) fn backward_input(
+        &self,
+        p: &Parameters,
+        kept: &FfnKept,
+        gates: Option<&[f32]>,
+        d_y: &Operand,
+    ) -> FfnGradients {
+        let (g, u) = (self.arithmetic.activations(&kept.g), self.arithmetic.activations(&kept.u));
+        let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
+        let (d_g, d_u, d_gates) = swiglu::backward(&g, &u, gates, &d_h);
+        let h = self.arithmetic.operand(&swiglu::forward(&g, &u, gates));
+        let (d_g, d_u) = (self.arithmetic.operand(&d_g), self.arithmetic.operand(&d_u));
+        let mut d_x = p.linear_input_gradient(self.gate, &d_g, DType::F32);
+        d_x.add_assign(&p.linear_input_gradient(self.up, &d_u, DType::F32));
+        FfnGradients { d_x, d_gates, h, d_g, d_u }
+    }
+
+    /// Puts off the three weight gradients; returns `d_x` and the gates' gradients.
+    pub(crate) fn defer(
+        &self,
+        gradients: FfnGradients,
+        x: Cached,
+        d_y: Cached,
+        deferred: &mut Vec<Deferred>,
+    ) -> (Tensor, Vec<f32>) {
+        let FfnGradients { d_x, d_gates, h, d_g, d_u } = gradients;
+        let whole = |operand| Cached::Whole(Arc::new(operand));
+        deferred.push(Deferred { parameter: self.gate, x: x.clone(), d_y: whole(d_g) });
+        deferred.push(Deferred { parameter: self.up, x, d_y: whole(d_u) });
+        deferred.push(Deferred { parameter: self.down, x: whole(h), d_y });
+        (d_x, d_gates)
+    }
+}
+
+/// A dense layer's feed-forward as a residual block: x + ffn(norm(x)).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dense {
+    arithmetic: Arithmetic,
+    norm: Id,
+    eps: f32,
+    ffn: Ffn,
+}
+
+/// Kept after forward.
+#[derive(Clone, Debug)]
+pub(crate) struct DenseKept {
+    x: Tensor,
+    n: Arc<Operand>,
+    ffn: FfnKept,
+}
+
+impl Dense {
+    pub(crate) fn new(p: &Parameters, arithmetic: Arithmetic, layer: u32, eps: f32) -> Self {
+        let norm = p.id(&of_layer(layer, "post_attention_layernorm.weight"));
+        Self { arithmetic, norm, eps, ffn: Ffn::new(p, arithmetic, layer, "mlp") }
+    }
+
+    pub(crate) fn forward(&self, p: &Parameters, x: Tensor) -> (Tensor, DenseKept) {
+        let n = rmsnorm::forward(&x, p.values(self.norm), self.eps);
+        let n = Arc::new(self.arithmetic.operand(&n));
+        let (mut y, ffn) = self.ffn.forward(p, &n, None, self.arithmetic.activation);
+        y.add_assign(&x);
+        (y, DenseKept { x, n, ffn })
+    }
+
+    pub(crate) fn backward_input(
+        &self,
+        p: &mut Parameters,
+        kept: DenseKept,
+        d_y: Tensor,
+        deferred: &mut Vec<Deferred>,
+    ) -> Tensor {
+        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let gradients = self.ffn.backward_input(p, &kept.ffn, None, &d_y_operand);
+        let (x, d_y_cached) = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
+        let (d_n, _) = self.ffn.defer(gradients, x, d_y_cached, deferred);
+        let (gain, d_gain) = p.values_and_gradient(self.norm);
+        let d_n = self.arithmetic.round(d_n);
+        let mut d_x = rmsnorm::backward(&kept.x, gain, self.eps, &d_n, d_gain);
+        d_x.add_assign(&d_y);
+        d_x
+    }
+}

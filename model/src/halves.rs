@@ -1,0 +1,67 @@
+//! Backward in two halves, and what is kept between them.
+//!
+//! | after | kept | in precision fp8 |
+//! |---|---|---|
+//! | forward | the input of every residual block, query and key-value latents before their norm, rotary key | BF16 |
+//! | forward | the input of every Linear but `o_proj`, rows received by the experts included | FP8, 1x128 |
+//! | forward | the attention output (`o_proj`'s input) | BF16, quantised when used |
+//! | forward | each attention row's log-sum-exp; routing scores and gates | FP32 |
+//! | forward | SwiGLU inputs g and u | FP8, 1x128 |
+//! | forward | gradient of each head's input | BF16 |
+//! | input half | for each Linear: its input, as above, and its output gradient | FP8, 1x128 |
+//! | input half | for `eh_proj`: the same pair | BF16 |
+//! | weight half | nothing | |
+//!
+//! The *input half* recomputes norm outputs, queries, keys, values and SwiGLU; it gives the gradient
+//! of the stage's input, and accumulates the gradients that are too small to defer: norm gains,
+//! routers, the embedding. It exchanges rows with the other shards. The *weight half* accumulates
+//! `d_W += d_y^T x` for every Linear and talks to nobody. The head's weight gradient belongs to the
+//! forward pass: it is taken there, chunk by chunk, so that logits are never all alive.
+//! In precision f32 everything is FP32.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use shoal_kernels::linear::{self, Math, Operand};
+use shoal_kernels::spread;
+use shoal_kernels::tensor::Tensor;
+
+use crate::parameters::{Id, Parameters};
+
+/// One side of a weight gradient.
+#[derive(Clone, Debug)]
+pub(crate) enum Cached {
+    Whole(Arc<Operand>),
+    /// Some rows of an operand that several experts share.
+    Rows(Arc<Operand>, Arc<[u32]>),
+    /// Activations that are quantised when they are used.
+    Plain(Arc<Tensor>, Math),
+}
+
+/// One Linear's share of the weight half: `d_W += d_y^T x`.
+#[derive(Clone, Debug)]
+pub(crate) struct Deferred {
+    pub(crate) parameter: Id,
+    pub(crate) x: Cached,
+    pub(crate) d_y: Cached,
+}
+
+impl Cached {
+    /// The operand to multiply.
+    pub(crate) fn operand(&self) -> Cow<'_, Operand> {
+        match self {
+            Self::Whole(operand) => Cow::Borrowed(operand),
+            Self::Rows(operand, rows) => Cow::Owned(operand.gather_rows(rows)),
+            Self::Plain(tensor, math) => Cow::Owned(Operand::prepare(tensor, *math)),
+        }
+    }
+}
+
+/// The weight half of one microbatch. Each Linear occurs once, so all can run at the same time.
+pub(crate) fn accumulate(parameters: &mut Parameters, deferred: Vec<Deferred>) {
+    let wanted = deferred.into_iter().map(|deferred| (deferred.parameter, deferred)).collect();
+    let tasks = parameters.gradients_of(wanted);
+    spread::map(tasks, |(deferred, d_weight)| {
+        linear::backward_weight(&deferred.x.operand(), &deferred.d_y.operand(), d_weight);
+    });
+}

@@ -1,0 +1,243 @@
+//! Multi-head latent attention as a residual block: `x + o_proj(attention(norm(x)))`.
+//!
+//! Source: DeepSeek-V3 report, section 2.1.1; names as in the released checkpoint. What is kept
+//! between the halves is in `halves`.
+
+use std::sync::Arc;
+
+use shoal_kernels::attention::{self, AttentionShape};
+use shoal_kernels::linear::Operand;
+use shoal_kernels::mla::{self as heads, HeadShape};
+use shoal_kernels::rmsnorm;
+use shoal_kernels::tensor::{DType, Tensor};
+use shoal_plan::model::ModelConfig;
+
+use crate::arithmetic::Arithmetic;
+use crate::batch::BatchShape;
+use crate::columns::{columns, joined};
+use crate::halves::{Cached, Deferred};
+use crate::names::of_layer;
+use crate::parameters::{Id, Parameters};
+
+/// The two latent norms keep their class's default in Hugging Face's `modeling_deepseek_v3.py`,
+/// whatever `rms_norm_eps` says.
+const LATENT_NORM_EPS: f32 = 1e-6;
+
+/// One layer's attention.
+#[derive(Clone, Debug)]
+pub(crate) struct Mla {
+    arithmetic: Arithmetic,
+    config: Arc<ModelConfig>,
+    norm: Id,
+    query: Query,
+    kv_a: Id,
+    kv_norm: Id,
+    kv_b: Id,
+    o: Id,
+}
+
+/// How queries are made.
+#[derive(Clone, Copy, Debug)]
+enum Query {
+    Direct(Id),
+    LowRank { a: Id, norm: Id, b: Id },
+}
+
+/// Kept after forward.
+#[derive(Clone, Debug)]
+pub(crate) struct MlaKept {
+    /// The block's input [T, D].
+    x: Tensor,
+    latents: Latents,
+    o: Arc<Tensor>,
+    lse: Vec<f32>,
+}
+
+/// What queries, keys and values are made from.
+#[derive(Clone, Debug)]
+struct Latents {
+    /// The block's input after the norm: what the first Linears read.
+    n: Arc<Operand>,
+    /// Query latent [T, rank] before its norm, and after.
+    query: Option<(Tensor, Arc<Operand>)>,
+    /// Key-value latent [T, rank] before its norm, and after.
+    key_value: (Tensor, Arc<Operand>),
+    /// [T, rope], one for all heads, not rotated yet.
+    k_rope: Tensor,
+}
+
+impl Mla {
+    pub(crate) fn new(
+        parameters: &Parameters,
+        config: &Arc<ModelConfig>,
+        arithmetic: Arithmetic,
+        layer: u32,
+    ) -> Self {
+        let id = |rest: &str| parameters.id(&of_layer(layer, &format!("self_attn.{rest}.weight")));
+        let query = match config.q_lora_rank {
+            None => Query::Direct(id("q_proj")),
+            Some(_) => {
+                Query::LowRank { a: id("q_a_proj"), norm: id("q_a_layernorm"), b: id("q_b_proj") }
+            }
+        };
+        Self {
+            arithmetic,
+            config: Arc::clone(config),
+            norm: parameters.id(&of_layer(layer, "input_layernorm.weight")),
+            query,
+            kv_a: id("kv_a_proj_with_mqa"),
+            kv_norm: id("kv_a_layernorm"),
+            kv_b: id("kv_b_proj"),
+            o: id("o_proj"),
+        }
+    }
+
+    /// x + attention(norm(x)).
+    pub(crate) fn forward(
+        &self,
+        p: &Parameters,
+        x: Tensor,
+        shape: BatchShape,
+    ) -> (Tensor, MlaKept) {
+        let latents = self.latents(p, &x);
+        let (q, k, v) = self.queries_keys_values(p, &latents, shape);
+        let (o, lse) = attention::forward(&q, &k, &v, &self.attention_shape(shape));
+        let mut y = p.linear(self.o, &self.arithmetic.operand(&o), self.arithmetic.activation);
+        y.add_assign(&x);
+        (y, MlaKept { x, latents, o: Arc::new(o), lse })
+    }
+
+    fn latents(&self, p: &Parameters, x: &Tensor) -> Latents {
+        let out = self.arithmetic.activation;
+        let normed = |x: &Tensor, gain: Id, eps: f32| {
+            Arc::new(self.arithmetic.operand(&rmsnorm::forward(x, p.values(gain), eps)))
+        };
+        let n = normed(x, self.norm, self.config.rms_norm_eps);
+        let query = match self.query {
+            Query::Direct(_) => None,
+            Query::LowRank { a, norm, .. } => {
+                let low = p.linear(a, &n, out);
+                let after = normed(&low, norm, LATENT_NORM_EPS);
+                Some((low, after))
+            }
+        };
+        let kv = p.linear(self.kv_a, &n, out);
+        let rank = self.config.kv_lora_rank as usize;
+        let (low, k_rope) = (columns(&kv, 0..rank), columns(&kv, rank..kv.cols()));
+        let after = normed(&low, self.kv_norm, LATENT_NORM_EPS);
+        Latents { n, query, key_value: (low, after), k_rope }
+    }
+
+    /// The input half: gradient of the block's input from that of its output.
+    pub(crate) fn backward_input(
+        &self,
+        p: &mut Parameters,
+        kept: MlaKept,
+        d_y: Tensor,
+        shape: BatchShape,
+        deferred: &mut Vec<Deferred>,
+    ) -> Tensor {
+        let out = self.arithmetic.activation;
+        let (q, k, v) = self.queries_keys_values(p, &kept.latents, shape);
+        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let d_o = p.linear_input_gradient(self.o, &d_y_operand, out);
+        let attention_shape = self.attention_shape(shape);
+        let (d_q, d_k, d_v) =
+            attention::backward(&q, &k, &v, &kept.o, &kept.lse, &d_o, &attention_shape);
+        deferred.push(Deferred {
+            parameter: self.o,
+            x: Cached::Plain(kept.o, self.arithmetic.linear),
+            d_y: Cached::Whole(d_y_operand),
+        });
+        let (d_q, d_kv, d_k_rope) =
+            heads::split_backward(&d_q, &d_k, &d_v, &self.head_shape(shape));
+
+        let Latents { n, query, key_value: (low_kv, after_kv), .. } = kept.latents;
+        let mut task = Half { arithmetic: self.arithmetic, p, deferred };
+        let mut d_n = match (self.query, query) {
+            (Query::LowRank { a, norm, b }, Some((low, after))) => {
+                let d_after = task.linear(b, after, &d_q, out);
+                let d_low = task.norm(norm, &low, &d_after);
+                task.linear(a, Arc::clone(&n), &d_low, DType::F32)
+            }
+            (Query::Direct(id), None) => task.linear(id, Arc::clone(&n), &d_q, DType::F32),
+            (Query::LowRank { .. } | Query::Direct(_), _) => panic!("forward kept another query"),
+        };
+        let d_after = task.linear(self.kv_b, after_kv, &d_kv, out);
+        let d_low = task.norm(self.kv_norm, &low_kv, &d_after);
+        d_n.add_assign(&task.linear(self.kv_a, n, &joined(&d_low, &d_k_rope), DType::F32));
+
+        let (gain, d_gain) = p.values_and_gradient(self.norm);
+        let d_n = self.arithmetic.round(d_n);
+        let mut d_x = rmsnorm::backward(&kept.x, gain, self.config.rms_norm_eps, &d_n, d_gain);
+        d_x.add_assign(&d_y);
+        d_x
+    }
+
+    /// Rotated queries and keys, and values, from the two latents; run again in the input half.
+    fn queries_keys_values(
+        &self,
+        p: &Parameters,
+        latents: &Latents,
+        shape: BatchShape,
+    ) -> (Tensor, Tensor, Tensor) {
+        let out = self.arithmetic.activation;
+        let q = match (self.query, &latents.query) {
+            (Query::LowRank { b, .. }, Some((_, after))) => p.linear(b, after, out),
+            (Query::Direct(id), None) => p.linear(id, &latents.n, out),
+            (Query::LowRank { .. } | Query::Direct(_), _) => panic!("forward kept another query"),
+        };
+        let kv = p.linear(self.kv_b, &latents.key_value.1, out);
+        heads::split_forward(&q, &kv, &latents.k_rope, &self.head_shape(shape))
+    }
+
+    fn head_shape(&self, shape: BatchShape) -> HeadShape {
+        HeadShape {
+            heads: self.config.num_attention_heads as usize,
+            nope: self.config.qk_nope_head_dim as usize,
+            rope: self.config.qk_rope_head_dim as usize,
+            value: self.config.v_head_dim as usize,
+            tokens_per_sequence: shape.tokens,
+            rope_theta: self.config.rope_theta,
+        }
+    }
+
+    fn attention_shape(&self, shape: BatchShape) -> AttentionShape {
+        let qk_dim = self.config.qk_head_dim() as usize;
+        AttentionShape {
+            sequences: shape.sequences,
+            tokens: shape.tokens,
+            heads: self.config.num_attention_heads as usize,
+            qk_dim,
+            v_dim: self.config.v_head_dim as usize,
+            scale: (qk_dim as f32).powf(-0.5),
+        }
+    }
+}
+
+/// One block's input half under way.
+struct Half<'a> {
+    arithmetic: Arithmetic,
+    p: &'a mut Parameters,
+    deferred: &'a mut Vec<Deferred>,
+}
+
+impl Half<'_> {
+    /// A Linear's input gradient; its weight gradient is put off.
+    fn linear(&mut self, id: Id, x: Arc<Operand>, d_y: &Tensor, out: DType) -> Tensor {
+        let d_y = Arc::new(self.arithmetic.operand(d_y));
+        let d_x = self.p.linear_input_gradient(id, &d_y, out);
+        self.deferred.push(Deferred {
+            parameter: id,
+            x: Cached::Whole(x),
+            d_y: Cached::Whole(d_y),
+        });
+        d_x
+    }
+
+    /// A latent norm's input gradient; its gain's gradient is accumulated at once.
+    fn norm(&mut self, id: Id, x: &Tensor, d_y: &Tensor) -> Tensor {
+        let (gain, d_gain) = self.p.values_and_gradient(id);
+        rmsnorm::backward(x, gain, LATENT_NORM_EPS, d_y, d_gain)
+    }
+}

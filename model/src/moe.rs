@@ -1,0 +1,263 @@
+//! The mixture of experts as a residual block, seen from the cell that owns the tokens:
+//! x + shared(norm(x)) + sum over chosen experts of gate * expert(norm(x)).
+//!
+//! Source: DeepSeek-V3 report, sections 2.1.2 and 3.3.2. One row per (token, destination cell)
+//! travels in each direction; rows are FP8 with scales going out, BF16 coming back, in forward and
+//! in backward. Sums are FP32: an expert shard over its experts in ascending order, the token's cell
+//! over the shards in ascending order, then the shared expert.
+
+mod dispatch;
+mod experts;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use shoal_kernels::linear::Operand;
+use shoal_kernels::rmsnorm;
+use shoal_kernels::router::{self, RouterShape, Routing};
+use shoal_kernels::tensor::{DType, Tensor};
+use shoal_plan::model::ModelConfig;
+
+use self::dispatch::{Outgoing, Received, RowForm};
+use self::experts::{Experts, ExpertsKept};
+use crate::arithmetic::Arithmetic;
+use crate::cut::Cut;
+use crate::error::Error;
+use crate::ffn::{Ffn, FfnKept};
+use crate::findings::NonFinite;
+use crate::halves::{Cached, Deferred};
+use crate::names::of_layer;
+use crate::parameters::{Id, Parameters};
+use crate::run::Run;
+
+/// One layer's experts, its router and the router's bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Moe {
+    layer: u32,
+    arithmetic: Arithmetic,
+    config: Arc<ModelConfig>,
+    norm: Id,
+    router: Id,
+    /// Added to the scores for choosing only. FP32, no gradient, not in the optimizer.
+    pub(crate) bias: Vec<f32>,
+    shared: Option<Ffn>,
+    experts: Experts,
+    /// Experts of every shard.
+    owners: Vec<Range<u32>>,
+}
+
+/// Kept after forward.
+#[derive(Clone, Debug)]
+pub(crate) struct MoeKept {
+    /// The block's input [T, D].
+    x: Tensor,
+    n: Arc<Operand>,
+    pub(crate) routing: Routing,
+    /// What went where, by shard.
+    sent: Vec<Outgoing>,
+    experts: ExpertsKept,
+    shared: Option<FfnKept>,
+}
+
+impl Moe {
+    pub(crate) fn new(
+        p: &Parameters,
+        config: &Arc<ModelConfig>,
+        arithmetic: Arithmetic,
+        cut: &Cut,
+        layer: u32,
+    ) -> Self {
+        let shared = (0 < config.n_shared_experts)
+            .then(|| Ffn::new(p, arithmetic, layer, "mlp.shared_experts"));
+        Self {
+            layer,
+            arithmetic,
+            config: Arc::clone(config),
+            norm: p.id(&of_layer(layer, "post_attention_layernorm.weight")),
+            router: p.id(&of_layer(layer, "mlp.gate.weight")),
+            bias: vec![0.0; config.n_routed_experts as usize],
+            shared,
+            experts: Experts::new(p, arithmetic, layer, cut.local_experts()),
+            owners: cut.experts.clone(),
+        }
+    }
+
+    pub(crate) fn layer(&self) -> u32 {
+        self.layer
+    }
+
+    /// Routes, sends rows to the experts' owners, works for the rows received, and adds up.
+    pub(crate) fn forward(
+        &self,
+        p: &Parameters,
+        x: Tensor,
+        run: &mut Run<'_>,
+    ) -> Result<(Tensor, MoeKept), Error> {
+        let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
+        let shape = self.router_shape(run.shape.tokens);
+        let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
+        if !routing.gates.iter().all(|gate| gate.is_finite()) {
+            run.findings.note(|| {
+                NonFinite::forward(self.layer, format!("layer {} forward, router", self.layer))
+            });
+        }
+        let n = Arc::new(self.arithmetic.operand(&n));
+
+        let sent = Outgoing::of(&routing.chosen, shape.top_k, &self.owners);
+        let messages = sent.iter().map(|rows| rows.message(&n, &routing.gates)).collect();
+        let incoming = run.all_to_all(self.layer, "dispatch", messages)?;
+        let received = Received::read(&incoming, &self.row_form())
+            .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
+        let n_rows = received.n_rows();
+        let rows_from = received.rows_from().to_vec();
+        let (sums, experts) = self.experts.forward(p, received, run.findings);
+
+        let shared = self.shared.map(|ffn| ffn.forward(p, &n, None, DType::F32));
+
+        let replies = dispatch::split_rows(&self.rounded(&sums, n_rows), &rows_from);
+        let returned = run.all_to_all(self.layer, "combine", replies)?;
+        let mut sum_td = vec![0.0; x.rows() * x.cols()];
+        for (shard, (rows, reply)) in sent.iter().zip(&returned).enumerate() {
+            let values = dispatch::read_rows(reply, rows.n_rows(), self.row_shape())
+                .map_err(|problem| self.malformed("combine", shard, problem))?;
+            run.findings.check(&values, || {
+                let place =
+                    format!("layer {} forward, rows returned by expert shard {shard}", self.layer);
+                NonFinite::forward(self.layer, place).received()
+            });
+            rows.add_to(&values, &mut sum_td);
+        }
+        let mut shared_kept = None;
+        if let Some((y, kept)) = shared {
+            add(&mut sum_td, y.f32s());
+            shared_kept = Some(kept);
+        }
+        let mut y = Tensor::from_f32(self.arithmetic.activation, x.shape(), &sum_td);
+        y.add_assign(&x);
+        Ok((y, MoeKept { x, n, routing, sent, experts, shared: shared_kept }))
+    }
+
+    /// The input half: output gradients travel like rows in forward, and the gates' gradients come
+    /// back behind the input gradients.
+    pub(crate) fn backward_input(
+        &self,
+        p: &mut Parameters,
+        kept: MoeKept,
+        d_y: Tensor,
+        run: &mut Run<'_>,
+        deferred: &mut Vec<Deferred>,
+    ) -> Result<Tensor, Error> {
+        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let messages = kept.sent.iter().map(|rows| rows.rows_message(&d_y_operand)).collect();
+        let incoming = run.all_to_all(self.layer, "gradient dispatch", messages)?;
+        let rows_from = kept.experts.received.rows_from().to_vec();
+        let d_rows = dispatch::read_operand(&incoming, &rows_from, &self.row_form())
+            .map_err(|(shard, problem)| self.malformed("gradient dispatch", shard, problem))?;
+        let n_rows = kept.experts.received.n_rows();
+        let pairs_from = kept.experts.received.pairs_from();
+        let d_rows = Arc::new(d_rows);
+        let (d_sums, d_pairs) =
+            self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
+        self.check_experts_backward(&d_rows, &d_sums, run);
+
+        let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
+            let gradients = ffn.backward_input(p, &shared_kept, None, &d_y_operand);
+            let x = Cached::Whole(Arc::clone(&kept.n));
+            ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
+        });
+
+        let mut replies = dispatch::split_rows(&self.rounded(&d_sums, n_rows), &rows_from);
+        dispatch::append_gate_gradients(&mut replies, &d_pairs, &pairs_from);
+        let returned = run.all_to_all(self.layer, "gradient combine", replies)?;
+        let mut d_n = vec![0.0; d_y.rows() * d_y.cols()];
+        let mut d_gates = vec![0.0; kept.routing.gates.len()];
+        for (shard, (rows, reply)) in kept.sent.iter().zip(&returned).enumerate() {
+            let (values, pairs) = dispatch::read_rows_and_gates(reply, rows, self.row_shape())
+                .map_err(|problem| self.malformed("gradient combine", shard, problem))?;
+            run.findings.check(&values, || {
+                let place =
+                    format!("layer {} backward, rows returned by expert shard {shard}", self.layer);
+                NonFinite::backward(self.layer, place).received()
+            });
+            rows.add_to(&values, &mut d_n);
+            rows.place_gates(&pairs, &mut d_gates);
+        }
+        if let Some(d_x) = shared {
+            add(&mut d_n, d_x.f32s());
+        }
+        let d_n = Tensor::from_f32(DType::F32, d_y.shape(), &d_n);
+        Ok(self.backward_router_and_norm(p, (&kept.x, &kept.routing, &d_gates), d_n, d_y, run))
+    }
+
+    /// Notes when the experts made something that is not finite from gradients that were.
+    fn check_experts_backward(&self, d_rows: &Operand, d_sums: &[f32], run: &mut Run<'_>) {
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        if !finite(d_sums) && finite(&d_rows.to_f32()) {
+            let place = format!("layer {} backward, experts", self.layer);
+            run.findings.note(|| NonFinite::backward(self.layer, place));
+        }
+    }
+
+    /// The router reads the norm's output, so its gradient joins before the norm's.
+    fn backward_router_and_norm(
+        &self,
+        p: &mut Parameters,
+        (x, routing, d_gates): (&Tensor, &Routing, &[f32]),
+        mut d_n: Tensor,
+        d_y: Tensor,
+        run: &Run<'_>,
+    ) -> Tensor {
+        let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
+        let shape = self.router_shape(run.shape.tokens);
+        let (w, d_w) = p.values_and_gradient(self.router);
+        let routed = router::Backward { d_gates, balance_weight: run.scale.balance };
+        d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
+        let (gain, d_gain) = p.values_and_gradient(self.norm);
+        let d_n = self.arithmetic.round(d_n);
+        let mut d_x = rmsnorm::backward(x, gain, self.config.rms_norm_eps, &d_n, d_gain);
+        d_x.add_assign(&d_y);
+        d_x
+    }
+
+    /// FP32 sums [R, D] as they travel back.
+    fn rounded(&self, sums: &[f32], n_rows: usize) -> Tensor {
+        let (d, dtype) = self.row_shape();
+        Tensor::from_f32(dtype, &[n_rows, d], sums)
+    }
+
+    /// Width and dtype of the rows that come back.
+    fn row_shape(&self) -> (usize, DType) {
+        (self.config.hidden_size as usize, self.arithmetic.activation)
+    }
+
+    fn row_form(&self) -> RowForm {
+        RowForm {
+            cols: self.config.hidden_size as usize,
+            math: self.arithmetic.linear,
+            n_experts: self.experts.len(),
+        }
+    }
+
+    fn malformed(&self, leg: &'static str, shard: usize, problem: String) -> Error {
+        Error::Malformed { layer: self.layer, leg, shard, problem }
+    }
+
+    fn router_shape(&self, tokens_per_sequence: usize) -> RouterShape {
+        RouterShape {
+            experts: self.config.n_routed_experts as usize,
+            top_k: self.config.num_experts_per_tok as usize,
+            groups: self.config.n_group as usize,
+            groups_kept: self.config.topk_group as usize,
+            normalise: self.config.norm_topk_prob,
+            scaling: self.config.routed_scaling_factor,
+            tokens_per_sequence,
+        }
+    }
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    assert_eq!(sum.len(), values.len(), "what is added has the sum's shape");
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}

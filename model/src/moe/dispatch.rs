@@ -1,0 +1,415 @@
+//! Rows on the wire, both ends. Whatever comes from a peer is checked: a bad byte is an error text.
+//!
+//! A dispatch message: u32 rows; then per row its values (FP8: codes, then one scale byte per 128;
+//! f32: four bytes each), u16 pairs, and per pair u16 expert (counted from the shard's first,
+//! ascending) and f32 gate. Backward sends only the values, in the same row order; its reply is the
+//! rows and then one f32 per pair. Little endian.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use shoal_kernels::fp8::Quantized;
+use shoal_kernels::linear::{Math, Operand};
+use shoal_kernels::tensor::{DType, Tensor};
+
+/// How a row of a Linear's input is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowForm {
+    pub(super) cols: usize,
+    pub(super) math: Math,
+    /// Experts of the receiving shard.
+    pub(super) n_experts: usize,
+}
+
+/// The rows one cell sends to one shard.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outgoing {
+    /// Row r is this token.
+    tokens: Vec<u32>,
+    /// Row r's pairs are `first[r]..first[r + 1]`.
+    first: Vec<u32>,
+    /// Each pair's expert, counted from the shard's first.
+    experts: Vec<u16>,
+    /// Each pair's place in the gates [T, K].
+    slots: Vec<u32>,
+}
+
+/// The rows an expert shard received, in order of source cell, then of row.
+#[derive(Clone, Debug)]
+pub(super) struct Received {
+    /// [R, D].
+    pub(super) rows: Arc<Operand>,
+    rows_from: Vec<usize>,
+    first: Vec<usize>,
+    experts: Vec<u16>,
+    gates: Vec<f32>,
+}
+
+/// The rows of one expert.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    /// Ascending places among the received rows.
+    pub(super) rows: Arc<[u32]>,
+    pub(super) gates: Vec<f32>,
+    /// Each row's pair, where its gate's gradient goes.
+    pub(super) pairs: Vec<usize>,
+}
+
+impl Outgoing {
+    /// Sorts the choices [T, K] by the shards that own the experts.
+    pub(super) fn of(chosen: &[u32], top_k: usize, owners: &[Range<u32>]) -> Vec<Self> {
+        let mut all = vec![Self { first: vec![0], ..Self::default() }; owners.len()];
+        let mut pairs = Vec::with_capacity(top_k);
+        for (token, choices) in chosen.chunks_exact(top_k).enumerate() {
+            pairs.clear();
+            let slots = token * top_k..;
+            pairs.extend(choices.iter().zip(slots).map(|(expert, slot)| (*expert, slot as u32)));
+            pairs.sort_unstable();
+            for (owner, outgoing) in owners.iter().zip(&mut all) {
+                let mine = pairs.iter().filter(|(expert, _)| owner.contains(expert));
+                let before = outgoing.slots.len();
+                for (expert, slot) in mine {
+                    outgoing.experts.push((expert - owner.start) as u16);
+                    outgoing.slots.push(*slot);
+                }
+                if before < outgoing.slots.len() {
+                    outgoing.tokens.push(token as u32);
+                    outgoing.first.push(outgoing.slots.len() as u32);
+                }
+            }
+        }
+        all
+    }
+
+    pub(super) fn n_rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The forward message.
+    pub(super) fn message(&self, n: &Operand, gates: &[f32]) -> Vec<u8> {
+        let mut out = (self.n_rows() as u32).to_le_bytes().to_vec();
+        for (token, pairs) in self.tokens.iter().zip(self.first.windows(2)) {
+            let pairs = pairs[0] as usize..pairs[1] as usize;
+            append_row(n, *token as usize, &mut out);
+            out.extend_from_slice(&(pairs.len() as u16).to_le_bytes());
+            for pair in pairs {
+                out.extend_from_slice(&self.experts[pair].to_le_bytes());
+                out.extend_from_slice(&gates[self.slots[pair] as usize].to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// The backward message: values only, the receiver knows the rest.
+    pub(super) fn rows_message(&self, d_y: &Operand) -> Vec<u8> {
+        let mut out = Vec::new();
+        for token in &self.tokens {
+            append_row(d_y, *token as usize, &mut out);
+        }
+        out
+    }
+
+    /// Adds returned rows to their tokens, in FP32.
+    pub(super) fn add_to(&self, values: &Tensor, sum_td: &mut [f32]) {
+        let d = values.cols();
+        let mut row_d = vec![0.0; d];
+        for (row, token) in self.tokens.iter().enumerate() {
+            values.read_rows(row..row + 1, &mut row_d);
+            let sum_d = &mut sum_td[*token as usize * d..][..d];
+            for (sum, value) in sum_d.iter_mut().zip(&row_d) {
+                *sum += value;
+            }
+        }
+    }
+
+    /// Puts returned gate gradients at their places in [T, K].
+    pub(super) fn place_gates(&self, pairs: &[f32], d_gates: &mut [f32]) {
+        for (slot, value) in self.slots.iter().zip(pairs) {
+            d_gates[*slot as usize] = *value;
+        }
+    }
+}
+
+impl Received {
+    /// Reads what every cell of the group sent. The error names the sender.
+    pub(super) fn read(messages: &[Vec<u8>], form: &RowForm) -> Result<Self, (usize, String)> {
+        let mut rows = Vec::new();
+        let mut received = Self {
+            rows: Arc::new(operand(&[], form)),
+            rows_from: Vec::with_capacity(messages.len()),
+            first: vec![0],
+            experts: Vec::new(),
+            gates: Vec::new(),
+        };
+        for (shard, message) in messages.iter().enumerate() {
+            let before = rows.len();
+            received.read_message(message, form, &mut rows).map_err(|problem| (shard, problem))?;
+            received.rows_from.push(rows.len() - before);
+        }
+        received.rows = Arc::new(operand(&rows, form));
+        Ok(received)
+    }
+
+    fn read_message<'a>(
+        &mut self,
+        message: &'a [u8],
+        form: &RowForm,
+        rows: &mut Vec<&'a [u8]>,
+    ) -> Result<(), String> {
+        let mut reader = Reader { rest: message, length: message.len() };
+        let n_rows = u32::from_le_bytes(reader.array()?);
+        for row in 0..n_rows {
+            rows.push(reader.take(row_bytes(form))?);
+            let n_pairs = u16::from_le_bytes(reader.array()?);
+            if n_pairs == 0 {
+                return Err(format!("row {row} for no expert, want at least one"));
+            }
+            let mut next = 0;
+            for _ in 0..n_pairs {
+                let expert = u16::from_le_bytes(reader.array()?);
+                let at = usize::from(expert);
+                if at < next || form.n_experts <= at {
+                    let n = form.n_experts;
+                    return Err(format!("row {row} for expert {at}, want {next}..{n} (ascending)"));
+                }
+                next = at + 1;
+                self.experts.push(expert);
+                self.gates.push(f32::from_le_bytes(reader.array()?));
+            }
+            self.first.push(self.experts.len());
+        }
+        reader.end()
+    }
+
+    /// R.
+    pub(super) fn n_rows(&self) -> usize {
+        self.rows_from.iter().sum()
+    }
+
+    /// Rows by source cell.
+    pub(super) fn rows_from(&self) -> &[usize] {
+        &self.rows_from
+    }
+
+    /// Pairs by source cell.
+    pub(super) fn pairs_from(&self) -> Vec<usize> {
+        let mut row = 0;
+        let pairs = self.rows_from.iter().map(|n| {
+            let (start, end) = (self.first[row], self.first[row + n]);
+            row += n;
+            end - start
+        });
+        pairs.collect()
+    }
+
+    /// Number of (row, expert) pairs.
+    pub(super) fn n_pairs(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// Groups the rows by local expert: a stable sort, so row order stays inside each.
+    pub(super) fn segments(&self, n_experts: usize) -> Vec<Segment> {
+        let mut lists = vec![(Vec::new(), Vec::new(), Vec::new()); n_experts];
+        for (row, pairs) in self.first.windows(2).enumerate() {
+            for pair in pairs[0]..pairs[1] {
+                let (rows, gates, places) = &mut lists[usize::from(self.experts[pair])];
+                rows.push(row as u32);
+                gates.push(self.gates[pair]);
+                places.push(pair);
+            }
+        }
+        let segment =
+            |(rows, gates, pairs): (Vec<u32>, _, _)| Segment { rows: rows.into(), gates, pairs };
+        lists.into_iter().map(segment).collect()
+    }
+}
+
+/// Reads rows of known number from every cell: output gradients.
+pub(super) fn read_operand(
+    messages: &[Vec<u8>],
+    rows_from: &[usize],
+    form: &RowForm,
+) -> Result<Operand, (usize, String)> {
+    let bytes = row_bytes(form);
+    let mut rows = Vec::with_capacity(rows_from.iter().sum());
+    for (shard, (message, n_rows)) in messages.iter().zip(rows_from).enumerate() {
+        check_length(message.len(), n_rows * bytes).map_err(|problem| (shard, problem))?;
+        rows.extend(message.chunks_exact(bytes));
+    }
+    Ok(operand(&rows, form))
+}
+
+/// Divides rows [R, D] among the cells they came from.
+pub(super) fn split_rows(values: &Tensor, rows_from: &[usize]) -> Vec<Vec<u8>> {
+    let row = values.cols() * values.dtype().size();
+    let mut rest = values.bytes();
+    let mut replies = Vec::with_capacity(rows_from.len());
+    for n_rows in rows_from {
+        let (mine, after) = rest.split_at(n_rows * row);
+        replies.push(mine.to_vec());
+        rest = after;
+    }
+    replies
+}
+
+/// Puts each source's gate gradients behind its rows.
+pub(super) fn append_gate_gradients(
+    replies: &mut [Vec<u8>],
+    d_pairs: &[f32],
+    pairs_from: &[usize],
+) {
+    let mut rest = d_pairs;
+    for (reply, n_pairs) in replies.iter_mut().zip(pairs_from) {
+        let (mine, after) = rest.split_at(*n_pairs);
+        reply.extend(mine.iter().flat_map(|value| value.to_le_bytes()));
+        rest = after;
+    }
+}
+
+/// Reads `n_rows` returned rows.
+pub(super) fn read_rows(
+    bytes: &[u8],
+    n_rows: usize,
+    (d, dtype): (usize, DType),
+) -> Result<Tensor, String> {
+    check_length(bytes.len(), n_rows * d * dtype.size())?;
+    Tensor::from_bytes(dtype, &[n_rows, d], bytes).map_err(|error| error.to_string())
+}
+
+/// Reads returned rows and the gradients of their gates.
+pub(super) fn read_rows_and_gates(
+    bytes: &[u8],
+    sent: &Outgoing,
+    shape: (usize, DType),
+) -> Result<(Tensor, Vec<f32>), String> {
+    let rows_bytes = sent.n_rows() * shape.0 * shape.1.size();
+    check_length(bytes.len(), rows_bytes + sent.slots.len() * 4)?;
+    let (rows, gates) = bytes.split_at(rows_bytes);
+    let gates = gates.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Ok((read_rows(rows, sent.n_rows(), shape)?, gates))
+}
+
+/// Bytes of a row's values.
+fn row_bytes(form: &RowForm) -> usize {
+    match form.math {
+        Math::Fp8 => Quantized::row_wire_bytes(form.cols),
+        Math::Bf16 => form.cols * DType::Bf16.size(),
+        Math::F32 => form.cols * DType::F32.size(),
+    }
+}
+
+fn append_row(x: &Operand, row: usize, out: &mut Vec<u8>) {
+    match x {
+        Operand::Fp8(quantized) => quantized.append_row_wire(row, out),
+        Operand::F32(tensor) | Operand::Bf16(tensor) => {
+            let bytes = tensor.cols() * tensor.dtype().size();
+            out.extend_from_slice(&tensor.bytes()[row * bytes..][..bytes]);
+        }
+    }
+}
+
+/// Rows of checked length as an operand.
+fn operand(rows: &[&[u8]], form: &RowForm) -> Operand {
+    let plain = |dtype| {
+        Tensor::from_bytes(dtype, &[rows.len(), form.cols], &rows.concat())
+            .expect("every row has the length that was checked")
+    };
+    match form.math {
+        Math::Fp8 => Operand::Fp8(Quantized::from_row_wire(form.cols, rows.iter().copied())),
+        Math::Bf16 => Operand::Bf16(plain(DType::Bf16)),
+        Math::F32 => Operand::F32(plain(DType::F32)),
+    }
+}
+
+fn check_length(got: usize, want: usize) -> Result<(), String> {
+    if got == want { Ok(()) } else { Err(format!("{got} bytes, want {want}")) }
+}
+
+/// Takes bytes from the front of a message.
+struct Reader<'a> {
+    rest: &'a [u8],
+    length: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(n)
+            .ok_or_else(|| format!("{} bytes, which end in the middle of a row", self.length))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn end(&self) -> Result<(), String> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{} bytes, {} of them after the last row", self.length, self.rest.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORM: RowForm = RowForm { cols: 3, math: Math::F32, n_experts: 2 };
+
+    fn rows() -> Operand {
+        let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        Operand::F32(Tensor::from_f32(DType::F32, &[4, 3], &values))
+    }
+
+    #[test]
+    fn a_token_goes_once_to_each_shard_that_owns_one_of_its_experts() {
+        // Tokens 0..4 choose two of the experts 0..4; shards own 0..2 and 2..4.
+        let chosen = [1, 0, 3, 0, 2, 3, 1, 2];
+        let gates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+        let sent = Outgoing::of(&chosen, 2, &[0..2, 2..4]);
+        assert_eq!((&sent[0].tokens[..], &sent[1].tokens[..]), (&[0, 1, 3][..], &[1, 2, 3][..]));
+        assert_eq!(sent[0].slots, [1, 0, 3, 6]);
+
+        let messages: Vec<_> =
+            sent.iter().map(|rows_to| rows_to.message(&rows(), &gates)).collect();
+        let received = Received::read(&messages, &FORM).unwrap();
+        assert_eq!((received.rows_from(), &received.pairs_from()[..]), (&[3, 3][..], &[4, 4][..]));
+        let segments = received.segments(2);
+        assert_eq!(*segments[0].rows, [0, 1, 4, 5]);
+        assert_eq!(segments[0].gates, [0.2, 0.4, 0.5, 0.8]);
+        assert_eq!(*segments[1].rows, [0, 2, 3, 4]);
+        assert_eq!(received.rows.to_f32()[3 * 4..3 * 5], [6.0, 7.0, 8.0]);
+
+        let mut d_gates = vec![0.0; 8];
+        for (rows_to, gates_to) in sent.iter().zip([[10.0, 11.0, 12.0, 13.0], [14.0; 4]]) {
+            rows_to.place_gates(&gates_to, &mut d_gates);
+        }
+        assert_eq!(d_gates, [11.0, 10.0, 14.0, 12.0, 14.0, 14.0, 13.0, 14.0]);
+    }
+
+    #[test]
+    fn bytes_that_make_no_sense_are_described() {
+        let sent = Outgoing::of(&[0, 1], 2, std::slice::from_ref(&(0..2)));
+        let good = sent[0].message(&rows(), &[0.25, 0.75]);
+        let check = |change: &dyn Fn(&mut Vec<u8>), want: &str| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let (shard, problem) = Received::read(&[good.clone(), bad], &FORM).unwrap_err();
+            assert_eq!((shard, problem.as_str()), (1, want));
+        };
+        check(&|bad| bad.truncate(2), "2 bytes, which end in the middle of a row");
+        check(&|bad| bad.truncate(25), "25 bytes, which end in the middle of a row");
+        check(&|bad| bad.push(0), "31 bytes, 1 of them after the last row");
+        check(&|bad| bad[0] = 255, "30 bytes, which end in the middle of a row");
+        check(&|bad| bad[16] = 0, "row 0 for no expert, want at least one");
+        check(&|bad| bad[18] = 2, "row 0 for expert 2, want 0..2 (ascending)");
+        check(&|bad| bad[24] = 0, "row 0 for expert 0, want 1..2 (ascending)");
+        let error = read_rows_and_gates(&[0; 19], &sent[0], (3, DType::F32)).unwrap_err();
+        assert_eq!(error, "19 bytes, want 20");
+    }
+}

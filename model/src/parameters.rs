@@ -1,0 +1,409 @@
+//! The numbers a cell owns: FP32 masters and gradients, BF16 moments, and the form used in compute.
+//!
+//! Each class has one flat arena per kind of number, so that an all-reduce is one call; a parameter
+//! is a range of its class's arenas. Arena order is `names::specifications`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use shoal_kernels::linear::{self, Math, Operand, Weight};
+use shoal_kernels::spread;
+use shoal_kernels::tensor::{DType, Tensor};
+use shoal_plan::job::Precision;
+
+use crate::arithmetic::Arithmetic;
+use crate::initial;
+use crate::names::{Role, Specification};
+
+/// Which cells hold a parameter, and so which cells sum its gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Held by every cell of the stage: gradients are summed over the stage's cells.
+    Dense,
+    /// Held by one shard of each replica: gradients are summed over the replicas.
+    Expert,
+    /// Held by every cell of the first and of the last stage: summed over all of them.
+    Embedding,
+}
+
+/// A parameter of this cell; cheaper than its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Id(usize);
+
+/// All numbers of one class.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arena {
+    pub(crate) master: Vec<f32>,
+    pub(crate) gradient: Vec<f32>,
+    pub(crate) first_moment: Vec<u16>,
+    pub(crate) second_moment: Vec<u16>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    specification: Specification,
+    span: Range<usize>,
+}
+
+/// The form of a parameter that compute reads.
+#[derive(Clone, Debug)]
+enum Compute {
+    Weight(Weight),
+    /// The embedding, rounded to BF16.
+    Table(Vec<f32>),
+    /// Compute reads the master.
+    Master,
+}
+
+/// All parameters of one cell.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    arithmetic: Arithmetic,
+    entries: Vec<Entry>,
+    ids: BTreeMap<String, Id>,
+    compute: Vec<Compute>,
+    dense: Arena,
+    expert: Arena,
+    embedding: Arena,
+}
+
+impl Parameters {
+    /// Draws initial values. The same name and seed give the same values on every grid.
+    pub(crate) fn new(
+        specifications: Vec<Specification>,
+        precision: Precision,
+        seed: u64,
+        deviation: f32,
+    ) -> Self {
+        let mut sizes =
+            BTreeMap::from([(Class::Dense, 0), (Class::Expert, 0), (Class::Embedding, 0)]);
+        let mut entries = Vec::with_capacity(specifications.len());
+        let mut ids = BTreeMap::new();
+        for specification in specifications {
+            let size = sizes.get_mut(&specification.class).expect("all three classes were listed");
+            let span = *size..*size + specification.shape.iter().product::<usize>();
+            *size = span.end;
+            let old = ids.insert(specification.name.clone(), Id(entries.len()));
+            assert!(old.is_none(), "{} is listed twice", specification.name);
+            entries.push(Entry { specification, span });
+        }
+        let arena = |class| Arena::zeros(sizes[&class]);
+        let mut parameters = Self {
+            arithmetic: precision.into(),
+            compute: Vec::new(),
+            ids,
+            dense: arena(Class::Dense),
+            expert: arena(Class::Expert),
+            embedding: arena(Class::Embedding),
+            entries,
+        };
+        parameters.draw(seed, deviation);
+        parameters.prepare();
+        parameters
+    }
+
+    fn draw(&mut self, seed: u64, deviation: f32) {
+        let Self { entries, dense, expert, embedding, .. } = self;
+        for (class, arena) in
+            [(Class::Dense, dense), (Class::Expert, expert), (Class::Embedding, embedding)]
+        {
+            let mine = entries.iter().filter(|entry| entry.specification.class == class);
+            let pieces = pieces(mine.map(|entry| (entry, entry.span.clone())), &mut arena.master);
+            spread::map(pieces, |(entry, values)| match entry.specification.role {
+                Role::Gain => values.fill(1.0),
+                Role::Linear | Role::Wide | Role::Table | Role::Router => {
+                    initial::normal(seed, &entry.specification.name, deviation, values);
+                }
+            });
+        }
+    }
+
+    /// Refreshes what compute reads from the masters: after every update and after loading.
+    pub fn prepare(&mut self) {
+        self.compute = spread::map(&self.entries, |entry| {
+            let master = &self.arena(entry.specification.class).master[entry.span.clone()];
+            self.arithmetic.compute(&entry.specification, master)
+        });
+    }
+
+    /// Every parameter of this cell, in arena order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.specification.name.as_str())
+    }
+
+    /// Whether this cell holds a parameter of that name. The accessors below panic if it does not.
+    pub fn contains(&self, name: &str) -> bool {
+        self.ids.contains_key(name)
+    }
+
+    /// [out, in], or `[width]` of a norm.
+    pub fn shape(&self, name: &str) -> &[usize] {
+        &self.entry(self.id(name)).specification.shape
+    }
+
+    /// Which cells share it.
+    pub fn class(&self, name: &str) -> Class {
+        self.entry(self.id(name)).specification.class
+    }
+
+    /// The FP32 master.
+    pub fn master(&self, name: &str) -> &[f32] {
+        self.values(self.id(name))
+    }
+
+    /// The FP32 master, to be loaded. Compute sees it after `prepare`.
+    pub fn master_mut(&mut self, name: &str) -> &mut [f32] {
+        let (span, class) = self.place(self.id(name));
+        &mut self.arena_mut(class).master[span]
+    }
+
+    /// AdamW's first and second moment, BF16 bits.
+    pub fn moments(&self, name: &str) -> (&[u16], &[u16]) {
+        let (span, class) = self.place(self.id(name));
+        let arena = self.arena(class);
+        (&arena.first_moment[span.clone()], &arena.second_moment[span])
+    }
+
+    /// The moments, to be loaded.
+    pub fn moments_mut(&mut self, name: &str) -> (&mut [u16], &mut [u16]) {
+        let (span, class) = self.place(self.id(name));
+        let arena = self.arena_mut(class);
+        (&mut arena.first_moment[span.clone()], &mut arena.second_moment[span])
+    }
+
+    /// The FP32 gradient accumulated since the last update.
+    pub fn gradient(&self, name: &str) -> &[f32] {
+        let (span, class) = self.place(self.id(name));
+        &self.arena(class).gradient[span]
+    }
+
+    /// All gradients of a class, for an all-reduce. Empty where the cell has none of the class.
+    pub fn gradients_mut(&mut self, class: Class) -> &mut [f32] {
+        &mut self.arena_mut(class).gradient
+    }
+
+    /// All gradients of a class.
+    pub fn gradients(&self, class: Class) -> &[f32] {
+        &self.arena(class).gradient
+    }
+
+    /// Forgets every gradient.
+    pub fn zero_gradients(&mut self) {
+        for class in [Class::Dense, Class::Expert, Class::Embedding] {
+            self.arena_mut(class).gradient.fill(0.0);
+        }
+    }
+
+    /// The handle of a parameter that must be there.
+    pub(crate) fn id(&self, name: &str) -> Id {
+        let id = self.ids.get(name);
+        *id.unwrap_or_else(|| panic!("this cell has no parameter {name}"))
+    }
+
+    /// A Linear's output [T, N].
+    pub(crate) fn linear(&self, id: Id, x: &Operand, out: DType) -> Tensor {
+        linear::forward(x, self.weight(id), out)
+    }
+
+    /// A Linear's input gradient [T, K].
+    pub(crate) fn linear_input_gradient(&self, id: Id, d_y: &Operand, out: DType) -> Tensor {
+        linear::backward_input(d_y, self.weight(id), out)
+    }
+
+    /// A Linear's weight as compute reads it.
+    pub(crate) fn weight(&self, id: Id) -> &Weight {
+        weight_of(&self.compute[id.0])
+    }
+
+    /// A weight and its gradient, for the head, which does both in one pass.
+    pub(crate) fn weight_and_gradient(&mut self, id: Id) -> (&Weight, &mut [f32]) {
+        let (span, class) = self.place(id);
+        let arena = match class {
+            Class::Dense => &mut self.dense,
+            Class::Expert => &mut self.expert,
+            Class::Embedding => &mut self.embedding,
+        };
+        (weight_of(&self.compute[id.0]), &mut arena.gradient[span])
+    }
+
+    /// The embedding's rows as compute reads them.
+    pub(crate) fn table(&self, id: Id) -> &[f32] {
+        match &self.compute[id.0] {
+            Compute::Table(values) => values,
+            Compute::Master => self.values(id),
+            Compute::Weight(_) => panic!("a Linear's weight is not a table"),
+        }
+    }
+
+    /// The master of a norm or of a router, which is what compute reads.
+    pub(crate) fn values(&self, id: Id) -> &[f32] {
+        let (span, class) = self.place(id);
+        &self.arena(class).master[span]
+    }
+
+    /// The same with its gradient.
+    pub(crate) fn values_and_gradient(&mut self, id: Id) -> (&[f32], &mut [f32]) {
+        let (span, class) = self.place(id);
+        let arena = self.arena_mut(class);
+        (&arena.master[span.clone()], &mut arena.gradient[span])
+    }
+
+    /// The gradients of several parameters at once, each beside what it was asked for. No
+    /// parameter may be asked for twice.
+    pub(crate) fn gradients_of<T>(&mut self, wanted: Vec<(Id, T)>) -> Vec<(T, &mut [f32])> {
+        let mut by_class: BTreeMap<Class, Vec<(T, Range<usize>)>> = BTreeMap::new();
+        let mut wanted = wanted;
+        wanted.sort_by_key(|(id, _)| *id);
+        for (id, item) in wanted {
+            let (span, class) = self.place(id);
+            by_class.entry(class).or_default().push((item, span));
+        }
+        let arenas = [
+            (Class::Dense, &mut self.dense),
+            (Class::Expert, &mut self.expert),
+            (Class::Embedding, &mut self.embedding),
+        ];
+        let mut all = Vec::new();
+        for (class, arena) in arenas {
+            let mine = by_class.remove(&class).unwrap_or_default();
+            all.extend(pieces(mine.into_iter(), &mut arena.gradient));
+        }
+        all
+    }
+
+    /// Each parameter's role, place and class, for the optimizer.
+    pub(crate) fn places(&self) -> Vec<(Role, Class, Range<usize>)> {
+        let place = |entry: &Entry| {
+            (entry.specification.role, entry.specification.class, entry.span.clone())
+        };
+        self.entries.iter().map(place).collect()
+    }
+
+    pub(crate) fn arena(&self, class: Class) -> &Arena {
+        match class {
+            Class::Dense => &self.dense,
+            Class::Expert => &self.expert,
+            Class::Embedding => &self.embedding,
+        }
+    }
+
+    pub(crate) fn arena_mut(&mut self, class: Class) -> &mut Arena {
+        match class {
+            Class::Dense => &mut self.dense,
+            Class::Expert => &mut self.expert,
+            Class::Embedding => &mut self.embedding,
+        }
+    }
+
+    fn entry(&self, id: Id) -> &Entry {
+        &self.entries[id.0]
+    }
+
+    fn place(&self, id: Id) -> (Range<usize>, Class) {
+        let entry = self.entry(id);
+        (entry.span.clone(), entry.specification.class)
+    }
+}
+
+impl Arena {
+    fn zeros(n: usize) -> Self {
+        Self {
+            master: vec![0.0; n],
+            gradient: vec![0.0; n],
+            first_moment: vec![0; n],
+            second_moment: vec![0; n],
+        }
+    }
+}
+
+impl Arithmetic {
+    fn compute(self, specification: &Specification, master: &[f32]) -> Compute {
+        let math = match specification.role {
+            Role::Linear => self.linear,
+            Role::Wide => self.wide,
+            Role::Table if self.wide == Math::F32 => return Compute::Master,
+            Role::Table => {
+                let rounded = Tensor::from_f32(DType::Bf16, &specification.shape, master);
+                return Compute::Table(rounded.to_f32());
+            }
+            Role::Gain | Role::Router => return Compute::Master,
+        };
+        let [n, k] = specification.shape[..] else {
+            panic!("a Linear's weight has two dimensions")
+        };
+        Compute::Weight(Weight::prepare(master, n, k, math))
+    }
+}
+
+fn weight_of(compute: &Compute) -> &Weight {
+    match compute {
+        Compute::Weight(weight) => weight,
+        Compute::Table(_) | Compute::Master => panic!("a table or a gain is not a Linear's weight"),
+    }
+}
+
+/// Cuts `values` at ascending spans that do not overlap.
+fn pieces<T, V>(
+    spans: impl Iterator<Item = (T, Range<usize>)>,
+    values: &mut [V],
+) -> Vec<(T, &mut [V])> {
+    let (mut rest, mut at) = (values, 0);
+    let cut = |(item, span): (T, Range<usize>)| {
+        assert!(at <= span.start, "a parameter is asked for once");
+        let (before, after) = std::mem::take(&mut rest).split_at_mut(span.end - at);
+        rest = after;
+        let piece = &mut before[span.start - at..];
+        at = span.end;
+        (item, piece)
+    };
+    spans.map(cut).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_plan::model::ModelConfig;
+
+    use super::*;
+    use crate::cut::Cut;
+    use crate::names;
+
+    fn tiny(cut: &Cut, precision: Precision) -> Parameters {
+        Parameters::new(names::specifications(cut), precision, 7, 0.02)
+    }
+
+    #[test]
+    fn both_ends_of_a_pipeline_draw_the_same_embedding() {
+        let whole = Cut::whole(ModelConfig::tiny());
+        let first = tiny(&Cut { layers: 0..2, last: false, ..whole.clone() }, Precision::F32);
+        let last = tiny(&Cut { layers: 2..4, first: false, ..whole }, Precision::F32);
+        assert_eq!(first.master(names::EMBEDDING), last.master(names::EMBEDDING));
+        assert!(!first.contains(names::HEAD) && last.contains(names::HEAD));
+    }
+
+    #[test]
+    fn gradients_come_beside_what_asked_for_them_in_any_order() {
+        let mut parameters = tiny(&Cut::whole(ModelConfig::tiny()), Precision::F32);
+        let names: Vec<String> = parameters.names().map(String::from).collect();
+        let wanted = names.iter().rev().map(|name| (parameters.id(name), name.as_str())).collect();
+        for (name, gradient) in parameters.gradients_of(wanted) {
+            gradient.fill(name.len() as f32);
+        }
+        for name in &names {
+            let size: usize = parameters.shape(name).iter().product();
+            assert_eq!(parameters.gradient(name).len(), size);
+            let want = (name.len() as f32).to_bits();
+            assert!(parameters.gradient(name).iter().all(|g| g.to_bits() == want), "{name}");
+        }
+    }
+
+    #[test]
+    fn compute_sees_a_loaded_master_after_prepare() {
+        let mut parameters = tiny(&Cut::whole(ModelConfig::tiny()), Precision::Fp8);
+        parameters.master_mut(names::EMBEDDING).fill(1.001);
+        let id = parameters.id(names::EMBEDDING);
+        assert!(parameters.table(id)[0] < 0.5);
+        parameters.prepare();
+        // 1.001 rounded to BF16.
+        assert!((parameters.table(id)[0] - 1.0).abs() < f32::EPSILON);
+    }
+}

@@ -1,0 +1,235 @@
+//! One cell's part of the network: the door through which the worker trains it.
+//!
+//! A step: for each microbatch `forward`, `backward_input`, `backward_weight`; then the caller sums
+//! `parameters_mut().gradients_mut(class)` and `counts_mut()` over the cells that share them, votes
+//! with `sum_of_squares` and `first_nonfinite`, and calls `update` or `abandon`. What is kept between
+//! the calls is listed in `halves`.
+
+mod pass;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_kernels::adamw;
+use shoal_kernels::tensor::Tensor;
+use shoal_plan::job::Precision;
+
+use crate::arithmetic::Arithmetic;
+use crate::batch::BatchShape;
+use crate::cut::Cut;
+use crate::error::Error;
+use crate::findings::{Findings, NonFinite, Pass};
+use crate::halves::Deferred;
+use crate::layer::{Layer, LayerKept};
+use crate::moe::{Moe, MoeKept};
+use crate::names::{self, EMBEDDING, of_bias};
+use crate::optimizer::{self, Update};
+use crate::parameters::{Class, Id, Parameters};
+use crate::tail::{Tail, TailKept};
+
+/// What each loss sum is multiplied by. Global counts, so that gradients of all cells just add up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// 1 / target tokens of the step.
+    pub main: f32,
+    /// lambda / targets of the multi-token-prediction head.
+    pub mtp: f32,
+    /// alpha / sequences of the step.
+    pub balance: f32,
+}
+
+/// Unweighted loss sums of this cell, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// Over target tokens.
+    pub main_sum: f64,
+    /// Over targets of the multi-token-prediction head.
+    pub mtp_sum: f64,
+    /// Over sequences and mixture-of-experts layers.
+    pub balance_sum: f64,
+}
+
+/// Sums of squared gradients, by class, so that the global norm counts each parameter once: `dense`
+/// from one cell of each stage, `expert` from one cell of each shard of each stage, `embedding` from
+/// one cell of the first stage alone. Valid after the gradients were summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Norms {
+    pub dense: f64,
+    pub expert: f64,
+    pub embedding: f64,
+}
+
+/// What a forward pass without training gives.
+#[derive(Clone, Debug)]
+pub enum Evaluated {
+    /// For the next stage.
+    Hidden(Tensor),
+    /// The last stage's main loss, summed over targets, in nats.
+    Loss { loss_sum: f64, targets: u64 },
+}
+
+/// One cell's part of the network.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    cut: Cut,
+    arithmetic: Arithmetic,
+    parameters: Parameters,
+    /// On the first stage.
+    embedding: Option<Id>,
+    layers: Vec<Layer>,
+    /// On the last stage.
+    tail: Option<Tail>,
+    /// After forward, by microbatch.
+    kept: BTreeMap<u32, Kept>,
+    /// After the input half, by microbatch.
+    deferred: BTreeMap<u32, Vec<Deferred>>,
+    losses: Losses,
+    counts: Vec<u64>,
+    findings: Findings,
+}
+
+/// Kept after forward.
+#[derive(Clone, Debug)]
+struct Kept {
+    inputs: Vec<u32>,
+    shape: BatchShape,
+    scale: LossScale,
+    layers: Vec<LayerKept>,
+    tail: Option<TailKept>,
+}
+
+impl Stage {
+    /// Draws initial parameters: the same for a seed on every grid. Router biases start at 0.
+    pub fn new(cut: Cut, precision: Precision, seed: u64) -> Self {
+        cut.check();
+        let config = Arc::new(cut.config.clone());
+        let arithmetic = Arithmetic::from(precision);
+        let deviation = config.initializer_range;
+        let p = Parameters::new(names::specifications(&cut), precision, seed, deviation);
+        let layer = |number| Layer::new(&p, &config, arithmetic, &cut, number);
+        Self {
+            embedding: cut.first.then(|| p.id(EMBEDDING)),
+            layers: cut.layers.clone().map(layer).collect(),
+            tail: cut.last.then(|| Tail::new(&p, &config, arithmetic, &cut)),
+            kept: BTreeMap::new(),
+            deferred: BTreeMap::new(),
+            losses: Losses::default(),
+            counts: vec![0; cut.moe_layers().len() * config.n_routed_experts as usize],
+            findings: Findings::default(),
+            parameters: p,
+            arithmetic,
+            cut,
+        }
+    }
+
+    pub fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// To load, and to sum gradients. After loading masters call `Parameters::prepare`.
+    pub fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+
+    /// Every router bias of the stage, `[E]`, FP32, under its Hugging Face name.
+    pub fn biases(&self) -> BTreeMap<String, &[f32]> {
+        self.moes().map(|moe| (of_bias(moe.layer()), &moe.bias[..])).collect()
+    }
+
+    /// Loads one router bias.
+    pub fn set_bias(&mut self, name: &str, values: &[f32]) -> Result<(), Error> {
+        let error = |want| Error::Bias { name: name.into(), got: values.len(), want };
+        let moe = self.moes_mut().find(|moe| of_bias(moe.layer()) == name);
+        let bias = &mut moe.ok_or_else(|| error(0))?.bias;
+        if bias.len() != values.len() {
+            return Err(error(bias.len()));
+        }
+        bias.copy_from_slice(values);
+        Ok(())
+    }
+
+    /// This cell's losses since the last call.
+    pub fn take_losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
+    }
+
+    /// Tokens routed to each expert since the last update: [layers of `Cut::moe_layers`, E]. To be
+    /// summed over the stage's cells before `update`.
+    pub fn counts_mut(&mut self) -> &mut [u64] {
+        &mut self.counts
+    }
+
+    /// Where a number was first not finite since the last update: `layer 2 forward`,
+    /// `layer 1 expert 5 forward`, `gradient of NAME`. Gradients are searched only if no pass noted
+    /// anything. Ask before gradients are summed: a sum spreads one cell's trouble to all.
+    pub fn first_nonfinite(&self) -> Option<NonFinite> {
+        if let Some(found) = self.findings.first() {
+            return Some(found.clone());
+        }
+        let bad = |name: &&str| self.parameters.gradient(name).iter().any(|g| !g.is_finite());
+        let (pass, layer) = (Pass::Gradient, self.cut.layers.start);
+        let found =
+            |name| NonFinite { pass, layer, received: false, place: format!("gradient of {name}") };
+        self.parameters.names().find(bad).map(found)
+    }
+
+    /// Squared gradients by class. Not finite if any gradient is not.
+    pub fn sum_of_squares(&self) -> Norms {
+        let of = |class| adamw::sum_of_squares(self.parameters.gradients(class));
+        Norms {
+            dense: of(Class::Dense),
+            expert: of(Class::Expert),
+            embedding: of(Class::Embedding),
+        }
+    }
+
+    /// Ends a step: AdamW on the masters, router biases from the counts, fresh compute weights;
+    /// gradients, counts and findings start again from nothing.
+    pub fn update(&mut self, update: &Update) {
+        assert!(
+            self.kept.is_empty() && self.deferred.is_empty(),
+            "a step ends when every microbatch has gone through both halves of backward"
+        );
+        optimizer::step(&mut self.parameters, &update.adam);
+        let n_experts = self.cut.config.n_routed_experts as usize;
+        let counts = std::mem::take(&mut self.counts);
+        for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {
+            optimizer::step_bias(&mut moe.bias, counts, update.bias_speed);
+        }
+        self.counts = vec![0; counts.len()];
+        self.findings = Findings::default();
+    }
+
+    /// Throws away everything of the step under way; parameters stay as they were before it.
+    pub fn abandon(&mut self) {
+        self.kept.clear();
+        self.deferred.clear();
+        self.parameters.zero_gradients();
+        self.counts.fill(0);
+        self.losses = Losses::default();
+        self.findings = Findings::default();
+    }
+
+    /// Routed layers in the order of `Cut::moe_layers`.
+    fn moes(&self) -> impl Iterator<Item = &Moe> {
+        let mtp = self.tail.iter().filter_map(|tail| tail.mtp.as_ref());
+        self.layers.iter().chain(mtp.map(|mtp| &mtp.layer)).filter_map(Layer::moe)
+    }
+
+    fn moes_mut(&mut self) -> impl Iterator<Item = &mut Moe> {
+        let mtp = self.tail.iter_mut().filter_map(|tail| tail.mtp.as_mut());
+        self.layers.iter_mut().chain(mtp.map(|mtp| &mut mtp.layer)).filter_map(Layer::moe_mut)
+    }
+}
+
+impl Kept {
+    /// What the routers decided, in the order of `Cut::moe_layers`.
+    fn moes(&self) -> impl Iterator<Item = &MoeKept> {
+        let mtp = self.tail.iter().filter_map(|tail| tail.mtp.as_ref());
+        self.layers.iter().chain(mtp.map(|(mtp, _)| &mtp.layer)).filter_map(LayerKept::moe)
+    }
+}

@@ -1,0 +1,142 @@
+//! The end of the last stage: final norm, head and loss, and the multi-token-prediction module.
+//!
+//! Head and loss run forward and backward in one pass over chunks of rows, so logits are never all
+//! alive: the head's weight gradient and the gradient of what it reads exist after forward.
+
+use std::sync::Arc;
+
+use shoal_kernels::cross_entropy;
+use shoal_kernels::linear::Operand;
+use shoal_kernels::rmsnorm;
+use shoal_kernels::tensor::Tensor;
+use shoal_plan::model::ModelConfig;
+
+use crate::arithmetic::Arithmetic;
+use crate::batch::Batch;
+use crate::cut::Cut;
+use crate::error::Error;
+use crate::findings::NonFinite;
+use crate::halves::Deferred;
+use crate::mtp::{Mtp, MtpKept};
+use crate::names::{FINAL_NORM, HEAD};
+use crate::parameters::{Id, Parameters};
+use crate::run::Run;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Tail {
+    arithmetic: Arithmetic,
+    /// The number after the last layer's, to name the heads in findings.
+    layer: u32,
+    eps: f32,
+    norm: Id,
+    head: Id,
+    pub(crate) mtp: Option<Mtp>,
+}
+
+/// Kept after forward.
+#[derive(Clone, Debug)]
+pub(crate) struct TailKept {
+    /// The last layer's output [T, D], before the final norm.
+    x: Tensor,
+    /// Gradient of what the main head read.
+    d_n: Tensor,
+    /// The module's memory and the gradient of what its head read.
+    pub(crate) mtp: Option<(MtpKept, Tensor)>,
+    /// Unweighted sums over targets, in nats.
+    pub(crate) main_sum: f64,
+    pub(crate) mtp_sum: f64,
+}
+
+impl Tail {
+    pub(crate) fn new(
+        p: &Parameters,
+        config: &Arc<ModelConfig>,
+        arithmetic: Arithmetic,
+        cut: &Cut,
+    ) -> Self {
+        let mtp = cut.mtp_layer().map(|number| Mtp::new(p, config, arithmetic, cut, number));
+        Self {
+            arithmetic,
+            layer: config.num_hidden_layers,
+            eps: config.rms_norm_eps,
+            norm: p.id(FINAL_NORM),
+            head: p.id(HEAD),
+            mtp,
+        }
+    }
+
+    /// Both losses, and their gradients down to what the heads read.
+    pub(crate) fn forward(
+        &self,
+        p: &mut Parameters,
+        x: Tensor,
+        batch: &Batch<'_>,
+        run: &mut Run<'_>,
+    ) -> Result<TailKept, Error> {
+        let n = rmsnorm::forward(&x, p.values(self.norm), self.eps);
+        let (main_sum, d_n) = self.loss(p, &n, batch.targets, run.scale.main);
+        if !main_sum.is_finite() {
+            run.findings.note(|| NonFinite::forward(self.layer, "main head's loss"));
+        }
+        let mut kept = TailKept { x, d_n, mtp: None, main_sum, mtp_sum: 0.0 };
+        if let Some(mtp) = &self.mtp {
+            let (normed, mtp_kept) = mtp.forward(p, &n, batch.mtp_inputs, run)?;
+            let (mtp_sum, d_normed) = self.loss(p, &normed, batch.mtp_targets, run.scale.mtp);
+            if !mtp_sum.is_finite() {
+                run.findings
+                    .note(|| NonFinite::forward(self.layer, "multi-token-prediction head's loss"));
+            }
+            kept.mtp = Some((mtp_kept, d_normed));
+            kept.mtp_sum = mtp_sum;
+        }
+        Ok(kept)
+    }
+
+    /// The input half: gradient of the last layer's output.
+    pub(crate) fn backward_input(
+        &self,
+        p: &mut Parameters,
+        kept: TailKept,
+        run: &mut Run<'_>,
+        deferred: &mut Vec<Deferred>,
+    ) -> Result<Tensor, Error> {
+        let mut d_n = kept.d_n;
+        run.findings.check(&d_n, || NonFinite::backward(self.layer, "main head backward"));
+        if let Some((mtp, (mtp_kept, d_normed))) = self.mtp.as_ref().zip(kept.mtp) {
+            run.findings.check(&d_normed, || {
+                NonFinite::backward(self.layer, "multi-token-prediction head backward")
+            });
+            let n = rmsnorm::forward(&kept.x, p.values(self.norm), self.eps);
+            d_n.add_assign(&mtp.backward_input(p, mtp_kept, (&n, d_normed), run, deferred)?);
+        }
+        let (gain, d_gain) = p.values_and_gradient(self.norm);
+        let d_x = rmsnorm::backward(&kept.x, gain, self.eps, &d_n, d_gain);
+        run.findings.check(&d_x, || NonFinite::backward(self.layer, "heads backward"));
+        Ok(d_x)
+    }
+
+    /// The main head's loss sum and targets, without any gradient.
+    pub(crate) fn evaluate(&self, p: &Parameters, x: &Tensor, targets: &[u32]) -> (f64, u64) {
+        let loss = cross_entropy::evaluate(&self.operand(p, x), p.weight(self.head), targets);
+        (loss.loss_sum, loss.targets)
+    }
+
+    /// The main head's logits [T, V].
+    pub(crate) fn logits(&self, p: &Parameters, x: &Tensor) -> Vec<f32> {
+        cross_entropy::logits(&self.operand(p, x), p.weight(self.head)).to_f32()
+    }
+
+    fn operand(&self, p: &Parameters, x: &Tensor) -> Operand {
+        let n = rmsnorm::forward(x, p.values(self.norm), self.eps);
+        Operand::prepare(&n, self.arithmetic.wide)
+    }
+
+    /// Loss sum of one head and gradient of what it read; accumulates the head's gradient.
+    fn loss(&self, p: &mut Parameters, n: &Tensor, targets: &[u32], scale: f32) -> (f64, Tensor) {
+        let n = Operand::prepare(n, self.arithmetic.wide);
+        let (weight, d_weight) = p.weight_and_gradient(self.head);
+        let out = self.arithmetic.activation;
+        let loss = cross_entropy::forward_backward(&n, weight, targets, scale, out, d_weight);
+        (loss.loss_sum, loss.d_h.expect("a backward pass gives the input's gradient"))
+    }
+}

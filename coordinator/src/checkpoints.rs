@@ -1,0 +1,227 @@
+//! The last act of a checkpoint: when all cells have written and fsynced their files aside, the
+//! manifest is written, the directory gets its final name, and old checkpoints go.
+//!
+//! A crash between any two acts leaves the previous checkpoint whole: only a directory named
+//! `step-N` that holds a manifest counts.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME};
+
+use crate::error::Error;
+
+/// Completes the checkpoint whose files lie in `checkpoints/.step-N.partial/`, then deletes all
+/// but the newest `keep` complete ones and the partial ones that are older.
+///
+/// After `Ok` the checkpoint survives a power cut. What cannot be deleted is left, and is no error.
+pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: u32) -> Result<(), Error> {
+    let step = manifest.step;
+    let partial = checkpoints.join(format!(".step-{step}.partial"));
+    let complete = checkpoints.join(format!("step-{step}"));
+    check_files(&partial, manifest)?;
+    write_manifest(&partial, manifest)?;
+    sync_dir(&partial)?;
+    // A complete one of this step is one that the run could not load or went back behind.
+    let replaced = checkpoints.join(format!(".step-{step}.replaced"));
+    let had_one = complete.exists();
+    if had_one {
+        remove(&replaced);
+        rename(&complete, &replaced)?;
+    }
+    rename(&partial, &complete)?;
+    sync_dir(checkpoints)?;
+    if had_one {
+        remove(&replaced);
+    }
+    prune(checkpoints, step, keep);
+    Ok(())
+}
+
+/// Every file is there in full, and nothing else is: what an earlier attempt left behind goes.
+fn check_files(partial: &Path, manifest: &CheckpointManifest) -> Result<(), Error> {
+    for file in &manifest.files {
+        let path = partial.join(&file.name);
+        let got = path.metadata().map_err(io("looking for", &path))?.len();
+        if got != file.bytes {
+            return Err(Error::FileSize { path, got, want: file.bytes });
+        }
+    }
+    for entry in fs::read_dir(partial).map_err(io("reading", partial))? {
+        let entry = entry.map_err(io("reading", partial))?;
+        if !manifest.files.iter().any(|file| entry.file_name() == file.name.as_str()) {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn write_manifest(partial: &Path, manifest: &CheckpointManifest) -> Result<(), Error> {
+    let path = partial.join(FILE_NAME);
+    let text = manifest.to_text();
+    let write = || {
+        let mut file = File::create(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(io("writing", &path))
+}
+
+fn prune(checkpoints: &Path, newest: u64, keep: u32) {
+    let mut complete = Vec::new();
+    let Ok(entries) = fs::read_dir(checkpoints) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if let Some(step) = step_of(name, "step-", "").filter(|step| *step <= newest) {
+            complete.push((step, entry.path()));
+        }
+        let partial = step_of(name, ".step-", ".partial").or(step_of(name, ".step-", ".replaced"));
+        if partial.is_some_and(|step| step < newest) {
+            remove(&entry.path());
+        }
+    }
+    complete.sort();
+    let n_old = complete.len().saturating_sub(keep.max(1) as usize);
+    for (_, path) in &complete[..n_old] {
+        // Without its manifest it no longer counts, however far the rest gets.
+        remove(&path.join(FILE_NAME));
+        remove(path);
+    }
+}
+
+fn step_of(name: &str, before: &str, after: &str) -> Option<u64> {
+    let digits = name.strip_prefix(before)?.strip_suffix(after)?;
+    // "step-007" and "step-+7" are not ours.
+    digits.parse().ok().filter(|step: &u64| step.to_string() == digits)
+}
+
+/// Deletes a file or a directory. What stays costs only space, and the next checkpoint tries again.
+fn remove(path: &Path) {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => return,
+    };
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), %error, "could not delete an old checkpoint's files");
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(io("renaming", from))
+}
+
+fn sync_dir(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io("syncing", path))
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = PathBuf::from(path);
+    move |source| Error::Io { doing, path, source }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use shoal_plan::checkpoint::{CheckpointFile, SCHEMA_VERSION};
+    use shoal_plan::grid::Grid;
+
+    use super::*;
+
+    /// A directory that is gone when the test is over.
+    pub(crate) struct TestDir(pub(crate) PathBuf);
+
+    impl TestDir {
+        pub(crate) fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("shoal-{name}-{}", std::process::id()));
+            remove(&path);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for TestDir {
+        fn drop(&mut self) {
+            remove(&self.0);
+        }
+    }
+
+    fn written(dir: &Path, step: u64) -> CheckpointManifest {
+        let partial = dir.join(format!(".step-{step}.partial"));
+        fs::create_dir_all(&partial).unwrap();
+        fs::write(partial.join("model-0.safetensors"), step.to_string()).unwrap();
+        let bytes = step.to_string().len() as u64;
+        let (name, blake3) = ("model-0.safetensors".into(), "00".repeat(32));
+        CheckpointManifest {
+            schema_version: SCHEMA_VERSION,
+            step,
+            sequences: 8 * step,
+            grid: Grid::ONE,
+            files: vec![CheckpointFile { name, bytes, blake3 }],
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let names =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_committed_checkpoint_holds_its_files_and_manifest_and_old_ones_go() {
+        let dir = TestDir::new("commit");
+        for step in [50, 100, 150] {
+            let manifest = written(&dir.0, step);
+            fs::write(dir.0.join(format!(".step-{step}.partial/leftover")), "x").unwrap();
+            fs::create_dir(dir.0.join(format!(".step-{}.partial", step - 1))).unwrap();
+            fs::create_dir(dir.0.join(format!(".step-{}.partial", step + 1))).unwrap();
+            commit(&dir.0, &manifest, 2).unwrap();
+            let complete = dir.0.join(format!("step-{step}"));
+            assert_eq!(names(&complete), ["manifest.json", "model-0.safetensors"]);
+            let text = fs::read_to_string(complete.join(FILE_NAME)).unwrap();
+            assert_eq!(CheckpointManifest::from_text(text.as_bytes()).unwrap(), manifest);
+        }
+        assert_eq!(names(&dir.0), [".step-151.partial", "step-100", "step-150"]);
+    }
+
+    #[test]
+    fn a_checkpoint_newer_than_this_one_does_not_count_and_is_replaced_in_its_turn() {
+        let dir = TestDir::new("newer");
+        fs::create_dir(dir.0.join("step-100")).unwrap();
+        fs::write(dir.0.join("step-100/damaged"), "x").unwrap();
+        for step in [50, 75, 100] {
+            commit(&dir.0, &written(&dir.0, step), 2).unwrap();
+        }
+        assert_eq!(names(&dir.0), ["step-100", "step-75"]);
+        assert_eq!(names(&dir.0.join("step-100")), ["manifest.json", "model-0.safetensors"]);
+    }
+
+    #[test]
+    fn a_missing_or_short_file_is_named_and_nothing_is_committed() {
+        let dir = TestDir::new("short");
+        let manifest = written(&dir.0, 50);
+        let file = dir.0.join(".step-50.partial/model-0.safetensors");
+        fs::write(&file, "5").unwrap();
+        let error = commit(&dir.0, &manifest, 2).unwrap_err().to_string();
+        assert!(
+            error.ends_with("model-0.safetensors has 1 bytes, and its worker wrote 2"),
+            "{error}"
+        );
+        fs::remove_file(&file).unwrap();
+        let error = commit(&dir.0, &manifest, 2).unwrap_err().to_string();
+        assert!(error.starts_with("looking for "), "{error}");
+        assert_eq!(names(&dir.0), [".step-50.partial"]);
+    }
+
+    #[test]
+    fn only_our_own_names_are_touched() {
+        let cases = [("step-7", Some(7)), ("step-07", None), ("step-", None), ("step-x", None)];
+        for (name, want) in cases {
+            assert_eq!(step_of(name, "step-", ""), want, "{name}");
+        }
+        assert_eq!(step_of(".step-7.partial", ".step-", ".partial"), Some(7));
+    }
+}

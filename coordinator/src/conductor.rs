@@ -1,0 +1,209 @@
+//! The one task that owns the state: it waits, hands each event to `State::apply`, and carries the
+//! effects out. It decides nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shoal_plan::checkpoint::CheckpointManifest;
+use shoal_proto::ToWorker;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::checkpoints;
+use crate::error::Error;
+use crate::ledger::Ledger;
+use crate::news::{Command, News};
+use crate::settings::Settings;
+use crate::state::{ConnectionId, Effect, Event, State};
+
+/// How often leases and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long workers get to read their last message and go.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// From the rim.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    /// A stream began; its events follow.
+    Opened {
+        connection: ConnectionId,
+        session: Session,
+    },
+    Event(Event),
+}
+
+/// The way back to one worker. Dropping it ends the stream and its reader.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) outbox: mpsc::Sender<Outgoing>,
+    /// Its reader waits for this to be dropped.
+    pub(crate) _open: oneshot::Sender<()>,
+}
+
+/// To one worker.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    Message(ToWorker),
+    /// Nothing follows.
+    Close {
+        reason: String,
+    },
+}
+
+/// Everything the task owns.
+pub(crate) struct Conductor {
+    state: State,
+    ledger: Ledger,
+    checkpoints: PathBuf,
+    keep: u32,
+    started: Instant,
+    sessions: BTreeMap<ConnectionId, Session>,
+    news: mpsc::UnboundedSender<News>,
+    /// Results of manifests that were written on other threads.
+    written: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+    /// What carrying out an effect gave rise to.
+    follow_ups: VecDeque<Event>,
+}
+
+impl Conductor {
+    pub(crate) fn new(
+        settings: Settings,
+        news: mpsc::UnboundedSender<News>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            ledger: Ledger::open(&settings.run_dir, settings.resume_from)?,
+            checkpoints: settings.run_dir.join("checkpoints"),
+            keep: settings.job.checkpoint.keep,
+            state: State::new(settings, 0),
+            started: Instant::now(),
+            sessions: BTreeMap::new(),
+            news,
+            written: mpsc::unbounded_channel(),
+            follow_ups: VecDeque::new(),
+        })
+    }
+
+    /// Runs until the end of the run has reached every worker.
+    pub(crate) async fn conduct(
+        mut self,
+        mut inbox: mpsc::Receiver<Inbound>,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut commanded = true;
+        let mut farewell = None;
+        while farewell.is_none() || !self.sessions.is_empty() {
+            let inbound = tokio::select! {
+                // Messages first: a lease must not end while its heartbeat waits to be read.
+                biased;
+                Some(inbound) = inbox.recv() => inbound,
+                Some(event) = self.written.1.recv() => Inbound::Event(event),
+                command = commands.recv(), if commanded => {
+                    commanded = command.is_some();
+                    Inbound::Event(command.map_or_else(abandoned, event))
+                }
+                () = sleep_until(farewell.unwrap_or_else(Instant::now)), if farewell.is_some() => {
+                    break;
+                }
+                _at = ticks.tick() => Inbound::Event(Event::Tick),
+            };
+            match inbound {
+                Inbound::Opened { connection, session } => {
+                    self.sessions.insert(connection, session);
+                }
+                Inbound::Event(event) => self.apply(event),
+            }
+            if self.state.is_over() {
+                farewell.get_or_insert(Instant::now() + FAREWELL);
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.follow_ups.push_back(event);
+        while let Some(event) = self.follow_ups.pop_front() {
+            if let Event::HungUp { connection, .. } = &event {
+                self.sessions.remove(connection);
+            }
+            let now_ms = self.started.elapsed().as_millis() as u64;
+            for effect in self.state.apply(now_ms, event) {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { connection, message } => self.send(connection, message),
+            Effect::Close { connection, reason } => {
+                tracing::info!(connection = connection.0, reason, "closing a connection");
+                if let Some(session) = self.sessions.remove(&connection) {
+                    // A full outbox means that nobody reads: then the reason is lost.
+                    session.outbox.try_send(Outgoing::Close { reason }).ok();
+                }
+            }
+            Effect::Ignored { connection, why } => {
+                tracing::debug!(connection = connection.0, %why, "ignored a message");
+            }
+            Effect::Record(row) => {
+                if let Err(error) = self.ledger.record(row) {
+                    let why = in_full(&error);
+                    self.follow_ups.push_back(Event::LedgerFailed { why });
+                }
+            }
+            Effect::CommitCheckpoint(manifest) => self.commit(manifest),
+            Effect::News(news) => {
+                // Nobody listens when the launcher has given up; the workers still get their word.
+                self.news.send(news).ok();
+            }
+        }
+    }
+
+    fn send(&mut self, connection: ConnectionId, message: ToWorker) {
+        let Some(session) = self.sessions.get(&connection) else { return };
+        if session.outbox.try_send(Outgoing::Message(message)).is_err() {
+            let why = "the worker does not read its messages".to_owned();
+            self.follow_ups.push_back(Event::HungUp { connection, why });
+        }
+    }
+
+    fn commit(&self, manifest: CheckpointManifest) {
+        let (checkpoints, keep) = (self.checkpoints.clone(), self.keep);
+        let (sync, done) = (self.ledger.syncer(), self.written.0.clone());
+        tokio::task::spawn_blocking(move || {
+            // The rows a checkpoint stands on must not be younger than it after a power cut.
+            let result = sync
+                .and_then(|sync| sync())
+                .and_then(|()| checkpoints::commit(&checkpoints, &manifest, keep))
+                .map_err(|error| in_full(&error));
+            done.send(Event::CheckpointWritten { step: manifest.step, result }).ok();
+        });
+    }
+}
+
+fn event(command: Command) -> Event {
+    match command {
+        Command::Stop => Event::StopRequested,
+        Command::Abort(reason) => Event::AbortRequested { reason },
+        Command::WorkerExited { worker, what } => Event::WorkerExited { worker, what },
+    }
+}
+
+fn abandoned() -> Event {
+    Event::AbortRequested { reason: "the launcher has given up".to_owned() }
+}
+
+/// An error with its sources, in one line.
+fn in_full(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

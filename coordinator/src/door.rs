@@ -1,0 +1,132 @@
+//! Who may hold a connection open: at most so many, and only those that say hello in time.
+//!
+//! tonic's own knob, `max_connection_age`, would cut a healthy session after a fixed time, and
+//! HTTP/2 keepalive does not see a connection that never sends its preface. So each connection
+//! carries a deadline that ends with a well-formed hello behind the right secret. After that,
+//! keepalive and the lease watch over it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Sleep, sleep};
+
+/// How many, and how long without a hello.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections_max: usize,
+    pub(crate) hello_deadline: Duration,
+}
+
+impl Limits {
+    /// Far more than the workers of one machine; a hello takes milliseconds.
+    pub(crate) const USUAL: Self =
+        Self { connections_max: 64, hello_deadline: Duration::from_secs(10) };
+}
+
+/// Whether the other end of a connection has said hello. Shared with the session's reader.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pass(Arc<AtomicBool>);
+
+impl Pass {
+    /// Takes the deadline away.
+    pub(crate) fn admit(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that fails at its deadline unless its pass was admitted.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    stream: TcpStream,
+    pass: Pass,
+    deadline: Pin<Box<Sleep>>,
+    /// Gives the place back when the connection is dropped.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Guarded {
+    pub(crate) fn pass(&self) -> Pass {
+        self.pass.clone()
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.pass.is_admitted() && self.deadline.as_mut().poll(cx).is_ready() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no hello before the deadline"));
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Accepts until `accepted` is closed. A connection too many is closed at once.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    limits: Limits,
+    accepted: mpsc::Sender<io::Result<Guarded>>,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    loop {
+        let stream = tokio::select! {
+            stream = listener.accept() => stream,
+            () = accepted.closed() => return,
+        };
+        let Ok((stream, _)) = stream else {
+            // Most likely no file descriptor is free: wait for some to come back.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(limits.connections_max, "a connection too many was closed");
+            continue;
+        };
+        if stream.set_nodelay(true).is_err() {
+            // It is gone already.
+            continue;
+        }
+        let deadline = Box::pin(sleep(limits.hello_deadline));
+        let guarded = Guarded { stream, pass: Pass::default(), deadline, _place: place };
+        if accepted.send(Ok(guarded)).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! THE CONDUCTOR: who takes part, what the plan is, which steps and checkpoints are committed, and
+//! how a run ends. It never sees a tensor.
+//!
+//! Reading order: `news` (what the launcher hears), `state` (every decision, pure), `conductor`
+//! (the one task that owns the state), `server` (gRPC), `door` (who may connect), `checkpoints`
+//! and `ledger` (what is written down).
+
+pub mod checkpoints;
+mod conductor;
+mod door;
+mod error;
+mod ledger;
+mod news;
+mod server;
+mod settings;
+pub mod state;
+
+pub use error::Error;
+pub use news::{Cause, Command, Failure, News};
+pub use server::{Running, serve};
+pub use settings::{MakePlan, Settings};

@@ -1,0 +1,110 @@
+//! What the coordinator tells whoever started it, and what it can be told.
+
+use std::fmt;
+
+use shoal_plan::plan::{Plan, WorkerId};
+use shoal_plan::report::{Evaluation, StepRow};
+use shoal_proto::FailureKind;
+
+/// What happened, in order. `Finished` or `Failed` comes once, and last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// A worker was accepted.
+    Joined {
+        worker: WorkerId,
+        pid: u32,
+        joined: u32,
+        wanted: u32,
+    },
+    /// All workers are here: this is who does what.
+    Planned(Plan),
+    /// All workers are ready and train.
+    Started,
+    /// A step is committed. Steps come in order, each once.
+    Step(StepRow),
+    /// A checkpoint is complete and durable.
+    CheckpointCommitted {
+        step: u64,
+    },
+    /// A checkpoint could not be completed; training goes on, and the one before it stays.
+    CheckpointFailed {
+        step: u64,
+        why: String,
+    },
+    Finished {
+        /// None when the run was stopped early.
+        evaluation: Option<Evaluation>,
+        /// The last committed step, and the step of the newest checkpoint.
+        last_step: u64,
+        stopped_early: bool,
+    },
+    Failed(Failure),
+}
+
+/// How the run failed: the root cause, where several workers reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The worker at fault, if it is one worker's.
+    pub worker: Option<WorkerId>,
+    /// The last committed step; 0 before the first.
+    pub step_committed: u64,
+    /// The step that was being computed, if the worker could say.
+    pub step: Option<u64>,
+    pub kind: Cause,
+    /// A sentence, without the worker's name.
+    pub what: String,
+    /// Where in the network, if it is known.
+    pub layer: Option<String>,
+}
+
+/// What kind of thing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The worker said so itself.
+    Reported(FailureKind),
+    /// The worker's process ended.
+    Exited,
+    /// The worker's connection ended.
+    HungUp,
+    /// The worker was silent for longer than its lease.
+    LeaseEnded,
+    /// Workers did not join in time.
+    NotJoined,
+    /// No plan fits the job and the workers.
+    Plan,
+    /// The last checkpoint could not be completed.
+    Checkpoint,
+    /// The ledger could not be written.
+    Ledger,
+    /// A worker broke the protocol: a bug, or a worker of another version.
+    Protocol,
+    /// `Command::Abort`.
+    Aborted,
+}
+
+/// What the launcher can ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Checkpoint at the next step all workers agree on, and end.
+    Stop,
+    /// End now; the workers are told why.
+    Abort(String),
+    /// A worker's process ended: "killed by signal 9".
+    WorkerExited { worker: WorkerId, what: String },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(worker) = self.worker {
+            write!(f, "{worker}: ")?;
+        }
+        f.write_str(&self.what)?;
+        if let Some(step) = self.step {
+            write!(f, ", at step {step}")?;
+        }
+        if let Some(layer) = &self.layer {
+            write!(f, ", in {layer}")?;
+        }
+        write!(f, " (last committed step: {})", self.step_committed)
+    }
+}

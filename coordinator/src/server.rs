@@ -1,0 +1,195 @@
+//! The gRPC rim: turns streams into events and messages into streams. It decides nothing.
+//!
+//! Limits: tonic's defaults leave idle and stalled connections open for ever, so everything that a
+//! stranger can make grow has a bound here or in `door`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
+use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
+use shoal_proto::{FromWorker, Secret};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::conductor::{Conductor, Inbound, Outgoing, Session};
+use crate::door::{self, Guarded, Limits, Pass};
+use crate::error::Error;
+use crate::news::{Command, News};
+use crate::settings::Settings;
+use crate::state::{ConnectionId, Event};
+
+/// Messages on their way to one worker. Seven suffice for a run; more means that it does not read.
+const OUTBOX: usize = 64;
+
+/// Messages of all workers on their way to the conductor; beyond, the streams wait.
+const INBOX: usize = 256;
+
+/// A partition is seen within the sum of the two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A coordinator at work. Dropping it, or its `commands`, aborts the run.
+#[derive(Debug)]
+pub struct Running {
+    /// Where workers join.
+    pub address: SocketAddr,
+    /// Ends after `News::Finished` or `News::Failed`, when the workers have gone.
+    pub news: mpsc::UnboundedReceiver<News>,
+    pub commands: mpsc::Sender<Command>,
+}
+
+/// Starts a coordinator on a free port of 127.0.0.1: without TLS nothing else is offered.
+pub async fn serve(settings: Settings) -> Result<Running, Error> {
+    serve_within(settings, Limits::USUAL).await
+}
+
+async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Error> {
+    let listen = |source| Error::Listen { source };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let secret = settings.secret.clone();
+    let (news_sender, news) = mpsc::unbounded_channel();
+    let (commands, command_receiver) = mpsc::channel(16);
+    let (inbox_sender, inbox) = mpsc::channel(INBOX);
+    let conductor = Conductor::new(settings, news_sender)?;
+
+    let (accepted_sender, accepted) = mpsc::channel(1);
+    tokio::spawn(door::accept(listener, limits, accepted_sender));
+    let sessions = Sessions { inbox: inbox_sender, opened: AtomicU64::new(0), limits };
+    let service = CoordinatorServer::new(sessions)
+        .max_decoding_message_size(FROM_WORKER_BYTES_MAX)
+        .max_encoding_message_size(TO_WORKER_BYTES_MAX);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(2)
+        .concurrency_limit_per_connection(2)
+        .http2_max_header_list_size(16 << 10)
+        .http2_max_pending_accept_reset_streams(Some(8))
+        .http2_max_local_error_reset_streams(Some(8))
+        .add_service(InterceptedService::new(service, only_members(secret)))
+        .serve_with_incoming(ReceiverStream::new(accepted));
+    tokio::spawn(async move {
+        // The server ends with the run: dropping it closes the port.
+        tokio::select! {
+            result = server => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "the gRPC server failed");
+                }
+            }
+            () = conductor.conduct(inbox, command_receiver) => {}
+        }
+    });
+    Ok(Running { address, news, commands })
+}
+
+/// Refuses whoever does not know the run's secret, in the same words whatever is wrong with it.
+fn only_members(
+    secret: Secret,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
+    move |request| {
+        let given = request.metadata().get(SECRET_KEY).and_then(|value| value.to_str().ok());
+        if given.and_then(|text| Secret::from_hex(text).ok()).as_ref() == Some(&secret) {
+            return Ok(request);
+        }
+        tracing::warn!("a connection without the run's secret was refused");
+        Err(Status::unauthenticated("the secret of this run is missing or wrong"))
+    }
+}
+
+impl Connected for Guarded {
+    type ConnectInfo = Pass;
+
+    fn connect_info(&self) -> Pass {
+        self.pass()
+    }
+}
+
+struct Sessions {
+    inbox: mpsc::Sender<Inbound>,
+    opened: AtomicU64,
+    limits: Limits,
+}
+
+#[tonic::async_trait]
+impl Coordinator for Sessions {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<raw::FromWorker>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
+        let connection = ConnectionId(self.opened.fetch_add(1, Ordering::Relaxed));
+        let (outbox, outgoing) = mpsc::channel(OUTBOX);
+        let (open, closed) = oneshot::channel();
+        let session = Session { outbox, _open: open };
+        if self.inbox.send(Inbound::Opened { connection, session }).await.is_err() {
+            return Err(Status::unavailable("the run has ended"));
+        }
+        let (inbox, limits) = (self.inbox.clone(), self.limits);
+        let reader = Reader { connection, messages: request.into_inner(), pass, inbox };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = reader.read(limits) => {}
+                _ = closed => {}
+            }
+        });
+        let outgoing = ReceiverStream::new(outgoing).map(|outgoing| match outgoing {
+            Outgoing::Message(message) => Ok(raw::ToWorker::from(message)),
+            Outgoing::Close { reason } => Err(Status::failed_precondition(reason)),
+        });
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+}
+
+/// Reads one worker's stream to its end.
+struct Reader {
+    connection: ConnectionId,
+    messages: Streaming<raw::FromWorker>,
+    pass: Pass,
+    inbox: mpsc::Sender<Inbound>,
+}
+
+impl Reader {
+    async fn read(mut self, limits: Limits) {
+        let connection = self.connection;
+        let first = tokio::time::timeout(limits.hello_deadline, self.next()).await;
+        let late = || Event::BadMessage { connection, why: "no hello in time".to_owned() };
+        let mut event = first.unwrap_or_else(|_| late());
+        if let Event::Message { message: FromWorker::Hello(_), .. } = event {
+            self.pass.admit();
+        }
+        loop {
+            let is_last = !matches!(event, Event::Message { .. });
+            if self.inbox.send(Inbound::Event(event)).await.is_err() || is_last {
+                return;
+            }
+            event = self.next().await;
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        let connection = self.connection;
+        match self.messages.message().await {
+            Ok(Some(raw)) => match FromWorker::try_from(raw) {
+                Ok(message) => Event::Message { connection, message },
+                Err(error) => Event::BadMessage { connection, why: error.to_string() },
+            },
+            Ok(None) => Event::HungUp { connection, why: "closed by the worker".to_owned() },
+            Err(status) => Event::HungUp { connection, why: status.message().to_owned() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

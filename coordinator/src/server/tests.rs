@@ -1,0 +1,220 @@
+//! The rim against real clients and against strangers, over loopback.
+
+use std::time::Duration;
+
+use shoal_plan::plan::WorkerId;
+use shoal_proto::ToWorker;
+use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Code;
+
+use super::*;
+use crate::checkpoints::tests::TestDir;
+use crate::news::Cause;
+use crate::state::fixtures::{finished, hello, part, settings, step_done};
+
+/// Ends a test that hangs; far beyond anything that is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// One worker over raw gRPC.
+struct Worker {
+    say: mpsc::UnboundedSender<raw::FromWorker>,
+    heard: Streaming<raw::ToWorker>,
+}
+
+impl Worker {
+    async fn open(address: SocketAddr, secret: &str) -> Result<Self, Status> {
+        let mut client = CoordinatorClient::connect(format!("http://{address}")).await.unwrap();
+        let (say, said) = mpsc::unbounded_channel();
+        let mut request = Request::new(UnboundedReceiverStream::new(said));
+        if !secret.is_empty() {
+            request.metadata_mut().insert(SECRET_KEY, secret.parse().unwrap());
+        }
+        let heard = client.session(request).await?.into_inner();
+        Ok(Self { say, heard })
+    }
+
+    async fn join(running: &Running, secret: &Secret, worker: u32) -> Self {
+        let this = Self::open(running.address, &secret.to_hex()).await.unwrap();
+        this.say(hello(worker));
+        this
+    }
+
+    fn say(&self, message: FromWorker) {
+        self.say.send(message.into()).unwrap();
+    }
+
+    async fn next(&mut self) -> Result<ToWorker, Status> {
+        let next = tokio::time::timeout(PATIENCE, self.heard.message()).await.unwrap()?;
+        Ok(ToWorker::try_from(next.expect("the stream goes on")).unwrap())
+    }
+}
+
+async fn started(dir: &TestDir) -> (Running, Secret) {
+    started_within(dir, Limits::USUAL).await
+}
+
+async fn started_within(dir: &TestDir, limits: Limits) -> (Running, Secret) {
+    let settings = Settings { run_dir: dir.0.clone(), ..settings() };
+    let secret = settings.secret.clone();
+    (serve_within(settings, limits).await.unwrap(), secret)
+}
+
+/// Waits for the news that `pick` accepts.
+async fn news<T>(running: &mut Running, pick: impl Fn(News) -> Option<T>) -> T {
+    loop {
+        let news = tokio::time::timeout(PATIENCE, running.news.recv()).await.unwrap();
+        if let Some(found) = pick(news.expect("the run goes on")) {
+            return found;
+        }
+    }
+}
+
+fn joined(news: News) -> Option<()> {
+    matches!(news, News::Joined { .. }).then_some(())
+}
+
+/// The other end closes, and says nothing but what HTTP/2 says by itself.
+async fn closes(mut stream: TcpStream) {
+    let mut bytes = Vec::new();
+    // A reset is as good as an end.
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.unwrap().ok();
+}
+
+#[tokio::test]
+async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
+    let dir = TestDir::new("server-run");
+    let (mut running, secret) = started(&dir).await;
+    let mut workers =
+        [Worker::join(&running, &secret, 0).await, Worker::join(&running, &secret, 1).await];
+    for worker in &mut workers {
+        let ToWorker::Assign(assign) = worker.next().await.unwrap() else { panic!("want a plan") };
+        let generation = assign.plan.generation;
+        worker.say(FromWorker::Ready { generation });
+    }
+    let partial = dir.0.join("checkpoints/.step-1.partial");
+    std::fs::create_dir_all(&partial).unwrap();
+    for (n, worker) in (0..).zip(&mut workers) {
+        assert!(matches!(worker.next().await.unwrap(), ToWorker::Start { .. }));
+        std::fs::write(partial.join(format!("model-{n}.safetensors")), "x").unwrap();
+        worker.say(step_done(n, 1));
+        worker.say(part(n, 1));
+    }
+    for (n, worker) in (0..).zip(&mut workers) {
+        let committed = worker.next().await.unwrap();
+        assert!(matches!(committed, ToWorker::CheckpointCommitted { step: 1, .. }));
+        worker.say(finished(n, 1, true));
+    }
+    for worker in &mut workers {
+        assert!(matches!(worker.next().await.unwrap(), ToWorker::Leave { .. }));
+    }
+    let finished = |news| {
+        let News::Finished { last_step, stopped_early, .. } = news else { return None };
+        Some((last_step, stopped_early))
+    };
+    assert_eq!(news(&mut running, finished).await, (1, true));
+    drop(workers);
+    let after = tokio::time::timeout(PATIENCE, running.news.recv()).await.unwrap();
+    assert_eq!(after, None, "the news ends when the workers have gone");
+    assert!(dir.0.join("checkpoints/step-1/manifest.json").exists());
+    let ledger = std::fs::read_to_string(dir.0.join("ledger.jsonl")).unwrap();
+    assert_eq!(ledger.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn strangers_are_refused_in_the_same_words_whatever_they_lack() {
+    let dir = TestDir::new("server-secret");
+    let (running, secret) = started(&dir).await;
+    let wrong = Secret::random().unwrap().to_hex();
+    let short = &secret.to_hex()[..62];
+    for given in ["", "nonsense", &wrong, short] {
+        let status = Worker::open(running.address, given).await.map(drop).unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{given}");
+        assert_eq!(status.message(), "the secret of this run is missing or wrong");
+    }
+}
+
+#[tokio::test]
+async fn a_second_worker_with_a_taken_number_is_told_so_and_the_first_stays() {
+    let dir = TestDir::new("server-taken");
+    let (mut running, secret) = started(&dir).await;
+    let mut first = Worker::join(&running, &secret, 0).await;
+    news(&mut running, joined).await;
+    let status = Worker::join(&running, &secret, 0).await.next().await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(status.message(), "worker-0 has joined already");
+    let _second = Worker::join(&running, &secret, 1).await;
+    assert!(matches!(first.next().await.unwrap(), ToWorker::Assign(_)));
+}
+
+#[tokio::test]
+async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
+    let dir = TestDir::new("server-idle");
+    // Long enough for a worker's hello on a busy machine.
+    let limits = Limits { connections_max: 8, hello_deadline: Duration::from_secs(2) };
+    let (mut running, secret) = started_within(&dir, limits).await;
+    let mut worker = Worker::join(&running, &secret, 0).await;
+    news(&mut running, joined).await;
+    let idle = TcpStream::connect(running.address).await.unwrap();
+    let mut half = TcpStream::connect(running.address).await.unwrap();
+    half.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    let mut preface = TcpStream::connect(running.address).await.unwrap();
+    // The preface and an empty SETTINGS frame, then silence.
+    preface.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut mute = Worker::open(running.address, &secret.to_hex()).await.unwrap();
+    closes(idle).await;
+    closes(half).await;
+    closes(preface).await;
+    mute.next().await.unwrap_err();
+    let _second = Worker::join(&running, &secret, 1).await;
+    assert!(matches!(worker.next().await.unwrap(), ToWorker::Assign(_)));
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_at_once() {
+    let dir = TestDir::new("server-flood");
+    let limits = Limits { connections_max: 2, hello_deadline: PATIENCE * 2 };
+    let (running, _) = started_within(&dir, limits).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(TcpStream::connect(running.address).await.unwrap());
+    }
+    closes(streams.pop().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_ends_the_session_and_names_the_worker() {
+    let dir = TestDir::new("server-large");
+    let (mut running, secret) = started(&dir).await;
+    let worker = Worker::join(&running, &secret, 1).await;
+    news(&mut running, joined).await;
+    let file = raw::CheckpointFile { name: "x".repeat(1 << 20), ..Default::default() };
+    let part = raw::CheckpointPart { files: vec![file], ..Default::default() };
+    let message = Some(raw::from_worker::Message::CheckpointPart(part));
+    worker.say.send(raw::FromWorker { message }).unwrap();
+    let failed = |news| if let News::Failed(failure) = news { Some(failure) } else { None };
+    let failure = news(&mut running, failed).await;
+    assert_eq!((failure.worker, failure.kind), (Some(WorkerId(1)), Cause::HungUp));
+    assert!(failure.what.contains("limit is: 262144"), "{}", failure.what);
+}
+
+#[tokio::test]
+async fn workers_hear_why_the_launcher_aborts_or_that_it_is_gone() {
+    for gone in [false, true] {
+        let dir = TestDir::new("server-abort");
+        let (mut running, secret) = started(&dir).await;
+        let mut worker = Worker::join(&running, &secret, 0).await;
+        news(&mut running, joined).await;
+        let want = if gone {
+            drop(running);
+            "the launcher has given up"
+        } else {
+            running.commands.send(Command::Abort("stopped twice".into())).await.unwrap();
+            "stopped twice"
+        };
+        let ToWorker::Abort { reason } = worker.next().await.unwrap() else { panic!("want why") };
+        assert!(reason.starts_with(want), "{reason}");
+    }
+}

@@ -1,0 +1,171 @@
+//! How a run ends: by finishing, by a request to stop, or by the first failure.
+
+use shoal_plan::plan::WorkerId;
+use shoal_proto::ToWorker;
+
+use super::cause::Sign;
+use super::{ConnectionId, Effect, Event, Finish, Ignored, OWN_SLEEP_MS, Phase, State};
+use crate::news::{Cause, Failure, News};
+
+/// How long the last checkpoint may take to complete after all workers have finished.
+const LAST_CHECKPOINT_MS: u64 = 60_000;
+
+impl State {
+    /// Time does not go back, and a coordinator that slept has heard nobody meanwhile.
+    pub(super) fn forgive_own_sleep(&mut self, now_ms: u64) {
+        let gap = now_ms.saturating_sub(self.now_ms);
+        self.now_ms += gap;
+        if gap > OWN_SLEEP_MS {
+            self.started_ms += gap;
+            for member in self.members.values_mut() {
+                member.heard_ms += gap;
+            }
+        }
+    }
+
+    /// Only a newcomer still gets an answer.
+    pub(super) fn after_the_end(&mut self, event: Event) {
+        if let Event::Message { connection, .. } | Event::BadMessage { connection, .. } = event
+            && self.worker_of(connection).is_none()
+        {
+            let reason = "the run has ended".to_owned();
+            self.effects.push(Effect::Close { connection, reason });
+        }
+    }
+
+    pub(super) fn bad_message(&mut self, connection: ConnectionId, why: &str) {
+        match self.worker_of(connection) {
+            Some(worker) => {
+                let why = format!("a message that cannot be understood: {why}");
+                self.fail(Cause::Protocol, Some(worker), why);
+            }
+            None => self.effects.push(Effect::Close { connection, reason: why.to_owned() }),
+        }
+    }
+
+    pub(super) fn hung_up(&mut self, connection: ConnectionId, why: String) {
+        let Some(worker) = self.worker_of(connection) else { return };
+        self.member(worker).connected = false;
+        self.sign(worker, Cause::HungUp, format!("the connection ended: {why}"));
+    }
+
+    pub(super) fn end_leases(&mut self) {
+        let (now_ms, lease_ms) = (self.now_ms, self.settings.lease_ms);
+        let silent: Vec<_> = (self.members.iter_mut())
+            .filter(|(_, member)| member.connected && now_ms > member.heard_ms + lease_ms)
+            .map(|(worker, member)| {
+                member.connected = false;
+                (*worker, member.connection)
+            })
+            .collect();
+        for (worker, connection) in silent {
+            let what = format!("no sign of life for {lease_ms} ms");
+            self.effects.push(Effect::Close { connection, reason: what.clone() });
+            self.sign(worker, Cause::LeaseEnded, what);
+        }
+        let deadline_ms = self.settings.join_deadline_ms;
+        if self.phase == Phase::Gathering && now_ms > self.started_ms + deadline_ms {
+            let wanted = (0..self.settings.workers_wanted).map(WorkerId);
+            let missing: Vec<_> = (wanted.filter(|id| !self.members.contains_key(id)))
+                .map(|id| id.to_string())
+                .collect();
+            let what = format!("not joined within {deadline_ms} ms: {}", missing.join(", "));
+            self.fail(Cause::NotJoined, None, what);
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        match self.phase {
+            // Nothing was trained, so nothing is lost.
+            Phase::Gathering | Phase::Preparing => self.finish(None, true),
+            Phase::Training => {
+                self.phase = Phase::Stopping;
+                self.send_to_all(&ToWorker::Stop { generation: self.generation() });
+            }
+            Phase::Stopping | Phase::Ended => {}
+        }
+    }
+
+    pub(super) fn finished(&mut self, worker: WorkerId, step: u64, finish: Finish) {
+        let phase = self.phase;
+        let member = self.member(worker);
+        let (connection, done) = (member.connection, member.done);
+        if phase == Phase::Preparing {
+            return self.ignore(connection, Ignored::OutOfPhase(phase));
+        }
+        if member.finished.is_some() {
+            return self.ignore(connection, Ignored::Repeated);
+        }
+        if step != done {
+            let why = format!("finished after step {step}: the last step it did is {done}");
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        member.finished = Some(finish);
+        if self.members.values().all(|member| member.finished.is_some()) {
+            self.finished_ms = Some(self.now_ms);
+        }
+    }
+
+    pub(super) fn finish_when_all_have(&mut self) {
+        let Some(finished_ms) = self.finished_ms else { return };
+        let step = self.committed;
+        if let Some((worker, ahead)) = self.members.iter().find(|(_, member)| member.done != step) {
+            let why = format!("finished after step {}, others after step {step}", ahead.done);
+            return self.fail(Cause::Protocol, Some(*worker), why);
+        }
+        if let Some((_, why)) = self.checkpoint_failed.clone().filter(|(failed, _)| *failed == step)
+        {
+            return self.fail(Cause::Checkpoint, None, why);
+        }
+        if self.checkpointed == step {
+            let mut finishes = self.members.values().filter_map(|member| member.finished);
+            let stopped_early = finishes.clone().any(|finish| finish.stopped_early);
+            let evaluation = finishes.find_map(|finish| finish.evaluation);
+            return self.finish(evaluation, stopped_early);
+        }
+        if self.now_ms > finished_ms + LAST_CHECKPOINT_MS {
+            let missing = self.parts.missing(step);
+            let missing: Vec<_> = missing.into_iter().map(|cell| cell.to_string()).collect();
+            let of = if missing.is_empty() { "the manifest".into() } else { missing.join(", ") };
+            let why = format!("the checkpoint of step {step} is not complete: {of} is missing");
+            self.fail(Cause::Checkpoint, None, why);
+        }
+    }
+
+    fn finish(&mut self, evaluation: Option<shoal_plan::report::Evaluation>, stopped_early: bool) {
+        let last_step = self.committed;
+        let reason = format!("the run has ended after step {last_step}");
+        self.send_to_all(&ToWorker::Leave { reason });
+        self.phase = Phase::Ended;
+        self.news(News::Finished { evaluation, last_step, stopped_early });
+    }
+
+    /// Notes a sign that the run cannot go on; which sign is the cause shows a little later.
+    pub(super) fn sign(&mut self, worker: WorkerId, cause: Cause, what: String) {
+        let sign = Sign { worker, cause, step: None, what, layer: None };
+        self.signs.add(self.now_ms, sign);
+    }
+
+    pub(super) fn fail_for_the_root_cause(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        if let Some(Sign { worker, cause, step, what, layer }) =
+            self.signs.root(self.now_ms).cloned()
+        {
+            let (worker, kind, step_committed) = (Some(worker), cause, self.committed);
+            self.end_with(Failure { worker, step_committed, step, kind, what, layer });
+        }
+    }
+
+    pub(super) fn fail(&mut self, kind: Cause, worker: Option<WorkerId>, what: String) {
+        let step_committed = self.committed;
+        self.end_with(Failure { worker, step_committed, step: None, kind, what, layer: None });
+    }
+
+    fn end_with(&mut self, failure: Failure) {
+        self.send_to_all(&ToWorker::Abort { reason: failure.to_string() });
+        self.phase = Phase::Ended;
+        self.news(News::Failed(failure));
+    }
+}

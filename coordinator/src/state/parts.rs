@@ -1,0 +1,168 @@
+//! Checkpoints in the making: which cells have written their files, and which step is complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, SCHEMA_VERSION};
+use shoal_plan::grid::{CellId, Grid};
+
+/// The parts of checkpoints that are not yet committed, by step and cell.
+#[derive(Debug)]
+pub(super) struct Parts {
+    grid: Grid,
+    /// Sequences per step.
+    batch: u64,
+    steps: BTreeMap<u64, BTreeMap<CellId, Vec<CheckpointFile>>>,
+    /// The step whose manifest is being written.
+    writing: Option<u64>,
+    /// The newest step that is over, one way or the other: parts up to it come too late.
+    closed: u64,
+}
+
+/// Why a part is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PartError {
+    /// The checkpoint is already written, or this cell's part is here.
+    Late,
+    /// The part contradicts the plan or another part.
+    Wrong(String),
+}
+
+impl Parts {
+    /// Nothing written yet; parts up to `resume_from` come too late.
+    pub(super) fn new(grid: Grid, batch: u64, resume_from: u64) -> Self {
+        Self { grid, batch, steps: BTreeMap::new(), writing: None, closed: resume_from }
+    }
+
+    /// The cells that write: every expert and every layer is in the first replica.
+    fn writers(&self) -> impl Iterator<Item = CellId> {
+        let grid = self.grid;
+        grid.cells().filter(move |cell| grid.cell(*cell).replica == 0)
+    }
+
+    /// Takes one cell's files.
+    pub(super) fn add(
+        &mut self,
+        step: u64,
+        cell: CellId,
+        files: Vec<CheckpointFile>,
+    ) -> Result<(), PartError> {
+        if !self.writers().any(|writer| writer == cell) {
+            return Err(PartError::Wrong(format!("{cell} writes no checkpoints in this plan")));
+        }
+        if step <= self.closed || self.writing == Some(step) {
+            return Err(PartError::Late);
+        }
+        let parts = self.steps.entry(step).or_default();
+        if parts.contains_key(&cell) {
+            return Err(PartError::Late);
+        }
+        let mut names: BTreeSet<_> = parts.values().flatten().map(|file| &file.name).collect();
+        if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
+            let name = &twice.name;
+            return Err(PartError::Wrong(format!("{cell} wrote {name}, which is written already")));
+        }
+        parts.insert(cell, files);
+        Ok(())
+    }
+
+    /// The next complete checkpoint of a committed step, if none is being written.
+    pub(super) fn next_complete(&mut self, committed: u64) -> Option<CheckpointManifest> {
+        if self.writing.is_some() {
+            return None;
+        }
+        let n_writers = self.writers().count();
+        let complete = |(step, parts): &(&u64, &BTreeMap<_, _>)| {
+            **step <= committed && parts.len() == n_writers
+        };
+        let step = *self.steps.iter().find(complete)?.0;
+        let mut files: Vec<_> = self.steps.remove(&step)?.into_values().flatten().collect();
+        files.sort();
+        self.writing = Some(step);
+        Some(CheckpointManifest {
+            schema_version: SCHEMA_VERSION,
+            step,
+            sequences: step * self.batch,
+            grid: self.grid,
+            files,
+        })
+    }
+
+    /// The manifest of this step was written, or could not be. Returns whether it was awaited.
+    pub(super) fn written(&mut self, step: u64) -> bool {
+        if self.writing != Some(step) {
+            return false;
+        }
+        self.writing = None;
+        self.closed = step;
+        // A checkpoint older than one that is over will never be asked for.
+        self.steps.retain(|pending, _| *pending > step);
+        true
+    }
+
+    /// The cells whose part of this step has not come. None if its manifest is being written.
+    pub(super) fn missing(&self, step: u64) -> Vec<CellId> {
+        if self.writing == Some(step) {
+            return Vec::new();
+        }
+        let parts = self.steps.get(&step);
+        self.writers().filter(|cell| !parts.is_some_and(|p| p.contains_key(cell))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid { stages: 2, expert_shards: 1, replicas: 2 };
+
+    fn file(name: &str) -> Vec<CheckpointFile> {
+        vec![CheckpointFile { name: name.into(), bytes: 1, blake3: "00".repeat(32) }]
+    }
+
+    #[test]
+    fn a_checkpoint_is_complete_with_the_parts_of_the_first_replica_in_any_order() {
+        let mut parts = Parts::new(GRID, 8, 0);
+        assert_eq!(parts.missing(5), [CellId(0), CellId(2)]);
+        parts.add(5, CellId(2), file("b")).unwrap();
+        assert_eq!(parts.next_complete(5), None);
+        parts.add(5, CellId(0), file("a")).unwrap();
+        assert_eq!(parts.next_complete(4), None, "step 5 is not committed");
+        let manifest = parts.next_complete(5).unwrap();
+        assert_eq!((manifest.step, manifest.sequences, manifest.grid), (5, 40, GRID));
+        assert_eq!(manifest.files, [file("a"), file("b")].concat());
+        assert_eq!(parts.add(5, CellId(0), file("a")), Err(PartError::Late));
+        assert!(!parts.written(4));
+        assert!(parts.written(5));
+        assert!(!parts.written(5));
+        assert_eq!(parts.add(5, CellId(0), file("a")), Err(PartError::Late));
+    }
+
+    #[test]
+    fn one_checkpoint_is_written_at_a_time_and_an_older_one_is_dropped() {
+        let mut parts = Parts::new(GRID, 8, 4);
+        assert_eq!(parts.add(4, CellId(0), file("a")), Err(PartError::Late));
+        parts.add(5, CellId(0), file("a")).unwrap();
+        for step in [6, 7] {
+            parts.add(step, CellId(0), file("a")).unwrap();
+            parts.add(step, CellId(2), file("b")).unwrap();
+        }
+        assert_eq!(parts.next_complete(7).unwrap().step, 6);
+        assert_eq!(parts.next_complete(7), None);
+        assert!(parts.written(6));
+        assert_eq!(parts.next_complete(7).unwrap().step, 7);
+        assert_eq!(parts.add(5, CellId(2), file("b")), Err(PartError::Late));
+    }
+
+    #[test]
+    fn parts_that_contradict_the_plan_are_named() {
+        let mut parts = Parts::new(GRID, 8, 0);
+        let wrong = |text: &str| Err(PartError::Wrong(text.into()));
+        let want = wrong("cell-1 writes no checkpoints in this plan");
+        assert_eq!(parts.add(5, CellId(1), file("a")), want);
+        assert!(parts.add(5, CellId(99), file("a")).is_err());
+        parts.add(5, CellId(0), file("a")).unwrap();
+        let want = wrong("cell-2 wrote a, which is written already");
+        assert_eq!(parts.add(5, CellId(2), file("a")), want);
+        assert_eq!(parts.add(5, CellId(0), file("z")), Err(PartError::Late));
+    }
+}

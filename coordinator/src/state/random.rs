@@ -1,0 +1,178 @@
+//! Thousands of runs with messages late, repeated, garbled and lost, and workers dying: whatever
+//! comes, the state neither panics nor contradicts itself. `SEED=n` replays one run.
+
+use shoal_proto::FailureKind;
+
+use super::fixtures::{G1, LAST_STEP, connection, finished, hello, part, settings, step_done};
+use super::*;
+
+/// `SplitMix64`, Steele et al. 2014.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+/// What a healthy worker says, in order.
+fn script(worker: u32) -> Vec<FromWorker> {
+    let mut script = vec![hello(worker), FromWorker::Ready { generation: G1 }];
+    for step in 1..=LAST_STEP {
+        script.push(step_done(worker, step));
+        if step % 2 == 0 {
+            script.push(part(worker, step));
+        }
+    }
+    script.push(finished(worker, LAST_STEP, false));
+    script
+}
+
+fn disturbance(random: &mut Random) -> Event {
+    let n = random.below(4) as u32;
+    let connection = connection(n);
+    let message = match random.below(12) {
+        0 => return Event::HungUp { connection, why: "reset".into() },
+        1 => return Event::WorkerExited { worker: WorkerId(n), what: "signal 9".into() },
+        2 => return Event::BadMessage { connection, why: "nonsense".into() },
+        3 => return Event::StopRequested,
+        4 => return Event::CheckpointWritten { step: random.below(6), result: Ok(()) },
+        5 => hello(random.below(4) as u32),
+        6 => step_done(random.below(3) as u32, random.below(7)),
+        7 => part(random.below(4) as u32, random.below(7)),
+        8 => finished(n, random.below(6), true),
+        9 => FromWorker::Ready { generation: Generation(random.below(3)) },
+        10 => {
+            let (step, what, layer) = (random.below(5), "lost".into(), None);
+            let kind = FailureKind::PeerLost;
+            FromWorker::Failed { generation: G1, step, kind, what, layer }
+        }
+        _ => FromWorker::Heartbeat { generation: None, step: 0 },
+    };
+    Event::Message { connection, message }
+}
+
+/// What must hold of all news of a run.
+#[derive(Default)]
+struct Judge {
+    steps: u64,
+    checkpoint: u64,
+    over: bool,
+}
+
+impl Judge {
+    fn hear(&mut self, news: &News) {
+        assert!(!self.over, "{news:?} after the end");
+        match news {
+            News::Step(row) => {
+                assert_eq!(row.step, self.steps + 1, "steps come in order, each once");
+                self.steps = row.step;
+            }
+            News::CheckpointCommitted { step } => {
+                assert!(*step > self.checkpoint && *step <= self.steps, "checkpoint {step}");
+                self.checkpoint = *step;
+            }
+            News::Finished { last_step, .. } => {
+                assert_eq!((*last_step, *last_step), (self.steps, self.checkpoint));
+                self.over = true;
+            }
+            News::Failed(failure) => {
+                assert_eq!(failure.step_committed, self.steps);
+                self.over = true;
+            }
+            News::Joined { .. }
+            | News::Planned(_)
+            | News::Started
+            | News::CheckpointFailed { .. } => {}
+        }
+    }
+}
+
+/// Runs one seed; one event in `noise` is a disturbance (none for 0). Returns the judge.
+fn simulate(seed: u64, noise: u64) -> Judge {
+    let mut random = Random(seed);
+    let mut state = State::new(settings(), 0);
+    let mut judge = Judge::default();
+    let mut scripts = [script(0), script(1)];
+    for script in &mut scripts {
+        script.reverse();
+    }
+    let mut writing: Vec<u64> = Vec::new();
+    let mut now_ms = 0;
+    // Far beyond every lease and deadline: by then each run has ended, well or badly.
+    while now_ms < 120_000 {
+        let worker = random.below(2) as u32;
+        let event = if noise > 0 && random.below(noise) == 0 {
+            disturbance(&mut random)
+        } else if let Some(step) = writing.pop() {
+            Event::CheckpointWritten { step, result: Ok(()) }
+        } else if let Some(message) = scripts[worker as usize].pop() {
+            // A worker is not ready before it has a plan, and does not train before the start.
+            let early = match message {
+                FromWorker::Ready { .. } => state.phase == Phase::Gathering,
+                FromWorker::StepDone { .. } => state.phase == Phase::Preparing,
+                FromWorker::Hello(_)
+                | FromWorker::Heartbeat { .. }
+                | FromWorker::CheckpointPart { .. }
+                | FromWorker::Finished { .. }
+                | FromWorker::Failed { .. } => false,
+            };
+            if early {
+                scripts[worker as usize].push(message);
+                Event::Tick
+            } else {
+                Event::Message { connection: connection(worker), message }
+            }
+        } else if random.below(2) == 0 {
+            let message = FromWorker::Heartbeat { generation: Some(G1), step: 0 };
+            Event::Message { connection: connection(worker), message }
+        } else {
+            Event::Tick
+        };
+        now_ms += random.below(300);
+        for effect in state.apply(now_ms, event) {
+            match effect {
+                Effect::CommitCheckpoint(manifest) => writing.push(manifest.step),
+                Effect::News(news) => judge.hear(&news),
+                Effect::Send { .. }
+                | Effect::Close { .. }
+                | Effect::Ignored { .. }
+                | Effect::Record(_) => {}
+            }
+        }
+    }
+    assert!(judge.over, "every run ends");
+    judge
+}
+
+fn seeds(n: u64) -> std::ops::Range<u64> {
+    let one = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    one.map_or(0..n, |seed| seed..seed + 1)
+}
+
+#[test]
+fn disturbed_runs_never_contradict_themselves() {
+    for seed in seeds(1_000) {
+        for noise in [2, 10, 40] {
+            let run = || simulate(seed, noise);
+            let survived = std::panic::catch_unwind(run).is_ok();
+            assert!(survived, "replay with SEED={seed}, noise {noise}");
+        }
+    }
+}
+
+#[test]
+fn an_undisturbed_run_finishes_in_every_order_of_messages() {
+    for seed in seeds(1_000) {
+        let judge = simulate(seed, 0);
+        assert_eq!((judge.steps, judge.checkpoint), (LAST_STEP, LAST_STEP), "SEED={seed}");
+    }
+}

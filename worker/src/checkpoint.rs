@@ -1,0 +1,204 @@
+//! Checkpoints as files in `checkpoints/step-N/`: the model under its Hugging Face names, so that
+//! it opens in `transformers`, and the optimizer's state under the same names in files beside it.
+//!
+//! Cells write into `.step-N.partial/` and sync; the coordinator then writes the manifest and
+//! renames the directory. So a directory named `step-N` with a manifest is complete, and damage
+//! since then shows in sizes and hashes. A crash at any point leaves the checkpoint before intact.
+//!
+//! Pickled files (`.pt`, `.bin`) are never read.
+
+mod hugging_face;
+mod newest;
+#[cfg(test)]
+mod proof;
+mod reader;
+#[cfg(test)]
+pub(crate) mod scratch;
+mod write;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use shoal_plan::grid::CellId;
+
+pub use hugging_face::write_hf_files;
+pub use newest::{Newest, Warning, newest_good};
+pub use reader::CheckpointReader;
+pub use write::{NamedTensor, write_file};
+
+/// How numbers lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    F32,
+    Bf16,
+}
+
+/// What a file of tensors holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TensorKind {
+    /// The model: weights in BF16, router biases in F32.
+    Model,
+    /// The optimizer's masters, F32.
+    Master,
+    /// The mean of the gradient, BF16.
+    FirstMoment,
+    /// The mean of its square, BF16.
+    SecondMoment,
+}
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged { path: PathBuf, what: String },
+
+    /// Nothing older is used in its place: the run would silently lose what the newer did.
+    #[error(
+        "{} has schema version {got}, this shoal reads {want}: use the shoal that wrote it",
+        path.display()
+    )]
+    Schema { path: PathBuf, got: u64, want: u32 },
+
+    #[error("checkpoint {}: no {kind} named {name}", path.display())]
+    Missing { path: PathBuf, kind: TensorKind, name: String },
+
+    #[error("checkpoint {}: {kind} {name} is {got}, want {want}", path.display())]
+    Tensor { path: PathBuf, kind: TensorKind, name: String, got: String, want: String },
+
+    #[error("tensor {name:?} cannot be written to {}: {what}", path.display())]
+    Unwritable { path: PathBuf, name: String, what: String },
+}
+
+impl StoredType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// Its name in a safetensors header.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+        }
+    }
+}
+
+impl TensorKind {
+    pub const ALL: [Self; 4] = [Self::Model, Self::Master, Self::FirstMoment, Self::SecondMoment];
+
+    /// How its tensors are stored; router biases, of kind `Model`, are F32 all the same.
+    pub fn stored_type(self) -> StoredType {
+        match self {
+            Self::Master => StoredType::F32,
+            Self::Model | Self::FirstMoment | Self::SecondMoment => StoredType::Bf16,
+        }
+    }
+
+    /// The file that a cell writes, e.g. `exp_avg-cell-3.safetensors`.
+    pub fn file_name(self, cell: CellId) -> String {
+        format!("{}-{cell}.safetensors", self.prefix())
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Master => "master",
+            Self::FirstMoment => "exp_avg",
+            Self::SecondMoment => "exp_avg_sq",
+        }
+    }
+
+    /// What a file name promises; `None` if it is no file of tensors of ours.
+    fn of_file(name: &str) -> Option<Self> {
+        let (prefix, cell) = name.strip_suffix(".safetensors")?.split_once("-cell-")?;
+        cell.parse::<u32>().ok()?;
+        Self::ALL.into_iter().find(|kind| kind.prefix() == prefix)
+    }
+}
+
+impl std::fmt::Display for TensorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.prefix())
+    }
+}
+
+/// The directory where the cells write step `step`, made if need be.
+pub fn partial_directory(checkpoints: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
+    let path = checkpoints.join(format!(".step-{step}.partial"));
+    fs::create_dir_all(&path).map_err(io_error("creating", &path))?;
+    Ok(path)
+}
+
+/// The directory of step `step` once it is complete.
+pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
+    checkpoints.join(format!("step-{step}"))
+}
+
+/// Whether a name can stand for a file or a tensor: letters, digits, `.`, `_` and `-`, not at the
+/// start a dot, nowhere two. So no path, no control character, nothing that a shell reads.
+fn is_plain(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=255).contains(&name.len())
+        && name.bytes().all(is_allowed)
+        && !name.starts_with('.')
+        && !name.contains("..")
+}
+
+/// Attaches the path and what was being done to an I/O error.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    move |source| CheckpointError::Io { action, path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_pass() {
+        for name in
+            ["model.layers.0.mlp.experts.15.up_proj.weight", "a", "exp_avg-cell-0.safetensors"]
+        {
+            assert!(is_plain(name), "{name:?}");
+        }
+        let long = "x".repeat(256);
+        for name in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "../../etc/passwd",
+            "a/b",
+            "a\\b",
+            "a..b",
+            "a\0",
+            "a\nb",
+            "C:",
+            "a b",
+            "\u{e9}",
+            &long,
+        ] {
+            assert!(!is_plain(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_name_says_what_is_in_it() {
+        for kind in TensorKind::ALL {
+            assert_eq!(TensorKind::of_file(&kind.file_name(CellId(12))), Some(kind));
+        }
+        assert_eq!(TensorKind::SecondMoment.file_name(CellId(3)), "exp_avg_sq-cell-3.safetensors");
+        for name in
+            ["model.safetensors", "model-cell-x.safetensors", "config.json", "x-cell-0.safetensors"]
+        {
+            assert_eq!(TensorKind::of_file(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The two small files beside the weights that make a checkpoint open in `transformers`:
+//! `config.json` and `model.safetensors.index.json`.
+//!
+//! Source of the fields: the released config of DeepSeek-V3 and `DeepseekV3Config`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use shoal_plan::checkpoint::CheckpointFile;
+use shoal_plan::model::ModelConfig;
+
+use super::write::write_parts;
+use super::{CheckpointError, StoredType};
+
+/// How the name of a router bias ends: the one kind of weight stored in F32.
+const BIAS_ENDING: &str = ".e_score_correction_bias";
+
+#[derive(Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are Hugging Face's")]
+struct Config<'a> {
+    architectures: [&'static str; 1],
+    model_type: &'static str,
+    #[serde(flatten)]
+    model: &'a ModelConfig,
+    /// MLA has as many key-value heads as query heads.
+    num_key_value_heads: u32,
+    scoring_func: &'static str,
+    topk_method: &'static str,
+    moe_layer_freq: u32,
+    ep_size: u32,
+    hidden_act: &'static str,
+    attention_bias: bool,
+    attention_dropout: f32,
+    rope_scaling: Option<()>,
+    /// Positions rotate neighbouring pairs, as in `DeepSeek`'s own code.
+    rope_interleave: bool,
+    tie_word_embeddings: bool,
+    use_cache: bool,
+    pretraining_tp: u32,
+    /// Tokens are bytes: none begins or ends a text.
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+    torch_dtype: &'static str,
+    /// Ours: what the multi-token-prediction module reads.
+    mtp_reads_final_norm: bool,
+}
+
+#[derive(Serialize)]
+struct Index<'a> {
+    metadata: IndexMetadata,
+    /// Tensor to file.
+    weight_map: BTreeMap<&'a str, &'a str>,
+}
+
+#[derive(Serialize)]
+struct IndexMetadata {
+    /// Bytes of all weights.
+    total_size: u64,
+}
+
+/// Writes both files into `directory`. `weights` lists every tensor of the whole model: its name,
+/// the file that holds it, and its number of elements.
+pub fn write_hf_files(
+    directory: &Path,
+    model: &ModelConfig,
+    weights: &[(String, String, u64)],
+) -> Result<Vec<CheckpointFile>, CheckpointError> {
+    let bytes = |(name, _, elements): &(String, String, u64)| {
+        let is_bias = name.ends_with(BIAS_ENDING);
+        let dtype = if is_bias { StoredType::F32 } else { StoredType::Bf16 };
+        elements * dtype.size() as u64
+    };
+    let index = Index {
+        metadata: IndexMetadata { total_size: weights.iter().map(bytes).sum() },
+        weight_map: weights.iter().map(|(name, file, _)| (name.as_str(), file.as_str())).collect(),
+    };
+    Ok(vec![
+        write_json(directory, "config.json", &config(model))?,
+        write_json(directory, "model.safetensors.index.json", &index)?,
+    ])
+}
+
+fn config(model: &ModelConfig) -> Config<'_> {
+    Config {
+        architectures: ["DeepseekV3ForCausalLM"],
+        model_type: "deepseek_v3",
+        model,
+        num_key_value_heads: model.num_attention_heads,
+        scoring_func: "sigmoid",
+        topk_method: "noaux_tc",
+        moe_layer_freq: 1,
+        ep_size: 1,
+        hidden_act: "silu",
+        attention_bias: false,
+        attention_dropout: 0.0,
+        rope_scaling: None,
+        rope_interleave: true,
+        tie_word_embeddings: false,
+        use_cache: true,
+        pretraining_tp: 1,
+        bos_token_id: None,
+        eos_token_id: None,
+        torch_dtype: "bfloat16",
+        mtp_reads_final_norm: true,
+    }
+}
+
+fn write_json(
+    directory: &Path,
+    file_name: &str,
+    value: &impl Serialize,
+) -> Result<CheckpointFile, CheckpointError> {
+    let mut text = serde_json::to_vec_pretty(value).expect("plain data");
+    text.push(b'\n');
+    write_parts(directory, file_name, [text.as_slice()].into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::checkpoint::scratch::Scratch;
+
+    #[test]
+    fn the_config_is_deepseek_v3s_and_holds_every_size_of_the_model() {
+        let scratch = Scratch::new("config");
+        let weights = [
+            ("model.norm.weight".to_string(), "model-cell-2.safetensors".to_string(), 256),
+            ("model.layers.1.mlp.gate.e_score_correction_bias".into(), "m".into(), 16),
+        ];
+        let files = write_hf_files(scratch.path(), &ModelConfig::tiny(), &weights).unwrap();
+        assert_eq!(files.len(), 2);
+        let text = fs::read_to_string(scratch.path().join("config.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["architectures"], serde_json::json!(["DeepseekV3ForCausalLM"]));
+        assert_eq!(json["model_type"], "deepseek_v3");
+        assert_eq!(json["scoring_func"], "sigmoid");
+        assert_eq!(json["topk_method"], "noaux_tc");
+        assert_eq!(json["tie_word_embeddings"], false);
+        assert_eq!(json["num_key_value_heads"], 4);
+        // Not 9.99999997e-7, which is what 1e-6 becomes on its way through f64.
+        assert!(text.contains("\"rms_norm_eps\": 0.000001,"), "{text}");
+        let model: ModelConfig = serde_json::from_value(json).unwrap();
+        assert_eq!(model, ModelConfig::tiny());
+
+        let index = fs::read(scratch.path().join("model.safetensors.index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 256 * 2 + 16 * 4);
+        assert_eq!(index["weight_map"]["model.norm.weight"], "model-cell-2.safetensors");
+    }
+}

@@ -1,0 +1,155 @@
+//! Finds the checkpoint to resume from: the newest whose every byte is as it was written.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use shoal_plan::checkpoint::{
+    CheckpointFile, CheckpointManifest, FILE_NAME, ManifestError, SCHEMA_VERSION,
+};
+
+use super::{CheckpointError, directory, io_error, is_plain};
+
+/// A manifest is a few hundred bytes a file; one beyond this is not ours.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+
+/// What `newest_good` found.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The step to resume after; `None` if no checkpoint can be used.
+    pub step: Option<u64>,
+    /// Where it is.
+    pub directory: Option<PathBuf>,
+    pub manifest: Option<CheckpointManifest>,
+    /// Newer ones that were passed over.
+    pub warnings: Vec<Warning>,
+}
+
+/// A checkpoint that cannot be used, and why.
+#[derive(Debug)]
+pub struct Warning {
+    pub step: u64,
+    pub reason: CheckpointError,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the checkpoint of step {} is passed over: {}", self.step, self.reason)
+    }
+}
+
+/// The newest complete and undamaged checkpoint of `checkpoints/`, which need not exist. Every file
+/// of the candidates is read. What could be read by another shoal or another user is an error, not
+/// a reason to go back further.
+pub fn newest_good(checkpoints: &Path) -> Result<Newest, CheckpointError> {
+    let mut newest = Newest::default();
+    for step in steps(checkpoints)? {
+        let directory = directory(checkpoints, step);
+        match verify(&directory, step) {
+            Ok(manifest) => {
+                newest.step = Some(step);
+                newest.directory = Some(directory);
+                newest.manifest = Some(manifest);
+                break;
+            }
+            Err(reason) if is_damage(&reason) => newest.warnings.push(Warning { step, reason }),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(newest)
+}
+
+/// Reads and checks the manifest, but not the files it names.
+pub(super) fn read_manifest(directory: &Path) -> Result<CheckpointManifest, CheckpointError> {
+    let path = directory.join(FILE_NAME);
+    let damaged = |what: String| CheckpointError::Damaged { path: path.clone(), what };
+    let bytes = fs::metadata(&path).map_err(io_error("reading", &path))?.len();
+    if bytes > MANIFEST_BYTES_MAX {
+        return Err(damaged(format!("{bytes} bytes, want at most {MANIFEST_BYTES_MAX}")));
+    }
+    let text = fs::read(&path).map_err(io_error("reading", &path))?;
+    let manifest = CheckpointManifest::from_text(&text).map_err(|error| match error {
+        ManifestError::Damaged(what) => damaged(what),
+        ManifestError::Schema { got } => {
+            CheckpointError::Schema { path: path.clone(), got, want: SCHEMA_VERSION }
+        }
+    })?;
+    if manifest.files.is_empty() {
+        return Err(damaged("it names no file".into()));
+    }
+    for (at, file) in manifest.files.iter().enumerate() {
+        if !is_plain(&file.name) {
+            return Err(damaged(format!("{:?} is no plain file name", file.name)));
+        }
+        if manifest.files[..at].iter().any(|other| other.name == file.name) {
+            return Err(damaged(format!("{} is named twice", file.name)));
+        }
+    }
+    Ok(manifest)
+}
+
+/// Steps with a directory, the newest first.
+fn steps(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let entries = match fs::read_dir(checkpoints) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("reading", checkpoints)(error)),
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(io_error("reading", checkpoints))?.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix("step-"));
+        // `step-007` would name another directory than the one that was found.
+        let step = step
+            .and_then(|digits| digits.parse().ok().filter(|step: &u64| step.to_string() == digits));
+        steps.extend(step);
+    }
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
+}
+
+fn verify(directory: &Path, step: u64) -> Result<CheckpointManifest, CheckpointError> {
+    let manifest = read_manifest(directory)?;
+    if manifest.step != step {
+        let what = format!("it is of step {}, want {step}", manifest.step);
+        return Err(CheckpointError::Damaged { path: directory.join(FILE_NAME), what });
+    }
+    for file in &manifest.files {
+        verify_file(&directory.join(&file.name), file)?;
+    }
+    Ok(manifest)
+}
+
+fn verify_file(path: &Path, want: &CheckpointFile) -> Result<(), CheckpointError> {
+    let damaged = |what: String| CheckpointError::Damaged { path: path.to_path_buf(), what };
+    let metadata = fs::symlink_metadata(path).map_err(io_error("reading", path))?;
+    if !metadata.is_file() {
+        return Err(damaged("it is not a file".into()));
+    }
+    if metadata.len() != want.bytes {
+        return Err(damaged(format!("{} bytes, want {}", metadata.len(), want.bytes)));
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(path).map_err(io_error("opening", path))?;
+    io::copy(&mut file, &mut hasher).map_err(io_error("reading", path))?;
+    let got = hasher.finalize().to_hex();
+    if got.as_str() != want.blake3 {
+        return Err(damaged(format!("blake3 {got}, want {}", want.blake3)));
+    }
+    Ok(())
+}
+
+/// Whether an older checkpoint should be tried: the bytes are gone, not merely out of reach.
+fn is_damage(error: &CheckpointError) -> bool {
+    match error {
+        CheckpointError::Damaged { .. } => true,
+        CheckpointError::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        }
+        CheckpointError::Schema { .. }
+        | CheckpointError::Missing { .. }
+        | CheckpointError::Tensor { .. }
+        | CheckpointError::Unwritable { .. } => false,
+    }
+}

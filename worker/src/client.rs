@@ -1,0 +1,240 @@
+//! The worker's gRPC rim: one stream to the coordinator, as two channels of our own types.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
+use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
+use shoal_proto::{FromWorker, Secret, ToWorker};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+use crate::daemon::DaemonError;
+
+/// A coordinator that is not there by then will not come: it starts before its workers.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// A coordinator that does not answer is noticed within the sum of the two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The stream, both ways. Dropping it closes the connection.
+pub(crate) struct Link {
+    pub(crate) outbox: mpsc::UnboundedSender<FromWorker>,
+    /// Ends with `Lost`.
+    pub(crate) inbox: mpsc::Receiver<Incoming>,
+}
+
+/// From the coordinator.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Message(ToWorker),
+    /// Nothing follows. The coordinator's own words, if it closed the stream.
+    Lost {
+        why: String,
+    },
+}
+
+/// Connects and opens the stream. A coordinator that is not there yet is tried again.
+pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
+    if !address.ip().is_loopback() {
+        return Err(DaemonError::NotLoopback { address });
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .expect("an address makes a URI")
+        .connect_timeout(CONNECT_DEADLINE / 2)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    let (outbox, outgoing) = mpsc::unbounded_channel();
+    let outgoing = UnboundedReceiverStream::new(outgoing).map(raw::FromWorker::from);
+    let mut request = Request::new(outgoing);
+    request.metadata_mut().insert(SECRET_KEY, in_metadata(secret));
+    let open = async {
+        let mut client = CoordinatorClient::new(reach(&endpoint).await)
+            .max_decoding_message_size(TO_WORKER_BYTES_MAX)
+            .max_encoding_message_size(FROM_WORKER_BYTES_MAX);
+        client.session(request).await
+    };
+    let waited_ms = CONNECT_DEADLINE.as_millis();
+    let opened = timeout(CONNECT_DEADLINE, open).await;
+    let response = opened
+        .map_err(|_| DaemonError::Silent { address, waited_ms })?
+        .map_err(|status| DaemonError::Refused { address, why: in_words(&status) })?;
+    let (sender, inbox) = mpsc::channel(16);
+    tokio::spawn(read(response.into_inner(), sender));
+    Ok(Link { outbox, inbox })
+}
+
+async fn reach(endpoint: &Endpoint) -> Channel {
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return channel,
+            Err(error) => tracing::debug!(%error, "the coordinator is not there yet"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+async fn read(mut messages: Streaming<raw::ToWorker>, inbox: mpsc::Sender<Incoming>) {
+    loop {
+        let incoming = match messages.message().await {
+            Ok(Some(raw)) => match ToWorker::try_from(raw) {
+                Ok(message) => Incoming::Message(message),
+                Err(error) => {
+                    Incoming::Lost { why: format!("a message that cannot be understood: {error}") }
+                }
+            },
+            Ok(None) => Incoming::Lost { why: "the stream has ended".to_owned() },
+            Err(status) => Incoming::Lost { why: in_words(&status) },
+        };
+        let is_last = matches!(incoming, Incoming::Lost { .. });
+        if inbox.send(incoming).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn in_metadata(secret: &Secret) -> MetadataValue<Ascii> {
+    let mut value = MetadataValue::try_from(secret.to_hex()).expect("hex digits are ASCII");
+    // Keeps it out of logs and out of the header compression's table.
+    value.set_sensitive(true);
+    value
+}
+
+fn in_words(status: &Status) -> String {
+    if status.message().is_empty() {
+        status.code().to_string()
+    } else {
+        status.message().to_owned()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::pin::Pin;
+    use std::sync::Mutex;
+
+    use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+    use tokio_stream::Stream;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::Response;
+    use tonic::transport::Server;
+
+    use super::*;
+
+    type ToWorkers = mpsc::UnboundedReceiver<Result<raw::ToWorker, Status>>;
+
+    /// One session with a script: the test reads what the worker says and answers.
+    pub(crate) struct FakeCoordinator {
+        pub(crate) address: SocketAddr,
+        pub(crate) secret: Secret,
+        heard: mpsc::UnboundedReceiver<FromWorker>,
+        say: mpsc::UnboundedSender<Result<raw::ToWorker, Status>>,
+        server: JoinHandle<()>,
+    }
+
+    impl FakeCoordinator {
+        pub(crate) async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let secret = Secret::random().unwrap();
+            let (hear, heard) = mpsc::unbounded_channel();
+            let (say, said) = mpsc::unbounded_channel();
+            let service = Script { secret: secret.clone(), hear, said: Mutex::new(Some(said)) };
+            let server = tokio::spawn(async move {
+                Server::builder()
+                    .add_service(CoordinatorServer::new(service))
+                    .serve_with_incoming(TcpListenerStream::new(listener))
+                    .await
+                    .unwrap();
+            });
+            Self { address, secret, heard, say, server }
+        }
+
+        /// What the worker says next, but for heartbeats.
+        pub(crate) async fn next(&mut self) -> FromWorker {
+            loop {
+                let heard = timeout(Duration::from_mins(1), self.heard.recv()).await;
+                let message = heard.expect("the worker speaks").expect("the script runs");
+                if !matches!(message, FromWorker::Heartbeat { .. }) {
+                    return message;
+                }
+            }
+        }
+
+        pub(crate) fn say(&self, message: ToWorker) {
+            self.say.send(Ok(message.into())).unwrap();
+        }
+
+        /// The stream breaks off.
+        pub(crate) fn vanish(self) {
+            self.server.abort();
+        }
+    }
+
+    struct Script {
+        secret: Secret,
+        hear: mpsc::UnboundedSender<FromWorker>,
+        said: Mutex<Option<ToWorkers>>,
+    }
+
+    #[tonic::async_trait]
+    impl Coordinator for Script {
+        type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
+
+        async fn session(
+            &self,
+            request: Request<Streaming<raw::FromWorker>>,
+        ) -> Result<Response<Self::SessionStream>, Status> {
+            let given = request.metadata().get(SECRET_KEY).unwrap().to_str().unwrap().to_owned();
+            if Secret::from_hex(&given).unwrap() != self.secret {
+                return Err(Status::unauthenticated("wrong secret"));
+            }
+            let said = self.said.lock().unwrap().take().expect("one session");
+            let hear = self.hear.clone();
+            let mut messages = request.into_inner();
+            tokio::spawn(async move {
+                while let Ok(Some(raw)) = messages.message().await {
+                    if hear.send(FromWorker::try_from(raw).unwrap()).is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok(Response::new(Box::pin(UnboundedReceiverStream::new(said))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_secret_and_a_far_coordinator_are_refused_in_words() {
+        let coordinator = FakeCoordinator::start().await;
+        let address = coordinator.address;
+        let error = connect(address, &Secret::random().unwrap()).await.map(drop).unwrap_err();
+        let want = format!("the coordinator at {address} refused: wrong secret");
+        assert_eq!(error.to_string(), want);
+        let far = "192.0.2.1:7000".parse().unwrap();
+        let error = connect(far, &coordinator.secret).await.map(drop).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1:7000 is not on this machine"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_coordinator_s_reason_for_closing_arrives() {
+        let coordinator = FakeCoordinator::start().await;
+        let mut link = connect(coordinator.address, &coordinator.secret).await.unwrap();
+        let reason = Status::failed_precondition("worker-0 has joined already");
+        coordinator.say.send(Err(reason)).unwrap();
+        let Some(Incoming::Lost { why }) = link.inbox.recv().await else { panic!("want the end") };
+        assert_eq!(why, "worker-0 has joined already");
+    }
+}

@@ -1,0 +1,239 @@
+//! Everything that can go wrong between workers: each fault ends in an error that says whose it is.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use super::*;
+use crate::comm::deadline::Deadline;
+use crate::comm::handshake::{self, Identity};
+use crate::comm::{CommError, Operation};
+
+/// All-reduces until something breaks.
+fn reduce_until_lost(endpoint: &mut Endpoint, n_cells: u32) -> CommError {
+    let group: Vec<_> = (0..n_cells).map(CellId).collect();
+    loop {
+        let mut data = vec![1.0; 1000];
+        if let Err(error) = endpoint.all_reduce(&group, Sum::F32(&mut data)) {
+            return error;
+        }
+    }
+}
+
+#[test]
+fn a_lost_peer_stops_every_endpoint_with_its_name() {
+    let hosting = [0, 1, 1, 2];
+    let meshes = open(&hosting, TIMEOUTS);
+    let errors = run_cells(&meshes, &hosting, |endpoint| {
+        if endpoint.cell() == CellId(3) {
+            for _ in 0..20 {
+                let mut data = vec![1.0; 1000];
+                endpoint.all_reduce(&cells(&[0, 1, 2, 3]), Sum::F32(&mut data)).unwrap();
+            }
+            meshes[&WorkerId(2)].sever();
+            return endpoint.recv(CellId(0)).unwrap_err();
+        }
+        let first = reduce_until_lost(endpoint, 4);
+        // Later calls fail as well, sends and to healthy peers included.
+        let later = endpoint.send(CellId(u32::from(endpoint.cell().0 == 0)), vec![1]).unwrap_err();
+        assert_eq!(later.peer(), first.peer());
+        first
+    });
+    for error in &errors[..3] {
+        assert_eq!(error.peer(), Some(WorkerId(2)), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("all-reduce of cell-") && text.contains("worker-2 was lost"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_poisoned_mesh_tells_its_peers_why() {
+    let hosting = [0, 1, 2];
+    let meshes = open(&hosting, TIMEOUTS);
+    let errors = run_cells(&meshes, &hosting, |endpoint| match endpoint.cell() {
+        CellId(1) => {
+            meshes[&WorkerId(1)].poison("the loss is not finite");
+            endpoint.recv(CellId(0)).unwrap_err()
+        }
+        _ => endpoint.recv(CellId(1)).unwrap_err(),
+    });
+    let here = "send of cell-1: the data plane was stopped here: the loss is not finite";
+    assert_eq!(errors[1].to_string(), here);
+    for error in [&errors[0], &errors[2]] {
+        // Told by worker 1 or by the other one, who was told before.
+        let text = error.to_string();
+        assert_eq!(error.peer(), Some(WorkerId(1)), "{text}");
+        assert!(text.ends_with("it stopped: the loss is not finite"), "{text}");
+    }
+}
+
+#[test]
+fn leaving_in_good_order_delivers_what_was_sent_and_then_says_so() {
+    let hosting = [0, 1];
+    let mut meshes = open(&hosting, TIMEOUTS);
+    let mesh = meshes.remove(&WorkerId(1)).unwrap();
+    let payload = Dice(5).bytes(3_000_000);
+    thread::scope(|scope| {
+        let payload = &payload;
+        scope.spawn(move || {
+            mesh.endpoint(CellId(1)).send(CellId(0), payload.clone()).unwrap();
+            drop(mesh);
+        });
+        let mut endpoint = meshes[&WorkerId(0)].endpoint(CellId(0));
+        assert!(endpoint.recv(CellId(1)).unwrap() == *payload);
+        let error = endpoint.recv(CellId(1)).unwrap_err().to_string();
+        assert!(error.contains("worker-1 was lost: it left while cell-0 waited"), "{error}");
+    });
+}
+
+#[test]
+fn a_silent_peer_and_a_different_operation_are_errors() {
+    let hosting = [0, 1];
+    let meshes = open(&hosting, Timeouts { silence: Duration::from_millis(50), ..TIMEOUTS });
+    let error = meshes[&WorkerId(0)].endpoint(CellId(0)).recv(CellId(1)).unwrap_err();
+    let want = "send of cell-0: nothing came from cell-1 on worker-1 for 0.05 s";
+    assert_eq!(error.to_string(), want);
+
+    let errors = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+        let other = CellId(1 - endpoint.cell().0);
+        if other == CellId(0) {
+            endpoint.send(other, vec![1]).unwrap();
+            return endpoint.recv(other).unwrap_err();
+        }
+        endpoint.all_gather(&cells(&[0, 1]), vec![]).unwrap_err()
+    });
+    assert!(matches!(errors[0], CommError::Lost { operation: Operation::AllGather, .. }));
+    assert!(matches!(errors[1], CommError::Lost { operation: Operation::Send, .. }));
+    // Whoever looks first says what it saw, and the other hears of it.
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains("expects") && text.contains("all-gather"), "{text}");
+    }
+}
+
+#[test]
+fn parts_of_another_length_are_refused() {
+    let hosting = [0, 1];
+    let errors = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+        let mut data = vec![1.0; 10 + 2 * endpoint.cell().0 as usize];
+        endpoint.all_reduce(&cells(&[0, 1]), Sum::F32(&mut data)).unwrap_err().to_string()
+    });
+    assert!(errors.iter().any(|error| error.contains("bytes to cell-")), "{errors:?}");
+}
+
+/// Dials `address` as worker 1 of a mesh that may not be the right one, and says what came of it.
+fn dial_as(address: SocketAddr, identity: &Identity, peer: u32) -> Result<(), String> {
+    let stream = TcpStream::connect(address).unwrap();
+    let dialed =
+        handshake::dial(&stream, identity, WorkerId(peer), Deadline::after(TIMEOUTS.handshake));
+    dialed.map_err(|refusal| refusal.reason)
+}
+
+#[test]
+fn strangers_are_refused_in_words_and_the_wait_goes_on() {
+    let hosting = [0, 1];
+    let (mut listeners, peers) = listen(&hosting);
+    let address = peers[&WorkerId(0)];
+    let listener = listeners.remove(&WorkerId(0)).unwrap();
+    let acceptor = membership(WorkerId(0), &hosting, &peers);
+    let acceptor = thread::spawn(move || Mesh::open(acceptor, listener, TIMEOUTS).unwrap());
+
+    let (run, me) = (run_id(), WorkerId(1));
+    let other_run = RunId("another".into());
+    let identity =
+        |run, secret, generation, me| Identity::new(run, secret, Generation(generation), me);
+    for (identity, peer, want) in [
+        (identity(&run, &[8; 32], 1, me), 0, "refused: it does not know the run's secret"),
+        (identity(&other_run, &SECRET, 1, me), 0, "refused: it belongs to another run"),
+        (identity(&run, &SECRET, 2, me), 0, "refused: it is of generation 2, want generation 1"),
+        (identity(&run, &SECRET, 1, me), 5, "refused: it looks for worker-5, this is worker-0"),
+        (identity(&run, &SECRET, 1, WorkerId(9)), 0, "refused: worker-9 is connected already or"),
+    ] {
+        let refusal = dial_as(address, &identity, peer).unwrap_err();
+        assert!(refusal.starts_with(want), "{refusal}");
+    }
+    // One that says nothing, one that says nonsense, one that hangs up: nobody waits for them.
+    let _silent = TcpStream::connect(address).unwrap();
+    let mut babbler = TcpStream::connect(address).unwrap();
+    babbler.write_all(&[0x16; 200]).unwrap();
+    TcpStream::connect(address).unwrap().shutdown(Shutdown::Both).unwrap();
+
+    let listener = listeners.remove(&WorkerId(1)).unwrap();
+    let dialer = Mesh::open(membership(WorkerId(1), &hosting, &peers), listener, TIMEOUTS).unwrap();
+    let acceptor = acceptor.join().unwrap();
+    dialer.endpoint(CellId(1)).send(CellId(0), vec![42]).unwrap();
+    assert_eq!(acceptor.endpoint(CellId(0)).recv(CellId(1)), Ok(vec![42]));
+}
+
+#[test]
+fn a_mesh_that_does_not_come_together_names_who_is_missing_and_why() {
+    let hosting = [0, 1, 2];
+    let (mut listeners, peers) = listen(&hosting);
+    let short = Timeouts { join: Duration::from_secs(1), ..TIMEOUTS };
+    let first = listeners.remove(&WorkerId(0)).unwrap();
+    let wrong = Membership { secret: [9; 32], ..membership(WorkerId(1), &hosting, &peers) };
+    let second = listeners.remove(&WorkerId(1)).unwrap();
+    let joining = thread::spawn(move || Mesh::open(wrong, second, short).unwrap_err());
+    let error = Mesh::open(membership(WorkerId(0), &hosting, &peers), first, short).unwrap_err();
+    let error = error.to_string();
+    let want = "data plane: worker-0 waited 1 s for worker-1, worker-2";
+    assert!(error.starts_with(want) && error.contains("does not know the run's secret"), "{error}");
+    let error = joining.join().unwrap().to_string();
+    assert!(error.contains("worker-0 (refused: it does not know the run's secret)"), "{error}");
+}
+
+/// Passes a connection on, turning over one bit of what the dialer sends after `clean` bytes.
+fn corrupting_proxy(target: SocketAddr, clean: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (dialer, _) = listener.accept().unwrap();
+        let acceptor = TcpStream::connect(target).unwrap();
+        let (mut back_from, mut back_to) =
+            (acceptor.try_clone().unwrap(), dialer.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+        let (mut from, mut to, mut passed) = (dialer, acceptor, 0);
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            if (passed..passed + n).contains(&clean) {
+                buffer[clean - passed] ^= 0x10;
+            }
+            passed += n;
+            if to.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_corrupted_byte_is_noticed_wherever_it_is() {
+    const HANDSHAKE_BYTES: usize = 90 + 32;
+    let hosting = [0, 1];
+    // In the header, in the payload, in a later frame's sequence number.
+    for (at, want) in
+        [(10, "header was corrupted"), (60, "message was corrupted"), (48 + 5000 + 30, "header")]
+    {
+        let (mut listeners, mut peers) = listen(&hosting);
+        let honest = peers[&WorkerId(0)];
+        peers.insert(WorkerId(0), corrupting_proxy(honest, HANDSHAKE_BYTES + at));
+        let listener = listeners.remove(&WorkerId(0)).unwrap();
+        let acceptor = membership(WorkerId(0), &hosting, &peers);
+        let acceptor = thread::spawn(move || Mesh::open(acceptor, listener, TIMEOUTS).unwrap());
+        let listener = listeners.remove(&WorkerId(1)).unwrap();
+        let dialer =
+            Mesh::open(membership(WorkerId(1), &hosting, &peers), listener, TIMEOUTS).unwrap();
+        let acceptor = acceptor.join().unwrap();
+        let mut sender = dialer.endpoint(CellId(1));
+        let mut receiver = acceptor.endpoint(CellId(0));
+        sender.send(CellId(0), vec![3; 5000]).unwrap();
+        let _ = sender.send(CellId(0), vec![4; 5000]);
+        let error = (0..2).find_map(|_| receiver.recv(CellId(1)).err()).unwrap().to_string();
+        assert!(error.contains("worker-1 was lost") && error.contains(want), "{error}");
+        let told = sender.recv(CellId(0)).unwrap_err().to_string();
+        assert!(told.contains("worker-0"), "{told}");
+    }
+}

@@ -1,0 +1,201 @@
+//! The two threads of a connection: one writes what lies in its outbox, one reads into the inboxes.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use shoal_plan::grid::CellId;
+use shoal_plan::plan::WorkerId;
+
+use super::frame::{HEADER_BYTES, Header, Operation};
+use super::handshake::{is_pause, printable};
+use super::link::{Failure, Link, Message, Next, Outgoing, Shared};
+
+/// How often a writer whose peer does not read looks whether the mesh has failed meanwhile.
+pub(super) const WRITE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Such pauses in a row after which a writer of a failed mesh gives up telling its peer.
+const ABORT_PAUSES_MAX: u32 = 3;
+
+/// How long a writer that broke down waits for the peer's own words.
+const REASON_WAIT: Duration = Duration::from_millis(500);
+
+/// Payloads up to this size go out in one piece with their header.
+const JOINED_BYTES_MAX: usize = 16 << 10;
+
+const READ_BUFFER_BYTES: usize = 64 << 10;
+
+/// Space reserved on the word of a header; more only as the bytes arrive.
+const RESERVED_BYTES_MAX: u64 = 64 << 20;
+
+impl Shared {
+    /// The body of a connection's writer thread.
+    pub(super) fn write_until_over(&self, peer: WorkerId) {
+        let link = self.link(peer);
+        loop {
+            match self.next(link) {
+                Next::Send(outgoing) => {
+                    if let Err(error) = self.write_frame(link, &outgoing) {
+                        // A peer that stopped on purpose has said why: the reader may know more.
+                        self.wait_for_end(link, REASON_WAIT);
+                        let cause = format!("sending to it: {error}");
+                        self.fail(Failure { peer: Some(peer), cause });
+                        let _ = link.stream.shutdown(Shutdown::Both);
+                        break;
+                    }
+                }
+                Next::SayGoodbye => {
+                    // A peer that is gone already needs none.
+                    let _ = self.write_frame(link, &Outgoing::control(Operation::Goodbye, vec![]));
+                    let _ = link.stream.shutdown(Shutdown::Write);
+                    break;
+                }
+                Next::SayAbort(failure) => {
+                    let bytes = failure.encode(self.me);
+                    let _ = self.write_frame(link, &Outgoing::control(Operation::Abort, bytes));
+                    let _ = link.stream.shutdown(Shutdown::Both);
+                    break;
+                }
+            }
+        }
+        self.thread_ends();
+    }
+
+    fn write_frame(&self, link: &Link, outgoing: &Outgoing) -> io::Result<()> {
+        let payload = &outgoing.bytes;
+        let header = Header {
+            operation: outgoing.operation,
+            generation: self.generation,
+            from: outgoing.from,
+            to: outgoing.to,
+            sequence: outgoing.sequence,
+            payload_bytes: payload.len() as u64,
+            payload_crc: crc32c::crc32c(payload),
+        };
+        let header = header.encode();
+        if payload.len() <= JOINED_BYTES_MAX {
+            return self.write_all(link, &[header.as_slice(), payload].concat());
+        }
+        self.write_all(link, &header)?;
+        self.write_all(link, payload)
+    }
+
+    /// As `Write::write_all`, but a peer that does not read cannot hold up the end of the mesh.
+    fn write_all(&self, link: &Link, mut bytes: &[u8]) -> io::Result<()> {
+        let mut pauses = 0;
+        while !bytes.is_empty() {
+            match (&link.stream).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    pauses = 0;
+                }
+                Err(error) if is_pause(error.kind()) => {
+                    pauses += u32::from(self.has_failed());
+                    if pauses > ABORT_PAUSES_MAX {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of a connection's reader thread.
+    pub(super) fn read_until_over(&self, peer: WorkerId) {
+        let link = self.link(peer);
+        match self.read_frames(peer, &link.stream) {
+            Ok(()) => {
+                self.departs(link);
+            }
+            Err(failure) => self.fail(failure),
+        }
+        self.thread_ends();
+    }
+
+    /// Reads until the peer's goodbye.
+    fn read_frames(&self, peer: WorkerId, stream: &TcpStream) -> Result<(), Failure> {
+        let blame = |cause: String| Failure { peer: Some(peer), cause };
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+        let mut next_sequence: BTreeMap<(CellId, CellId), u64> = BTreeMap::new();
+        loop {
+            let (header, bytes) = read_frame(&mut reader).map_err(blame)?;
+            if header.generation != self.generation {
+                let (got, want) = (header.generation, self.generation);
+                return Err(blame(format!("it sent a message of {got}, want {want}")));
+            }
+            match header.operation {
+                Operation::Goodbye => return Ok(()),
+                Operation::Abort => return Err(Failure::decode(&bytes, peer, self.me)),
+                Operation::Send
+                | Operation::AllToAll
+                | Operation::AllReduce
+                | Operation::ReduceScatter
+                | Operation::AllGather
+                | Operation::Broadcast => {}
+            }
+            let pair = (header.from, header.to);
+            if !self.is_senders(peer, pair) {
+                let (from, to) = pair;
+                return Err(blame(format!(
+                    "it sent a message from {from} to {to}, not its to send"
+                )));
+            }
+            let want = next_sequence.entry(pair).or_default();
+            if header.sequence != *want {
+                let ((from, to), got) = (pair, header.sequence);
+                return Err(blame(format!("message {got} from {from} to {to}, want {want}")));
+            }
+            *want += 1;
+            self.deliver(pair, Message { operation: header.operation, bytes });
+        }
+    }
+}
+
+fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), String> {
+    let mut header = [0; HEADER_BYTES];
+    reader.read_exact(&mut header).map_err(|error| {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return "the connection closed without a goodbye".to_string();
+        }
+        error.to_string()
+    })?;
+    let header = Header::decode(&header).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::with_capacity(header.payload_bytes.min(RESERVED_BYTES_MAX) as usize);
+    let payload = reader.take(header.payload_bytes).read_to_end(&mut bytes);
+    payload.map_err(|error| error.to_string())?;
+    header.check_payload(&bytes).map_err(|error| error.to_string())?;
+    Ok((header, bytes))
+}
+
+impl Outgoing {
+    fn control(operation: Operation, bytes: Vec<u8>) -> Self {
+        Self { operation, from: CellId(0), to: CellId(0), sequence: 0, bytes }
+    }
+}
+
+impl Failure {
+    /// For the peers: the worker at fault, then the cause.
+    fn encode(&self, me: WorkerId) -> Vec<u8> {
+        let mut bytes = self.peer.unwrap_or(me).0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(self.cause.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8], reporter: WorkerId, me: WorkerId) -> Self {
+        let (at_fault, cause) = match bytes.split_first_chunk() {
+            Some((id, cause)) => (WorkerId(u32::from_le_bytes(*id)), cause),
+            None => (reporter, bytes),
+        };
+        let cause = printable(cause);
+        if at_fault == reporter {
+            Self { peer: Some(reporter), cause: format!("it stopped: {cause}") }
+        } else if at_fault == me {
+            Self { peer: Some(reporter), cause: format!("it stopped because of {me}: {cause}") }
+        } else {
+            Self { peer: Some(at_fault), cause: format!("{reporter} says: {cause}") }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The worker's process: waits for the coordinator, the engine, the clock and the parent, hands
+//! each event to `session`, and carries its effects out. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
+
+use shoal_plan::job::Job;
+use shoal_plan::plan::{Plan, RunId, WorkerId};
+use shoal_proto::{Assign, Hello, Secret};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::client::{self, Incoming, Link};
+use crate::session::{Effect, Event, Session};
+pub use crate::session::{EngineEvent, ExitReason};
+
+/// A quarter of a heartbeat.
+const TICK: Duration = Duration::from_millis(125);
+
+/// How long an engine may take to tear itself down before the process ends without it.
+const TEAR_DOWN: Duration = Duration::from_secs(2);
+
+/// What the process was started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The coordinator. Refused unless it is on this machine.
+    pub join: SocketAddr,
+    pub secret: Secret,
+    pub run: RunId,
+    pub worker: WorkerId,
+    pub run_dir: PathBuf,
+    /// Compute threads. Not zero.
+    pub threads: usize,
+}
+
+/// Everything an engine needs to train its cells of one generation.
+#[derive(Debug)]
+pub struct Assignment {
+    pub job: Job,
+    pub plan: Plan,
+    pub me: WorkerId,
+    pub run: RunId,
+    pub secret: Secret,
+    /// Data addresses of all workers of the plan, the own included.
+    pub peers: BTreeMap<WorkerId, SocketAddr>,
+    /// The step of the checkpoint to load.
+    pub resume_from: Option<u64>,
+    pub run_dir: PathBuf,
+    /// Listens on the address that the peers know.
+    pub listener: TcpListener,
+    pub threads: usize,
+}
+
+/// What computes. Dropping it tears everything down.
+pub trait Engine: Send {
+    /// All workers are ready: train. Called once, after `EngineEvent::Ready`.
+    fn begin(&self);
+    /// Checkpoint at the next step that all workers agree on, and finish. Called at most once, and
+    /// possibly before `begin` or after the last step.
+    fn stop(&self);
+    /// The checkpoint of this step is complete and durable.
+    fn checkpoint_committed(&self, step: u64);
+}
+
+/// Makes engines. `start` returns at once: the work is done on threads of the engine's own, which
+/// report through `events` and drop it when they end.
+pub trait EngineFactory: Send {
+    fn start(
+        &self,
+        assignment: Assignment,
+        events: mpsc::UnboundedSender<EngineEvent>,
+    ) -> Box<dyn Engine>;
+}
+
+/// Why a worker could not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("the coordinator {address} is not on this machine: without TLS nothing leaves it")]
+    NotLoopback { address: SocketAddr },
+    #[error("opening a port for the other workers on 127.0.0.1")]
+    Listen { source: io::Error },
+    #[error("the coordinator at {address} did not answer within {waited_ms} ms")]
+    Silent { address: SocketAddr, waited_ms: u128 },
+    #[error("the coordinator at {address} refused: {why}")]
+    Refused { address: SocketAddr, why: String },
+}
+
+/// Works until the coordinator lets go, something fails, or `parent_gone` resolves.
+///
+/// After the return the process should end without waiting for other threads: an engine that
+/// could not be torn down in time is left behind on one.
+pub async fn run(
+    options: Options,
+    engines: impl EngineFactory,
+    parent_gone: impl Future<Output = ()>,
+) -> Result<ExitReason, DaemonError> {
+    let mut parent_gone = pin!(parent_gone);
+    let listen = |source| DaemonError::Listen { source };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
+    let hello = Hello {
+        run: options.run.clone(),
+        worker: options.worker,
+        data_address: listener.local_addr().map_err(listen)?,
+        pid: std::process::id(),
+        threads: options.threads as u32,
+    };
+    let link = tokio::select! {
+        link = client::connect(options.join, &options.secret) => link?,
+        () = &mut parent_gone => return Ok(ExitReason::ParentGone),
+    };
+    let session = Session::new(hello);
+    let daemon = Daemon { options, listener, engines, session, link, engine: None, exit: None };
+    daemon.work(parent_gone).await
+}
+
+struct Daemon<F> {
+    options: Options,
+    listener: TcpListener,
+    engines: F,
+    session: Session,
+    link: Link,
+    engine: Option<Running>,
+    exit: Option<ExitReason>,
+}
+
+struct Running {
+    engine: Box<dyn Engine>,
+    events: mpsc::UnboundedReceiver<EngineEvent>,
+    /// Its threads are gone, and the session knows.
+    gone: bool,
+}
+
+impl<F: EngineFactory> Daemon<F> {
+    async fn work(
+        mut self,
+        mut parent_gone: impl Future<Output = ()> + Unpin,
+    ) -> Result<ExitReason, DaemonError> {
+        let started = Instant::now();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut event = Event::Connected;
+        loop {
+            let now_ms = started.elapsed().as_millis() as u64;
+            for effect in self.session.apply(now_ms, event) {
+                self.carry_out(effect)?;
+            }
+            if let Some(reason) = self.exit {
+                if let Some(running) = self.engine.take() {
+                    // One that takes longer ends with the process.
+                    timeout(TEAR_DOWN, tear_down(running)).await.ok();
+                }
+                return Ok(reason);
+            }
+            event = tokio::select! {
+                () = &mut parent_gone => Event::ParentGone,
+                incoming = self.link.inbox.recv() => match incoming {
+                    Some(Incoming::Message(message)) => Event::FromCoordinator(message),
+                    Some(Incoming::Lost { why }) => Event::Disconnected { why },
+                    None => Event::Disconnected { why: "the stream has ended".to_owned() },
+                },
+                event = engine_event(&mut self.engine) => {
+                    event.map_or(Event::EngineGone, Event::Engine)
+                }
+                _at = ticks.tick() => Event::Tick,
+            };
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<(), DaemonError> {
+        match effect {
+            Effect::Send(message) => {
+                // A broken stream is heard of on the other side of the link.
+                self.link.outbox.send(message).ok();
+            }
+            Effect::StartEngine(assign) => self.start_engine(*assign)?,
+            Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
+            Effect::StopEngine => self.tell_engine(|engine| engine.stop()),
+            Effect::CheckpointCommitted { step } => {
+                self.tell_engine(|engine| engine.checkpoint_committed(step));
+            }
+            Effect::DropEngine => {
+                self.engine.take().map(tear_down);
+            }
+            Effect::Ignored { why } => tracing::warn!(why, "ignored a message"),
+            Effect::Exit(reason) => self.exit = Some(reason),
+        }
+        Ok(())
+    }
+
+    fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
+        self.engine.take().map(tear_down);
+        let Assign { run, plan, job, peers, resume_from } = assign;
+        let listener = self.listener.try_clone();
+        let assignment = Assignment {
+            job,
+            plan,
+            me: self.options.worker,
+            run,
+            secret: self.options.secret.clone(),
+            peers,
+            resume_from,
+            run_dir: self.options.run_dir.clone(),
+            listener: listener.map_err(|source| DaemonError::Listen { source })?,
+            threads: self.options.threads,
+        };
+        let (sender, events) = mpsc::unbounded_channel();
+        let engine = self.engines.start(assignment, sender);
+        self.engine = Some(Running { engine, events, gone: false });
+        Ok(())
+    }
+
+    fn tell_engine(&self, tell: impl FnOnce(&dyn Engine)) {
+        if let Some(running) = &self.engine {
+            tell(running.engine.as_ref());
+        }
+    }
+}
+
+/// The engine's next event; `None` once, when its threads are gone; never if there is no engine.
+async fn engine_event(engine: &mut Option<Running>) -> Option<EngineEvent> {
+    let Some(running) = engine.as_mut().filter(|running| !running.gone) else {
+        return std::future::pending().await;
+    };
+    let event = running.events.recv().await;
+    running.gone = event.is_none();
+    event
+}
+
+/// An engine's threads may need a moment to end: nothing else waits for them.
+fn tear_down(running: Running) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(move || drop(running))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as std_mpsc;
+
+    use shoal_plan::plan::Generation;
+    use shoal_proto::{FailureKind, FromWorker, ToWorker};
+
+    use super::*;
+    use crate::client::tests::FakeCoordinator;
+    use crate::session::tests::assign;
+
+    /// Says ready at once, does one step when told to begin, and finishes when told to stop.
+    struct Puppets {
+        dropped: std_mpsc::Sender<()>,
+    }
+
+    struct Puppet {
+        events: mpsc::UnboundedSender<EngineEvent>,
+        dropped: std_mpsc::Sender<()>,
+    }
+
+    impl EngineFactory for Puppets {
+        fn start(
+            &self,
+            assignment: Assignment,
+            events: mpsc::UnboundedSender<EngineEvent>,
+        ) -> Box<dyn Engine> {
+            assert_eq!(assignment.resume_from, Some(4));
+            assert!(assignment.listener.local_addr().unwrap().ip().is_loopback());
+            events.send(EngineEvent::Ready).unwrap();
+            Box::new(Puppet { events, dropped: self.dropped.clone() })
+        }
+    }
+
+    impl Engine for Puppet {
+        fn begin(&self) {
+            self.events.send(EngineEvent::StepDone { step: 5, row: None }).unwrap();
+        }
+
+        fn stop(&self) {
+            let (step, evaluation) = (5, None);
+            let finished = EngineEvent::Finished { step, evaluation, stopped_early: true };
+            self.events.send(finished).unwrap();
+        }
+
+        fn checkpoint_committed(&self, step: u64) {
+            let (kind, layer) = (FailureKind::Checkpoint, None);
+            let what = "as the test wants it".to_owned();
+            self.events.send(EngineEvent::Failed { step, kind, what, layer }).unwrap();
+        }
+    }
+
+    impl Drop for Puppet {
+        fn drop(&mut self) {
+            self.dropped.send(()).unwrap();
+        }
+    }
+
+    fn options(coordinator: &FakeCoordinator) -> Options {
+        Options {
+            join: coordinator.address,
+            secret: coordinator.secret.clone(),
+            run: RunId("r".into()),
+            worker: WorkerId(0),
+            run_dir: std::env::temp_dir(),
+            threads: 1,
+        }
+    }
+
+    async fn started() -> (FakeCoordinator, JoinHandle<ExitReason>, std_mpsc::Receiver<()>) {
+        let mut coordinator = FakeCoordinator::start().await;
+        let (dropped, was_dropped) = std_mpsc::channel();
+        let options = options(&coordinator);
+        let daemon = tokio::spawn(async move {
+            run(options, Puppets { dropped }, std::future::pending()).await.unwrap()
+        });
+        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+        let mut assign = assign("r", Generation(1));
+        assign.peers.insert(WorkerId(0), hello.data_address);
+        coordinator.say(ToWorker::Assign(assign));
+        let generation = Generation(1);
+        assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
+        coordinator.say(ToWorker::Start { generation });
+        let done = FromWorker::StepDone { generation, step: 5, row: None };
+        assert_eq!(coordinator.next().await, done);
+        (coordinator, daemon, was_dropped)
+    }
+
+    #[tokio::test]
+    async fn a_worker_trains_over_grpc_and_leaves_with_its_engine_torn_down() {
+        let (mut coordinator, daemon, was_dropped) = started().await;
+        let generation = Generation(1);
+        coordinator.say(ToWorker::Stop { generation });
+        let (step, evaluation) = (5, None);
+        let finished = FromWorker::Finished { generation, step, evaluation, stopped_early: true };
+        assert_eq!(coordinator.next().await, finished);
+        coordinator.say(ToWorker::Leave { reason: "done".into() });
+        assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
+        was_dropped.try_recv().expect("the engine is gone before the daemon");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_fails_is_dropped_while_the_coordinator_thinks() {
+        let (mut coordinator, daemon, was_dropped) = started().await;
+        coordinator.say(ToWorker::CheckpointCommitted { generation: Generation(1), step: 5 });
+        let FromWorker::Failed { kind, .. } = coordinator.next().await else {
+            panic!("want the engine's failure");
+        };
+        assert_eq!(kind, FailureKind::Checkpoint);
+        let patience = Duration::from_mins(1);
+        tokio::task::spawn_blocking(move || was_dropped.recv_timeout(patience).unwrap())
+            .await
+            .unwrap();
+        coordinator.say(ToWorker::Abort { reason: "worker-0 failed".into() });
+        let reason = "worker-0 failed".into();
+        assert_eq!(daemon.await.unwrap(), ExitReason::Aborted { reason });
+    }
+
+    #[tokio::test]
+    async fn a_worker_does_not_outlive_its_coordinator() {
+        let (coordinator, daemon, _was_dropped) = started().await;
+        coordinator.vanish();
+        assert!(matches!(daemon.await.unwrap(), ExitReason::CoordinatorLost { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_parent_is_gone_ends_even_before_it_has_joined() {
+        let coordinator = FakeCoordinator::start().await;
+        let (dropped, _) = std_mpsc::channel();
+        let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
+        let parent_gone = std::future::ready(());
+        let reason = run(options, Puppets { dropped }, parent_gone).await.unwrap();
+        assert_eq!(reason, ExitReason::ParentGone);
+    }
+}

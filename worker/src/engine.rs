@@ -1,0 +1,270 @@
+//! Runs the cells this worker hosts: one thread a cell, all over one mesh.
+//!
+//! The session decides when; this file only starts threads, gathers what they report and takes
+//! them down. What a cell does is in `engine/cell.rs`, one training step in `engine/step.rs`.
+
+mod cell;
+mod error;
+mod evaluate;
+mod group;
+mod snapshot;
+mod step;
+mod vote;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use shoal_plan::checkpoint::CheckpointFile;
+use shoal_plan::grid::CellId;
+use shoal_plan::report::{Evaluation, StepRow};
+use shoal_proto::FailureKind;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::comm::{Membership, Mesh, Timeouts};
+use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory};
+
+pub use cell::{Cell, Inputs};
+pub use error::EngineError;
+pub use snapshot::load as load_checkpoint;
+pub use step::Trainer;
+
+/// Starts engines over TCP meshes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CellEngines;
+
+/// What a cell's thread tells the engine.
+#[derive(Debug)]
+enum CellNews {
+    Ready,
+    StepDone { step: u64, row: Option<StepRow> },
+    Part { step: u64, files: Vec<CheckpointFile> },
+    Finished { step: u64, evaluation: Option<Evaluation>, stopped_early: bool },
+    Failed { step: u64, kind: FailureKind, what: String, layer: Option<String> },
+}
+
+/// What the session tells the cells. Every cell looks at it at the edge of a step.
+#[derive(Debug, Default)]
+pub struct Control {
+    begun: Mutex<bool>,
+    begin: Condvar,
+    stop: AtomicBool,
+    abort: AtomicBool,
+}
+
+impl Control {
+    /// Lets the cells train.
+    pub fn begin(&self) {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.begin.notify_all();
+    }
+
+    /// Asks for a checkpoint and an end after the step on which all cells agree.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends everything now; a cell that waits in a collective is freed by the poisoned mesh.
+    fn abort(&self) {
+        self.abort.store(true, Ordering::SeqCst);
+        self.begin();
+    }
+
+    fn stop_wanted(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Waits for `begin`. False when the engine was aborted instead.
+    fn wait_for_begin(&self) -> bool {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.begin.wait_while(begun, |begun| !*begun);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        !self.abort.load(Ordering::SeqCst)
+    }
+}
+
+/// A started engine. Dropping it poisons the mesh and waits for the threads.
+struct LocalEngine {
+    control: Arc<Control>,
+    mesh: Arc<Mutex<Option<Mesh>>>,
+    conductor: Option<JoinHandle<()>>,
+}
+
+impl EngineFactory for CellEngines {
+    fn start(
+        &self,
+        assignment: Assignment,
+        events: UnboundedSender<EngineEvent>,
+    ) -> Box<dyn Engine> {
+        let control = Arc::new(Control::default());
+        let mesh = Arc::new(Mutex::new(None));
+        let conductor = {
+            let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
+            std::thread::spawn(move || {
+                if let Err(error) = conduct(assignment, &control, &mesh, &events) {
+                    report(&events, failed(0, &error));
+                }
+            })
+        };
+        Box::new(LocalEngine { control, mesh, conductor: Some(conductor) })
+    }
+}
+
+impl Engine for LocalEngine {
+    fn begin(&self) {
+        self.control.begin();
+    }
+
+    fn stop(&self) {
+        self.control.stop();
+    }
+
+    fn checkpoint_committed(&self, step: u64) {
+        tracing::info!(step, "the checkpoint is complete");
+    }
+}
+
+impl Drop for LocalEngine {
+    fn drop(&mut self) {
+        self.control.abort();
+        if let Some(mesh) = &*self.mesh.lock().unwrap_or_else(PoisonError::into_inner) {
+            mesh.poison("this worker is leaving");
+        }
+        if let Some(conductor) = self.conductor.take() {
+            // A conductor that panicked has already been reported by the panic message.
+            drop(conductor.join());
+        }
+    }
+}
+
+/// Opens the mesh and the data, starts a thread per cell, and passes on what they report until
+/// all have ended.
+fn conduct(
+    assignment: Assignment,
+    control: &Arc<Control>,
+    shared_mesh: &Mutex<Option<Mesh>>,
+    events: &UnboundedSender<EngineEvent>,
+) -> Result<(), EngineError> {
+    let Assignment { job, plan, run_dir, resume_from, .. } = &assignment;
+    size_pool(assignment.threads);
+    let inputs = Arc::new(Inputs::open(job, plan, run_dir, *resume_from)?);
+    let membership = Membership {
+        run: assignment.run.clone(),
+        secret: *assignment.secret.bytes(),
+        generation: assignment.plan.generation,
+        me: assignment.me,
+        hosts: assignment.plan.hosts.clone(),
+        peers: assignment.peers.clone(),
+    };
+    let mesh = Mesh::open(membership, assignment.listener, Timeouts::default())?;
+    let cells = assignment.plan.cells_of(assignment.me);
+    let (news, gathered) = channel();
+    let mut threads = Vec::new();
+    for cell in &cells {
+        let (inputs, control, news) = (Arc::clone(&inputs), Arc::clone(control), news.clone());
+        let (cell, comm) = (*cell, mesh.endpoint(*cell));
+        threads.push(std::thread::spawn(move || cell::run(cell, &inputs, comm, &control, &news)));
+    }
+    drop(news);
+    *shared_mesh.lock().unwrap_or_else(PoisonError::into_inner) = Some(mesh);
+    Gathering { n_cells: cells.len(), ..Gathering::default() }.pump(&gathered, events);
+    for thread in threads {
+        drop(thread.join());
+    }
+    Ok(())
+}
+
+/// Sizes the pool that the arithmetic of all cells shares. With one thread there is nothing to share:
+/// work then runs on the cells' own threads.
+fn size_pool(threads: usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    if let Err(error) = pool.build_global() {
+        // A process has one pool for its life: a second generation finds it sized.
+        tracing::debug!(%error, "the pool stays as it is");
+    }
+}
+
+/// Turns what single cells report into what the worker reports: once, when all have.
+#[derive(Debug, Default)]
+struct Gathering {
+    n_cells: usize,
+    ready: usize,
+    /// Cells that ended a step, and the row if one of them had it.
+    steps: BTreeMap<u64, (usize, Option<StepRow>)>,
+    finished: usize,
+    evaluation: Option<Evaluation>,
+    failed: BTreeSet<CellId>,
+}
+
+impl Gathering {
+    fn pump(
+        mut self,
+        gathered: &Receiver<(CellId, CellNews)>,
+        events: &UnboundedSender<EngineEvent>,
+    ) {
+        while let Ok((cell, news)) = gathered.recv() {
+            if let Some(event) = self.take(cell, news) {
+                report(events, event);
+            }
+        }
+        if self.failed.is_empty() && self.finished < self.n_cells && self.ready == self.n_cells {
+            // A thread that panicked said nothing; its message is in this worker's log.
+            let what = "a cell's thread ended without a word: see this worker's log".to_owned();
+            let kind = FailureKind::Internal;
+            report(events, EngineEvent::Failed { step: 0, kind, what, layer: None });
+        }
+    }
+
+    fn take(&mut self, cell: CellId, news: CellNews) -> Option<EngineEvent> {
+        match news {
+            CellNews::Ready => {
+                self.ready += 1;
+                (self.ready == self.n_cells).then_some(EngineEvent::Ready)
+            }
+            CellNews::StepDone { step, row } => {
+                let (done, kept) = self.steps.entry(step).or_default();
+                *done += 1;
+                *kept = kept.or(row);
+                if *done < self.n_cells {
+                    return None;
+                }
+                let row = *kept;
+                self.steps.remove(&step);
+                Some(EngineEvent::StepDone { step, row })
+            }
+            CellNews::Part { step, files } => {
+                Some(EngineEvent::CheckpointPart { step, cell, files })
+            }
+            CellNews::Finished { step, evaluation, stopped_early } => {
+                self.finished += 1;
+                self.evaluation = self.evaluation.or(evaluation);
+                (self.finished == self.n_cells).then_some(EngineEvent::Finished {
+                    step,
+                    evaluation: self.evaluation,
+                    stopped_early,
+                })
+            }
+            CellNews::Failed { step, kind, what, layer } => {
+                // Cells of one worker fail together; the first to say so speaks for all.
+                let first = self.failed.is_empty();
+                self.failed.insert(cell);
+                first.then_some(EngineEvent::Failed { step, kind, what, layer })
+            }
+        }
+    }
+}
+
+fn failed(step: u64, error: &EngineError) -> EngineEvent {
+    EngineEvent::Failed { step, kind: error.kind(), what: error.to_string(), layer: error.layer() }
+}
+
+/// The receiver is gone only when the worker is leaving anyway.
+fn report(events: &UnboundedSender<EngineEvent>, event: EngineEvent) {
+    drop(events.send(event));
+}
+
+fn tell(news: &Sender<(CellId, CellNews)>, cell: CellId, what: CellNews) {
+    drop(news.send((cell, what)));
+}

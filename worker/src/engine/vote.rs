@@ -1,0 +1,183 @@
+//! The vote: what every cell must know of all others before anybody updates.
+//!
+//! One small message per cell, gathered by all and combined in cell order, so that all cells
+//! reach the same verdict, the same norm and the same losses, bit for bit.
+//!
+//! Layout, little endian: sum of squares, main, MTP and balance sums (f64 each), 1 byte of flags
+//! (bit 0: stop wanted, bit 1: something is not finite, bit 2: and it came from another cell), then
+//! the [`NonFinite`] if flagged: pass (1 byte), layer (u32), the place in UTF-8.
+
+use shoal_model::{NonFinite, Pass};
+use shoal_plan::grid::CellId;
+
+use super::EngineError;
+
+const STOP: u8 = 1;
+const NOT_FINITE: u8 = 2;
+const RECEIVED: u8 = 4;
+const HEAD_BYTES: usize = 4 * 8 + 1;
+
+/// One cell's part.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Vote {
+    /// Squares of the gradients this cell counts: each unique parameter is counted by one cell.
+    pub(super) sum_of_squares: f64,
+    /// Unscaled sums of this step's losses on this cell.
+    pub(super) main_sum: f64,
+    pub(super) mtp_sum: f64,
+    pub(super) balance_sum: f64,
+    /// This cell's worker was asked to stop.
+    pub(super) stop: bool,
+    pub(super) nonfinite: Option<NonFinite>,
+}
+
+/// What all cells conclude from all votes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Verdict {
+    pub(super) grad_norm: f64,
+    pub(super) main_sum: f64,
+    pub(super) mtp_sum: f64,
+    pub(super) balance_sum: f64,
+    /// At least one worker was asked to stop.
+    pub(super) stop: bool,
+    /// The root cause, if the step must be refused.
+    pub(super) refused: Option<(CellId, NonFinite)>,
+}
+
+impl Vote {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEAD_BYTES);
+        for value in [self.sum_of_squares, self.main_sum, self.mtp_sum, self.balance_sum] {
+            bytes.extend(value.to_le_bytes());
+        }
+        let received = self.nonfinite.as_ref().is_some_and(|found| found.received);
+        bytes.push(
+            (u8::from(self.stop) * STOP)
+                | (u8::from(self.nonfinite.is_some()) * NOT_FINITE)
+                | (u8::from(received) * RECEIVED),
+        );
+        if let Some(found) = &self.nonfinite {
+            bytes.push(match found.pass {
+                Pass::Forward => 0,
+                Pass::Backward => 1,
+                Pass::Gradient => 2,
+            });
+            bytes.extend(found.layer.to_le_bytes());
+            bytes.extend(found.place.as_bytes());
+        }
+        bytes
+    }
+
+    pub(super) fn from_bytes(from: CellId, bytes: &[u8]) -> Result<Self, EngineError> {
+        let short = |want| EngineError::Message { what: "vote", from, got: bytes.len(), want };
+        let number = |i: usize| {
+            let bytes = bytes.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok());
+            bytes.map(f64::from_le_bytes).ok_or_else(|| short(HEAD_BYTES))
+        };
+        let flags = *bytes.get(HEAD_BYTES - 1).ok_or_else(|| short(HEAD_BYTES))?;
+        let rest = &bytes[HEAD_BYTES..];
+        let nonfinite = match (flags & NOT_FINITE != 0, rest) {
+            (false, _) => None,
+            (true, [pass, a, b, c, d, place @ ..]) => Some(NonFinite {
+                received: flags & RECEIVED != 0,
+                pass: match pass {
+                    0 => Pass::Forward,
+                    1 => Pass::Backward,
+                    _ => Pass::Gradient,
+                },
+                layer: u32::from_le_bytes([*a, *b, *c, *d]),
+                place: String::from_utf8_lossy(place).into_owned(),
+            }),
+            (true, _) => return Err(short(HEAD_BYTES + 5)),
+        };
+        Ok(Self {
+            sum_of_squares: number(0)?,
+            main_sum: number(1)?,
+            mtp_sum: number(2)?,
+            balance_sum: number(3)?,
+            stop: flags & STOP != 0,
+            nonfinite,
+        })
+    }
+}
+
+/// Combines the votes of all cells, given in cell order.
+pub(super) fn count(votes: &[Vote]) -> Verdict {
+    let sum = |part: fn(&Vote) -> f64| votes.iter().map(part).sum::<f64>();
+    let grad_norm = sum(|vote| vote.sum_of_squares).sqrt();
+    let cells = (0_u32..).map(CellId);
+    let found = (cells.zip(votes))
+        .filter_map(|(cell, vote)| Some((cell, vote.nonfinite.clone()?)))
+        .min_by_key(|(cell, nonfinite)| (nonfinite.causal_order(), *cell));
+    let overflow = || {
+        // Every gradient is finite and their squares are not: name the largest share.
+        let largest = (0..votes.len())
+            .max_by(|a, b| votes[*a].sum_of_squares.total_cmp(&votes[*b].sum_of_squares));
+        let place = "the gradient norm".to_owned();
+        let (pass, layer) = (Pass::Gradient, u32::MAX);
+        let nonfinite = NonFinite { pass, layer, received: false, place };
+        (CellId(largest.unwrap_or(0) as u32), nonfinite)
+    };
+    Verdict {
+        grad_norm,
+        main_sum: sum(|vote| vote.main_sum),
+        mtp_sum: sum(|vote| vote.mtp_sum),
+        balance_sum: sum(|vote| vote.balance_sum),
+        stop: votes.iter().any(|vote| vote.stop),
+        refused: found.or_else(|| (!grad_norm.is_finite()).then(overflow)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vote(nonfinite: Option<(Pass, u32)>) -> Vote {
+        let found = |(pass, layer)| NonFinite {
+            pass,
+            layer,
+            received: layer == 9,
+            place: format!("layer {layer}"),
+        };
+        Vote {
+            sum_of_squares: 2.0,
+            main_sum: 1.5,
+            mtp_sum: 0.25,
+            balance_sum: 0.5,
+            stop: false,
+            nonfinite: nonfinite.map(found),
+        }
+    }
+
+    #[test]
+    fn a_vote_survives_the_wire_and_a_short_one_is_refused() {
+        for vote in [vote(None), vote(Some((Pass::Backward, 7)))] {
+            let bytes = vote.to_bytes();
+            assert_eq!(Vote::from_bytes(CellId(1), &bytes).unwrap(), vote);
+            let error = Vote::from_bytes(CellId(1), &bytes[..HEAD_BYTES - 1]).unwrap_err();
+            assert!(error.to_string().contains("vote from cell-1 has 32 bytes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_root_cause_is_the_earliest_layer_forward_and_the_latest_backward() {
+        let refused = |votes: &[Vote]| count(votes).refused.map(|(cell, at)| (cell.0, at.layer));
+        let forward = |layer| vote(Some((Pass::Forward, layer)));
+        let backward = |layer| vote(Some((Pass::Backward, layer)));
+        assert_eq!(refused(&[forward(3), forward(1), vote(None)]), Some((1, 1)));
+        assert_eq!(refused(&[backward(0), backward(3), vote(None)]), Some((1, 3)));
+        assert_eq!(refused(&[backward(7), forward(3)]), Some((1, 3)));
+        // Layer 9 was received from another cell here: the sender knows better.
+        assert_eq!(refused(&[forward(9), backward(3)]), Some((1, 3)));
+        assert_eq!(refused(&[vote(None), vote(None)]), None);
+    }
+
+    #[test]
+    fn an_infinite_norm_of_finite_gradients_is_refused_too() {
+        let large = Vote { sum_of_squares: f64::INFINITY, ..vote(None) };
+        let verdict = count(&[vote(None), large]);
+        assert_eq!(verdict.refused.map(|(cell, _)| cell), Some(CellId(1)));
+        let stopping = Vote { stop: true, ..vote(None) };
+        assert!(count(&[vote(None), stopping]).stop);
+    }
+}

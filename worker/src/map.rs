@@ -1,0 +1,18 @@
+//! Files of the run directory, mapped into memory. The worker's only `unsafe`.
+
+#![expect(unsafe_code, reason = "a memory map is a promise about other processes")]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+/// Maps a file that is complete: one that `data` or `checkpoint` has given its final name.
+pub(crate) fn complete_file(path: &Path) -> io::Result<Mmap> {
+    let file = File::open(path)?;
+    // SAFETY: a map is sound while nobody shortens or changes the file. Both callers' writers give
+    // a file its final name only when it is complete and never open it for writing afterwards, and
+    // the run directory belongs to one launch at a time (`lock`).
+    unsafe { Mmap::map(&file) }
+}

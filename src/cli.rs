@@ -1,0 +1,171 @@
+//! The command line: verbs and their options, and nothing they do.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  shoal launch examples/quickstart.yaml
+  shoal launch job.yaml --set training.steps=50 --set workers.local=2
+  shoal launch job.yaml --run-dir runs/second-try
+  shoal validate job.yaml
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by Ctrl-C.";
+
+const MORE: &str = "\
+Examples:
+  shoal launch examples/quickstart.yaml
+  shoal launch job.yaml --set training.steps=50 --set workers.local=2
+  shoal launch job.yaml --run-dir runs/second-try
+  shoal validate job.yaml
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest; stopped by a signal after
+writing a checkpoint: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+
+`shoal worker` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
+model and exits when its launcher does. See `shoal worker --help`.
+
+Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/logs hold
+(default info).";
+
+/// Train DeepSeek-V3-style mixture-of-experts models across worker processes.
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, after_help = EXAMPLES, after_long_help = MORE)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Train what a manifest describes, here and now, to the end
+    ///
+    /// Plans, starts a coordinator and the workers, trains, evaluates and ends by itself. Started
+    /// again on the same run directory, it continues from the newest good checkpoint. Ctrl-C once
+    /// writes a checkpoint and stops; twice stops at once.
+    Launch(Launch),
+    /// Check a manifest and show its plan; starts nothing
+    Validate(Validate),
+    /// Host cells for a launcher (started by `launch`)
+    ///
+    /// The first line of standard input is the run's secret. Standard input stays open for as long
+    /// as the launcher lives: at its end the worker exits at once.
+    #[command(hide = true)]
+    Worker(Worker),
+}
+
+/// The manifest, and what the command line changes in it.
+#[derive(Debug, Args)]
+pub(crate) struct Manifest {
+    /// The manifest (YAML, kind Training)
+    pub file: PathBuf,
+    /// Change one value below `spec`, e.g. training.steps=50; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    #[command(flatten)]
+    pub manifest: Manifest,
+    /// Everything of the run goes here [default: runs/NAME]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub run_dir: Option<PathBuf>,
+    /// Delete what an earlier run left in the run directory and start over
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+impl Launch {
+    /// A command that does the same with `changes` on top, in `run_dir`, as a person would type it.
+    pub(crate) fn command(&self, run_dir: Option<&Path>, changes: &[String]) -> String {
+        let program = std::env::args().next().unwrap_or_else(|| "shoal".to_owned());
+        let mut words =
+            vec![program, "launch".to_owned(), self.manifest.file.display().to_string()];
+        let key = |change: &String| change.split('=').next().map(str::to_owned);
+        let is_replaced = |old: &&String| changes.iter().any(|new| key(new) == key(old));
+        let kept = self.manifest.overrides.iter().filter(|old| !is_replaced(old));
+        for change in kept.chain(changes) {
+            words.extend(["--set".to_owned(), change.clone()]);
+        }
+        if let Some(run_dir) = run_dir {
+            words.extend(["--run-dir".to_owned(), run_dir.display().to_string()]);
+        }
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "-_./=:,+@".contains(letter);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    pub manifest: Manifest,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// The coordinator's address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub join: SocketAddr,
+    /// The run it belongs to
+    #[arg(long)]
+    pub run: String,
+    /// Its number in the run
+    #[arg(long)]
+    pub id: u32,
+    /// The run directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub run_dir: PathBuf,
+    /// Compute threads
+    #[arg(long)]
+    pub threads: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn launch_takes_several_changes() {
+        let cli =
+            Cli::try_parse_from(["shoal", "launch", "a.yaml", "--set", "a=1", "--set", "b=2"]);
+        let Verb::Launch(launch) = cli.unwrap().verb else { panic!("want launch") };
+        assert_eq!(launch.manifest.overrides, ["a=1", "b=2"]);
+        assert!(!launch.fresh && launch.run_dir.is_none());
+    }
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_takes_it() {
+        let cli =
+            Cli::try_parse_from(["shoal", "launch", "my job.yaml", "--set", "a=1", "--set", "b=2"]);
+        let Verb::Launch(launch) = cli.unwrap().verb else { panic!("want launch") };
+        let command = launch.command(Some(Path::new("runs/b")), &["b=[it's]".to_owned()]);
+        let expected = r"launch 'my job.yaml' --set a=1 --set 'b=[it'\''s]' --run-dir runs/b";
+        assert!(command.ends_with(expected), "{command}");
+    }
+
+    #[test]
+    fn the_worker_verb_is_not_in_the_short_help_but_explained_in_the_long() {
+        let short = Cli::command().render_help().to_string();
+        assert!(!short.contains("worker  "), "{short}");
+        assert!(Cli::command().render_long_help().to_string().contains("shoal worker"));
+    }
+}

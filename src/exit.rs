@@ -1,0 +1,39 @@
+//! How a verb ends, and the exit code that says so.
+
+use crate::signals::Signal;
+
+/// Every way a verb can end without having done what was asked.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// Wrong usage or an invalid manifest. Nothing was started.
+    Input(String),
+    /// The run failed, or could not begin.
+    Failed(anyhow::Error),
+    /// Somebody asked for it.
+    Signal(Signal),
+}
+
+impl Stopped {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Input(_) => 2,
+            Self::Failed(_) => 1,
+            Self::Signal(signal) => signal.exit_code(),
+        }
+    }
+
+    /// What standard error is told. Nothing after a signal: its story was told as it happened.
+    pub(crate) fn text(&self) -> Option<String> {
+        match self {
+            Self::Input(text) => Some(text.clone()),
+            Self::Failed(error) => Some(format!("{error:#}")),
+            Self::Signal(_) => None,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Stopped {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}

@@ -1,0 +1,85 @@
+//! The end of a launch: figures, curve, samples, where everything is, what to try next.
+
+use shoal_plan::job::Job;
+
+use crate::cli;
+use crate::clock::Stopwatch;
+use crate::curve::{Canvas, Ink, draw};
+use crate::exit::Stopped;
+use crate::metrics::{Ending, Metrics};
+use crate::run_dir::RunDir;
+use crate::samples::{self, Sample};
+use crate::show;
+use crate::terminal::{data, heading, note, shows_unicode, width};
+use crate::train::Done;
+
+/// Wider curves are no easier to read.
+const CURVE_WIDTH_MAX: usize = 100;
+const CURVE_HEIGHT: usize = 14;
+
+/// What is known at the end.
+pub(crate) struct Finish<'a> {
+    pub run_dir: &'a RunDir,
+    pub job: &'a Job,
+    pub metrics: &'a Metrics,
+    pub done: Done,
+    /// Since the launch.
+    pub watch: Stopwatch,
+    pub args: &'a cli::Launch,
+}
+
+impl Finish<'_> {
+    /// Writes the summary and shows what came out; or, stopped early, how to go on.
+    pub(crate) fn tell(&self) -> Result<(), Stopped> {
+        if let Some(signal) = self.done.stopped_by {
+            let (step, steps) = (self.done.last_step, self.job.training.steps);
+            note(&format!("stopped after step {step} of {steps}; everything up to it is saved"));
+            note("to continue, run the same command again");
+            return Err(Stopped::Signal(signal));
+        }
+        let summary = self.metrics.summary(&Ending {
+            evaluation: self.done.evaluation,
+            workers: self.job.workers.local,
+            wall_seconds: self.watch.seconds(),
+        });
+        self.run_dir.write_json("summary.json", &summary)?;
+        self.curve();
+        heading("Results");
+        data(&show::summary(&summary));
+        self.samples();
+        heading("Where everything is");
+        data(&show::places(self.run_dir, self.done.last_step));
+        heading("What to try next");
+        data(&show::next(self.args, self.job));
+        Ok(())
+    }
+
+    fn curve(&self) {
+        let rows = self.metrics.rows();
+        let losses: Vec<f64> = rows.iter().map(|row| row.main_loss).collect();
+        let ink = if shows_unicode() { Ink::Braille } else { Ink::Ascii };
+        let canvas = Canvas { width: width().min(CURVE_WIDTH_MAX), height: CURVE_HEIGHT, ink };
+        if let Some(curve) = draw(&losses, rows.first().map_or(1, |row| row.step), canvas) {
+            heading("Loss of the main head, nats per token");
+            data(&curve);
+        }
+    }
+
+    /// Samples are a treat: when they fail, the run has still succeeded.
+    fn samples(&self) {
+        match samples::draw(self.run_dir, self.job, self.done.last_step) {
+            Ok(samples) => {
+                for (i, sample) in samples.iter().enumerate() {
+                    show_sample(i + 1, sample);
+                }
+            }
+            Err(error) => note(&format!("no samples: {error:#}")),
+        }
+    }
+}
+
+fn show_sample(number: usize, sample: &Sample) {
+    let mark = if shows_unicode() { "▸" } else { ">>>" };
+    heading(&format!("Sample {number}: held-out text, and after {mark} what the model made of it"));
+    data(&format!("{}{mark}{}", sample.prompt, sample.text));
+}

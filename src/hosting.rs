@@ -1,0 +1,72 @@
+//! The `worker` verb: hosts cells for a launcher, and never outlives it.
+
+use std::convert::Infallible;
+use std::io::{BufRead, Read};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use shoal_plan::plan::{RunId, WorkerId};
+use shoal_worker::Secret;
+use shoal_worker::daemon::{self, Options};
+use shoal_worker::engine::CellEngines;
+use tokio::sync::oneshot;
+
+use crate::{cli, logging};
+
+/// The orderly way out gets this long after the launcher is gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Runs until the coordinator says to leave, the launcher is gone, or something fails; then ends
+/// the process. Returns only when it could not even begin.
+pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
+    logging::to_standard_error();
+    let mut line = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .context("reading the secret from standard input")?;
+    if line.is_empty() {
+        bail!("standard input ended before the secret: `shoal launch` starts the workers it needs");
+    }
+    let secret = Secret::from_hex(&line).context("reading the secret from standard input")?;
+    let options = Options {
+        join: args.join,
+        secret,
+        run: RunId(args.run),
+        worker: WorkerId(args.id),
+        run_dir: args.run_dir,
+        threads: args.threads,
+    };
+    let launcher_gone = watch_launcher();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("starting the event loop")?;
+    let reason = runtime.block_on(daemon::run(options, CellEngines, async move {
+        // An error means that the watching thread ended, which is the same news.
+        let _ = launcher_gone.await;
+    }))?;
+    tracing::info!(%reason, "leaving");
+    // An engine that hangs stays behind on a thread, which nobody waits for.
+    std::process::exit(reason.code().into())
+}
+
+/// Standard input ends when the launcher does, however it ends. Then the worker goes at once: what
+/// it holds is in the last checkpoint or lost anyway.
+fn watch_launcher() -> oneshot::Receiver<()> {
+    let (say, gone) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        // Anything but another byte is an end; the launcher sends none after the secret.
+        while matches!(std::io::stdin().lock().read(&mut byte), Ok(1)) {}
+        tracing::warn!("the launcher is gone");
+        let _ = say.send(());
+        // Nobody sends here: this waits, and then ends what did not end by itself.
+        let (_keep, never) = channel::<()>();
+        let _ = never.recv_timeout(LAST_WORDS);
+        std::process::exit(1);
+    });
+    gone
+}

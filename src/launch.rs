@@ -1,0 +1,193 @@
+//! The `launch` verb: from a manifest to a trained model, or to a clear reason why not.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::Context;
+use shoal_coordinator::Settings;
+use shoal_plan::placement::make_plan;
+use shoal_plan::plan::RunId;
+use shoal_worker::Secret;
+use shoal_worker::checkpoint;
+use shoal_worker::data::{self, DataError};
+use tokio::runtime::Runtime;
+
+use crate::children::{Children, Start};
+use crate::cli;
+use crate::clock::Stopwatch;
+use crate::exit::Stopped;
+use crate::finish::Finish;
+use crate::logging;
+use crate::manifest::{self, Loaded};
+use crate::metrics::Metrics;
+use crate::progress::{Reading, short};
+use crate::resume::{Earlier, take_over};
+use crate::run_dir::RunDir;
+use crate::show;
+use crate::signals::Signals;
+use crate::terminal::{data as print, note};
+use crate::train::{Done, Training};
+
+/// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
+pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
+    let watch = Stopwatch::start();
+    let loaded = manifest::read(&args.manifest)?;
+    let job = loaded.job();
+    let run_dir = match &args.run_dir {
+        Some(directory) => RunDir::open(directory)?,
+        None => RunDir::open(&Path::new("runs").join(&job.name))?,
+    };
+    if args.fresh {
+        run_dir.clear()?;
+    }
+    logging::to_run(&run_dir)?;
+    if let Earlier::Finished { step } = take_over(&run_dir, job)? {
+        print(&format!("the run in {} is finished: {step} steps\n", run_dir.path().display()));
+        print(&show::places(&run_dir, step));
+        note("to train further raise training.steps; to start over add --fresh");
+        return Ok(());
+    }
+    tokenise(&run_dir, &loaded)?;
+    let resume_from = newest_checkpoint(&run_dir)?;
+    show_plan(&run_dir, &loaded)?;
+    let mut metrics = Metrics::open(&run_dir.metrics(), resume_from.unwrap_or(0))?;
+    let runtime = event_loop()?;
+    let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
+    exit_on_signal(&runtime, signals);
+    Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
+}
+
+/// Turns the text into token shards, or finds that an earlier launch did.
+fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
+    let job = loaded.job();
+    let (batch, sequence) = (u64::from(job.training.batch), job.training.sequence);
+    let settings = data::Settings {
+        bytes_max: job.data.bytes_max,
+        heldout_fraction: job.data.heldout_fraction,
+        sequence,
+        windows_min_train: batch,
+        windows_min_heldout: u64::from(job.sequences_per_round()),
+    };
+    let reading = Reading::start();
+    let mut show = |done, total| reading.show(done, total);
+    let prepared = data::prepare(&loaded.files, &settings, &run_dir.data(), &mut show);
+    drop(reading);
+    let dataset = prepared.map_err(|error| data_error(loaded, error))?;
+    note(&format!(
+        "text: {} bytes of {} files, {} of them held out{}",
+        short(dataset.tokens as f64),
+        dataset.documents,
+        short(dataset.heldout_tokens as f64),
+        if dataset.reused { " (tokenised by an earlier launch)" } else { "" },
+    ));
+    Ok(())
+}
+
+/// Text that cannot do is the manifest's fault; a disk that cannot is not.
+fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
+    match error {
+        DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
+        DataError::Changed { .. } => Stopped::Input(error.to_string()),
+        DataError::Io { .. } | DataError::ChangedWhileRead { .. } | DataError::Damaged { .. } => {
+            Stopped::Failed(error.into())
+        }
+    }
+}
+
+/// The step to resume from. A damaged checkpoint is passed over, and said so.
+fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<u64>> {
+    let found =
+        checkpoint::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint")?;
+    for warning in &found.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    if let Some(step) = found.step {
+        note(&format!("continuing after step {step}"));
+    }
+    Ok(found.step)
+}
+
+fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
+    print(&show::job(loaded.job(), loaded.files.len()));
+    print(&show::plan(loaded.job(), &loaded.plan));
+    let plan = serde_json::to_value(&loaded.plan).context("writing the plan as JSON")?;
+    run_dir.write_json("plan.json", &plan)?;
+    // A run that goes on is not finished.
+    run_dir.forget_summary()
+}
+
+/// Starts the coordinator and the workers and listens until the end. The signals come back: from
+/// here on nobody else handles them.
+async fn train(
+    run_dir: &RunDir,
+    loaded: &Loaded,
+    metrics: &mut Metrics,
+    resume_from: Option<u64>,
+) -> Result<(Done, Signals), Stopped> {
+    let job = loaded.job();
+    let mut signals = Signals::listen()?;
+    let run = new_run_id()?;
+    let secret = Secret::random().context("making the run's secret")?;
+    let settings = Settings {
+        run: run.clone(),
+        secret: secret.clone(),
+        job: job.clone(),
+        workers_wanted: job.workers.local,
+        resume_from,
+        run_dir: run_dir.path().to_path_buf(),
+        lease_ms: Settings::LEASE_MS,
+        join_deadline_ms: Settings::JOIN_DEADLINE_MS,
+        make_plan: |job, workers, generation| {
+            make_plan(job, workers, generation).map_err(|error| error.to_string())
+        },
+    };
+    let coordinator =
+        shoal_coordinator::serve(settings).await.context("starting the coordinator")?;
+    let start = Start {
+        join: coordinator.address,
+        run: &run,
+        secret: &secret.to_hex(),
+        run_dir,
+        threads: threads(job.workers.threads, job.workers.local),
+    };
+    let children = Children::start(job.workers.local, &start)?;
+    let training = Training {
+        run_dir,
+        metrics,
+        children,
+        coordinator,
+        signals: &mut signals,
+        checkpoint: resume_from,
+        steps: job.training.steps,
+    };
+    let done = training.run().await?;
+    Ok((done, signals))
+}
+
+/// What is left (curve, samples) may be cut short: the summary is written and no worker runs.
+fn exit_on_signal(runtime: &Runtime, mut signals: Signals) {
+    runtime.spawn(async move {
+        let signal = signals.next().await;
+        std::process::exit(signal.exit_code().into());
+    });
+}
+
+fn event_loop() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("starting the event loop")
+}
+
+/// Threads of each worker: what was asked for, or an equal share of the cores.
+fn threads(wanted: u32, workers: u32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if wanted > 0 { wanted as usize } else { (cores / workers.max(1) as usize).max(1) }
+}
+
+/// 16 random bytes in hexadecimal.
+fn new_run_id() -> anyhow::Result<RunId> {
+    let mut bytes = [0_u8; 16];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.context("reading random bytes from /dev/urandom")?;
+    Ok(RunId(format!("{:032x}", u128::from_ne_bytes(bytes))))
+}

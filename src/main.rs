@@ -1,0 +1,56 @@
+//! The `shoal` binary: reads the command line, runs a verb, and turns its end into an exit code.
+
+mod children;
+mod cli;
+mod clock;
+mod curve;
+mod exit;
+mod finish;
+mod hosting;
+mod launch;
+mod logging;
+mod manifest;
+mod metrics;
+mod progress;
+mod resume;
+mod run_dir;
+mod samples;
+mod show;
+mod signals;
+mod terminal;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Verb};
+use crate::exit::Stopped;
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().verb {
+        Verb::Launch(args) => launch::launch(&args),
+        Verb::Validate(args) => validate(&args),
+        Verb::Worker(args) => {
+            hosting::host(args).map_err(Stopped::Failed).map(|never| match never {})
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stopped) => {
+            if let Some(text) = stopped.text() {
+                terminal::error(&text);
+            }
+            ExitCode::from(stopped.exit_code())
+        }
+    }
+}
+
+/// The `validate` verb: all that `launch` checks before it starts anything.
+fn validate(args: &cli::Validate) -> Result<(), Stopped> {
+    let loaded = manifest::read(&args.manifest)?;
+    terminal::data(&show::job(loaded.job(), loaded.files.len()));
+    terminal::data(&show::plan(loaded.job(), &loaded.plan));
+    terminal::note(&format!("{} is valid", args.manifest.file.display()));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Reads a manifest and finds the files it names. What a manifest may say is decided in `plan`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use shoal_plan::job::Job;
+use shoal_plan::manifest::{Manifest, parse};
+use shoal_plan::placement::make_plan;
+use shoal_plan::plan::{Generation, Plan, WorkerId};
+
+use crate::cli;
+use crate::exit::Stopped;
+
+/// A manifest that can run on this machine.
+pub(crate) struct Loaded {
+    manifest: Manifest,
+    /// The text files, sorted.
+    pub files: Vec<PathBuf>,
+    /// The plan of a launch's first generation: pure, so the coordinator's is the same.
+    pub plan: Plan,
+}
+
+/// Reads, checks, and looks the files up. Starts nothing and writes nothing.
+pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
+    let name = args.file.display().to_string();
+    let text = fs::read_to_string(&args.file)
+        .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;
+    let manifest = parse(&name, &text, &args.overrides, &|path: &Path| fs::read_to_string(path))
+        .map_err(|error| Stopped::Input(error.to_string()))?;
+    let environment =
+        |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
+    let files = manifest.files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
+    let workers: Vec<WorkerId> = (0..manifest.job.workers.local).map(WorkerId).collect();
+    let plan = make_plan(&manifest.job, &workers, Generation(1)).map_err(|error| {
+        Stopped::Input(manifest.error_at("spec.workers", &error.to_string(), "").to_string())
+    })?;
+    let loaded = Loaded { manifest, files, plan };
+    let found =
+        loaded.files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
+    match shortage(&loaded.manifest.job, found) {
+        None => Ok(loaded),
+        Some(what) => Err(loaded.text_error(&what)),
+    }
+}
+
+impl Loaded {
+    pub(crate) fn job(&self) -> &Job {
+        &self.manifest.job
+    }
+
+    /// An error about the text, at the line that names the files.
+    pub(crate) fn text_error(&self, what: &str) -> Stopped {
+        let help = "add files, or lower training.batch or training.sequence";
+        Stopped::Input(self.manifest.error_at("spec.data.files", what, help).to_string())
+    }
+}
+
+/// What is missing when the files have fewer bytes than one batch to learn from and one round of
+/// the evaluation. The exact count is made when the text is turned into tokens.
+fn shortage(job: &Job, bytes: u64) -> Option<String> {
+    let bytes = bytes.min(job.data.bytes_max);
+    let (batch, heldout) = (u64::from(job.training.batch), u64::from(job.sequences_per_round()));
+    let sequence = u64::from(job.training.sequence);
+    let wanted = (batch + heldout) * sequence;
+    (bytes < wanted).then(|| {
+        format!(
+            "less text than one batch: got {bytes} bytes, want at least {wanted} ({batch} sequences of \
+             {sequence} tokens, and {heldout} for the evaluation)"
+        )
+    })
+}

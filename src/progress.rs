@@ -1,0 +1,210 @@
+//! How far training is: a bar on a terminal, otherwise a plain line now and then.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use shoal_plan::report::StepRow;
+
+use crate::clock::Stopwatch;
+use crate::terminal;
+
+/// Plain lines come at most this often, unless a tenth of the run went by.
+const LINE_SECONDS: f64 = 2.0;
+
+/// The newest step's weight in the mean duration of a step.
+const SMOOTHING: f64 = 0.1;
+
+/// What is shown while training.
+pub(crate) struct Progress {
+    shown: Shown,
+    steps: u64,
+    watch: Stopwatch,
+    pace: Pace,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines(Lines),
+}
+
+/// Seconds per step, smoothed.
+#[derive(Default)]
+struct Pace {
+    last_seconds: f64,
+    mean: Option<f64>,
+}
+
+/// When the next plain line is due.
+struct Lines {
+    last_seconds: f64,
+    last_tenth: u64,
+}
+
+impl Progress {
+    /// Shown from now on; the steps' clock starts with `begin`.
+    pub(crate) fn start(step: u64, steps: u64) -> Self {
+        let shown = if terminal::redraws() {
+            let bar = ProgressBar::new(steps).with_position(step).with_style(style());
+            bar.set_message("waiting for the workers");
+            bar.enable_steady_tick(Duration::from_millis(200));
+            Shown::Bar(bar)
+        } else {
+            Shown::Lines(Lines { last_seconds: 0.0, last_tenth: step * 10 / steps.max(1) })
+        };
+        Self { shown, steps, watch: Stopwatch::start(), pace: Pace::default() }
+    }
+
+    /// The workers begin the first step now.
+    pub(crate) fn begin(&mut self) {
+        self.watch = Stopwatch::start();
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_message("the first step");
+        }
+    }
+
+    /// Shows a committed step and returns the seconds since the one before.
+    pub(crate) fn step(&mut self, row: &StepRow) -> f64 {
+        let now = self.watch.seconds();
+        let seconds = self.pace.step(now);
+        let mut text = figures(row, &self.pace, self.steps);
+        if row.step == self.steps {
+            text.push_str("  evaluating");
+        }
+        match &mut self.shown {
+            Shown::Bar(bar) => {
+                bar.set_position(row.step);
+                bar.set_message(text);
+            }
+            Shown::Lines(lines) => {
+                if lines.due(now, row.step, self.steps) {
+                    terminal::note(&format!("step {}/{}  {text}", row.step, self.steps));
+                }
+            }
+        }
+        seconds
+    }
+
+    /// A line above the bar.
+    pub(crate) fn say(&self, text: &str) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| terminal::note(text)),
+            Shown::Lines(_) => terminal::note(text),
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn end(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A bar for reading text, in bytes: for more text than a moment's. Nothing without a terminal.
+pub(crate) struct Reading(ProgressBar);
+
+impl Reading {
+    pub(crate) fn start() -> Self {
+        let bar = if terminal::redraws() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("reading {bar:24} {bytes} of {total_bytes}")
+            .expect("the template names known keys");
+        Self(bar.with_style(style))
+    }
+
+    pub(crate) fn show(&self, done_bytes: u64, total_bytes: u64) {
+        self.0.set_length(total_bytes);
+        self.0.set_position(done_bytes);
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("training {bar:24} step {pos}/{len}  {wide_msg}")
+        .expect("the template names known keys")
+}
+
+/// `loss 2.713  4.1k tokens/s  1:32 left`.
+fn figures(row: &StepRow, pace: &Pace, steps: u64) -> String {
+    let mean = pace.mean.unwrap_or_default();
+    let left = mean * steps.saturating_sub(row.step) as f64;
+    format!(
+        "loss {:.3}  {} tokens/s  {} left",
+        row.loss,
+        short(row.tokens as f64 / mean.max(1e-6)),
+        duration(left)
+    )
+}
+
+/// `812`, `4.1k`, `1.2M`.
+pub(crate) fn short(count: f64) -> String {
+    match count {
+        c if c < 1e3 => format!("{c:.0}"),
+        c if c < 1e6 => format!("{:.1}k", c / 1e3),
+        c if c < 1e9 => format!("{:.1}M", c / 1e6),
+        c => format!("{:.1}G", c / 1e9),
+    }
+}
+
+/// `0:07`, `1:32`, `2:05:00`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        hours => format!("{hours}:{:02}:{:02}", s / 60 % 60, s % 60),
+    }
+}
+
+impl Pace {
+    fn step(&mut self, now: f64) -> f64 {
+        let seconds = (now - self.last_seconds).max(0.0);
+        self.last_seconds = now;
+        self.mean = Some(self.mean.map_or(seconds, |mean| mean + SMOOTHING * (seconds - mean)));
+        seconds
+    }
+}
+
+impl Lines {
+    fn due(&mut self, now: f64, step: u64, steps: u64) -> bool {
+        let tenth = step * 10 / steps.max(1);
+        let due = tenth > self.last_tenth || now - self.last_seconds >= LINE_SECONDS || step == 1;
+        if due {
+            (self.last_seconds, self.last_tenth) = (now, tenth);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_lines_come_with_time_or_with_a_tenth_of_the_run() {
+        let mut lines = Lines { last_seconds: 0.0, last_tenth: 0 };
+        assert!(lines.due(0.1, 1, 100), "the first step shows that it works");
+        assert!(!lines.due(0.2, 2, 100));
+        assert!(lines.due(2.2, 5, 100));
+        assert!(lines.due(2.3, 10, 100));
+        assert!(!lines.due(2.4, 11, 100));
+        assert!(lines.due(2.5, 100, 100));
+    }
+
+    #[test]
+    fn the_pace_starts_with_the_first_step_and_follows_slowly() {
+        let mut pace = Pace::default();
+        assert!((pace.step(1.0) - 1.0).abs() < 1e-12);
+        assert!((pace.step(3.0) - 2.0).abs() < 1e-12);
+        assert!((pace.mean.unwrap() - 1.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn counts_and_durations_are_short() {
+        assert_eq!([812.4, 4100.0, 1.25e6, 2e9].map(short), ["812", "4.1k", "1.2M", "2.0G"]);
+        assert_eq!([7.4, 92.0, 7500.0].map(duration), ["0:07", "1:32", "2:05:00"]);
+    }
+}

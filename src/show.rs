@@ -1,0 +1,230 @@
+//! What the person reads before and after training: the plan as a table, and the results.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+use shoal_plan::arithmetic;
+use shoal_plan::grid::CellId;
+use shoal_plan::job::Job;
+use shoal_plan::plan::Plan;
+
+use crate::cli;
+use crate::progress::{duration, short};
+use crate::run_dir::RunDir;
+
+/// One line about the job, e.g. for the head of the plan.
+pub(crate) fn job(job: &Job, n_files: usize) -> String {
+    let parameters = arithmetic::parameters(&job.model);
+    let training = &job.training;
+    format!(
+        "{}: {} parameters, {} at work on each token, {}; {} steps of {} tokens from {n_files} files",
+        job.name,
+        short(parameters.total as f64),
+        short(parameters.active as f64),
+        training.precision,
+        training.steps,
+        short(f64::from(training.batch) * f64::from(training.sequence)),
+    )
+}
+
+/// The plan as a table of cells, and the reasons below it.
+pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
+    let header = ["cell", "worker", "layers", "experts", "work", "memory"].map(str::to_owned);
+    let mut rows = vec![header.to_vec()];
+    let total: f64 = plan.grid.cells().map(|id| work(plan, id)).sum();
+    for id in plan.grid.cells() {
+        let cell = plan.grid.cell(id);
+        let layers = plan.stages[cell.stage as usize].layers.clone();
+        let experts = &plan.experts[cell.expert_shard as usize];
+        let last = cell.stage + 1 == plan.grid.stages;
+        let ends = if last && job.model.num_nextn_predict_layers > 0 { " + MTP" } else { "" };
+        let memory = arithmetic::cell_bytes(job, cell, layers.clone()).total();
+        rows.push(vec![
+            id.0.to_string(),
+            plan.host(id).to_string(),
+            format!("{}{ends}", range(&layers)),
+            range(experts),
+            format!("{:.0} %", 100.0 * work(plan, id) / total),
+            format!("{}B", short(memory as f64)),
+        ]);
+    }
+    let mut text = table(&rows);
+    text.push_str("\nWhy:\n");
+    for (stage, at) in plan.stages.iter().enumerate() {
+        let _ = writeln!(text, "  stage {stage}: {}", at.reason);
+    }
+    for (worker, reason) in &plan.reasons {
+        let _ = writeln!(text, "  {worker}: {reason}");
+    }
+    text.trim_end().to_owned()
+}
+
+/// A cell's share of the stage's work: its columns train equal numbers of sequences.
+fn work(plan: &Plan, id: CellId) -> f64 {
+    plan.stages[plan.grid.cell(id).stage as usize].flops_per_token / f64::from(plan.grid.columns())
+}
+
+/// `3` or `0-3`, ends included: the way people count layers.
+fn range(range: &std::ops::Range<u32>) -> String {
+    match range.end - range.start {
+        0 => "-".to_owned(),
+        1 => range.start.to_string(),
+        _ => format!("{}-{}", range.start, range.end - 1),
+    }
+}
+
+/// Columns as wide as their widest entry, two spaces apart, indented by two.
+fn table(rows: &[Vec<String>]) -> String {
+    let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..n_columns)
+        .map(|i| {
+            rows.iter()
+                .filter_map(|row| row.get(i))
+                .map(|text| text.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(text, width)| format!("  {text:width$}"));
+        format!("{}\n", cells.collect::<String>().trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// The results in a few lines, from the object in `summary.json`.
+pub(crate) fn summary(summary: &Value) -> String {
+    let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
+    let mut rows = vec![vec![
+        "training loss".to_owned(),
+        format!("{:.3} nats per token, mean of the last 10 steps", number("train_loss")),
+    ]];
+    if let Some(heldout) = summary["heldout_nats_per_byte"].as_f64() {
+        let bits = heldout / std::f64::consts::LN_2;
+        let text = format!("{heldout:.3} nats per byte ({bits:.2} bits) on text it never saw");
+        rows.push(vec!["held-out loss".to_owned(), text]);
+    }
+    let speed = format!(
+        "{} tokens/s with {} workers",
+        short(number("tokens_per_second")),
+        summary["workers"]
+    );
+    rows.push(vec!["speed".to_owned(), speed]);
+    let steps = format!(
+        "{}, {} tokens, {} in all",
+        summary["steps"],
+        short(number("tokens")),
+        duration(number("wall_seconds"))
+    );
+    rows.push(vec!["steps".to_owned(), steps]);
+    table(&rows).trim_end().to_owned()
+}
+
+/// Where everything of the run is.
+pub(crate) fn places(run_dir: &RunDir, step: u64) -> String {
+    let row =
+        |path: std::path::PathBuf, what: &str| vec![path.display().to_string(), what.to_owned()];
+    let in_run = |name: &str| run_dir.path().join(name);
+    table(&[
+        row(run_dir.checkpoint(step), "the model, with Hugging Face's tensor names"),
+        row(run_dir.metrics(), "losses, gradient norm and speed of every step"),
+        row(in_run("summary.json"), "the figures above"),
+        row(in_run("plan.json"), "who did what, and why"),
+        row(run_dir.logs(), "what each worker had to say"),
+    ])
+    .trim_end()
+    .to_owned()
+}
+
+/// What to try next, as commands that work.
+pub(crate) fn next(args: &cli::Launch, job: &Job) -> String {
+    let more = [format!("training.steps={}", job.training.steps * 2)];
+    let longer = args.command(args.run_dir.as_deref(), &more);
+    let mut tries = vec![("train on, for as long again", longer)];
+    let other = if job.workers.local == 1 { 2.min(job.grid.n_cells()) } else { 1 };
+    if other != job.workers.local {
+        let place = Path::new("runs").join(format!("{}-on-{other}", job.name));
+        let command = args.command(Some(&place), &[format!("workers.local={other}")]);
+        tries.push(("the same losses, to the last bit, from another number of workers", command));
+    }
+    let mut text = String::new();
+    for (what, command) in tries {
+        let _ = writeln!(text, "  {what}:\n    {command}");
+    }
+    text.push_str("  your own text: change spec.data.files in the manifest");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+    use shoal_plan::grid::Grid;
+    use shoal_plan::plan::{Generation, StagePlan, WorkerId};
+
+    use super::*;
+
+    fn tiny_job() -> Job {
+        let job = json!({
+            "name": "a", "model": shoal_plan::model::ModelConfig::tiny(),
+            "data": { "files": ["x"], "bytes_max": 1000, "heldout_fraction": 0.1 },
+            "training": { "steps": 10, "batch": 8, "sequence": 256, "microbatch": 1, "seed": 1,
+                "precision": "fp8", "lr": 2e-3, "lr_final_ratio": 0.1, "warmup_steps": 2,
+                "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1, "clip": 1.0,
+                "mtp_weight": 0.3, "balance_weight": 1e-4, "bias_speed": 1e-3 },
+            "grid": { "stages": 2, "expert_shards": 1, "replicas": 1 },
+            "workers": { "local": 2, "threads": 0 },
+            "checkpoint": { "every": 5, "keep": 3 }
+        });
+        serde_json::from_value(job).unwrap()
+    }
+
+    #[test]
+    fn the_plan_shows_every_cell_and_every_reason() {
+        let stage = |layers: std::ops::Range<u32>, flops_per_token: f64| StagePlan {
+            layers,
+            flops_per_token,
+            reason: "because it is even".to_owned(),
+        };
+        let plan_of_two = Plan {
+            generation: Generation(1),
+            grid: Grid { stages: 2, expert_shards: 1, replicas: 1 },
+            stages: vec![stage(0..3, 3e7), stage(3..4, 1e7)],
+            experts: std::iter::once(0..16).collect(),
+            hosts: vec![WorkerId(0), WorkerId(1)],
+            reasons: BTreeMap::from([(WorkerId(1), "it is free".to_owned())]),
+        };
+        let text = plan(&tiny_job(), &plan_of_two);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("  cell  worker    layers   experts  work"), "{text}");
+        assert!(lines[1].starts_with("  0     worker-0  0-2      0-15     75 %"), "{text}");
+        assert!(lines[2].starts_with("  1     worker-1  3 + MTP  0-15     25 %"), "{text}");
+        assert!(
+            text.contains("stage 1: because it is even") && text.contains("worker-1: it is free")
+        );
+    }
+
+    #[test]
+    fn the_summary_leaves_out_what_was_not_measured() {
+        let object = json!({ "steps": 300, "tokens": 614_400, "train_loss": 2.0312, "wall_seconds": 103.2,
+            "heldout_loss": 2.07, "heldout_nats_per_byte": 2.07, "tokens_per_second": 6123.4, "workers": 4 });
+        let text = summary(&object);
+        assert!(text.contains("2.070 nats per byte (2.99 bits)"), "{text}");
+        assert!(text.contains("300, 614.4k tokens, 1:43 in all"), "{text}");
+        let mut stopped = object;
+        stopped["heldout_nats_per_byte"] = Value::Null;
+        assert!(!summary(&stopped).contains("held-out"));
+    }
+
+    #[test]
+    fn what_to_try_next_is_possible_for_this_job() {
+        let manifest = cli::Manifest { file: "a.yaml".into(), overrides: vec!["x=1".to_owned()] };
+        let args = cli::Launch { manifest, run_dir: Some("here".into()), fresh: true };
+        let text = next(&args, &tiny_job());
+        let longer = "launch a.yaml --set x=1 --set training.steps=20 --run-dir here\n";
+        assert!(text.contains(longer) && !text.contains("--fresh"), "{text}");
+        assert!(text.contains("--set workers.local=1 --run-dir runs/a-on-1\n"), "{text}");
+    }
+}

@@ -1,0 +1,249 @@
+//! The grid fixes the numbers: many cells train as one does, and where they run changes nothing.
+//!
+//! Workers are threads here, each with its own mesh over loopback TCP; everything below them is
+//! what `shoal worker` runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::job::{Job, Precision};
+use shoal_plan::manifest;
+use shoal_plan::placement::make_plan;
+use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_worker::comm::{Membership, Mesh, Timeouts};
+use shoal_worker::data;
+use shoal_worker::engine::{Cell, Inputs};
+
+const STEPS: u64 = 20;
+
+/// Four layers (one dense), eight experts, widths that are no multiple of 128. The learning rate is
+/// low because training is chaotic: a token whose two best experts are nearly tied goes to another
+/// one after the last bit changed, and at 0.003 that has grown to 1e-4 within twenty steps.
+const MANIFEST: &str = "
+apiVersion: shoal/v1
+kind: Training
+metadata:
+  name: identity
+spec:
+  model:
+    preset: tiny
+    hidden_size: 96
+    intermediate_size: 160
+    moe_intermediate_size: 64
+    n_routed_experts: 8
+    num_experts_per_tok: 3
+    q_lora_rank: 40
+    kv_lora_rank: 48
+    max_position_embeddings: 64
+  data:
+    files: unused
+  training:
+    steps: 20
+    batch: 8
+    sequence: 32
+    warmup_steps: 4
+    lr: 0.001
+";
+
+/// What a run showed: every step's losses, and the first step's gradient of every parameter.
+struct Run {
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+    gradients: BTreeMap<String, Vec<f32>>,
+}
+
+fn job(grid: (u32, u32, u32), precision: Precision) -> Job {
+    let read = |_: &Path| unreachable!("the manifest names no config.json");
+    let job = manifest::parse("identity.yaml", MANIFEST, &[], &read).expect("a good manifest").job;
+    let (stages, expert_shards, replicas) = grid;
+    let mut job = Job { grid: Grid { stages, expert_shards, replicas }, ..job };
+    job.training.precision = precision;
+    job
+}
+
+/// A run directory with the tokens of a text with structure, written once per test process.
+fn tokens() -> &'static Path {
+    static RUN_DIR: OnceLock<PathBuf> = OnceLock::new();
+    RUN_DIR.get_or_init(write_tokens)
+}
+
+fn write_tokens() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("identity");
+    let text = dir.join("text.txt");
+    fs::create_dir_all(&dir).expect("the temporary directory is writable");
+    let lines =
+        (0..2000_u32).map(|i| format!("the {}th fish swims {} miles\n", i % 97, i * 7 % 31));
+    fs::write(&text, lines.collect::<String>()).expect("the text is written");
+    let settings = data::Settings {
+        bytes_max: 1 << 20,
+        heldout_fraction: 0.05,
+        sequence: 32,
+        windows_min_train: 8,
+        windows_min_heldout: 8,
+    };
+    data::prepare(&[text], &settings, &dir.join("data"), &mut |_, _| {})
+        .expect("the text is tokenised");
+    dir
+}
+
+/// Trains `STEPS` steps of `job` on `n_workers` workers.
+fn train(job: &Job, run_dir: &Path, n_workers: u32) -> Run {
+    let workers: Vec<WorkerId> = (0..n_workers).map(WorkerId).collect();
+    let plan = make_plan(job, &workers, Generation(1)).expect("the grid fits the model");
+    let listeners: Vec<TcpListener> = (workers.iter())
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has a free port"))
+        .collect();
+    let peers: BTreeMap<_, _> = (workers.iter().zip(&listeners))
+        .map(|(worker, listener)| (*worker, listener.local_addr().expect("it is bound")))
+        .collect();
+    let inputs = Inputs::open(job, &plan, run_dir, None).expect("the tokens are there");
+    let inputs = Arc::new(inputs);
+    let hosts: Vec<_> = (workers.iter().zip(listeners))
+        .map(|(me, listener)| {
+            let membership = Membership {
+                run: RunId("identity".to_owned()),
+                secret: [7; 32],
+                generation: Generation(1),
+                me: *me,
+                hosts: plan.hosts.clone(),
+                peers: peers.clone(),
+            };
+            let (cells, inputs) = (plan.cells_of(*me), Arc::clone(&inputs));
+            thread::spawn(move || host(membership, listener, &cells, &inputs))
+        })
+        .collect();
+    let mut cells: Vec<(CellId, Run)> =
+        hosts.into_iter().flat_map(|host| host.join().expect("a worker's thread ends")).collect();
+    cells.sort_by_key(|(cell, _)| *cell);
+    combine(cells)
+}
+
+/// One worker: a mesh and a thread per cell.
+fn host(
+    membership: Membership,
+    listener: TcpListener,
+    cells: &[CellId],
+    inputs: &Arc<Inputs>,
+) -> Vec<(CellId, Run)> {
+    let mesh = Mesh::open(membership, listener, Timeouts::default()).expect("the mesh opens");
+    let threads: Vec<_> = (cells.iter())
+        .map(|cell| {
+            let (comm, inputs) = (mesh.endpoint(*cell), Arc::clone(inputs));
+            let cell = Cell::new(inputs, Box::new(comm)).expect("the cell is built");
+            thread::spawn(move || run_cell(cell))
+        })
+        .collect();
+    let runs = threads.into_iter().map(|thread| thread.join().expect("a cell's thread ends"));
+    cells.iter().copied().zip(runs).collect()
+}
+
+fn run_cell(cell: Cell) -> Run {
+    let mut trainer = cell.into_trainer();
+    trainer.gradients_of(1).expect("step 1 runs");
+    let parameters = trainer.stage().parameters();
+    let gradients = (parameters.names())
+        .map(|name| (name.to_owned(), parameters.gradient(name).to_vec()))
+        .collect();
+    let mut run = Run { losses: vec![], grad_norms: vec![], gradients };
+    trainer.forget_gradients();
+    for step in 1..=STEPS {
+        let row = trainer.train_step(step, false).expect("the step is committed").row;
+        run.losses.push(row.loss);
+        run.grad_norms.push(row.grad_norm);
+    }
+    run
+}
+
+/// All cells must have seen the same figures, and copies of a parameter the same gradient.
+fn combine(cells: Vec<(CellId, Run)>) -> Run {
+    let mut cells = cells.into_iter();
+    let (_, mut first) = cells.next().expect("a grid has a cell");
+    for (cell, run) in cells {
+        assert_eq!(run.losses, first.losses, "{cell} saw other losses");
+        assert_eq!(run.grad_norms, first.grad_norms, "{cell} saw other norms");
+        for (name, gradient) in run.gradients {
+            if let Some(seen) = first.gradients.get(&name) {
+                assert!(bits(seen).eq(bits(&gradient)), "{cell}: another gradient of {name}");
+            }
+            first.gradients.insert(name, gradient);
+        }
+    }
+    first
+}
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
+    values.iter().map(|value| value.to_bits())
+}
+
+/// The largest relative difference of two loss curves; NaN counts as infinite.
+fn largest_difference(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let relative = |(got, want): (&f64, &f64)| {
+        let difference = ((got - want) / want).abs();
+        if difference.is_nan() { f64::INFINITY } else { difference }
+    };
+    got.iter().zip(want).map(relative).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_grid_trains_as_one_cell_does_in_f32() {
+    let dir = tokens();
+    let one = train(&job((1, 1, 1), Precision::F32), dir, 1);
+    assert!(one.losses[STEPS as usize - 1] < 0.8 * one.losses[0], "it learns: {:?}", one.losses);
+    for grid in [(2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)] {
+        let cut = train(&job(grid, Precision::F32), dir, grid.0);
+        assert_eq!(cut.gradients.len(), one.gradients.len(), "{grid:?}: another set of parameters");
+        for (name, want) in &one.gradients {
+            let distance = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+            };
+            let zeros = vec![0.0; want.len()];
+            let (off, size) = (distance(&cut.gradients[name], want), distance(want, &zeros));
+            assert!(off <= 1e-5 * size, "{grid:?}: gradient of {name} is off by {off} of {size}");
+        }
+        let off = largest_difference(&cut.losses, &one.losses);
+        assert!(off < 1e-4, "{grid:?}: losses differ by {off}: {:?}", cut.losses);
+    }
+}
+
+#[test]
+fn a_model_without_multi_token_prediction_is_cut_as_well() {
+    let without = |grid| {
+        let mut job = job(grid, Precision::F32);
+        job.model.num_nextn_predict_layers = 0;
+        train(&job, tokens(), 1)
+    };
+    let (one, cut) = (without((1, 1, 1)), without((2, 1, 1)));
+    let off = largest_difference(&cut.losses, &one.losses);
+    assert!(off < 1e-4, "losses differ by {off}: {:?}", cut.losses);
+}
+
+#[test]
+fn the_same_grid_is_bit_equal_on_any_number_of_workers_and_twice_in_a_row() {
+    let dir = tokens();
+    for precision in [Precision::Fp8, Precision::F32] {
+        let job = job((2, 2, 1), precision);
+        let four = train(&job, dir, 4);
+        for n_workers in [4, 2, 1] {
+            let again = train(&job, dir, n_workers);
+            assert_eq!(again.losses, four.losses, "{precision}: {n_workers} workers");
+            assert_eq!(again.grad_norms, four.grad_norms, "{precision}: {n_workers} workers");
+        }
+    }
+}
+
+#[test]
+fn fp8_grids_stay_within_a_hundredth_of_one_cell() {
+    let dir = tokens();
+    let one = train(&job((1, 1, 1), Precision::Fp8), dir, 1);
+    for grid in [(2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)] {
+        let cut = train(&job(grid, Precision::Fp8), dir, 1);
+        let off = largest_difference(&cut.losses, &one.losses);
+        assert!(off < 0.01, "{grid:?}: losses differ by {off}: {:?}", cut.losses);
+    }
+}

@@ -54,6 +54,8 @@ pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
     for (stage, at) in plan.stages.iter().enumerate() {
         let _ = writeln!(text, "  stage {stage}: {}", at.reason);
     }
+    let schedule = job.schedule.reason(plan.grid.stages, job.n_microbatches());
+    let _ = writeln!(text, "  schedule {schedule}");
     for (worker, reason) in &plan.reasons {
         let _ = writeln!(text, "  {worker}: {reason}");
     }
@@ -171,10 +173,12 @@ mod tests {
             "name": "a", "model": shoal_plan::model::ModelConfig::tiny(),
             "data": { "files": ["x"], "bytes_max": 1000, "heldout_fraction": 0.1 },
             "training": { "steps": 10, "batch": 8, "sequence": 256, "microbatch": 1, "seed": 1,
-                "precision": "fp8", "lr": 2e-3, "lr_final_ratio": 0.1, "warmup_steps": 2,
+                "precision": "fp8", "lr": 2e-3, "lr_schedule": "cosine",
+                "lr_final_ratio": 0.1, "lr_decay_fraction": 0.2, "warmup_steps": 2,
                 "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1, "clip": 1.0,
                 "mtp_weight": 0.3, "balance_weight": 1e-4, "bias_speed": 1e-3 },
             "grid": { "stages": 2, "expert_shards": 1, "replicas": 1 },
+            "schedule": "zb-h1",
             "workers": { "local": 2, "threads": 0 },
             "checkpoint": { "every": 5, "keep": 3 }
         });
@@ -204,6 +208,8 @@ mod tests {
         assert!(
             text.contains("stage 1: because it is even") && text.contains("worker-1: it is free")
         );
+        let schedule = "\n  schedule zb-h1: stages wait 4 % of a step instead of 8 % under 1f1b";
+        assert!(text.contains(schedule), "{text}");
     }
 
     #[test]

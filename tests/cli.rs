@@ -78,6 +78,7 @@ fn a_valid_manifest_is_shown_as_a_plan_and_starts_nothing() {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(out.contains("worker-1") && out.contains("Why:"), "{out}");
+    assert!(out.contains("schedule 1f1b: stages wait 8 % of a step; under zb-h1 4 %"), "{out}");
     assert!(err.contains("is valid"), "{err}");
     assert!(!out.contains('\u{1b}') && !err.contains('\u{1b}'), "no colours into a pipe");
     let left: Vec<_> = fs::read_dir(&place.0).unwrap().collect();

@@ -15,6 +15,7 @@ use shoal_plan::job::{Job, Precision};
 use shoal_plan::manifest;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_plan::schedule::Schedule;
 use shoal_worker::comm::{Membership, Mesh, Timeouts};
 use shoal_worker::data;
 use shoal_worker::engine::{Cell, Inputs};
@@ -233,6 +234,25 @@ fn the_same_grid_is_bit_equal_on_any_number_of_workers_and_twice_in_a_row() {
             let again = train(&job, dir, n_workers);
             assert_eq!(again.losses, four.losses, "{precision}: {n_workers} workers");
             assert_eq!(again.grad_norms, four.grad_norms, "{precision}: {n_workers} workers");
+        }
+    }
+}
+
+/// On stage 1 of 2 another list of slots, with one weight half deferred at any time.
+#[test]
+fn both_pipeline_schedules_are_bit_equal() {
+    let dir = tokens();
+    for precision in [Precision::F32, Precision::Fp8] {
+        let plain = job((2, 2, 1), precision);
+        let zb = Job { schedule: Schedule::ZbH1, ..plain.clone() };
+        let slots = |job: &Job| job.schedule.slots(1, 2, job.n_microbatches());
+        assert_ne!(slots(&plain), slots(&zb), "nothing would be shown");
+        let (plain, zb) = (train(&plain, dir, 2), train(&zb, dir, 2));
+        assert_eq!(zb.losses, plain.losses, "{precision}");
+        assert_eq!(zb.grad_norms, plain.grad_norms, "{precision}");
+        assert_eq!(zb.gradients.len(), plain.gradients.len(), "{precision}");
+        for (name, want) in &plain.gradients {
+            assert!(bits(&zb.gradients[name]).eq(bits(want)), "{precision}: gradient of {name}");
         }
     }
 }

@@ -33,7 +33,8 @@ pub struct CellBytes {
     pub gradients: u64,
     /// Two BF16 moments.
     pub moments: u64,
-    /// Kept between forward and backward, for all microbatches in flight.
+    /// Kept between forward and backward, for all microbatches in flight; and what deferred
+    /// weight halves still need.
     pub activations: u64,
 }
 
@@ -122,12 +123,16 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
         Precision::F32 => 4 * n,
     };
     let tokens = u64::from(job.training.microbatch) * u64::from(job.training.sequence);
-    let in_flight = u64::from((job.grid.stages - cell.stage).min(job.n_microbatches()));
-    let per_token: u64 = layers.iter().map(|layer| layer_activations(job, *layer)).sum();
+    let n_micro = job.n_microbatches();
+    let in_flight = (job.grid.stages - cell.stage).min(n_micro);
+    let deferred = job.schedule.weights_deferred(cell.stage).min(n_micro - in_flight);
+    let kept: u64 = layers.iter().map(|layer| layer_activations(job, *layer)).sum();
+    let operands: u64 = layers.iter().map(|layer| layer_operands(job, *layer)).sum();
     let heads = if last { 1 + u64::from(model.num_nextn_predict_layers) } else { 0 };
     let logits = heads * tokens * u64::from(model.vocab_size) * 4;
     // A silly batch of a silly model is more bytes than 64 bits can count.
-    let activations = in_flight.saturating_mul(tokens).saturating_mul(per_token);
+    let all = |n: u32, per_token| u64::from(n).saturating_mul(tokens).saturating_mul(per_token);
+    let activations = all(in_flight, kept).saturating_add(all(deferred, operands));
     let activations = activations.saturating_add(logits);
     CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments: 4 * n, activations }
 }
@@ -152,6 +157,31 @@ fn layer_activations(job: &Job, layer: u32) -> u64 {
         narrow * 2 * u64::from(model.intermediate_size)
     };
     2 * wide * d + attention + narrow * d + hidden
+}
+
+/// Bytes that one token leaves behind in one layer between the halves of backward: of each Linear,
+/// its input and the gradient of its output.
+fn layer_operands(job: &Job, layer: u32) -> u64 {
+    let model = &job.model;
+    let (narrow, wide) = match job.training.precision {
+        Precision::Fp8 => (1, 2),
+        Precision::F32 => (4, 4),
+    };
+    let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
+    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
+    let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
+    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
+    let inputs = narrow * (d + latents) + wide * heads * v;
+    let gradients = narrow * (latents + rope + heads * (qk + nope + v) + d);
+    let hidden = if model.is_moe(layer) {
+        let rows = u64::from(model.num_experts_per_tok);
+        let shared = u64::from(model.n_shared_experts);
+        2 * (rows + shared.min(1)) * d
+            + 3 * u64::from(model.moe_intermediate_size) * (rows + shared)
+    } else {
+        2 * d + 3 * u64::from(model.intermediate_size)
+    };
+    inputs + gradients + narrow * hidden
 }
 
 /// Weights of a layer that every cell of its stage holds and every token meets: attention, the
@@ -200,6 +230,7 @@ fn mtp_projection(model: &ModelConfig) -> u64 {
 mod tests {
     use super::*;
     use crate::grid::Grid;
+    use crate::schedule::Schedule;
 
     /// The released configuration, but for the scaling of positions.
     fn deepseek_v3() -> ModelConfig {
@@ -274,6 +305,27 @@ mod tests {
         assert!((13.0..13.05).contains(&all(&job)), "{}", all(&job));
         job.training.precision = Precision::F32;
         assert!((all(&job) - 16.0).abs() < 1e-9, "{}", all(&job));
+    }
+
+    #[test]
+    fn zb_h1_keeps_the_operands_of_a_microbatch_more_for_each_stage_before() {
+        let mut job = Job::example();
+        job.grid = Grid { stages: 4, expert_shards: 1, replicas: 1 };
+        let bytes = |job: &Job, stage: u32| {
+            cell_bytes(job, Cell { stage, replica: 0, expert_shard: 0 }, stage..stage + 1)
+        };
+        let plain: Vec<CellBytes> = (0..4).map(|stage| bytes(&job, stage)).collect();
+        job.schedule = Schedule::ZbH1;
+        for (stage, plain) in (0..3).zip(&plain) {
+            let operands = u64::from(job.training.sequence) * layer_operands(&job, stage);
+            let wanted = plain.activations + u64::from(stage) * operands;
+            assert_eq!(bytes(&job, stage), CellBytes { activations: wanted, ..*plain });
+        }
+        // One microbatch a step: nothing is left to defer beside it.
+        job.training.microbatch = 8;
+        let zb = bytes(&job, 3);
+        job.schedule = Schedule::OneFOneB;
+        assert_eq!(bytes(&job, 3), zb);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::grid::Grid;
+use crate::learning_rate::LrSchedule;
 use crate::model::ModelConfig;
+use crate::schedule::Schedule;
 
 /// Everything the user decided, defaults filled in, relations checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,8 @@ pub struct Job {
     pub data: Data,
     pub training: Training,
     pub grid: Grid,
+    /// The order in which stages work on microbatches: fixes the speed and never the numbers.
+    pub schedule: Schedule,
     pub workers: Workers,
     pub checkpoint: Checkpoint,
 }
@@ -48,8 +52,12 @@ pub struct Training {
     pub precision: Precision,
     /// Peak learning rate.
     pub lr: f32,
-    /// The learning rate at the last step, as a share of the peak.
+    /// What it does after the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// The learning rate at the last step, as a share of the peak. Of `cosine` and `wsd`.
     pub lr_final_ratio: f32,
+    /// The share of the steps in which it falls, 0 < x <= 1. Of `wsd`.
+    pub lr_decay_fraction: f32,
     pub warmup_steps: u64,
     pub beta1: f32,
     pub beta2: f32,
@@ -111,20 +119,6 @@ impl Job {
     }
 }
 
-impl Training {
-    /// The learning rate of a step (1-based): linear warm-up, then a cosine down to
-    /// `lr * lr_final_ratio` at the last step.
-    pub fn lr_at(&self, step: u64) -> f32 {
-        let (lr, last) = (f64::from(self.lr), f64::from(self.lr) * f64::from(self.lr_final_ratio));
-        if step <= self.warmup_steps {
-            return (lr * step as f64 / self.warmup_steps as f64) as f32;
-        }
-        let span = (self.steps - self.warmup_steps).max(1) as f64;
-        let done = ((step - self.warmup_steps) as f64 / span).min(1.0);
-        (last + (lr - last) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())) as f32
-    }
-}
-
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -142,40 +136,5 @@ impl Job {
                     spec: {data: {files: [x]}}}";
         let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
         crate::manifest::parse("example.yaml", text, &[], &no_file).expect("it is valid").job
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_learning_rate_warms_up_linearly_and_ends_at_its_final_ratio() {
-        let mut training = Job::example().training;
-        (training.steps, training.warmup_steps, training.lr) = (100, 10, 2e-3);
-        training.lr_final_ratio = 0.1;
-        // f32 results of f64 arithmetic: one rounding, 2^-24 relative.
-        let check = |step: u64, wanted: f64| {
-            let got = f64::from(training.lr_at(step));
-            assert!((got - wanted).abs() <= wanted * 1e-6, "step {step}: {got}, want {wanted}");
-        };
-        check(1, 2e-4);
-        check(5, 1e-3);
-        check(10, 2e-3);
-        check(55, 1.1e-3);
-        check(100, 2e-4);
-        // Nobody trains past the end, but the rate stays where it is.
-        check(150, 2e-4);
-        let falls = |step: u64| training.lr_at(step + 1) < training.lr_at(step);
-        assert!((10..100).all(falls));
-    }
-
-    #[test]
-    fn without_warm_up_the_first_step_is_nearly_at_the_peak() {
-        let mut training = Job::example().training;
-        (training.steps, training.warmup_steps) = (1000, 0);
-        assert!((training.lr_at(1) / training.lr - 1.0).abs() < 1e-4);
-        training.warmup_steps = 2000;
-        assert!(training.lr_at(1000) < training.lr);
     }
 }

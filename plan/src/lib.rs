@@ -4,7 +4,8 @@
 //!
 //! Reading order: `grid` (cells), `model` (the network's sizes), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
-//! (who hosts which cell, and why), `schedule` (slots), `samples` (which text when).
+//! (who hosts which cell, and why), `schedule` (slots), `samples` (which text when),
+//! `learning_rate` (how fast it learns when).
 
 pub mod arithmetic;
 mod balance;
@@ -12,6 +13,7 @@ pub mod checkpoint;
 pub mod globs;
 pub mod grid;
 pub mod job;
+pub mod learning_rate;
 pub mod manifest;
 pub mod model;
 pub mod placement;

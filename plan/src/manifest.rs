@@ -18,12 +18,14 @@ mod tree;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use crate::globs;
+use crate::grid::Grid;
 use crate::job::{Data, Job};
 use crate::model::ModelConfig;
+use crate::schedule::Schedule;
 use complaint::{Complaint, Sources};
 use tree::{Node, Value};
 
@@ -136,6 +138,16 @@ struct DataSection {
     heldout: f32,
 }
 
+/// `spec.parallelism` as written: the grid, and the order of its work.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parallelism {
+    stages: u32,
+    expert_shards: u32,
+    replicas: u32,
+    schedule: Schedule,
+}
+
 /// One pattern or a list of them.
 #[derive(Deserialize)]
 #[serde(transparent)]
@@ -164,11 +176,13 @@ fn build(
     let model = model_section::read(&mut root, sources, read)?;
     let data = data_section(&mut root)?;
     let training = section(&mut root, "training", &defaults::training())?;
-    let grid = section(&mut root, "parallelism", &defaults::grid())?;
+    let Parallelism { stages, expert_shards, replicas, schedule } =
+        section(&mut root, "parallelism", &defaults::parallelism())?;
+    let grid = Grid { stages, expert_shards, replicas };
     let workers = section(&mut root, "workers", &defaults::workers())?;
     let checkpoint = section(&mut root, "checkpoint", &defaults::checkpoint())?;
     let name = metadata.and_then(|metadata| metadata.name).unwrap_or(stem);
-    let job = Job { name, model, data, training, grid, workers, checkpoint };
+    let job = Job { name, model, data, training, grid, schedule, workers, checkpoint };
     rules::check(&job, &root)?;
     Ok((job, root))
 }
@@ -185,7 +199,7 @@ fn check_word(root: &Node, path: &str, got: &str, wanted: &str) -> Result<(), Co
 fn section<T: for<'de> Deserialize<'de>>(
     root: &mut Node,
     name: &str,
-    defaults: &impl serde::Serialize,
+    defaults: &impl Serialize,
 ) -> Result<T, Complaint> {
     let path = format!("spec.{name}");
     let given = root.at_path(&path).cloned().unwrap_or_default();
@@ -219,7 +233,7 @@ fn data_section(root: &mut Node) -> Result<Data, Complaint> {
 fn section_of(key: &str) -> Option<String> {
     let sections = [
         ("training", Node::of(&defaults::training())),
-        ("parallelism", Node::of(&defaults::grid())),
+        ("parallelism", Node::of(&defaults::parallelism())),
         ("workers", Node::of(&defaults::workers())),
         ("checkpoint", Node::of(&defaults::checkpoint())),
         ("data", Node::of(&defaults::data())),

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::{Checkpoint, Data, Job, Precision, Training, Workers};
+use shoal_plan::learning_rate::LrSchedule;
 use shoal_plan::model::ModelConfig;
 use shoal_plan::plan::{Generation, Plan, RunId, StagePlan, WorkerId};
 use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::schedule::Schedule;
 use shoal_proto::{FromWorker, Hello, Secret};
 
 use super::ConnectionId;
@@ -26,7 +28,9 @@ pub(crate) fn settings() -> Settings {
         seed: 1,
         precision: Precision::F32,
         lr: 1e-3,
+        lr_schedule: LrSchedule::Cosine,
         lr_final_ratio: 0.1,
+        lr_decay_fraction: 0.2,
         warmup_steps: 1,
         beta1: 0.9,
         beta2: 0.95,
@@ -43,6 +47,7 @@ pub(crate) fn settings() -> Settings {
         data: Data { files: vec![], bytes_max: 1, heldout_fraction: 0.1 },
         training,
         grid: Grid { stages: 2, expert_shards: 1, replicas: 1 },
+        schedule: Schedule::OneFOneB,
         workers: Workers { local: 2, threads: 1 },
         checkpoint: Checkpoint { every: 2, keep: 2 },
     };

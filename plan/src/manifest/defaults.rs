@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 
+use super::Parallelism;
 use crate::grid::Grid;
 use crate::job::{Checkpoint, Precision, Training, Workers};
+use crate::learning_rate::LrSchedule;
+use crate::schedule::Schedule;
 
 /// The defaults of `spec.data`; `files` has none.
 #[derive(Serialize)]
@@ -28,7 +31,9 @@ pub(super) fn training() -> Training {
         seed: 1,
         precision: Precision::Fp8,
         lr: 2e-3,
+        lr_schedule: LrSchedule::Cosine,
         lr_final_ratio: 0.1,
+        lr_decay_fraction: 0.2,
         warmup_steps: 20,
         beta1: 0.9,
         beta2: 0.95,
@@ -41,8 +46,9 @@ pub(super) fn training() -> Training {
     }
 }
 
-pub(super) fn grid() -> Grid {
-    Grid::ONE
+pub(super) fn parallelism() -> Parallelism {
+    let Grid { stages, expert_shards, replicas } = Grid::ONE;
+    Parallelism { stages, expert_shards, replicas, schedule: Schedule::OneFOneB }
 }
 
 pub(super) fn workers() -> Workers {

@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::job::Job;
+use crate::learning_rate::LrSchedule;
 
 /// One value that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +35,13 @@ pub fn difference(old: &Job, new: &Job) -> Vec<Change> {
     for change in &mut changes {
         if change.path == "spec.training.steps" && old.training.steps < new.training.steps {
             change.harmless = true;
-            change.note = "harmless: more steps; the learning rate from here on follows the \
-                           longer cosine, so losses differ from a run planned so from the start";
+            change.note = match new.training.lr_schedule {
+                LrSchedule::Constant => "harmless: more steps, at the same learning rate",
+                LrSchedule::Cosine | LrSchedule::Wsd | LrSchedule::V3 => {
+                    "harmless: more steps; the learning rate from here on follows the longer \
+                     schedule, so losses differ from a run planned so from the start"
+                }
+            };
         }
     }
     changes
@@ -57,11 +63,13 @@ fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
 fn meaning(path: &str) -> (String, bool, &'static str) {
     const NUMBERS: &str = "changes the numbers";
     const SPEED: &str = "harmless: changes only the speed";
+    const ORDER: &str = "harmless: changes only the speed, every loss stays the same bits";
     const STORE: &str = "harmless: changes only what is kept";
     let (section, rest) = path.split_once('.').unwrap_or((path, ""));
     match section {
         "name" => ("metadata.name".to_owned(), false, "names another run"),
         "grid" => (format!("spec.parallelism.{rest}"), false, NUMBERS),
+        "schedule" => ("spec.parallelism.schedule".to_owned(), true, ORDER),
         "workers" => (format!("spec.{path}"), true, SPEED),
         "checkpoint" => (format!("spec.{path}"), true, STORE),
         _ => match path {
@@ -92,6 +100,7 @@ mod tests {
     use super::*;
     use crate::job::Precision;
     use crate::model::ModelConfig;
+    use crate::schedule::Schedule;
 
     fn check(change: impl Fn(&mut Job), wanted: &str) {
         let old = Job::example();
@@ -109,6 +118,22 @@ mod tests {
     }
 
     #[test]
+    fn more_steps_say_what_becomes_of_the_learning_rate() {
+        for (schedule, wanted) in [
+            (LrSchedule::Cosine, "follows the longer schedule"),
+            (LrSchedule::Wsd, "follows the longer schedule"),
+            (LrSchedule::Constant, "at the same learning rate"),
+        ] {
+            let mut old = Job::example();
+            old.training.lr_schedule = schedule;
+            let mut new = old.clone();
+            new.training.steps = 500;
+            let changes = difference(&old, &new);
+            assert!(changes[0].harmless && changes[0].note.contains(wanted), "{changes:?}");
+        }
+    }
+
+    #[test]
     fn changes_are_named_as_in_the_manifest_and_judged() {
         check(|job| job.training.steps = 500, "spec.training.steps: 300 -> 500 (harmless: more");
         check(|job| job.training.steps = 5, "spec.training.steps: 300 -> 5 (changes the numbers)");
@@ -116,6 +141,19 @@ mod tests {
         check(|job| job.workers.local = 2, "spec.workers.local: 1 -> 2 (harmless: changes only");
         check(|job| job.checkpoint.keep = 9, "spec.checkpoint.keep: 3 -> 9 (harmless");
         check(|job| job.grid.stages = 2, "spec.parallelism.stages: 1 -> 2 (changes the numbers)");
+        check(
+            |job| job.schedule = Schedule::ZbH1,
+            "spec.parallelism.schedule: \"1f1b\" -> \"zb-h1\" (harmless: changes only the speed, \
+             every loss stays the same bits)",
+        );
+        check(
+            |job| job.training.lr_schedule = LrSchedule::Wsd,
+            "spec.training.lr_schedule: \"cosine\" -> \"wsd\" (changes the numbers)",
+        );
+        check(
+            |job| job.training.lr_decay_fraction = 0.5,
+            "spec.training.lr_decay_fraction: 0.2 -> 0.5 (changes the numbers)",
+        );
         check(|job| job.name = "b".into(), "metadata.name: \"example\" -> \"b\" (names another");
         check(|job| job.data.bytes_max = 1, "spec.data.max_mb: 64000000 -> 1 (changes");
         check(|job| job.data.files.push("y".into()), "spec.data.files: [\"x\"] -> [\"x\",\"y\"]");

@@ -1,5 +1,7 @@
 //! What must hold between the values of a manifest. One function a rule; add yours to the list.
 
+mod learning_rate;
+
 use super::complaint::{Complaint, quote};
 use super::tree::Node;
 use crate::job::Job;
@@ -28,7 +30,7 @@ struct Facts<'a> {
 /// These come first: the others divide.
 const BASICS: [Rule; 3] = [name_is_plain, model_has_experts, tokens_are_bytes];
 
-const RELATIONS: [Rule; 14] = [
+const RELATIONS: [Rule; 16] = [
     groups_divide_experts,
     groups_can_be_scored,
     kept_groups_exist,
@@ -41,7 +43,9 @@ const RELATIONS: [Rule; 14] = [
     workers_have_cells,
     sequence_has_positions,
     cells_divide_batch,
-    warmup_ends,
+    learning_rate::warmup_ends,
+    learning_rate::decay_fraction_is_read,
+    learning_rate::final_ratio_is_read,
     files_are_named,
 ];
 
@@ -125,6 +129,7 @@ fn bounds(job: &Job) -> Vec<Bound> {
         whole("spec.training.microbatch", training.microbatch, 1.0),
         within("spec.training.lr", training.lr, 0.0, 1.0).above(),
         within("spec.training.lr_final_ratio", training.lr_final_ratio, 0.0, 1.0),
+        within("spec.training.lr_decay_fraction", training.lr_decay_fraction, 0.0, 1.0).above(),
         within("spec.training.beta1", training.beta1, 0.0, 1.0).below(),
         within("spec.training.beta2", training.beta2, 0.0, 1.0).below(),
         within("spec.training.epsilon", training.epsilon, 0.0, 1.0).above(),
@@ -359,18 +364,6 @@ fn cells_divide_batch(facts: &Facts<'_>) -> Option<Broken> {
     let (down, up) = (batch / unit * unit, batch.div_ceil(unit) * unit);
     let near = if down == 0 { format!("{up}") } else { format!("{down} or {up}") };
     broken("spec.training.batch", what, format!("wanted a multiple of {unit}, such as {near}"))
-}
-
-/// Only a warm-up that was asked for: the default is also right for a few steps of a trial run.
-fn warmup_ends(facts: &Facts<'_>) -> Option<Broken> {
-    const PATH: &str = "spec.training.warmup_steps";
-    let training = &facts.job.training;
-    let (_, given) = facts.root.locate(PATH);
-    if !given || training.warmup_steps <= training.steps {
-        return None;
-    }
-    let what = format!("the warm-up of {} steps is longer than the run", training.warmup_steps);
-    broken(PATH, what, format!("wanted at most steps, {}", training.steps))
 }
 
 fn files_are_named(facts: &Facts<'_>) -> Option<Broken> {

@@ -1,5 +1,7 @@
 //! One line a manifest: what it is wrong with, and the words the person must see.
 
+mod schedules;
+
 use std::io;
 use std::path::Path;
 
@@ -88,10 +90,7 @@ fn everything_but_the_data_has_a_default() {
     assert_eq!(job.data.files, ["a.txt"]);
     assert_eq!((job.data.bytes_max, job.data.heldout_fraction), (64_000_000, 0.05));
     assert_eq!(job.training, defaults::training());
-    assert_eq!(
-        (job.grid, job.workers.local, job.checkpoint.every),
-        (crate::grid::Grid::ONE, 1, 100)
-    );
+    assert_eq!((job.grid, job.workers.local, job.checkpoint.every), (Grid::ONE, 1, 100));
 }
 
 #[test]
@@ -232,6 +231,7 @@ fn wrong_types_say_what_was_wanted() {
     value("lr: fast", &["wanted a number, got the text `fast`"]);
     value("lr: true", &["wanted a number, got true"]);
     value("precision: f8", &["wanted one of fp8, f32, got the text `f8`", "did you mean `fp8`?"]);
+    value("lr_schedule: cosin", &["wanted one of cosine, wsd, v3, constant", "`cosine`?"]);
     value("precision: 8", &["wanted one of fp8, f32, got 8"]);
     check("  training: fast\n", &["spec.training: wanted a section", "got the text `fast`"]);
     check("  model: {norm_topk_prob: yes}\n", &["wanted true or false, got the text `yes`"]);
@@ -254,6 +254,8 @@ fn numbers_have_bounds() {
     flag("training.clip=0", "above 0");
     flag("training.epsilon=0", "above 0");
     flag("training.lr_final_ratio=1.5", "from 0 to 1");
+    flag("training.lr_decay_fraction=0", "above 0 to 1, got 0");
+    flag("training.lr_decay_fraction=1.1", "above 0 to 1, got 1.1");
     flag("training.weight_decay=-1", "got -1");
     flag("data.heldout=0", "above 0 and below 1");
     flag("data.heldout=1", "above 0 and below 1");

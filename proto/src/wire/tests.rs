@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use shoal_plan::grid::Grid;
 use shoal_plan::job::{Checkpoint, Data, Job, Precision, Training, Workers};
+use shoal_plan::learning_rate::LrSchedule;
 use shoal_plan::model::ModelConfig;
 use shoal_plan::plan::{Plan, StagePlan};
+use shoal_plan::schedule::Schedule;
 
 use super::*;
 use crate::message::{Assign, ToWorker};
@@ -62,7 +64,9 @@ fn job() -> Job {
             seed: u64::MAX,
             precision: Precision::Fp8,
             lr: 3.3e-4,
+            lr_schedule: LrSchedule::Wsd,
             lr_final_ratio: 0.1,
+            lr_decay_fraction: 0.25,
             warmup_steps: 10,
             beta1: 0.9,
             beta2: 0.95,
@@ -74,6 +78,7 @@ fn job() -> Job {
             bias_speed: 1e-3,
         },
         grid: Grid { stages: 2, expert_shards: 2, replicas: 1 },
+        schedule: Schedule::ZbH1,
         workers: Workers { local: 2, threads: 0 },
         checkpoint: Checkpoint { every: 50, keep: 2 },
     }

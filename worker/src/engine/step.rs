@@ -13,7 +13,7 @@ use shoal_plan::grid::{Cell as Coordinates, CellId};
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::plan::Plan;
 use shoal_plan::report::StepRow;
-use shoal_plan::schedule::{Slot, one_f_one_b};
+use shoal_plan::schedule::Slot;
 
 use super::cell::Inputs;
 use super::error::EngineError;
@@ -52,7 +52,8 @@ impl Trainer {
         let Plan { grid, .. } = inputs.plan;
         let at = grid.cell(id);
         let mtp = inputs.job.model.num_nextn_predict_layers > 0;
-        let slots = one_f_one_b(at.stage, grid.stages, inputs.job.n_microbatches());
+        let n_micro = inputs.job.n_microbatches();
+        let slots = inputs.job.schedule.slots(at.stage, grid.stages, n_micro);
         Self { id, at, stage, comm, groups: Groups::of(grid, id, mtp), slots, found: None, inputs }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use shoal_plan::grid::Grid;
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Plan, RunId, StagePlan, WorkerId};
+use shoal_plan::schedule::Schedule;
 
 use super::*;
 
@@ -14,7 +15,8 @@ const G2: Generation = Generation(2);
 fn job() -> Job {
     let data = r#"{"files":[],"bytes_max":1,"heldout_fraction":0.1}"#;
     let training = r#"{"steps":9,"batch":1,"sequence":8,"microbatch":1,"seed":1,
-        "precision":"f32","lr":1e-3,"lr_final_ratio":0.1,"warmup_steps":1,"beta1":0.9,
+        "precision":"f32","lr":1e-3,"lr_schedule":"cosine",
+        "lr_final_ratio":0.1,"lr_decay_fraction":0.2,"warmup_steps":1,"beta1":0.9,
         "beta2":0.95,"epsilon":1e-8,"weight_decay":0.1,"clip":1.0,"mtp_weight":0.3,
         "balance_weight":1e-4,"bias_speed":1e-3}"#;
     Job {
@@ -23,6 +25,7 @@ fn job() -> Job {
         data: serde_json::from_str(data).unwrap(),
         training: serde_json::from_str(training).unwrap(),
         grid: Grid::ONE,
+        schedule: Schedule::OneFOneB,
         workers: serde_json::from_str(r#"{"local":1,"threads":1}"#).unwrap(),
         checkpoint: serde_json::from_str(r#"{"every":5,"keep":2}"#).unwrap(),
     }

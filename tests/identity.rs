@@ -227,7 +227,7 @@ fn a_model_without_multi_token_prediction_is_cut_as_well() {
 #[test]
 fn the_same_grid_is_bit_equal_on_any_number_of_workers_and_twice_in_a_row() {
     let dir = tokens();
-    for precision in [Precision::Fp8, Precision::F32] {
+    for precision in Precision::ALL {
         let job = job((2, 2, 1), precision);
         let four = train(&job, dir, 4);
         for n_workers in [4, 2, 1] {
@@ -258,12 +258,14 @@ fn both_pipeline_schedules_are_bit_equal() {
 }
 
 #[test]
-fn fp8_grids_stay_within_a_hundredth_of_one_cell() {
+fn fp8_and_bf16_grids_stay_within_a_hundredth_of_one_cell() {
     let dir = tokens();
-    let one = train(&job((1, 1, 1), Precision::Fp8), dir, 1);
-    for grid in [(2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)] {
-        let cut = train(&job(grid, Precision::Fp8), dir, 1);
-        let off = largest_difference(&cut.losses, &one.losses);
-        assert!(off < 0.01, "{grid:?}: losses differ by {off}: {:?}", cut.losses);
+    for precision in [Precision::Fp8, Precision::Bf16] {
+        let one = train(&job((1, 1, 1), precision), dir, 1);
+        for grid in [(2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)] {
+            let cut = train(&job(grid, precision), dir, 1);
+            let off = largest_difference(&cut.losses, &one.losses);
+            assert!(off < 0.01, "{precision} {grid:?}: off by {off}: {:?}", cut.losses);
+        }
     }
 }

@@ -27,7 +27,8 @@ const WEIGHT_ROWS: usize = 128;
 pub enum Math {
     /// The reference.
     F32,
-    /// Operands rounded to BF16, sums in FP32: output head and `eh_proj`.
+    /// Operands rounded to BF16, sums in FP32: every layer of a BF16 model, and of an FP8 model the
+    /// output head and `eh_proj`.
     Bf16,
     /// Operands quantised to E4M3, sums in FP32: every other layer of an FP8 model.
     Fp8,

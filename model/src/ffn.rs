@@ -22,7 +22,7 @@ pub(crate) struct Ffn {
     down: Id,
 }
 
-/// Kept after forward: SwiGLU's inputs [T, F].
+/// Kept after forward: SwiGLU's inputs [T, F], in the form of a Linear's input.
 #[derive(Clone, Debug)]
 pub(crate) struct FfnKept {
     g: Operand,
@@ -58,9 +58,9 @@ impl Ffn {
     ) -> (Tensor, FfnKept) {
         let g = p.linear(self.gate, x, self.arithmetic.activation);
         let u = p.linear(self.up, x, self.arithmetic.activation);
-        let h = self.arithmetic.operand(&swiglu::forward(&g, &u, gates));
-        let kept = FfnKept { g: self.arithmetic.operand(&g), u: self.arithmetic.operand(&u) };
-        (p.linear(self.down, &h, out), kept)
+        let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
+        let (g, u) = (self.arithmetic.into_operand(g), self.arithmetic.into_operand(u));
+        (p.linear(self.down, &h, out), FfnKept { g, u })
     }
 
     /// The input half. SwiGLU's output is computed again from what was kept.
@@ -74,8 +74,8 @@ impl Ffn {
         let (g, u) = (self.arithmetic.activations(&kept.g), self.arithmetic.activations(&kept.u));
         let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
         let (d_g, d_u, d_gates) = swiglu::backward(&g, &u, gates, &d_h);
-        let h = self.arithmetic.operand(&swiglu::forward(&g, &u, gates));
-        let (d_g, d_u) = (self.arithmetic.operand(&d_g), self.arithmetic.operand(&d_u));
+        let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
+        let (d_g, d_u) = (self.arithmetic.into_operand(d_g), self.arithmetic.into_operand(d_u));
         let mut d_x = p.linear_input_gradient(self.gate, &d_g, DType::F32);
         d_x.add_assign(&p.linear_input_gradient(self.up, &d_u, DType::F32));
         FfnGradients { d_x, d_gates, h, d_g, d_u }

@@ -17,7 +17,7 @@
 //! routers, the embedding. It exchanges rows with the other shards. The *weight half* accumulates
 //! `d_W += d_y^T x` for every Linear and talks to nobody. The head's weight gradient belongs to the
 //! forward pass: it is taken there, chunk by chunk, so that logits are never all alive.
-//! In precision f32 everything is FP32.
+//! In precision bf16 what is FP8 here is BF16; in f32 everything is FP32.
 
 use std::borrow::Cow;
 use std::sync::Arc;

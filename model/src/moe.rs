@@ -2,9 +2,10 @@
 //! x + shared(norm(x)) + sum over chosen experts of gate * expert(norm(x)).
 //!
 //! Source: DeepSeek-V3 report, sections 2.1.2 and 3.3.2. One row per (token, destination cell)
-//! travels in each direction; rows are FP8 with scales going out, BF16 coming back, in forward and
-//! in backward. Sums are FP32: an expert shard over its experts in ascending order, the token's cell
-//! over the shards in ascending order, then the shared expert.
+//! travels in each direction, in forward and in backward. Precision fp8: rows are FP8 with scales
+//! going out, BF16 coming back; bf16: BF16 both ways. Sums are FP32: an expert shard over its
+//! experts in ascending order, the token's cell over the shards in ascending order, then the shared
+//! expert.
 
 mod dispatch;
 mod experts;

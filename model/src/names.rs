@@ -17,11 +17,11 @@ pub const HEAD: &str = "lm_head.weight";
 /// What a parameter is used for, which decides the form it has in compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A Linear of attention or feed-forward: FP8 in precision fp8.
+    /// A Linear of attention or feed-forward: FP8 in precision fp8, BF16 in bf16.
     Linear,
-    /// Head and `eh_proj`: BF16 in precision fp8 (report 3.3.2 keeps them out of FP8).
+    /// Head and `eh_proj`: BF16 in precisions fp8 (report 3.3.2 keeps them out of FP8) and bf16.
     Wide,
-    /// The embedding: BF16 in precision fp8.
+    /// The embedding: BF16 in precisions fp8 and bf16.
     Table,
     /// A norm's gain: always FP32, starts at 1, no weight decay.
     Gain,

@@ -1,8 +1,9 @@
 //! Tests of the whole network: gradients against differences, grids against the uncut model,
-//! learning, and everything that can go wrong between cells.
+//! learning, what each precision changes, and everything that can go wrong between cells.
 
 mod faults;
 mod gradients;
 mod harness;
 mod identity;
 mod learning;
+mod precisions;

@@ -25,7 +25,8 @@ pub struct Parameters {
 /// one operation, and the allocator's own needs, come on top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellBytes {
-    /// The weights that the arithmetic reads: FP8 or FP32 in Linears, BF16 or FP32 elsewhere.
+    /// The weights that the arithmetic reads: FP8, BF16 or FP32 in Linears, BF16 or FP32
+    /// elsewhere.
     pub weights: u64,
     /// FP32 masters.
     pub masters: u64,
@@ -120,6 +121,7 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     let n = wide + linears;
     let weights = match job.training.precision {
         Precision::Fp8 => linears + 2 * wide,
+        Precision::Bf16 => 2 * n,
         Precision::F32 => 4 * n,
     };
     let tokens = u64::from(job.training.microbatch) * u64::from(job.training.sequence);
@@ -143,6 +145,7 @@ fn layer_activations(job: &Job, layer: u32) -> u64 {
     let model = &job.model;
     let (narrow, wide) = match job.training.precision {
         Precision::Fp8 => (1, 2),
+        Precision::Bf16 => (2, 2),
         Precision::F32 => (4, 4),
     };
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
@@ -165,6 +168,7 @@ fn layer_operands(job: &Job, layer: u32) -> u64 {
     let model = &job.model;
     let (narrow, wide) = match job.training.precision {
         Precision::Fp8 => (1, 2),
+        Precision::Bf16 => (2, 2),
         Precision::F32 => (4, 4),
     };
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
@@ -294,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn fp8_keeps_thirteen_bytes_a_parameter_and_f32_sixteen() {
+    fn a_parameter_takes_thirteen_bytes_in_fp8_fourteen_in_bf16_and_sixteen_in_f32() {
         let mut job = Job::example();
         job.model = deepseek_v3();
         job.grid = Grid::ONE;
@@ -303,8 +307,24 @@ mod tests {
             (bytes.total() - bytes.activations) as f64 / parameters(&job.model).total as f64
         };
         assert!((13.0..13.05).contains(&all(&job)), "{}", all(&job));
-        job.training.precision = Precision::F32;
-        assert!((all(&job) - 16.0).abs() < 1e-9, "{}", all(&job));
+        for (precision, bytes) in [(Precision::Bf16, 14.0), (Precision::F32, 16.0)] {
+            job.training.precision = precision;
+            assert!((all(&job) - bytes).abs() < 1e-9, "{precision}: {}", all(&job));
+        }
+    }
+
+    #[test]
+    fn bf16_leaves_half_the_activations_of_f32_behind_and_fp8_less_still() {
+        let mut job = Job::example();
+        let mut bytes = |precision, layer| {
+            job.training.precision = precision;
+            layer_activations(&job, layer)
+        };
+        for layer in [0, 1] {
+            let [fp8, bf16, f32] = Precision::ALL.map(|precision| bytes(precision, layer));
+            assert_eq!(2 * bf16, f32, "layer {layer}");
+            assert!(fp8 < bf16, "layer {layer}: {fp8} and {bf16}");
+        }
     }
 
     #[test]

@@ -79,8 +79,15 @@ pub struct Training {
 pub enum Precision {
     /// E4M3 with power-of-two scales in every Linear; BF16 between operations.
     Fp8,
+    /// Operands of every Linear in BF16, sums in FP32; BF16 between operations.
+    Bf16,
     /// FP32 everywhere: the reference mode.
     F32,
+}
+
+impl Precision {
+    /// From the narrowest to the widest.
+    pub const ALL: [Self; 3] = [Self::Fp8, Self::Bf16, Self::F32];
 }
 
 /// The processes `shoal launch` starts.
@@ -123,6 +130,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fp8 => "fp8",
+            Self::Bf16 => "bf16",
             Self::F32 => "f32",
         })
     }

@@ -1,9 +1,9 @@
 //! Rows on the wire, both ends. Whatever comes from a peer is checked: a bad byte is an error text.
 //!
 //! A dispatch message: u32 rows; then per row its values (FP8: codes, then one scale byte per 128;
-//! f32: four bytes each), u16 pairs, and per pair u16 expert (counted from the shard's first,
-//! ascending) and f32 gate. Backward sends only the values, in the same row order; its reply is the
-//! rows and then one f32 per pair. Little endian.
+//! BF16: two bytes each; FP32: four), u16 pairs, and per pair u16 expert (counted from the shard's
+//! first, ascending) and f32 gate. Backward sends only the values, in the same row order; its reply
+//! is the rows and then one f32 per pair. Little endian.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -390,6 +390,24 @@ mod tests {
             rows_to.place_gates(&gates_to, &mut d_gates);
         }
         assert_eq!(d_gates, [11.0, 10.0, 14.0, 12.0, 14.0, 14.0, 13.0, 14.0]);
+    }
+
+    #[test]
+    fn rows_arrive_as_the_operand_that_left() {
+        // Two tiles, the second of one value.
+        let values: Vec<f32> = (0..2 * 129).map(|i| (i as f32 * 0.7).sin()).collect();
+        let x = Tensor::from_f32(DType::F32, &[2, 129], &values);
+        for (math, bytes) in [(Math::Fp8, 129 + 2), (Math::Bf16, 258), (Math::F32, 516)] {
+            let form = RowForm { cols: 129, math, n_experts: 1 };
+            let n = Operand::prepare(&x, math);
+            let sent = Outgoing::of(&[0, 0], 1, std::slice::from_ref(&(0..1)));
+            let message = sent[0].message(&n, &[0.25, 0.75]);
+            assert_eq!(message.len(), 4 + 2 * (bytes + 2 + 6), "{math:?}");
+            assert_eq!(*Received::read(&[message], &form).unwrap().rows, n);
+            let message = sent[0].rows_message(&n);
+            assert_eq!(message.len(), 2 * bytes, "{math:?}");
+            assert_eq!(read_operand(&[message], &[2], &form).unwrap(), n);
+        }
     }
 
     #[test]

@@ -10,8 +10,6 @@ use crate::exchange::{Alone, Exchange, ExchangeError};
 use crate::names;
 use crate::stage::Stage;
 
-const BOTH: [Precision; 2] = [Precision::F32, Precision::Fp8];
-
 fn whole(precision: Precision) -> Stage {
     Stage::new(Cut::whole(small()), precision, 1)
 }
@@ -21,7 +19,7 @@ fn a_nan_is_located_where_it_began() {
     let windows = windows(2, 9, 23, 1);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));
     let check = |name: &str, want: &str| {
-        for precision in BOTH {
+        for precision in Precision::ALL {
             let mut stage = whole(precision);
             stage.parameters_mut().master_mut(name).fill(f32::NAN);
             stage.parameters_mut().prepare();
@@ -134,7 +132,7 @@ const CALLS: usize = 12;
 
 #[test]
 fn messages_of_the_wrong_length_or_number_are_refused_on_every_leg() {
-    for precision in BOTH {
+    for precision in Precision::ALL {
         let mut stage = whole(precision);
         for at in 0..CALLS {
             let mut check = |change: fn(&mut Vec<Vec<u8>>)| {
@@ -155,7 +153,7 @@ fn messages_of_the_wrong_length_or_number_are_refused_on_every_leg() {
 
 #[test]
 fn no_changed_byte_makes_a_panic() {
-    for precision in BOTH {
+    for precision in Precision::ALL {
         let mut stage = whole(precision);
         for seed in 0..150_usize {
             let result = tampered(&mut stage, seed % CALLS, |messages| {

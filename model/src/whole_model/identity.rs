@@ -107,7 +107,7 @@ fn assert_copies_agree(cluster: &Cluster) {
 }
 
 #[test]
-fn every_grid_is_within_one_percent_of_the_uncut_model_in_fp8() {
+fn every_grid_is_within_one_percent_of_the_uncut_model_in_fp8_and_bf16() {
     let config = ModelConfig {
         vocab_size: 64,
         hidden_size: 96,
@@ -116,20 +116,22 @@ fn every_grid_is_within_one_percent_of_the_uncut_model_in_fp8() {
         initializer_range: 0.05,
         ..small()
     };
-    let (want, _) = losses(&config, Grid::ONE, Precision::Fp8, 1e-3);
-    assert!(want[19] < 0.95 * want[0], "it learns: {want:?}");
-    for grid in GRIDS {
-        let (got, _) = losses(&config, grid, Precision::Fp8, 1e-3);
-        assert_same_losses(&got, &want, 0.01, grid);
-    }
     let (exact, _) = losses(&config, Grid::ONE, Precision::F32, 1e-3);
-    assert_same_losses(&want, &exact, 0.02, Grid::ONE);
+    for precision in [Precision::Fp8, Precision::Bf16] {
+        let (want, _) = losses(&config, Grid::ONE, precision, 1e-3);
+        assert!(want[19] < 0.95 * want[0], "it learns: {want:?}");
+        for grid in GRIDS {
+            let (got, _) = losses(&config, grid, precision, 1e-3);
+            assert_same_losses(&got, &want, 0.01, grid);
+        }
+        assert_same_losses(&want, &exact, 0.02, Grid::ONE);
+    }
 }
 
 #[test]
 fn the_same_grid_gives_the_same_bits_twice_whatever_the_threads() {
     let grid = Grid { stages: 2, expert_shards: 2, replicas: 1 };
-    for precision in [Precision::F32, Precision::Fp8] {
+    for precision in Precision::ALL {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

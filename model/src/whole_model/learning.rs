@@ -16,7 +16,7 @@ fn repeated(start: usize, n: usize) -> Vec<u32> {
 
 #[test]
 fn the_model_learns_a_repeating_text_and_continues_it() {
-    for precision in [Precision::F32, Precision::Fp8] {
+    for precision in Precision::ALL {
         let mut stage = Stage::new(Cut::whole(small()), precision, 1);
         let mut last = f64::INFINITY;
         for step in 1..=80 {

@@ -230,9 +230,13 @@ fn wrong_types_say_what_was_wanted() {
     value("batch: 4294967296", &["wanted a whole number from 0 to 4294967295", "got 4294967296"]);
     value("lr: fast", &["wanted a number, got the text `fast`"]);
     value("lr: true", &["wanted a number, got true"]);
-    value("precision: f8", &["wanted one of fp8, f32, got the text `f8`", "did you mean `fp8`?"]);
+    value(
+        "precision: f8",
+        &["wanted one of fp8, bf16, f32, got the text `f8`", "did you mean `fp8`?"],
+    );
+    value("precision: bf61", &["wanted one of fp8, bf16, f32", "did you mean `bf16`?"]);
+    value("precision: 8", &["wanted one of fp8, bf16, f32, got 8"]);
     value("lr_schedule: cosin", &["wanted one of cosine, wsd, v3, constant", "`cosine`?"]);
-    value("precision: 8", &["wanted one of fp8, f32, got 8"]);
     check("  training: fast\n", &["spec.training: wanted a section", "got the text `fast`"]);
     check("  model: {norm_topk_prob: yes}\n", &["wanted true or false, got the text `yes`"]);
     check("  model: 3\n", &["wanted a preset (tiny) or a section, got 3"]);

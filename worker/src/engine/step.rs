@@ -262,7 +262,7 @@ fn loss_scale(job: &Job) -> LossScale {
 /// Hidden states travel between stages in the dtype of the residual stream.
 pub(super) fn wire_dtype(precision: Precision) -> DType {
     match precision {
-        Precision::Fp8 => DType::Bf16,
+        Precision::Fp8 | Precision::Bf16 => DType::Bf16,
         Precision::F32 => DType::F32,
     }
 }

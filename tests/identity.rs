@@ -242,7 +242,7 @@ fn the_same_grid_is_bit_equal_on_any_number_of_workers_and_twice_in_a_row() {
 #[test]
 fn both_pipeline_schedules_are_bit_equal() {
     let dir = tokens();
-    for precision in [Precision::F32, Precision::Fp8] {
+    for precision in Precision::ALL {
         let plain = job((2, 2, 1), precision);
         let zb = Job { schedule: Schedule::ZbH1, ..plain.clone() };
         let slots = |job: &Job| job.schedule.slots(1, 2, job.n_microbatches());

@@ -76,6 +76,8 @@ fn tokens() -> &'static Path {
 fn write_tokens() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("identity");
     let text = dir.join("text.txt");
+    // What an earlier run of the tests left there may be of other text.
+    let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).expect("the temporary directory is writable");
     let lines =
         (0..2000_u32).map(|i| format!("the {}th fish swims {} miles\n", i % 97, i * 7 % 31));

@@ -139,15 +139,20 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments: 4 * n, activations }
 }
 
+/// Bytes of one value that a Linear reads, and of one between operations.
+fn widths(precision: Precision) -> (u64, u64) {
+    match precision {
+        Precision::Fp8 => (1, 2),
+        Precision::Bf16 => (2, 2),
+        Precision::F32 => (4, 4),
+    }
+}
+
 /// Bytes that one token leaves behind in one layer between forward and backward: what enters the
 /// two norms, what enters the Linears, queries, keys and values, and the inputs of `SwiGLU`.
 fn layer_activations(job: &Job, layer: u32) -> u64 {
     let model = &job.model;
-    let (narrow, wide) = match job.training.precision {
-        Precision::Fp8 => (1, 2),
-        Precision::Bf16 => (2, 2),
-        Precision::F32 => (4, 4),
-    };
+    let (narrow, wide) = widths(job.training.precision);
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
     let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
     let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
@@ -166,11 +171,7 @@ fn layer_activations(job: &Job, layer: u32) -> u64 {
 /// its input and the gradient of its output.
 fn layer_operands(job: &Job, layer: u32) -> u64 {
     let model = &job.model;
-    let (narrow, wide) = match job.training.precision {
-        Precision::Fp8 => (1, 2),
-        Precision::Bf16 => (2, 2),
-        Precision::F32 => (4, 4),
-    };
+    let (narrow, wide) = widths(job.training.precision);
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
     let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
     let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use shoal_coordinator::Settings;
@@ -71,7 +71,8 @@ fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
     };
     let reading = Reading::start();
     let mut show = |done, total| reading.show(done, total);
-    let prepared = data::prepare(&loaded.files, &settings, &run_dir.data(), &mut show);
+    let files: Vec<PathBuf> = loaded.files.concat();
+    let prepared = data::prepare(&files, &settings, &run_dir.data(), &mut show);
     drop(reading);
     let dataset = prepared.map_err(|error| data_error(loaded, error))?;
     note(&format!(
@@ -109,7 +110,7 @@ fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<u64>> {
 }
 
 fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
-    print(&show::job(loaded.job(), loaded.files.len()));
+    print(&show::job(loaded.job(), loaded.n_files()));
     print(&show::plan(loaded.job(), &loaded.plan));
     let plan = serde_json::to_value(&loaded.plan).context("writing the plan as JSON")?;
     run_dir.write_json("plan.json", &plan)?;

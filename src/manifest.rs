@@ -14,8 +14,8 @@ use crate::exit::Stopped;
 /// A manifest that can run on this machine.
 pub(crate) struct Loaded {
     manifest: Manifest,
-    /// The text files, sorted.
-    pub files: Vec<PathBuf>,
+    /// The text files of each source, sorted.
+    pub files: Vec<Vec<PathBuf>>,
     /// The plan of a launch's first generation: pure, so the coordinator's is the same.
     pub plan: Plan,
 }
@@ -35,8 +35,13 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
         Stopped::Input(manifest.error_at("spec.workers", &error.to_string(), "").to_string())
     })?;
     let loaded = Loaded { manifest, files, plan };
-    let found =
-        loaded.files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
+    let found = loaded
+        .files
+        .iter()
+        .flatten()
+        .filter_map(|file| fs::metadata(file).ok())
+        .map(|file| file.len())
+        .sum();
     match shortage(&loaded.manifest.job, found) {
         None => Ok(loaded),
         Some(what) => Err(loaded.text_error(&what)),
@@ -46,6 +51,11 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
 impl Loaded {
     pub(crate) fn job(&self) -> &Job {
         &self.manifest.job
+    }
+
+    /// Files of all sources.
+    pub(crate) fn n_files(&self) -> usize {
+        self.files.iter().map(Vec::len).sum()
     }
 
     /// An error about the text, at the line that names the files.

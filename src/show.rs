@@ -165,24 +165,15 @@ mod tests {
     use serde_json::json;
     use shoal_plan::grid::Grid;
     use shoal_plan::plan::{Generation, StagePlan, WorkerId};
+    use shoal_plan::schedule::Schedule;
 
     use super::*;
 
     fn tiny_job() -> Job {
-        let job = json!({
-            "name": "a", "model": shoal_plan::model::ModelConfig::tiny(),
-            "data": { "files": ["x"], "bytes_max": 1000, "heldout_fraction": 0.1 },
-            "training": { "steps": 10, "batch": 8, "sequence": 256, "microbatch": 1, "seed": 1,
-                "precision": "fp8", "lr": 2e-3, "lr_schedule": "cosine",
-                "lr_final_ratio": 0.1, "lr_decay_fraction": 0.2, "warmup_steps": 2,
-                "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1, "clip": 1.0,
-                "mtp_weight": 0.3, "balance_weight": 1e-4, "bias_speed": 1e-3 },
-            "grid": { "stages": 2, "expert_shards": 1, "replicas": 1 },
-            "schedule": "zb-h1",
-            "workers": { "local": 2, "threads": 0 },
-            "checkpoint": { "every": 5, "keep": 3 }
-        });
-        serde_json::from_value(job).unwrap()
+        let mut job = Job::example();
+        job.grid = Grid { stages: 2, expert_shards: 1, replicas: 1 };
+        job.schedule = Schedule::ZbH1;
+        job
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A checked manifest: a `Job` that exists is a job that can run. Parsed by `manifest`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::grid::Grid;
 use crate::learning_rate::LrSchedule;
 use crate::model::ModelConfig;
+use crate::numerics::{Moments, ParameterGroup, Scales};
 use crate::schedule::Schedule;
+
+mod data;
+
+pub use data::{Data, DataSource, EndToken, TokenizerChoice};
 
 /// Everything the user decided, defaults filled in, relations checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,23 +24,14 @@ pub struct Job {
     pub model: ModelConfig,
     pub data: Data,
     pub training: Training,
+    pub evaluation: EvaluationPlan,
     pub grid: Grid,
+    pub division: Division,
     /// The order in which stages work on microbatches: fixes the speed and never the numbers.
     pub schedule: Schedule,
     pub workers: Workers,
     pub checkpoint: Checkpoint,
-}
-
-/// Where the text comes from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Files and globs, with `~` and `${VAR:-default}` still unexpanded.
-    pub files: Vec<String>,
-    /// Read at most this many bytes of text, in sorted file order.
-    pub bytes_max: u64,
-    /// Share of the documents kept for evaluation, 0 < x < 1.
-    pub heldout_fraction: f32,
+    pub metrics: MetricsSettings,
 }
 
 /// How it is trained. Sources: DeepSeek-V3 report, section 4.2.
@@ -44,12 +41,18 @@ pub struct Training {
     pub steps: u64,
     /// Sequences per optimizer step, over all cells.
     pub batch: u32,
+    /// Sequences of the first step; the batch grows from there to `batch` along a line. 0: no ramp.
+    pub batch_start: u32,
+    /// Steps the ramp takes.
+    pub batch_ramp_steps: u64,
     /// Tokens per sequence.
     pub sequence: u32,
-    /// Sequences one cell processes at a time.
+    /// The most sequences one cell processes at a time.
     pub microbatch: u32,
     pub seed: u64,
     pub precision: Precision,
+    /// Of FP8 tensors; read in `fp8` only.
+    pub scales: Scales,
     /// Peak learning rate.
     pub lr: f32,
     /// What it does after the warm-up.
@@ -62,15 +65,32 @@ pub struct Training {
     pub beta1: f32,
     pub beta2: f32,
     pub epsilon: f32,
+    /// How AdamW's moments are stored.
+    pub moments: Moments,
     pub weight_decay: f32,
+    /// What is not decayed.
+    pub weight_decay_exclude: Vec<ParameterGroup>,
+    /// Decay of the exponential moving average of the parameters, 0 <= x < 1; 0 keeps none.
+    pub ema: f32,
     /// Largest global gradient norm.
     pub clip: f32,
     /// Weight of the MTP loss (lambda, section 4.2).
     pub mtp_weight: f32,
+    /// Weight of the MTP loss after `mtp_weight_until`.
+    pub mtp_weight_final: f32,
+    /// The share of the steps after which it changes, 0 <= x <= 1.
+    pub mtp_weight_until: f32,
     /// Weight of the sequence-wise balance loss (alpha, section 4.2).
     pub balance_weight: f32,
     /// Router bias update speed (gamma, section 4.2).
     pub bias_speed: f32,
+    /// The share of the steps after which router biases stay as they are, 0 <= x <= 1.
+    pub bias_speed_until: f32,
+    /// Steps in a row that may be skipped because a value was not finite, before the run goes back
+    /// to its last checkpoint. 0: the first such step ends the run.
+    pub skips_max: u32,
+    /// How often the run may go back before it ends.
+    pub rollbacks_max: u32,
 }
 
 /// The arithmetic of the Linears. See ARCHITECTURE.md, "What is stored in which dtype".
@@ -90,6 +110,44 @@ impl Precision {
     pub const ALL: [Self; 3] = [Self::Fp8, Self::Bf16, Self::F32];
 }
 
+/// When the model is held against text it does not train on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationPlan {
+    /// Every so many steps; 0: only at the end.
+    pub every: u64,
+    /// At most this many tokens of each set.
+    pub tokens_max: u64,
+    /// Files of further sets, by name, beside the set `heldout`.
+    pub sets: BTreeMap<String, Vec<String>>,
+    /// Evaluations of `heldout` in a row without improvement that end the run; 0: never.
+    pub patience: u32,
+}
+
+/// How the work is divided where the planner's own choice is not wanted. Empty lists leave the
+/// choice to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Division {
+    /// Runs of layers per stage, of the schedule `interleaved`; 1 in every other.
+    pub chunks: u32,
+    /// Layers of each run, in the order of the network: `stages * chunks` numbers.
+    pub layers: Vec<u32>,
+    /// Routed experts of each shard.
+    pub experts: Vec<u32>,
+    /// Relative shares of the sequences of each column (a stage's cells, in cell order). A cell
+    /// with share 0 only works for the others' tokens.
+    pub shares: Vec<u32>,
+}
+
+/// Where Prometheus finds the coordinator and the workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSettings {
+    /// The coordinator's port; worker n has the nth after it. 0: any free ones.
+    pub port: u16,
+}
+
 /// The processes `shoal launch` starts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +165,9 @@ pub struct Checkpoint {
     pub every: u64,
     /// Newest checkpoints kept.
     pub keep: u32,
+    /// The checkpoint with the least loss on `heldout` is kept, too. Checkpoints are then also
+    /// written where the model was evaluated.
+    pub keep_best: bool,
 }
 
 impl Job {
@@ -136,10 +197,9 @@ impl fmt::Display for Precision {
     }
 }
 
-#[cfg(test)]
 impl Job {
     /// The preset `tiny` with every default, on one cell: where tests start from.
-    pub(crate) fn example() -> Self {
+    pub fn example() -> Self {
         let text = "{apiVersion: shoal/v1, kind: Training, metadata: {name: example}, \
                     spec: {data: {files: [x]}}}";
         let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());

@@ -16,6 +16,7 @@ pub mod job;
 pub mod learning_rate;
 pub mod manifest;
 pub mod model;
+pub mod numerics;
 pub mod placement;
 pub mod plan;
 pub mod report;

@@ -6,6 +6,7 @@
 //! the key list is theirs. Relations between values are `rules`.
 
 mod complaint;
+mod data_section;
 mod defaults;
 mod difference;
 mod model_section;
@@ -15,6 +16,7 @@ mod reader;
 mod rules;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::globs;
 use crate::grid::Grid;
-use crate::job::{Data, Job};
+use crate::job::{DataSource, Division, Job};
 use crate::model::ModelConfig;
 use crate::schedule::Schedule;
 use complaint::{Complaint, Sources};
-use tree::{Node, Value};
+use tree::Node;
 
 pub use complaint::{ManifestError, Problem};
 pub use difference::{Change, difference};
@@ -40,9 +42,6 @@ pub const KIND: &str = "Training";
 
 /// A larger manifest is a mistake (a data file, say), and is not read.
 pub const BYTES_MAX: usize = 1 << 20;
-
-/// Bytes of a megabyte, as in `spec.data.max_mb`.
-const MEGABYTE: f64 = 1e6;
 
 /// Reads a file on the parser's behalf: the model's `config.json`.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
@@ -74,15 +73,48 @@ pub fn parse(
 }
 
 impl Manifest {
-    /// The text files the manifest names, sorted and each once; see `globs`. A pattern that
+    /// The files of each source, in the order of `Data::sources`; see `globs`. A pattern that
     /// matches nothing is an error at its line.
-    pub fn files(&self, env: globs::Environment<'_>) -> Result<Vec<PathBuf>, ManifestError> {
+    pub fn files(&self, env: globs::Environment<'_>) -> Result<Vec<Vec<PathBuf>>, ManifestError> {
+        let sources = self.job.data.sources.iter().enumerate();
+        let of_one = |(at, source): (usize, &DataSource)| {
+            let path = if self.root.locate("spec.data.sources").1 {
+                format!("spec.data.sources[{at}].files")
+            } else {
+                "spec.data.files".to_owned()
+            };
+            self.expand(&source.files, &path, env)
+        };
+        sources.map(of_one).collect()
+    }
+
+    /// The files of each further evaluation set, by its name.
+    pub fn evaluation_files(
+        &self,
+        env: globs::Environment<'_>,
+    ) -> Result<BTreeMap<String, Vec<PathBuf>>, ManifestError> {
+        let sets = self.job.evaluation.sets.iter();
+        let of_one = |(name, files): (&String, &Vec<String>)| {
+            let path = format!("spec.evaluation.sets.{name}");
+            Ok((name.clone(), self.expand(files, &path, env)?))
+        };
+        sets.map(of_one).collect()
+    }
+
+    /// Sorted and each once.
+    fn expand(
+        &self,
+        patterns: &[String],
+        path: &str,
+        env: globs::Environment<'_>,
+    ) -> Result<Vec<PathBuf>, ManifestError> {
         let mut files = Vec::new();
-        for (i, pattern) in self.job.data.files.iter().enumerate() {
-            let listed = format!("spec.data.files[{i}]");
+        for (i, pattern) in patterns.iter().enumerate() {
             match globs::expand(std::slice::from_ref(pattern), env) {
                 Ok(found) => files.extend(found),
-                Err(error) => return Err(self.error_at(&listed, &error.to_string(), "")),
+                Err(error) => {
+                    return Err(self.error_at(&format!("{path}[{i}]"), &error.to_string(), ""));
+                }
             }
         }
         files.sort();
@@ -124,18 +156,11 @@ struct Spec {
     model: Option<IgnoredAny>,
     data: Option<IgnoredAny>,
     training: Option<IgnoredAny>,
+    evaluation: Option<IgnoredAny>,
     parallelism: Option<IgnoredAny>,
     workers: Option<IgnoredAny>,
     checkpoint: Option<IgnoredAny>,
-}
-
-/// `spec.data` as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DataSection {
-    files: Files,
-    max_mb: f64,
-    heldout: f32,
+    metrics: Option<IgnoredAny>,
 }
 
 /// `spec.parallelism` as written: the grid, and the order of its work.
@@ -146,12 +171,11 @@ struct Parallelism {
     expert_shards: u32,
     replicas: u32,
     schedule: Schedule,
+    chunks: u32,
+    layers: Vec<u32>,
+    experts: Vec<u32>,
+    shares: Vec<u32>,
 }
-
-/// One pattern or a list of them.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Files(#[serde(deserialize_with = "reader::one_or_many")] Vec<String>);
 
 fn build(
     sources: &mut Sources,
@@ -174,15 +198,31 @@ fn build(
     let Envelope { metadata, spec: Spec { .. }, .. } = envelope;
 
     let model = model_section::read(&mut root, sources, read)?;
-    let data = data_section(&mut root)?;
+    let data = data_section::read(&mut root, &model)?;
     let training = section(&mut root, "training", &defaults::training())?;
-    let Parallelism { stages, expert_shards, replicas, schedule } =
-        section(&mut root, "parallelism", &defaults::parallelism())?;
+    let evaluation = section(&mut root, "evaluation", &defaults::evaluation())?;
+    let parallelism: Parallelism = section(&mut root, "parallelism", &defaults::parallelism())?;
+    let Parallelism { stages, expert_shards, replicas, schedule, .. } = parallelism;
     let grid = Grid { stages, expert_shards, replicas };
+    let Parallelism { chunks, layers, experts, shares, .. } = parallelism;
+    let division = Division { chunks, layers, experts, shares };
     let workers = section(&mut root, "workers", &defaults::workers())?;
     let checkpoint = section(&mut root, "checkpoint", &defaults::checkpoint())?;
+    let metrics = section(&mut root, "metrics", &defaults::metrics())?;
     let name = metadata.and_then(|metadata| metadata.name).unwrap_or(stem);
-    let job = Job { name, model, data, training, grid, schedule, workers, checkpoint };
+    let job = Job {
+        name,
+        model,
+        data,
+        training,
+        evaluation,
+        grid,
+        division,
+        schedule,
+        workers,
+        checkpoint,
+        metrics,
+    };
     rules::check(&job, &root)?;
     Ok((job, root))
 }
@@ -209,26 +249,6 @@ fn section<T: for<'de> Deserialize<'de>>(
     Ok(section)
 }
 
-fn data_section(root: &mut Node) -> Result<Data, Complaint> {
-    let given = root.at_path("spec.data.files").is_some_and(|files| files.value != Value::Null);
-    let is_section = root.at_path("spec.data").is_none_or(Node::is_section);
-    if !given && is_section {
-        let (at, _) = root.locate("spec.data");
-        let what = "missing: which text to train on".to_owned();
-        let help = "write files: [\"~/books/**/*.txt\"] below spec.data";
-        return Err(Complaint::new(at, "spec.data.files", what).help(help));
-    }
-    let DataSection { files: Files(files), max_mb, heldout } =
-        section(root, "data", &defaults::data())?;
-    let at = root.locate("spec.data.files").0;
-    if files.is_empty() {
-        let what = "wanted at least one file or pattern, got an empty list".to_owned();
-        return Err(Complaint::new(at, "spec.data.files", what));
-    }
-    // `as` saturates, and NaN becomes 0: both are outside the rule's bounds.
-    Ok(Data { files, bytes_max: (max_mb * MEGABYTE) as u64, heldout_fraction: heldout })
-}
-
 /// Where in the manifest a key of this name belongs, if anywhere.
 fn section_of(key: &str) -> Option<String> {
     let sections = [
@@ -236,6 +256,8 @@ fn section_of(key: &str) -> Option<String> {
         ("parallelism", Node::of(&defaults::parallelism())),
         ("workers", Node::of(&defaults::workers())),
         ("checkpoint", Node::of(&defaults::checkpoint())),
+        ("evaluation", Node::of(&defaults::evaluation())),
+        ("metrics", Node::of(&defaults::metrics())),
         ("data", Node::of(&defaults::data())),
         ("model", Node::of(&ModelConfig::tiny())),
     ];

@@ -20,37 +20,12 @@ pub(crate) const LAST_STEP: u64 = 4;
 
 /// Two stages on two workers; steps 1 to 4, 8 sequences each.
 pub(crate) fn settings() -> Settings {
-    let training = Training {
-        steps: LAST_STEP,
-        batch: 8,
-        sequence: 16,
-        microbatch: 1,
-        seed: 1,
-        precision: Precision::F32,
-        lr: 1e-3,
-        lr_schedule: LrSchedule::Cosine,
-        lr_final_ratio: 0.1,
-        lr_decay_fraction: 0.2,
-        warmup_steps: 1,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        clip: 1.0,
-        mtp_weight: 0.3,
-        balance_weight: 1e-4,
-        bias_speed: 1e-3,
-    };
-    let job = Job {
-        name: "test".into(),
-        model: ModelConfig::tiny(),
-        data: Data { files: vec![], bytes_max: 1, heldout_fraction: 0.1 },
-        training,
-        grid: Grid { stages: 2, expert_shards: 1, replicas: 1 },
-        schedule: Schedule::OneFOneB,
-        workers: Workers { local: 2, threads: 1 },
-        checkpoint: Checkpoint { every: 2, keep: 2 },
-    };
+    let mut job = Job::example();
+    job.training.steps = LAST_STEP;
+    job.grid = Grid { stages: 2, expert_shards: 1, replicas: 1 };
+    job.workers.local = 2;
+    job.checkpoint.every = 2;
+    job.checkpoint.keep = 2;
     Settings {
         run: RunId("run".into()),
         secret: Secret::from_hex(&"5e".repeat(32)).unwrap(),

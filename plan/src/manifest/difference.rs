@@ -65,13 +65,15 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
     const SPEED: &str = "harmless: changes only the speed";
     const ORDER: &str = "harmless: changes only the speed, every loss stays the same bits";
     const STORE: &str = "harmless: changes only what is kept";
+    const SHOWN: &str = "harmless: changes only what is measured and shown";
     let (section, rest) = path.split_once('.').unwrap_or((path, ""));
     match section {
         "name" => ("metadata.name".to_owned(), false, "names another run"),
-        "grid" => (format!("spec.parallelism.{rest}"), false, NUMBERS),
+        "grid" | "division" => (format!("spec.parallelism.{rest}"), false, NUMBERS),
         "schedule" => ("spec.parallelism.schedule".to_owned(), true, ORDER),
         "workers" => (format!("spec.{path}"), true, SPEED),
         "checkpoint" => (format!("spec.{path}"), true, STORE),
+        "evaluation" | "metrics" => (format!("spec.{path}"), true, SHOWN),
         _ => match path {
             "data.bytes_max" => ("spec.data.max_mb".to_owned(), false, NUMBERS),
             "data.heldout_fraction" => ("spec.data.heldout".to_owned(), false, NUMBERS),
@@ -156,7 +158,7 @@ mod tests {
         );
         check(|job| job.name = "b".into(), "metadata.name: \"example\" -> \"b\" (names another");
         check(|job| job.data.bytes_max = 1, "spec.data.max_mb: 64000000 -> 1 (changes");
-        check(|job| job.data.files.push("y".into()), "spec.data.files: [\"x\"] -> [\"x\",\"y\"]");
+        check(|job| job.data.sources[0].weight = 2.0, "spec.data.sources");
         check(
             |job| job.training.precision = Precision::F32,
             "spec.training.precision: \"fp8\" -> \"f32\" (changes the numbers)",

@@ -28,10 +28,10 @@ pub(super) fn refuse_unknown(
         return Ok(());
     };
     let what = format!("unknown key {}", quote(&entry.key));
-    let help = match nearest(&entry.key, names.iter().copied()) {
-        Some(name) => format!("did you mean `{}`?", join(path, name)),
-        None => match super::section_of(&entry.key) {
-            Some(home) => format!("it belongs into another section: `{home}`"),
+    let help = match super::section_of(&entry.key) {
+        Some(home) => format!("it belongs into another section: `{home}`"),
+        None => match nearest(&entry.key, names.iter().copied()) {
+            Some(name) => format!("did you mean `{}`?", join(path, name)),
             None => format!("there are: {}", names.join(", ")),
         },
     };
@@ -147,6 +147,10 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        visitor.visit_u64(self.whole(u16::MAX.into())?)
+    }
+
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
         visitor.visit_u64(self.whole(u32::MAX.into())?)
     }
@@ -202,6 +206,16 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         visitor.visit_map(Entries { all: entries, next, path }).map_err(self.located())
     }
 
+    /// Keys are names of the person's own.
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        if !self.node.is_section() {
+            return Err(self.wanted("a section of `name: value` lines"));
+        }
+        let (path, next) = (self.path, 0);
+        let entries = Entries { all: self.node.entries(), next, path };
+        visitor.visit_map(entries).map_err(self.located())
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
@@ -224,8 +238,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u16 u128 char str bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map identifier
+        i8 i16 i32 i64 i128 u8 u128 char str bytes byte_buf unit unit_struct seq tuple
+        tuple_struct identifier
     }
 }
 

@@ -227,7 +227,15 @@ impl Node {
             Value::Null => Ok(self),
             Value::Map(entries) => {
                 for entry in entries {
-                    *self.section_entry(&entry.key, entry.key_at) = entry.node;
+                    let inner = join(path, &entry.key);
+                    let own = self.section_entry(&entry.key, entry.key_at);
+                    // A section's own defaults stay below what is given of it.
+                    *own = match std::mem::take(own) {
+                        defaults @ Self { value: Value::Map(_), .. } => {
+                            defaults.overlay(entry.node, &inner)?
+                        }
+                        _ => entry.node,
+                    };
                     // The key is where it was written, also when there was a default for it.
                     if let Value::Map(own) = &mut self.value
                         && let Some(own) = own.iter_mut().find(|own| own.key == entry.key)

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use shoal_plan::grid::Grid;
-use shoal_plan::job::{Checkpoint, Data, Job, Precision, Training, Workers};
+use shoal_plan::job::Job;
 use shoal_plan::learning_rate::LrSchedule;
-use shoal_plan::model::ModelConfig;
 use shoal_plan::plan::{Plan, StagePlan};
 use shoal_plan::schedule::Schedule;
 
@@ -52,36 +51,14 @@ fn failed(kind: FailureKind, what: &str) -> FromWorker {
 }
 
 fn job() -> Job {
-    Job {
-        name: "test".into(),
-        model: ModelConfig::tiny(),
-        data: Data { files: vec!["~/*.rs".into()], bytes_max: 1 << 20, heldout_fraction: 0.1 },
-        training: Training {
-            steps: 100,
-            batch: 8,
-            sequence: 128,
-            microbatch: 1,
-            seed: u64::MAX,
-            precision: Precision::Fp8,
-            lr: 3.3e-4,
-            lr_schedule: LrSchedule::Wsd,
-            lr_final_ratio: 0.1,
-            lr_decay_fraction: 0.25,
-            warmup_steps: 10,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip: 1.0,
-            mtp_weight: 0.3,
-            balance_weight: 1e-4,
-            bias_speed: 1e-3,
-        },
-        grid: Grid { stages: 2, expert_shards: 2, replicas: 1 },
-        schedule: Schedule::ZbH1,
-        workers: Workers { local: 2, threads: 0 },
-        checkpoint: Checkpoint { every: 50, keep: 2 },
-    }
+    let mut job = Job::example();
+    job.training.seed = u64::MAX;
+    job.training.lr = 3.3e-4;
+    job.training.lr_schedule = LrSchedule::Wsd;
+    job.grid = Grid { stages: 2, expert_shards: 2, replicas: 1 };
+    job.schedule = Schedule::ZbH1;
+    job.workers.local = 2;
+    job
 }
 
 fn assign() -> Assign {

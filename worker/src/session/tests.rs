@@ -5,31 +5,11 @@ use std::collections::BTreeMap;
 use shoal_plan::grid::Grid;
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Plan, RunId, StagePlan, WorkerId};
-use shoal_plan::schedule::Schedule;
 
 use super::*;
 
 const G1: Generation = Generation(1);
 const G2: Generation = Generation(2);
-
-fn job() -> Job {
-    let data = r#"{"files":[],"bytes_max":1,"heldout_fraction":0.1}"#;
-    let training = r#"{"steps":9,"batch":1,"sequence":8,"microbatch":1,"seed":1,
-        "precision":"f32","lr":1e-3,"lr_schedule":"cosine",
-        "lr_final_ratio":0.1,"lr_decay_fraction":0.2,"warmup_steps":1,"beta1":0.9,
-        "beta2":0.95,"epsilon":1e-8,"weight_decay":0.1,"clip":1.0,"mtp_weight":0.3,
-        "balance_weight":1e-4,"bias_speed":1e-3}"#;
-    Job {
-        name: "test".into(),
-        model: shoal_plan::model::ModelConfig::tiny(),
-        data: serde_json::from_str(data).unwrap(),
-        training: serde_json::from_str(training).unwrap(),
-        grid: Grid::ONE,
-        schedule: Schedule::OneFOneB,
-        workers: serde_json::from_str(r#"{"local":1,"threads":1}"#).unwrap(),
-        checkpoint: serde_json::from_str(r#"{"every":5,"keep":2}"#).unwrap(),
-    }
-}
 
 pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
     let reason = "the only one".to_owned();
@@ -42,7 +22,13 @@ pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
         reasons: BTreeMap::new(),
     };
     let peers = BTreeMap::new();
-    Box::new(Assign { run: RunId(run.into()), plan, job: job(), peers, resume_from: Some(4) })
+    Box::new(Assign {
+        run: RunId(run.into()),
+        plan,
+        job: Job::example(),
+        peers,
+        resume_from: Some(4),
+    })
 }
 
 fn session() -> Session {

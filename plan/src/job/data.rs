@@ -1,0 +1,62 @@
+//! Where the text comes from, and how it becomes tokens.
+
+use serde::{Deserialize, Serialize};
+
+/// The text of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Never empty. With several, each step's sequences are drawn from them by weight.
+    pub sources: Vec<DataSource>,
+    pub tokenizer: TokenizerChoice,
+    pub end_token: EndToken,
+    /// Read at most this many bytes of text, shared between the sources by weight.
+    pub bytes_max: u64,
+    /// Share of the documents kept for evaluation, 0 < x < 1.
+    pub heldout_fraction: f32,
+}
+
+/// One part of the mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSource {
+    /// Names it in messages and in the dataset's description.
+    pub name: String,
+    /// Files, directories, globs and addresses, with `~` and `${VAR:-default}` still unexpanded.
+    pub files: Vec<String>,
+    /// Its share of the sequences is its weight over the sum of all weights. Above 0.
+    pub weight: f32,
+    /// The key or column that holds the text, in JSON Lines and Parquet files. Dots go inwards.
+    pub field: String,
+}
+
+/// What turns text into tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerChoice {
+    /// A token is a byte.
+    Bytes,
+    /// A byte-level BPE of the model's vocabulary size, trained on the text at the first launch.
+    Bpe,
+    /// A Hugging Face `tokenizer.json`.
+    File(String),
+}
+
+/// The token that stands after every document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndToken {
+    /// Whatever the tokenizer has for it. Bytes have one if the vocabulary has room for it.
+    Auto,
+    /// None: documents follow each other without a mark.
+    None,
+    /// A token of the tokenizer, as text.
+    Token(String),
+}
+
+impl Data {
+    /// Every pattern of every source, with its path in the manifest.
+    pub fn patterns(&self) -> impl Iterator<Item = &String> {
+        self.sources.iter().flat_map(|source| &source.files)
+    }
+}

@@ -48,6 +48,11 @@ pub(crate) enum Verb {
     Launch(Launch),
     /// Check a manifest and show its plan; starts nothing
     Validate(Validate),
+    /// Print the manifest's JSON Schema, for editors
+    ///
+    /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor
+    /// complete and check a manifest.
+    Schema,
     /// Host cells for a launcher (started by `launch`)
     ///
     /// The first line of standard input is the run's secret. Standard input stays open for as long

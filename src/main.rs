@@ -31,6 +31,10 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
+        Verb::Schema => {
+            terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
+            Ok(())
+        }
         Verb::Worker(args) => {
             hosting::host(args).map_err(Stopped::Failed).map(|never| match never {})
         }
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
 /// The `validate` verb: all that `launch` checks before it starts anything.
 fn validate(args: &cli::Validate) -> Result<(), Stopped> {
     let loaded = manifest::read(&args.manifest)?;
-    terminal::data(&show::job(loaded.job(), loaded.files.len()));
+    terminal::data(&show::job(loaded.job(), loaded.n_files()));
     terminal::data(&show::plan(loaded.job(), &loaded.plan));
     terminal::note(&format!("{} is valid", args.manifest.file.display()));
     Ok(())

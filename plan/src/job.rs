@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::grid::Grid;
@@ -35,7 +36,7 @@ pub struct Job {
 }
 
 /// How it is trained. Sources: DeepSeek-V3 report, section 4.2.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     pub steps: u64,
@@ -94,7 +95,7 @@ pub struct Training {
 }
 
 /// The arithmetic of the Linears. See ARCHITECTURE.md, "What is stored in which dtype".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// E4M3 with power-of-two scales in every Linear; BF16 between operations.
@@ -111,7 +112,7 @@ impl Precision {
 }
 
 /// When the model is held against text it does not train on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationPlan {
     /// Every so many steps; 0: only at the end.
@@ -126,7 +127,7 @@ pub struct EvaluationPlan {
 
 /// How the work is divided where the planner's own choice is not wanted. Empty lists leave the
 /// choice to it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Division {
     /// Runs of layers per stage, of the schedule `interleaved`; 1 in every other.
@@ -141,7 +142,7 @@ pub struct Division {
 }
 
 /// Where Prometheus finds the coordinator and the workers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsSettings {
     /// The coordinator's port; worker n has the nth after it. 0: any free ones.
@@ -149,7 +150,7 @@ pub struct MetricsSettings {
 }
 
 /// The processes `shoal launch` starts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Workers {
     pub local: u32,
@@ -158,7 +159,7 @@ pub struct Workers {
 }
 
 /// When checkpoints are written and how many stay.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// Every so many steps, and always at the end.

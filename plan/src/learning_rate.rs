@@ -4,12 +4,13 @@
 use std::f64::consts::PI;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::job::Training;
 
 /// What the learning rate does after its linear warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LrSchedule {
     /// A cosine down to `lr * lr_final_ratio` at the last step.

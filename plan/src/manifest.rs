@@ -13,13 +13,16 @@ mod model_section;
 mod nearest;
 mod overrides;
 mod reader;
+mod reference;
 mod rules;
+mod schema;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +36,8 @@ use tree::Node;
 
 pub use complaint::{ManifestError, Problem};
 pub use difference::{Change, difference};
+pub use reference::{REFERENCE_FILE, reference};
+pub use schema::{SCHEMA_FILE, schema};
 
 /// The only `apiVersion` there is.
 pub const API_VERSION: &str = "shoal/v1";
@@ -164,16 +169,25 @@ struct Spec {
 }
 
 /// `spec.parallelism` as written: the grid, and the order of its work.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Parallelism {
+    /// Pipeline stages: consecutive layers.
     stages: u32,
+    /// Parts the routed experts are divided into.
     expert_shards: u32,
+    /// Copies of every expert. Every cell of a stage trains its own sequences all the same.
     replicas: u32,
     schedule: Schedule,
+    /// Runs of layers per stage, of the schedule `interleaved`; 1 in every other.
     chunks: u32,
+    /// Layers of each run, in the order of the network: `stages * chunks` numbers. Empty: balanced
+    /// by FLOPs.
     layers: Vec<u32>,
+    /// Routed experts of each shard. Empty: as even as can be.
     experts: Vec<u32>,
+    /// Relative shares of the batch of the cells of a stage (replica by replica, shard by shard
+    /// in each). Empty: equal. A cell with share 0 only works for the others' tokens.
     shares: Vec<u32>,
 }
 

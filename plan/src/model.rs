@@ -2,10 +2,11 @@
 //!
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One DeepSeek-V3-style network. `job` checks every relation between the fields.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelConfig {
     pub vocab_size: u32,
     /// Width of the residual stream.
@@ -41,6 +42,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Names of the presets.
+    pub const PRESETS: [&str; 1] = ["tiny"];
+
+    /// A preset by its name.
+    pub fn preset(name: &str) -> Option<Self> {
+        (name == "tiny").then(Self::tiny)
+    }
+
     /// The preset `tiny`: about 8 M parameters over bytes, for a laptop and for tests.
     pub fn tiny() -> Self {
         Self {

@@ -3,10 +3,11 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the scale of a block of E4M3 codes is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleFormat {
     /// A power of two in one byte (UE8M0): scaling never rounds. DeepSeek-V3 report, section 3.5.2.
@@ -17,7 +18,7 @@ pub enum ScaleFormat {
 }
 
 /// The scale format of each class of FP8 tensors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scales {
     /// Of weights: one scale for a block of 128 x 128.
@@ -29,7 +30,7 @@ pub struct Scales {
 }
 
 /// How AdamW's two moments are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
     /// As DeepSeek-V3 does. Report, section 3.3.3.
@@ -39,7 +40,9 @@ pub enum Moments {
 }
 
 /// Parameters that weight decay may leave alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ParameterGroup {
     /// Gains of every norm.

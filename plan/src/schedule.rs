@@ -12,6 +12,7 @@ mod zb_h1;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use one_f_one_b::one_f_one_b;
@@ -19,7 +20,7 @@ pub use simulate::{Held, ScheduleError, simulate};
 pub use zb_h1::zb_h1;
 
 /// The order in which a stage works on its microbatches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Schedule {
     /// Weight halves right after their input halves. See `one_f_one_b`.
     #[serde(rename = "1f1b")]

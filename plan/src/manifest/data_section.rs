@@ -1,5 +1,6 @@
 //! `spec.data`: either `files`, one source, or `sources`, a weighted mixture of them.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::complaint::Complaint;
@@ -18,24 +19,38 @@ const ONLY: &str = "text";
 const BYTES_AND_END: u32 = 257;
 
 /// `spec.data` as written.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct DataSection {
+pub(super) struct DataSection {
+    /// What to learn from: files, directories, globs, `https://` and `hf://` addresses. `~`,
+    /// `${VAR}`, `${VAR:-default}` and `**` are expanded, and files read in sorted order.
     files: Files,
+    /// A weighted mixture, instead of `files`.
     sources: Vec<SourceSection>,
+    /// The key or column that holds the text in JSON Lines and Parquet files; dots go inwards.
     field: String,
+    /// `bytes`; `bpe`, a byte-level BPE of `vocab_size` tokens, trained on this text at the first
+    /// launch; or the path of a Hugging Face `tokenizer.json`. `auto`: bytes for a vocabulary of up
+    /// to 257, else `bpe`.
     tokenizer: String,
+    /// What stands after every document: `none`, or a token of the tokenizer as text. `auto`: what
+    /// the tokenizer has for it; bytes have one if the vocabulary has room for a 257th token.
     end_token: String,
+    /// Read at most so many millions of bytes of text.
     max_mb: f64,
+    /// The share of the documents kept for the evaluation.
     heldout: f32,
 }
 
 /// One of `spec.data.sources` as written.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SourceSection {
+    /// Letters, digits, `-` and `_`.
     name: String,
+    /// As `files` above.
     files: Files,
+    /// Its share of the sequences is its weight over the sum of all weights.
     weight: f32,
     /// The section's own, if it has none.
     #[serde(default)]
@@ -46,6 +61,20 @@ struct SourceSection {
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Files(#[serde(deserialize_with = "reader::one_or_many")] Vec<String>);
+
+impl JsonSchema for Files {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Files".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "array"], "items": { "type": "string" } })
+    }
+}
 
 /// Reads the section, and leaves it with its defaults in the tree.
 pub(super) fn read(root: &mut Node, model: &ModelConfig) -> Result<Data, Complaint> {

@@ -11,9 +11,6 @@ use crate::model::ModelConfig;
 
 const PATH: &str = "spec.model";
 
-/// The presets, by name.
-const PRESETS: [&str; 1] = ["tiny"];
-
 /// The fields that `config.json` may leave out. `transformers` drops the first (it has no MTP), and
 /// gives the others these values.
 const CONFIG_DEFAULTS: [(&str, Value); 5] = [
@@ -45,10 +42,7 @@ pub(super) fn read(
     let given = root.at_path(PATH).cloned().unwrap_or_default();
     let tiny = || Node::of(&ModelConfig::tiny());
     let merged = match &given.value {
-        Value::Text(name) => {
-            preset(name, given.at, PATH)?;
-            Node { at: given.at, ..tiny() }
-        }
+        Value::Text(name) => Node { at: given.at, ..preset(name, given.at, PATH)? },
         Value::Null => tiny(),
         Value::Map(_) => {
             let fields = tiny();
@@ -59,8 +53,10 @@ pub(super) fn read(
             base.overlay(without_source(given), PATH)?
         }
         other @ (Value::Bool(_) | Value::Whole(_) | Value::Real(_) | Value::List(_)) => {
-            let what =
-                format!("wanted a preset ({}) or a section, got {other}", PRESETS.join(", "));
+            let what = format!(
+                "wanted a preset ({}) or a section, got {other}",
+                ModelConfig::PRESETS.join(", ")
+            );
             return Err(Complaint::new(given.at, PATH, what));
         }
     };
@@ -84,10 +80,7 @@ fn base(given: &Node, sources: &mut Sources, read_file: ReadFile<'_>) -> Result<
             let what = "wanted either `preset` or `config`, got both";
             Err(Complaint::new(at, "spec.model.config", what))
         }
-        (Some((at, name)), None) => {
-            preset(&name, at, "spec.model.preset")?;
-            Ok(Node::of(&ModelConfig::tiny()))
-        }
+        (Some((at, name)), None) => preset(&name, at, "spec.model.preset"),
         (None, Some((at, path))) => from_config(&path, at, sources, read_file),
         (None, None) => Ok(Node::of(&ModelConfig::tiny())),
     }
@@ -101,17 +94,18 @@ fn without_source(mut given: Node) -> Node {
     given
 }
 
-/// Checks a preset's name. There is one so far, so the name alone says which.
-fn preset(name: &str, at: At, path: &str) -> Result<(), Complaint> {
-    if PRESETS.contains(&name) {
-        return Ok(());
+/// The fields of a preset.
+fn preset(name: &str, at: At, path: &str) -> Result<Node, Complaint> {
+    if let Some(model) = ModelConfig::preset(name) {
+        return Ok(Node::of(&model));
     }
-    let help = match nearest(name, PRESETS) {
+    let help = match nearest(name, ModelConfig::PRESETS) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "for a Hugging Face model, write `config: path/to/config.json` below spec.model"
             .to_owned(),
     };
-    let what = format!("there is no preset {}; wanted {}", quote(name), PRESETS.join(", "));
+    let what =
+        format!("there is no preset {}; wanted {}", quote(name), ModelConfig::PRESETS.join(", "));
     Err(Complaint::new(at, path, what).help(help))
 }
 

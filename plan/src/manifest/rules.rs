@@ -7,6 +7,8 @@ mod model;
 mod parallelism;
 mod training;
 
+pub(super) use bounds::{Bound, all as bounds};
+
 use super::complaint::{Complaint, quote};
 use super::tree::Node;
 use crate::job::Job;
@@ -62,7 +64,7 @@ const RELATIONS: [Rule; 26] = [
 pub(super) fn check(job: &Job, root: &Node) -> Result<(), Vec<Complaint>> {
     let facts = Facts { job, root };
     let basics = BASICS.iter().filter_map(|rule| rule(&facts));
-    let bounds = bounds::all(job).into_iter().filter_map(|bound| bound.broken(root));
+    let bounds = bounds(job).into_iter().filter_map(|bound| bound.broken(root));
     facts.refuse(basics.chain(bounds).collect())?;
     facts.refuse(RELATIONS.iter().filter_map(|rule| rule(&facts)).collect())
 }

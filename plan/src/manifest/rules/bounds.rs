@@ -5,8 +5,8 @@ use super::Broken;
 use crate::job::Job;
 
 /// The values a number may have.
-pub(super) struct Bound {
-    path: &'static str,
+pub(in super::super) struct Bound {
+    pub(in super::super) path: &'static str,
     value: f64,
     low: f64,
     high: f64,
@@ -30,6 +30,13 @@ impl Bound {
         Self { below: true, ..self }
     }
 
+    /// The keywords of JSON Schema, and their values.
+    pub(in super::super) fn keywords(&self) -> [(&'static str, f64); 2] {
+        let low = if self.above { "exclusiveMinimum" } else { "minimum" };
+        let high = if self.below { "exclusiveMaximum" } else { "maximum" };
+        [(low, self.low), (high, self.high)]
+    }
+
     pub(super) fn broken(&self, root: &Node) -> Option<Broken> {
         let Self { path, value, low, high, above, below } = *self;
         let low_met = if above { value > low } else { value >= low };
@@ -47,7 +54,7 @@ impl Bound {
 }
 
 /// Bounds of every number. Upper bounds keep counts of parameters and bytes within 64 bits.
-pub(super) fn all(job: &Job) -> Vec<Bound> {
+pub(in super::super) fn all(job: &Job) -> Vec<Bound> {
     let (training, data, grid, evaluation) = (&job.training, &job.data, job.grid, &job.evaluation);
     let whole = |path: &'static str, value: u32, low: f64| within(path, value, low, 131_072.0);
     let mut bounds = vec![

@@ -1,0 +1,124 @@
+//! The reference of all keys as Markdown, out of the schema: what `docs/manifest.md` shows.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::schema::{Section, sections_of_spec};
+
+/// Where the tables lie in the repository, below text that people wrote.
+pub const REFERENCE_FILE: &str = "docs/manifest.md";
+
+/// One table for each section of `spec`: key, default, allowed values, meaning.
+pub fn reference() -> String {
+    let mut text = String::new();
+    for Section { name, schema } in sections_of_spec() {
+        let _ = writeln!(text, "### `spec.{name}`\n");
+        text.push_str("| key | default | values | meaning |\n|---|---|---|---|\n");
+        rows(&mut text, "", &schema, &schema["$defs"]);
+        text.push('\n');
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+/// The keys of one section, and below each the keys inside it.
+fn rows(text: &mut String, before: &str, schema: &Value, definitions: &Value) {
+    let Some(properties) = schema["properties"].as_object() else { return };
+    for (key, property) in properties {
+        let inner = resolved(property, definitions);
+        let nested = inner["properties"].is_object();
+        let default = match &property["default"] {
+            Value::Null => String::new(),
+            Value::Object(_) if nested => String::new(),
+            Value::String(text) => format!("`{text}`"),
+            other => format!("`{other}`"),
+        };
+        let meaning = property["description"].as_str().or(inner["description"].as_str());
+        let meaning = meaning.unwrap_or_default().replace('\n', " ");
+        let values = values(property, inner, definitions);
+        let _ = writeln!(text, "| `{before}{key}` | {default} | {values} | {meaning} |");
+        if nested {
+            rows(text, &format!("{before}{key}."), &with_defaults(inner, property), definitions);
+        }
+        let items = resolved(&property["items"], definitions);
+        if items["properties"].is_object() {
+            rows(text, &format!("{before}{key}[]."), items, definitions);
+        }
+    }
+}
+
+/// A section inside a section has its defaults where it stands.
+fn with_defaults(inner: &Value, property: &Value) -> Value {
+    let mut inner = inner.clone();
+    if let Some(properties) = inner["properties"].as_object_mut() {
+        for (key, value) in properties {
+            value["default"] = property["default"][key].clone();
+        }
+    }
+    inner
+}
+
+/// Follows one reference, however it is written.
+fn resolved<'a>(schema: &'a Value, definitions: &'a Value) -> &'a Value {
+    let direct = schema["$ref"].as_str();
+    match direct.and_then(|path| path.strip_prefix("#/$defs/")) {
+        Some(name) => &definitions[name],
+        None => schema,
+    }
+}
+
+/// What may stand there, in a few words.
+fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
+    let choices = inner["oneOf"].as_array().or(inner["enum"].as_array());
+    if let Some(choices) = choices {
+        let name = |choice: &Value| choice["const"].as_str().or(choice.as_str()).map(code);
+        return choices.iter().filter_map(name).collect::<Vec<_>>().join(", ");
+    }
+    let kind = match &inner["type"] {
+        Value::Array(kinds) => kinds.iter().filter_map(kind).collect::<Vec<_>>().join(" or "),
+        one => kind(one).unwrap_or_default().to_owned(),
+    };
+    let mut text = kind;
+    if inner["items"].is_object() {
+        let items = resolved(&inner["items"], definitions);
+        let of = values(items, items, definitions);
+        text =
+            if text.contains("list") && !of.is_empty() { format!("{text} of: {of}") } else { text };
+    }
+    let (low, high) = (number(property, "inimum"), number(property, "aximum"));
+    if let (Some(low), Some(high)) = (low, high) {
+        let _ = write!(text, ", {low} to {high}");
+    }
+    text
+}
+
+fn kind(kind: &Value) -> Option<&'static str> {
+    Some(match kind.as_str()? {
+        "integer" => "whole number",
+        "number" => "number",
+        "string" => "text",
+        "boolean" => "`true` or `false`",
+        "array" => "list",
+        "object" => "section",
+        "null" => "null",
+        _ => return None,
+    })
+}
+
+/// A bound, `minimum` or `exclusiveMinimum`, in words.
+fn number(property: &Value, name: &str) -> Option<String> {
+    let own = if name == "inimum" {
+        ("minimum", "exclusiveMinimum", "above ")
+    } else {
+        ("maximum", "exclusiveMaximum", "below ")
+    };
+    let short = |value: f64| if value >= 1e6 { format!("{value:e}") } else { value.to_string() };
+    if let Some(value) = property[own.0].as_f64() {
+        return Some(short(value));
+    }
+    property[own.1].as_f64().map(|value| format!("{}{}", own.2, short(value)))
+}
+
+fn code(word: &str) -> String {
+    format!("`{word}`")
+}

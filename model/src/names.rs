@@ -4,6 +4,8 @@
 //! under `model.layers.{num_hidden_layers}`, further modules under the numbers that follow; their
 //! copies of embedding and head are not stored twice.
 
+use shoal_plan::numerics::ParameterGroup;
+
 use crate::cut::Cut;
 use crate::parameters::Class;
 
@@ -24,7 +26,7 @@ pub enum Role {
     Wide,
     /// The embedding: BF16 in precisions fp8 and bf16.
     Table,
-    /// A norm's gain: always FP32, starts at 1, no weight decay.
+    /// A norm's gain: always FP32, starts at 1.
     Gain,
     /// The router's weight: always FP32.
     Router,
@@ -37,6 +39,19 @@ pub struct Specification {
     pub shape: Vec<usize>,
     pub class: Class,
     pub role: Role,
+}
+
+impl Specification {
+    /// The group that weight decay may leave alone, if the parameter is of one.
+    pub(crate) fn group(&self) -> Option<ParameterGroup> {
+        match self.role {
+            Role::Gain => Some(ParameterGroup::Norms),
+            Role::Table => Some(ParameterGroup::Embedding),
+            Role::Router => Some(ParameterGroup::Router),
+            Role::Wide => (self.name == HEAD).then_some(ParameterGroup::Head),
+            Role::Linear => None,
+        }
+    }
 }
 
 /// Name of a layer's tensor.

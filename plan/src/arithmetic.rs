@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::grid::Cell;
 use crate::job::{Job, Precision};
 use crate::model::ModelConfig;
+use crate::numerics::Moments;
 
 /// Forward once, backward twice (gradients of inputs and of weights), 2 FLOPs a multiply-add.
 const FLOPS_PER_WEIGHT: f64 = 6.0;
@@ -15,7 +16,7 @@ const FLOPS_PER_WEIGHT: f64 = 6.0;
 /// Parameters of a network. Router biases are not parameters: no gradient moves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameters {
-    /// All of them, each once (the MTP module shares embedding and head).
+    /// All of them, each once (the MTP modules share embedding and head).
     pub total: u64,
     /// Those that one token meets: its chosen experts instead of all.
     pub active: u64,
@@ -32,8 +33,10 @@ pub struct CellBytes {
     pub masters: u64,
     /// FP32 gradients.
     pub gradients: u64,
-    /// Two BF16 moments.
+    /// Two moments, BF16 unless `with_state` says otherwise.
     pub moments: u64,
+    /// The FP32 average of the masters, where one is kept.
+    pub average: u64,
     /// Kept between forward and backward, for all microbatches in flight; and what deferred
     /// weight halves still need.
     pub activations: u64,
@@ -41,12 +44,19 @@ pub struct CellBytes {
 
 impl CellBytes {
     pub fn total(&self) -> u64 {
-        let parameters = self.weights + self.masters + self.gradients + self.moments;
-        parameters.saturating_add(self.activations)
+        let state = self.masters + self.moments + self.average;
+        (self.weights + self.gradients + state).saturating_add(self.activations)
+    }
+
+    /// The same with moments of this dtype, and with an average of the masters or without.
+    #[must_use]
+    pub fn with_state(self, moments: Moments, averaged: bool) -> Self {
+        let n = self.masters / 4;
+        Self { moments: moments.bytes() * n, average: if averaged { 4 * n } else { 0 }, ..self }
     }
 }
 
-/// The parameters of the whole network, MTP module included.
+/// The parameters of the whole network, MTP modules included.
 pub fn parameters(model: &ModelConfig) -> Parameters {
     let d = u64::from(model.hidden_size);
     let outside = 2 * u64::from(model.vocab_size) * d + d;
@@ -56,16 +66,12 @@ pub fn parameters(model: &ModelConfig) -> Parameters {
         sum.total += shared + routed_linears(model, layer, model.n_routed_experts);
         sum.active += shared + routed_linears(model, layer, model.num_experts_per_tok);
     }
-    if model.num_nextn_predict_layers == 1 {
-        let own = mtp_projection(model) + 3 * d;
-        sum.total += own;
-        sum.active += own;
-    }
-    sum
+    let own = u64::from(model.num_nextn_predict_layers) * mtp_own(model);
+    Parameters { total: sum.total + own, active: sum.active + own }
 }
 
-/// FLOPs of one token through layer `layer`, forward and backward. The MTP module's layer is
-/// `num_hidden_layers`. `sequence` is in tokens: a token attends to half of it on average.
+/// FLOPs of one token through layer `layer`, forward and backward. The MTP modules' layers are
+/// `ModelConfig::mtp_layers`. `sequence` is in tokens: a token attends to half of it on average.
 pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
     let weights =
         dense_linears(model, layer) + routed_linears(model, layer, model.num_experts_per_tok);
@@ -76,14 +82,12 @@ pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
 }
 
 /// FLOPs of one token through what the last stage has besides its layers: the head, and the MTP
-/// module with its own pass through the head.
+/// modules, each with its own pass through the head.
 pub fn last_stage_flops(model: &ModelConfig, sequence: u32) -> f64 {
     let head = FLOPS_PER_WEIGHT * f64::from(model.vocab_size) * f64::from(model.hidden_size);
-    if model.num_nextn_predict_layers == 0 {
-        return head;
-    }
-    let module = FLOPS_PER_WEIGHT * mtp_projection(model) as f64;
-    2.0 * head + module + layer_flops(model, model.num_hidden_layers, sequence)
+    let projection = FLOPS_PER_WEIGHT * mtp_projection(model) as f64;
+    let module = |layer| head + projection + layer_flops(model, layer, sequence);
+    head + model.mtp_layers().map(module).sum::<f64>()
 }
 
 /// FLOPs of one token through the whole network.
@@ -101,15 +105,13 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     let mut layers: Vec<u32> = layers.collect();
     // What the arithmetic reads in BF16 (f32: FP32): embedding, head, norms, router, eh_proj.
     let mut wide = 0;
-    if first || last {
+    if first || (last && 0 < model.num_nextn_predict_layers) {
         wide += u64::from(model.vocab_size) * d;
     }
     if last {
         wide += u64::from(model.vocab_size) * d + d;
-        if model.num_nextn_predict_layers == 1 {
-            layers.push(model.num_hidden_layers);
-            wide += mtp_projection(model) + 3 * d;
-        }
+        layers.extend(model.mtp_layers());
+        wide += u64::from(model.num_nextn_predict_layers) * mtp_own(model);
     }
     let experts = model.n_routed_experts / job.grid.expert_shards;
     let mut linears = 0;
@@ -136,7 +138,15 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     let all = |n: u32, per_token| u64::from(n).saturating_mul(tokens).saturating_mul(per_token);
     let activations = all(in_flight, kept).saturating_add(all(deferred, operands));
     let activations = activations.saturating_add(logits);
-    CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments: 4 * n, activations }
+    let state = CellBytes {
+        weights,
+        masters: 4 * n,
+        gradients: 4 * n,
+        moments: 0,
+        average: 0,
+        activations,
+    };
+    state.with_state(Moments::default(), false)
 }
 
 /// Bytes of one value that a Linear reads, and of one between operations.
@@ -226,7 +236,12 @@ fn layer_norms(model: &ModelConfig) -> u64 {
     2 * u64::from(model.hidden_size) + latents
 }
 
-/// The MTP module's `eh_proj`: from embedding and hidden state, side by side, to one width.
+/// What an MTP module has besides its layer: `eh_proj` and three norms.
+fn mtp_own(model: &ModelConfig) -> u64 {
+    mtp_projection(model) + 3 * u64::from(model.hidden_size)
+}
+
+/// An MTP module's `eh_proj`: from embedding and hidden state, side by side, to one width.
 fn mtp_projection(model: &ModelConfig) -> u64 {
     2 * u64::from(model.hidden_size).pow(2)
 }
@@ -236,41 +251,6 @@ mod tests {
     use super::*;
     use crate::grid::Grid;
     use crate::schedule::Schedule;
-
-    /// The released configuration, but for the scaling of positions.
-    fn deepseek_v3() -> ModelConfig {
-        ModelConfig {
-            vocab_size: 129_280,
-            hidden_size: 7168,
-            intermediate_size: 18_432,
-            moe_intermediate_size: 2048,
-            num_hidden_layers: 61,
-            num_attention_heads: 128,
-            n_routed_experts: 256,
-            num_experts_per_tok: 8,
-            n_group: 8,
-            topk_group: 4,
-            first_k_dense_replace: 3,
-            q_lora_rank: Some(1536),
-            kv_lora_rank: 512,
-            qk_nope_head_dim: 128,
-            qk_rope_head_dim: 64,
-            v_head_dim: 128,
-            ..ModelConfig::tiny()
-        }
-    }
-
-    #[test]
-    fn deepseek_v3_has_the_published_number_of_parameters() {
-        // Sums over the released tensor listing: main model, and what MTP adds.
-        let main = ModelConfig { num_nextn_predict_layers: 0, ..deepseek_v3() };
-        assert_eq!(parameters(&main).total, 671_026_404_352);
-        let mtp = parameters(&deepseek_v3()).total - parameters(&main).total;
-        assert_eq!(mtp, 11_610_067_968);
-        // "671B total parameters with 37B activated": report, abstract.
-        let active = parameters(&main).active as f64 / 1e9;
-        assert!((36.5..38.0).contains(&active), "{active}");
-    }
 
     #[test]
     fn tiny_adds_up_tensor_by_tensor() {
@@ -288,6 +268,43 @@ mod tests {
     }
 
     #[test]
+    fn a_dense_model_is_active_as_a_whole() {
+        let norms = 256 + 256 + 96 + 64;
+        let attention = 96 * 256 + (4 * 48) * 96 + (64 + 16) * 256 + (4 * 64) * 64 + 256 * (4 * 32);
+        let layer = norms + attention + 3 * 512 * 256;
+        let mtp = 3 * 256 + 512 * 256;
+        for depth in 0..4 {
+            let model = ModelConfig {
+                n_routed_experts: 0,
+                num_nextn_predict_layers: depth,
+                ..ModelConfig::tiny()
+            };
+            let depth = u64::from(depth);
+            let total = 2 * 256 * 256 + 256 + 4 * layer + depth * (layer + mtp);
+            assert_eq!(parameters(&model), Parameters { total, active: total });
+            let mut job = Job { model, ..Job::example() };
+            job.grid = Grid { stages: 1, expert_shards: 2, replicas: 1 };
+            let bytes = cell_bytes(&job, Cell { stage: 0, replica: 0, expert_shard: 1 }, 0..4);
+            assert_eq!(bytes.masters, 4 * total, "every cell holds all of it");
+        }
+    }
+
+    #[test]
+    fn each_token_more_costs_a_layer_a_projection_and_a_pass_through_the_head() {
+        let flops = |num_nextn_predict_layers| {
+            let model = ModelConfig { num_nextn_predict_layers, ..ModelConfig::tiny() };
+            flops_per_token(&model, 256)
+        };
+        let model = ModelConfig::tiny();
+        let projections = 6.0 * (256.0 * 256.0 + 2.0 * 256.0 * 256.0);
+        let wanted = layer_flops(&model, 4, 256) + projections;
+        for depth in 0..3 {
+            let got = flops(depth + 1) - flops(depth);
+            assert!((got - wanted).abs() < 1e-9 * wanted, "depth {depth}: {got}, want {wanted}");
+        }
+    }
+
+    #[test]
     fn flops_are_six_a_weight_plus_attention() {
         let model = ModelConfig { num_nextn_predict_layers: 0, ..ModelConfig::tiny() };
         // The embedding is looked up, and norms are not matrix products.
@@ -301,7 +318,7 @@ mod tests {
     #[test]
     fn a_parameter_takes_thirteen_bytes_in_fp8_fourteen_in_bf16_and_sixteen_in_f32() {
         let mut job = Job::example();
-        job.model = deepseek_v3();
+        job.model = ModelConfig::preset("deepseek-v3").unwrap();
         job.grid = Grid::ONE;
         let all = |job: &Job| {
             let bytes = cell_bytes(job, job.grid.cell(crate::grid::CellId(0)), 0..61);
@@ -312,6 +329,19 @@ mod tests {
             job.training.precision = precision;
             assert!((all(&job) - bytes).abs() < 1e-9, "{precision}: {}", all(&job));
         }
+    }
+
+    #[test]
+    fn fp32_moments_and_an_average_take_four_bytes_a_parameter_more_each() {
+        let job = Job::example();
+        let plain = cell_bytes(&job, job.grid.cell(crate::grid::CellId(0)), 0..4);
+        let n = parameters(&job.model).total;
+        assert_eq!((plain.moments, plain.average), (4 * n, 0));
+        assert_eq!(plain.with_state(Moments::Bf16, false), plain);
+        let more = |moments, averaged| plain.with_state(moments, averaged).total() - plain.total();
+        assert_eq!(more(Moments::F32, false), 4 * n);
+        assert_eq!(more(Moments::Bf16, true), 4 * n);
+        assert_eq!(more(Moments::F32, true), 8 * n);
     }
 
     #[test]

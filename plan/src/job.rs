@@ -39,6 +39,7 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
+    /// Optimizer steps.
     pub steps: u64,
     /// Sequences per optimizer step, over all cells.
     pub batch: u32,
@@ -50,6 +51,7 @@ pub struct Training {
     pub sequence: u32,
     /// The most sequences one cell processes at a time.
     pub microbatch: u32,
+    /// Of the initial weights and of the order of the text. The same seed gives the same losses.
     pub seed: u64,
     pub precision: Precision,
     /// Of FP8 tensors; read in `fp8` only.
@@ -60,32 +62,37 @@ pub struct Training {
     pub lr_schedule: LrSchedule,
     /// The learning rate at the last step, as a share of the peak. Of `cosine` and `wsd`.
     pub lr_final_ratio: f32,
-    /// The share of the steps in which it falls, 0 < x <= 1. Of `wsd`.
+    /// The share of the steps in which it falls. Of `wsd`.
     pub lr_decay_fraction: f32,
+    /// Steps in which the learning rate rises along a line.
     pub warmup_steps: u64,
+    /// Decay of AdamW's first moment.
     pub beta1: f32,
+    /// Decay of AdamW's second moment.
     pub beta2: f32,
+    /// What AdamW adds to the root of the second moment.
     pub epsilon: f32,
     /// How AdamW's moments are stored.
     pub moments: Moments,
+    /// AdamW's weight decay, as a multiple of the learning rate.
     pub weight_decay: f32,
     /// What is not decayed.
     pub weight_decay_exclude: Vec<ParameterGroup>,
-    /// Decay of the exponential moving average of the parameters, 0 <= x < 1; 0 keeps none.
+    /// Decay of the exponential moving average of the parameters; 0 keeps none.
     pub ema: f32,
     /// Largest global gradient norm.
     pub clip: f32,
-    /// Weight of the MTP loss (lambda, section 4.2).
+    /// Weight of the MTP loss (lambda; V3 report, section 4.2).
     pub mtp_weight: f32,
     /// Weight of the MTP loss after `mtp_weight_until`.
     pub mtp_weight_final: f32,
-    /// The share of the steps after which it changes, 0 <= x <= 1.
+    /// The share of the steps after which it changes.
     pub mtp_weight_until: f32,
-    /// Weight of the sequence-wise balance loss (alpha, section 4.2).
+    /// Weight of the sequence-wise balance loss (alpha).
     pub balance_weight: f32,
-    /// Router bias update speed (gamma, section 4.2).
+    /// Router bias update speed (gamma).
     pub bias_speed: f32,
-    /// The share of the steps after which router biases stay as they are, 0 <= x <= 1.
+    /// The share of the steps after which router biases stay as they are.
     pub bias_speed_until: f32,
     /// Steps in a row that may be skipped because a value was not finite, before the run goes back
     /// to its last checkpoint. 0: the first such step ends the run.
@@ -153,6 +160,7 @@ pub struct MetricsSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Workers {
+    /// Worker processes on this machine.
     pub local: u32,
     /// Compute threads per worker; 0 means max(1, cores / local).
     pub threads: u32,

@@ -2,12 +2,17 @@
 //!
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
 
+mod presets;
+
+use std::ops::Range;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One DeepSeek-V3-style network. `job` checks every relation between the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelConfig {
+    /// Tokens of the vocabulary.
     pub vocab_size: u32,
     /// Width of the residual stream.
     pub hidden_size: u32,
@@ -15,79 +20,63 @@ pub struct ModelConfig {
     pub intermediate_size: u32,
     /// Width of one expert.
     pub moe_intermediate_size: u32,
+    /// Layers of the main model.
     pub num_hidden_layers: u32,
-    /// Multi-token-prediction modules: 0 or 1.
+    /// Multi-token-prediction modules, 0 to 3: module k predicts the token k + 1 places ahead.
     pub num_nextn_predict_layers: u32,
+    /// Heads of every attention.
     pub num_attention_heads: u32,
+    /// Experts that every token meets.
     pub n_shared_experts: u32,
+    /// 0: a dense model. Every layer then has a feed-forward of `intermediate_size`.
     pub n_routed_experts: u32,
+    /// Routed experts that a token chooses.
     pub num_experts_per_tok: u32,
+    /// Groups the routed experts are divided into.
     pub n_group: u32,
+    /// Groups that a token chooses its experts from.
     pub topk_group: u32,
+    /// Whether the chosen gates are divided by their sum.
     pub norm_topk_prob: bool,
+    /// What the gates are multiplied by.
     pub routed_scaling_factor: f32,
     /// Layers before the first mixture-of-experts layer.
     pub first_k_dense_replace: u32,
-    /// Rank of the query's low-rank path; `None` projects directly.
+    /// Rank of the query's low-rank path; null projects directly.
     pub q_lora_rank: Option<u32>,
+    /// Rank of the latent that keys and values are made of: all that decoding has to keep, with the rotated key.
     pub kv_lora_rank: u32,
+    /// Width of the part of a query or key head that carries no position.
     pub qk_nope_head_dim: u32,
+    /// Width of the part that is rotated by position. Even.
     pub qk_rope_head_dim: u32,
+    /// Width of a value head.
     pub v_head_dim: u32,
+    /// What every norm adds to the mean square.
     pub rms_norm_eps: f32,
+    /// The base of the rotation frequencies.
     pub rope_theta: f32,
+    /// The longest sequence.
     pub max_position_embeddings: u32,
     /// Standard deviation of the initial weights.
     pub initializer_range: f32,
 }
 
 impl ModelConfig {
-    /// Names of the presets.
-    pub const PRESETS: [&str; 1] = ["tiny"];
-
-    /// A preset by its name.
-    pub fn preset(name: &str) -> Option<Self> {
-        (name == "tiny").then(Self::tiny)
-    }
-
-    /// The preset `tiny`: about 8 M parameters over bytes, for a laptop and for tests.
-    pub fn tiny() -> Self {
-        Self {
-            vocab_size: 256,
-            hidden_size: 256,
-            intermediate_size: 512,
-            moe_intermediate_size: 128,
-            num_hidden_layers: 4,
-            num_nextn_predict_layers: 1,
-            num_attention_heads: 4,
-            n_shared_experts: 1,
-            n_routed_experts: 16,
-            num_experts_per_tok: 4,
-            n_group: 4,
-            topk_group: 2,
-            norm_topk_prob: true,
-            routed_scaling_factor: 2.5,
-            first_k_dense_replace: 1,
-            q_lora_rank: Some(96),
-            kv_lora_rank: 64,
-            qk_nope_head_dim: 32,
-            qk_rope_head_dim: 16,
-            v_head_dim: 32,
-            rms_norm_eps: 1e-6,
-            rope_theta: 10_000.0,
-            max_position_embeddings: 1024,
-            initializer_range: 0.02,
-        }
-    }
-
     /// Width of one query or key head: the part without position and the rotated part.
     pub fn qk_head_dim(&self) -> u32 {
         self.qk_nope_head_dim + self.qk_rope_head_dim
     }
 
-    /// Whether layer `layer` (0-based) is a mixture of experts. The MTP module's layer,
-    /// numbered `num_hidden_layers`, always is.
+    /// Whether layer `layer` (0-based) is a mixture of experts. The layers of the MTP modules,
+    /// from `num_hidden_layers` on, are wherever there are experts at all.
     pub fn is_moe(&self, layer: u32) -> bool {
-        layer >= self.first_k_dense_replace
+        let first = self.first_k_dense_replace.min(self.num_hidden_layers);
+        0 < self.n_routed_experts && first <= layer
+    }
+
+    /// The layers of the MTP modules, numbered on from the main model's.
+    pub fn mtp_layers(&self) -> Range<u32> {
+        self.num_hidden_layers..self.num_hidden_layers + self.num_nextn_predict_layers
     }
 }

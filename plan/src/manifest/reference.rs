@@ -71,8 +71,7 @@ fn resolved<'a>(schema: &'a Value, definitions: &'a Value) -> &'a Value {
 fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
     let choices = inner["oneOf"].as_array().or(inner["enum"].as_array());
     if let Some(choices) = choices {
-        let name = |choice: &Value| choice["const"].as_str().or(choice.as_str()).map(code);
-        return choices.iter().filter_map(name).collect::<Vec<_>>().join(", ");
+        return choices.iter().flat_map(names).map(code).collect::<Vec<_>>().join(", ");
     }
     let kind = match &inner["type"] {
         Value::Array(kinds) => kinds.iter().filter_map(kind).collect::<Vec<_>>().join(" or "),
@@ -90,6 +89,13 @@ fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
         let _ = write!(text, ", {low} to {high}");
     }
     text
+}
+
+/// One choice: a variant with a description is a `const`, those without share one `enum`.
+fn names(choice: &Value) -> Vec<&str> {
+    let several = choice["enum"].as_array().into_iter().flatten();
+    let one = [choice, &choice["const"]];
+    several.chain(one).filter_map(Value::as_str).collect()
 }
 
 fn kind(kind: &Value) -> Option<&'static str> {

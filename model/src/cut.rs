@@ -17,7 +17,8 @@ pub struct Cut {
     /// Holds the final norm and the head; with multi-token prediction, its module and a copy of the
     /// embedding.
     pub last: bool,
-    /// Routed experts of every shard, the same in every layer: consecutive, from 0 to E.
+    /// Routed experts of every shard, the same in every layer: consecutive, from 0 to E, of any
+    /// length from 1 on. Of a dense model all are empty.
     pub experts: Vec<Range<u32>>,
     /// Which of `experts` this cell owns.
     pub shard: usize,
@@ -49,28 +50,25 @@ impl Cut {
         self.experts[self.shard].clone()
     }
 
-    /// Number of the multi-token-prediction module's layer, where this stage has one.
-    pub fn mtp_layer(&self) -> Option<u32> {
-        (self.last && 0 < self.config.num_nextn_predict_layers)
-            .then_some(self.config.num_hidden_layers)
+    /// Numbers of the multi-token-prediction modules' layers: empty where this stage has none.
+    pub fn mtp_layers(&self) -> Range<u32> {
+        let all = self.config.mtp_layers();
+        if self.last { all } else { all.end..all.end }
     }
 
-    /// Mixture-of-experts layers of the stage in order, the multi-token-prediction module's last:
+    /// Mixture-of-experts layers of the stage in order, the multi-token-prediction modules' last:
     /// the rows of the routing counts.
     pub fn moe_layers(&self) -> Vec<u32> {
-        self.layers
-            .clone()
-            .filter(|layer| self.config.is_moe(*layer))
-            .chain(self.mtp_layer())
-            .collect()
+        let layers = self.layers.clone().chain(self.mtp_layers());
+        layers.filter(|layer| self.config.is_moe(*layer)).collect()
     }
 
     /// Asserts what the plan promised: a `Cut` that breaks it is a bug of whoever made it.
     pub(crate) fn check(&self) {
-        let mut next = 0;
+        let (mut next, dense) = (0, self.config.n_routed_experts == 0);
         for range in &self.experts {
             assert!(
-                range.start == next && range.start < range.end,
+                range.start == next && (dense || range.start < range.end),
                 "shards own consecutive experts"
             );
             next = range.end;
@@ -78,7 +76,6 @@ impl Cut {
         assert_eq!(next, self.config.n_routed_experts, "every expert has an owner");
         assert!(self.shard < self.experts.len(), "the cell's shard is one of the shards");
         assert!(self.layers.end <= self.config.num_hidden_layers, "the stage's layers exist");
-        assert!(self.config.num_nextn_predict_layers <= 1, "at most one token more is predicted");
     }
 }
 
@@ -92,6 +89,20 @@ mod tests {
         assert_eq!(whole.moe_layers(), [1, 2, 3, 4]);
         let first = Cut { layers: 0..2, last: false, ..whole };
         assert_eq!(first.moe_layers(), [1]);
+    }
+
+    #[test]
+    fn a_dense_model_counts_no_layer_and_an_mtp_module_has_experts_wherever_there_are_any() {
+        let dense = ModelConfig { n_routed_experts: 0, ..ModelConfig::tiny() };
+        assert!(Cut::whole(dense).moe_layers().is_empty());
+        for first_k_dense_replace in [4, 9] {
+            let config = ModelConfig {
+                first_k_dense_replace,
+                num_nextn_predict_layers: 2,
+                ..ModelConfig::tiny()
+            };
+            assert_eq!(Cut::whole(config).moe_layers(), [4, 5]);
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Layer {
         cut: &Cut,
         number: u32,
     ) -> Self {
-        let feed_forward = if config.is_moe(number) || number == config.num_hidden_layers {
+        let feed_forward = if config.is_moe(number) {
             FeedForward::Moe(Box::new(Moe::new(p, config, arithmetic, cut, number)))
         } else {
             FeedForward::Dense(Dense::new(p, arithmetic, number, config.rms_norm_eps))

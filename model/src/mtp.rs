@@ -1,9 +1,10 @@
-//! Multi-token prediction, depth 1: one more decoder layer that predicts token i + 2 from the main
-//! model's hidden state of token i and the embedding of token i + 1.
+//! Multi-token prediction: one more decoder layer for each depth k, which predicts token i + 1 + k
+//! from the hidden state of token i one depth before and the embedding of token i + k.
 //!
-//! Source: DeepSeek-V3 report, section 2.2. The hidden state is taken after the final norm, and
-//! `eh_proj` reads [embedding ; hidden], as in the released weights. Embedding and head are the
-//! main model's; their gradients are summed.
+//! Source: DeepSeek-V3 report, section 2.2. A hidden state is what the head reads at its depth: of
+//! the main model after the final norm, of a module after its own. `eh_proj` reads
+//! [embedding ; hidden], as in the released weights. Embedding and head are the main model's; their
+//! gradients are summed.
 
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ pub(crate) struct Mtp {
 /// Kept after forward.
 #[derive(Clone, Debug)]
 pub(crate) struct MtpKept {
-    /// Token i + 1.
+    /// Token i + k.
     inputs: Vec<u32>,
     /// `eh_proj`'s input [T, 2D].
     eh: Arc<Operand>,
@@ -70,25 +71,31 @@ impl Mtp {
         }
     }
 
-    /// What the shared head reads [T, D], from the main model's `hidden` after its final norm.
+    /// What the shared head and the next module read [T, D], from the `hidden` of the depth before.
     pub(crate) fn forward(
         &self,
         p: &Parameters,
         hidden: &Tensor,
-        inputs: &[u32],
+        inputs: Vec<u32>,
         run: &mut Run<'_>,
     ) -> Result<(Tensor, MtpKept), Error> {
         let out = self.arithmetic.activation;
-        let e = embedding::forward(p.table(self.embedding), hidden.cols(), inputs, out);
+        let e = embedding::forward(p.table(self.embedding), hidden.cols(), &inputs, out);
         let e = rmsnorm::forward(&e, p.values(self.e_norm), self.eps);
         let h = rmsnorm::forward(hidden, p.values(self.h_norm), self.eps);
         let eh = Arc::new(Operand::prepare(&joined(&e, &h), self.arithmetic.wide));
         let (x, layer) = self.layer.forward(p, p.linear(self.eh_proj, &eh, out), run)?;
-        let normed = rmsnorm::forward(&x, p.values(self.norm), self.eps);
-        Ok((normed, MtpKept { inputs: inputs.to_vec(), eh, layer, x }))
+        let kept = MtpKept { inputs, eh, layer, x };
+        Ok((self.normed(p, &kept), kept))
     }
 
-    /// The input half: the gradient of `hidden`, which is computed again by the caller.
+    /// What `forward` returned, from what it kept.
+    pub(crate) fn normed(&self, p: &Parameters, kept: &MtpKept) -> Tensor {
+        rmsnorm::forward(&kept.x, p.values(self.norm), self.eps)
+    }
+
+    /// The input half: the gradient of `hidden`, which is computed again by the caller, from that of
+    /// what `forward` returned.
     pub(crate) fn backward_input(
         &self,
         p: &mut Parameters,

@@ -1,7 +1,8 @@
 //! Every parameter's Hugging Face name and shape, [out, in].
 //!
 //! Source: the released DeepSeek-V3 checkpoint's index. The multi-token-prediction module stands
-//! under `model.layers.{num_hidden_layers}`; its copies of embedding and head are not stored twice.
+//! under `model.layers.{num_hidden_layers}`, further modules under the numbers that follow; their
+//! copies of embedding and head are not stored twice.
 
 use crate::cut::Cut;
 use crate::parameters::Class;
@@ -58,22 +59,22 @@ pub fn specifications(cut: &Cut) -> Vec<Specification> {
     let config = &cut.config;
     let (d, v) = (config.hidden_size as usize, config.vocab_size as usize);
     let mut list = List { cut, all: Vec::new() };
-    if cut.first || cut.mtp_layer().is_some() {
+    if cut.first || !cut.mtp_layers().is_empty() {
         list.push(EMBEDDING.into(), &[v, d], Class::Embedding, Role::Table);
     }
     for layer in cut.layers.clone() {
-        list.decoder_layer(layer, config.is_moe(layer));
+        list.decoder_layer(layer);
     }
     if cut.last {
         list.gain(FINAL_NORM.into(), d);
         list.push(HEAD.into(), &[v, d], Class::Dense, Role::Wide);
     }
-    if let Some(layer) = cut.mtp_layer() {
+    for layer in cut.mtp_layers() {
         list.gain(of_layer(layer, "enorm.weight"), d);
         list.gain(of_layer(layer, "hnorm.weight"), d);
         list.push(of_layer(layer, "eh_proj.weight"), &[d, 2 * d], Class::Dense, Role::Wide);
         list.gain(of_layer(layer, "shared_head.norm.weight"), d);
-        list.decoder_layer(layer, true);
+        list.decoder_layer(layer);
     }
     list.all
 }
@@ -97,13 +98,13 @@ impl List<'_> {
         self.push(name, &shape, class, Role::Linear);
     }
 
-    fn decoder_layer(&mut self, layer: u32, moe: bool) {
+    fn decoder_layer(&mut self, layer: u32) {
         let config = &self.cut.config;
         let d = config.hidden_size as usize;
         self.gain(of_layer(layer, "input_layernorm.weight"), d);
         self.attention(layer);
         self.gain(of_layer(layer, "post_attention_layernorm.weight"), d);
-        if !moe {
+        if !config.is_moe(layer) {
             self.feed_forward(layer, "mlp", config.intermediate_size);
             return;
         }

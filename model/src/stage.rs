@@ -32,7 +32,7 @@ use crate::tail::{Tail, TailKept};
 pub struct LossScale {
     /// 1 / target tokens of the step.
     pub main: f32,
-    /// lambda / targets of the multi-token-prediction head.
+    /// lambda / targets of the first multi-token-prediction module.
     pub mtp: f32,
     /// alpha / sequences of the step.
     pub balance: f32,
@@ -43,7 +43,10 @@ pub struct LossScale {
 pub struct Losses {
     /// Over target tokens.
     pub main_sum: f64,
-    /// Over targets of the multi-token-prediction head.
+    /// Over targets of the multi-token-prediction modules. With several, each one's sum is brought
+    /// to the number of targets of the first, and the mean over the modules is taken: divided by the
+    /// targets of the first (one a sequence fewer than the main head's), this is the mean over the
+    /// modules of their mean losses.
     pub mtp_sum: f64,
     /// Over sequences and mixture-of-experts layers.
     pub balance_sum: f64,
@@ -195,7 +198,7 @@ impl Stage {
             "a step ends when every microbatch has gone through both halves of backward"
         );
         optimizer::step(&mut self.parameters, &update.adam);
-        let n_experts = self.cut.config.n_routed_experts as usize;
+        let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {
             optimizer::step_bias(&mut moe.bias, counts, update.bias_speed);
@@ -216,12 +219,12 @@ impl Stage {
 
     /// Routed layers in the order of `Cut::moe_layers`.
     fn moes(&self) -> impl Iterator<Item = &Moe> {
-        let mtp = self.tail.iter().filter_map(|tail| tail.mtp.as_ref());
+        let mtp = self.tail.iter().flat_map(|tail| &tail.mtp);
         self.layers.iter().chain(mtp.map(|mtp| &mtp.layer)).filter_map(Layer::moe)
     }
 
     fn moes_mut(&mut self) -> impl Iterator<Item = &mut Moe> {
-        let mtp = self.tail.iter_mut().filter_map(|tail| tail.mtp.as_mut());
+        let mtp = self.tail.iter_mut().flat_map(|tail| &mut tail.mtp);
         self.layers.iter_mut().chain(mtp.map(|mtp| &mut mtp.layer)).filter_map(Layer::moe_mut)
     }
 }
@@ -229,7 +232,7 @@ impl Stage {
 impl Kept {
     /// What the routers decided, in the order of `Cut::moe_layers`.
     fn moes(&self) -> impl Iterator<Item = &MoeKept> {
-        let mtp = self.tail.iter().filter_map(|tail| tail.mtp.as_ref());
+        let mtp = self.tail.iter().flat_map(|tail| &tail.mtp);
         self.layers.iter().chain(mtp.map(|(mtp, _)| &mtp.layer)).filter_map(LayerKept::moe)
     }
 }

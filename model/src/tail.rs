@@ -1,7 +1,10 @@
-//! The end of the last stage: final norm, head and loss, and the multi-token-prediction module.
+//! The end of the last stage: final norm, head and loss, and the multi-token-prediction modules.
 //!
 //! Head and loss run forward and backward in one pass over chunks of rows, so logits are never all
 //! alive: the head's weight gradient and the gradient of what it reads exist after forward.
+//!
+//! Every module has its own mean over its own targets, and the loss is the mean over the modules
+//! (report, equation 25): a sequence of T tokens has T - k targets at depth k.
 
 use std::sync::Arc;
 
@@ -30,7 +33,8 @@ pub(crate) struct Tail {
     eps: f32,
     norm: Id,
     head: Id,
-    pub(crate) mtp: Option<Mtp>,
+    /// By depth, from 1.
+    pub(crate) mtp: Vec<Mtp>,
 }
 
 /// Kept after forward.
@@ -40,10 +44,11 @@ pub(crate) struct TailKept {
     x: Tensor,
     /// Gradient of what the main head read.
     d_n: Tensor,
-    /// The module's memory and the gradient of what its head read.
-    pub(crate) mtp: Option<(MtpKept, Tensor)>,
-    /// Unweighted sums over targets, in nats.
+    /// By depth: the module's memory, and the gradient of what its head read.
+    pub(crate) mtp: Vec<(MtpKept, Tensor)>,
+    /// Unweighted sum over targets, in nats.
     pub(crate) main_sum: f64,
+    /// As in `Losses`.
     pub(crate) mtp_sum: f64,
 }
 
@@ -54,18 +59,18 @@ impl Tail {
         arithmetic: Arithmetic,
         cut: &Cut,
     ) -> Self {
-        let mtp = cut.mtp_layer().map(|number| Mtp::new(p, config, arithmetic, cut, number));
+        let mtp = |number| Mtp::new(p, config, arithmetic, cut, number);
         Self {
             arithmetic,
             layer: config.num_hidden_layers,
             eps: config.rms_norm_eps,
             norm: p.id(FINAL_NORM),
             head: p.id(HEAD),
-            mtp,
+            mtp: cut.mtp_layers().map(mtp).collect(),
         }
     }
 
-    /// Both losses, and their gradients down to what the heads read.
+    /// All losses, and their gradients down to what the heads read.
     pub(crate) fn forward(
         &self,
         p: &mut Parameters,
@@ -78,18 +83,31 @@ impl Tail {
         if !main_sum.is_finite() {
             run.findings.note(|| NonFinite::forward(self.layer, "main head's loss"));
         }
-        let mut kept = TailKept { x, d_n, mtp: None, main_sum, mtp_sum: 0.0 };
-        if let Some(mtp) = &self.mtp {
-            let (normed, mtp_kept) = mtp.forward(p, &n, batch.mtp_inputs, run)?;
-            let (mtp_sum, d_normed) = self.loss(p, &normed, batch.mtp_targets, run.scale.mtp);
-            if !mtp_sum.is_finite() {
+        let mut kept = TailKept { x, d_n, mtp: Vec::new(), main_sum, mtp_sum: 0.0 };
+        let mut hidden = n;
+        for (depth, mtp) in (1..).zip(&self.mtp) {
+            let tokens = batch.mtp(depth, run.shape);
+            let (normed, mtp_kept) = mtp.forward(p, &hidden, tokens.inputs, run)?;
+            let share = self.share(depth, run.shape.tokens);
+            let (sum, d_normed) =
+                self.loss(p, &normed, &tokens.targets, (f64::from(run.scale.mtp) * share) as f32);
+            if !sum.is_finite() {
                 run.findings
                     .note(|| NonFinite::forward(self.layer, "multi-token-prediction head's loss"));
             }
-            kept.mtp = Some((mtp_kept, d_normed));
-            kept.mtp_sum = mtp_sum;
+            kept.mtp.push((mtp_kept, d_normed));
+            kept.mtp_sum += sum * share;
+            hidden = normed;
         }
         Ok(kept)
+    }
+
+    /// The factor of one depth's sum over targets in `Losses::mtp_sum`: 1 where depth 1 is the only
+    /// one. Divided by the targets of depth 1, the sums become the mean over depths of their means.
+    fn share(&self, depth: usize, tokens: usize) -> f64 {
+        // A sequence that is too short has no target at this depth: the sum is 0.
+        let targets = |depth: usize| tokens.saturating_sub(depth).max(1) as f64;
+        targets(1) / targets(depth) / self.mtp.len() as f64
     }
 
     /// The input half: gradient of the last layer's output.
@@ -102,12 +120,29 @@ impl Tail {
     ) -> Result<Tensor, Error> {
         let mut d_n = kept.d_n;
         run.findings.check(&d_n, || NonFinite::backward(self.layer, "main head backward"));
-        if let Some((mtp, (mtp_kept, d_normed))) = self.mtp.as_ref().zip(kept.mtp) {
+        // What each module read: the final norm's output, then the one of the module before.
+        let mut hidden = Vec::with_capacity(self.mtp.len());
+        for at in 0..self.mtp.len() {
+            hidden.push(match at.checked_sub(1) {
+                None => rmsnorm::forward(&kept.x, p.values(self.norm), self.eps),
+                Some(before) => self.mtp[before].normed(p, &kept.mtp[before].0),
+            });
+        }
+        // The gradient of a module's output that comes from the module behind it.
+        let mut behind: Option<Tensor> = None;
+        let modules = self.mtp.iter().zip(kept.mtp).zip(&hidden);
+        for ((mtp, (mtp_kept, mut d_normed)), hidden) in modules.rev() {
+            if let Some(behind) = behind {
+                d_normed.add_assign(&behind);
+            }
             run.findings.check(&d_normed, || {
                 NonFinite::backward(self.layer, "multi-token-prediction head backward")
             });
-            let n = rmsnorm::forward(&kept.x, p.values(self.norm), self.eps);
-            d_n.add_assign(&mtp.backward_input(p, mtp_kept, (&n, d_normed), run, deferred)?);
+            let read = (hidden, d_normed);
+            behind = Some(mtp.backward_input(p, mtp_kept, read, run, deferred)?);
+        }
+        if let Some(behind) = behind {
+            d_n.add_assign(&behind);
         }
         let (gain, d_gain) = p.values_and_gradient(self.norm);
         let d_x = rmsnorm::backward(&kept.x, gain, self.eps, &d_n, d_gain);

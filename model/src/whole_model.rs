@@ -1,5 +1,5 @@
 //! Tests of the whole network: gradients against differences, grids against the uncut model,
-//! learning, what each precision changes, and everything that can go wrong between cells.
+//! unequal parts, learning, what each precision changes, and everything that can go wrong between cells.
 
 mod faults;
 mod gradients;
@@ -7,3 +7,4 @@ mod harness;
 mod identity;
 mod learning;
 mod precisions;
+mod uneven;

@@ -15,7 +15,7 @@ const FLOPS_PER_WEIGHT: f64 = 6.0;
 /// Parameters of a network. Router biases are not parameters: no gradient moves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameters {
-    /// All of them, each once (the MTP module shares embedding and head).
+    /// All of them, each once (the MTP modules share embedding and head).
     pub total: u64,
     /// Those that one token meets: its chosen experts instead of all.
     pub active: u64,
@@ -46,7 +46,7 @@ impl CellBytes {
     }
 }
 
-/// The parameters of the whole network, MTP module included.
+/// The parameters of the whole network, MTP modules included.
 pub fn parameters(model: &ModelConfig) -> Parameters {
     let d = u64::from(model.hidden_size);
     let outside = 2 * u64::from(model.vocab_size) * d + d;
@@ -56,16 +56,12 @@ pub fn parameters(model: &ModelConfig) -> Parameters {
         sum.total += shared + routed_linears(model, layer, model.n_routed_experts);
         sum.active += shared + routed_linears(model, layer, model.num_experts_per_tok);
     }
-    if model.num_nextn_predict_layers == 1 {
-        let own = mtp_projection(model) + 3 * d;
-        sum.total += own;
-        sum.active += own;
-    }
-    sum
+    let own = u64::from(model.num_nextn_predict_layers) * mtp_own(model);
+    Parameters { total: sum.total + own, active: sum.active + own }
 }
 
-/// FLOPs of one token through layer `layer`, forward and backward. The MTP module's layer is
-/// `num_hidden_layers`. `sequence` is in tokens: a token attends to half of it on average.
+/// FLOPs of one token through layer `layer`, forward and backward. The MTP modules' layers are
+/// `ModelConfig::mtp_layers`. `sequence` is in tokens: a token attends to half of it on average.
 pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
     let weights =
         dense_linears(model, layer) + routed_linears(model, layer, model.num_experts_per_tok);
@@ -76,14 +72,12 @@ pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
 }
 
 /// FLOPs of one token through what the last stage has besides its layers: the head, and the MTP
-/// module with its own pass through the head.
+/// modules, each with its own pass through the head.
 pub fn last_stage_flops(model: &ModelConfig, sequence: u32) -> f64 {
     let head = FLOPS_PER_WEIGHT * f64::from(model.vocab_size) * f64::from(model.hidden_size);
-    if model.num_nextn_predict_layers == 0 {
-        return head;
-    }
-    let module = FLOPS_PER_WEIGHT * mtp_projection(model) as f64;
-    2.0 * head + module + layer_flops(model, model.num_hidden_layers, sequence)
+    let projection = FLOPS_PER_WEIGHT * mtp_projection(model) as f64;
+    let module = |layer| head + projection + layer_flops(model, layer, sequence);
+    head + model.mtp_layers().map(module).sum::<f64>()
 }
 
 /// FLOPs of one token through the whole network.
@@ -101,15 +95,13 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     let mut layers: Vec<u32> = layers.collect();
     // What the arithmetic reads in BF16 (f32: FP32): embedding, head, norms, router, eh_proj.
     let mut wide = 0;
-    if first || last {
+    if first || (last && 0 < model.num_nextn_predict_layers) {
         wide += u64::from(model.vocab_size) * d;
     }
     if last {
         wide += u64::from(model.vocab_size) * d + d;
-        if model.num_nextn_predict_layers == 1 {
-            layers.push(model.num_hidden_layers);
-            wide += mtp_projection(model) + 3 * d;
-        }
+        layers.extend(model.mtp_layers());
+        wide += u64::from(model.num_nextn_predict_layers) * mtp_own(model);
     }
     let experts = model.n_routed_experts / job.grid.expert_shards;
     let mut linears = 0;
@@ -226,7 +218,12 @@ fn layer_norms(model: &ModelConfig) -> u64 {
     2 * u64::from(model.hidden_size) + latents
 }
 
-/// The MTP module's `eh_proj`: from embedding and hidden state, side by side, to one width.
+/// What an MTP module has besides its layer: `eh_proj` and three norms.
+fn mtp_own(model: &ModelConfig) -> u64 {
+    mtp_projection(model) + 3 * u64::from(model.hidden_size)
+}
+
+/// An MTP module's `eh_proj`: from embedding and hidden state, side by side, to one width.
 fn mtp_projection(model: &ModelConfig) -> u64 {
     2 * u64::from(model.hidden_size).pow(2)
 }
@@ -285,6 +282,43 @@ mod tests {
         let got = parameters(&ModelConfig::tiny());
         assert_eq!(got.total, total);
         assert_eq!(got.total - got.active, 4 * 12 * expert);
+    }
+
+    #[test]
+    fn a_dense_model_is_active_as_a_whole() {
+        let norms = 256 + 256 + 96 + 64;
+        let attention = 96 * 256 + (4 * 48) * 96 + (64 + 16) * 256 + (4 * 64) * 64 + 256 * (4 * 32);
+        let layer = norms + attention + 3 * 512 * 256;
+        let mtp = 3 * 256 + 512 * 256;
+        for depth in 0..4 {
+            let model = ModelConfig {
+                n_routed_experts: 0,
+                num_nextn_predict_layers: depth,
+                ..ModelConfig::tiny()
+            };
+            let depth = u64::from(depth);
+            let total = 2 * 256 * 256 + 256 + 4 * layer + depth * (layer + mtp);
+            assert_eq!(parameters(&model), Parameters { total, active: total });
+            let mut job = Job { model, ..Job::example() };
+            job.grid = Grid { stages: 1, expert_shards: 2, replicas: 1 };
+            let bytes = cell_bytes(&job, Cell { stage: 0, replica: 0, expert_shard: 1 }, 0..4);
+            assert_eq!(bytes.masters, 4 * total, "every cell holds all of it");
+        }
+    }
+
+    #[test]
+    fn each_token_more_costs_a_layer_a_projection_and_a_pass_through_the_head() {
+        let flops = |num_nextn_predict_layers| {
+            let model = ModelConfig { num_nextn_predict_layers, ..ModelConfig::tiny() };
+            flops_per_token(&model, 256)
+        };
+        let model = ModelConfig::tiny();
+        let projections = 6.0 * (256.0 * 256.0 + 2.0 * 256.0 * 256.0);
+        let wanted = layer_flops(&model, 4, 256) + projections;
+        for depth in 0..3 {
+            let got = flops(depth + 1) - flops(depth);
+            assert!((got - wanted).abs() < 1e-9 * wanted, "depth {depth}: {got}, want {wanted}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// One DeepSeek-V3-style network. `job` checks every relation between the fields.
@@ -15,10 +17,11 @@ pub struct ModelConfig {
     /// Width of one expert.
     pub moe_intermediate_size: u32,
     pub num_hidden_layers: u32,
-    /// Multi-token-prediction modules: 0 or 1.
+    /// Multi-token-prediction modules, 0 to 3: module k predicts the token k + 1 places ahead.
     pub num_nextn_predict_layers: u32,
     pub num_attention_heads: u32,
     pub n_shared_experts: u32,
+    /// 0: a dense model. Every layer then has a feed-forward of `intermediate_size`.
     pub n_routed_experts: u32,
     pub num_experts_per_tok: u32,
     pub n_group: u32,
@@ -76,9 +79,15 @@ impl ModelConfig {
         self.qk_nope_head_dim + self.qk_rope_head_dim
     }
 
-    /// Whether layer `layer` (0-based) is a mixture of experts. The MTP module's layer,
-    /// numbered `num_hidden_layers`, always is.
+    /// Whether layer `layer` (0-based) is a mixture of experts. The layers of the MTP modules,
+    /// from `num_hidden_layers` on, are wherever there are experts at all.
     pub fn is_moe(&self, layer: u32) -> bool {
-        layer >= self.first_k_dense_replace
+        let first = self.first_k_dense_replace.min(self.num_hidden_layers);
+        0 < self.n_routed_experts && first <= layer
+    }
+
+    /// The layers of the MTP modules, numbered on from the main model's.
+    pub fn mtp_layers(&self) -> Range<u32> {
+        self.num_hidden_layers..self.num_hidden_layers + self.num_nextn_predict_layers
     }
 }

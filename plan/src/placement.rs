@@ -69,8 +69,7 @@ fn cut_layers(job: &Job) -> Result<Vec<StagePlan>, PlanError> {
     let plans = parts.iter().zip(&costs).enumerate().map(|(stage, (part, cost))| {
         let mut reason = format!("{:.0} % of the FLOPs", 100.0 * cost / total);
         if stage + 1 == parts.len() {
-            let with =
-                if job.model.num_nextn_predict_layers == 1 { "head and MTP" } else { "head" };
+            let with = if job.model.num_nextn_predict_layers > 0 { "head and MTP" } else { "head" };
             let share = 100.0 * extra / cost;
             reason = format!("{reason}, {share:.0} % of them {with}");
         }

@@ -138,13 +138,7 @@ impl Stage {
             let layers = &self.cut.layers;
             return Err(Error::NotWhole { first: layers.start, end: layers.end });
         };
-        let batch = Batch {
-            sequences: 1,
-            inputs: tokens,
-            targets: tokens,
-            mtp_inputs: tokens,
-            mtp_targets: tokens,
-        };
+        let batch = Batch { sequences: 1, inputs: tokens, targets: tokens };
         let shape = batch.checked(self.cut.config.vocab_size)?;
         let x = self.enter(0, &batch, shape, None)?;
         let x = self.through_layers(x, shape, &mut Alone)?;
@@ -224,7 +218,8 @@ impl Stage {
             self.losses.main_sum += tail.main_sum;
             self.losses.mtp_sum += tail.mtp_sum;
         }
-        let rows = self.counts.chunks_exact_mut(self.cut.config.n_routed_experts as usize);
+        let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
+        let rows = self.counts.chunks_exact_mut(n_experts);
         for (moe, counts) in kept.moes().zip(rows) {
             self.losses.balance_sum += moe.routing.balance;
             for (count, routed) in counts.iter_mut().zip(&moe.routing.counts) {

@@ -124,6 +124,46 @@ fn the_same_without_multi_token_prediction_and_with_two_shared_experts() {
 }
 
 #[test]
+fn the_same_with_two_and_three_tokens_more_predicted() {
+    for num_nextn_predict_layers in [2, 3] {
+        check(ModelConfig { num_nextn_predict_layers, num_hidden_layers: 2, ..small() });
+    }
+}
+
+#[test]
+fn the_same_in_a_dense_model() {
+    let dense = ModelConfig { n_routed_experts: 0, num_hidden_layers: 2, ..small() };
+    check(ModelConfig { num_nextn_predict_layers: 2, ..dense });
+}
+
+#[test]
+fn the_same_where_only_the_multi_token_prediction_module_has_experts() {
+    check(ModelConfig { first_k_dense_replace: 9, num_hidden_layers: 2, ..small() });
+}
+
+#[test]
+fn the_multi_token_prediction_loss_is_the_mean_over_depths_of_each_ones_mean() {
+    let mut windows = windows(2, 8, 23, 5);
+    let config = ModelConfig { num_nextn_predict_layers: 3, ..small() };
+    let sum = |windows: &[Vec<u32>]| {
+        let mut stage = Stage::new(Cut::whole(config.clone()), Precision::F32, 3);
+        // A head without weights gives every token ln V nats, at every depth.
+        stage.parameters_mut().master_mut(names::HEAD).fill(0.0);
+        stage.parameters_mut().prepare();
+        let (tokens, scale) = (tokens(windows), scale_of(windows));
+        stage.forward(0, &tokens.batch(), None, &scale, &mut Alone).unwrap();
+        stage.take_losses().mtp_sum
+    };
+    // Two sequences of seven tokens: twelve targets at depth 1.
+    let mean = sum(&windows) / 12.0;
+    assert!((mean - 23.0_f64.ln()).abs() < 1e-6, "{mean}");
+    // Sequences of two tokens have a target at depth 1 and none behind it.
+    windows.iter_mut().for_each(|window| window.truncate(3));
+    let mean = sum(&windows) / 2.0;
+    assert!((mean - 23.0_f64.ln() / 3.0).abs() < 1e-6, "{mean}");
+}
+
+#[test]
 fn the_heads_share_the_embedding_and_the_head() {
     let windows = windows(2, 8, 23, 5);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));

@@ -1,6 +1,7 @@
 //! A grid of cells in one process: one thread per column, channels between the shards of a replica,
 //! and the sums the worker would take with its collectives, in cell order.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -119,8 +120,23 @@ impl Cluster {
         precision: Precision,
         microbatch: usize,
     ) -> Self {
-        let cut_at = config.num_hidden_layers.div_ceil(2);
         let n = config.n_routed_experts;
+        let experts = match grid.expert_shards {
+            1 => std::iter::once(0..n).collect(),
+            _ => vec![0..n / 3, n / 3..n],
+        };
+        Self::with_experts(config, grid, precision, microbatch, &experts)
+    }
+
+    /// The same with the experts of every shard given.
+    pub(super) fn with_experts(
+        config: &ModelConfig,
+        grid: Grid,
+        precision: Precision,
+        microbatch: usize,
+        experts: &[Range<u32>],
+    ) -> Self {
+        let cut_at = config.num_hidden_layers.div_ceil(2);
         let stage = |id: CellId| {
             let cell = grid.cell(id);
             let layers = match (grid.stages, cell.stage) {
@@ -128,10 +144,7 @@ impl Cluster {
                 (_, 0) => 0..cut_at,
                 _ => cut_at..config.num_hidden_layers,
             };
-            let experts = match grid.expert_shards {
-                1 => std::iter::once(0..n).collect(),
-                _ => vec![0..n / 3, n / 3..n],
-            };
+            let experts = experts.to_vec();
             let (first, last) = (cell.stage == 0, cell.stage + 1 == grid.stages);
             let shard = cell.expert_shard as usize;
             let cut = Cut { config: config.clone(), layers, first, last, experts, shard };
@@ -143,19 +156,22 @@ impl Cluster {
         Self { grid, columns, microbatch, steps: 0 }
     }
 
-    /// Both passes over all windows, and every sum. Returns the loss.
+    /// Both passes over all windows, evenly shared, and every sum. Returns the loss.
     pub(super) fn gradients(&mut self, windows: &[Vec<u32>]) -> f64 {
-        let scale = scale_of(windows);
         let share = windows.len() / self.columns.len();
+        let shares: Vec<Vec<&[Vec<u32>]>> =
+            windows.chunks(share).map(|mine| mine.chunks(self.microbatch).collect()).collect();
+        self.gradients_of(&shares, &scale_of(windows))
+    }
+
+    /// The same with each column's microbatches given: as many for all, any of them empty.
+    pub(super) fn gradients_of(&mut self, shares: &[Vec<&[Vec<u32>]>], scale: &LossScale) -> f64 {
         let meshes = (0..self.grid.replicas).flat_map(|_| mesh(self.grid.expert_shards as usize));
-        let microbatch = self.microbatch;
         thread::scope(|scope| {
-            for ((column, mine), mut mesh) in
-                self.columns.iter_mut().zip(windows.chunks(share)).zip(meshes)
-            {
+            for ((column, mine), mut mesh) in self.columns.iter_mut().zip(shares).zip(meshes) {
                 scope.spawn(move || {
-                    for (number, windows) in mine.chunks(microbatch).enumerate() {
-                        train_column(column, number as u32, windows, &scale, &mut mesh);
+                    for (number, windows) in mine.iter().enumerate() {
+                        train_column(column, number as u32, windows, scale, &mut mesh);
                     }
                 });
             }
@@ -168,7 +184,7 @@ impl Cluster {
             losses.mtp_sum += mine.mtp_sum;
             losses.balance_sum += mine.balance_sum;
         }
-        weighted(losses, &scale)
+        weighted(losses, scale)
     }
 
     /// A whole optimizer step.
@@ -213,7 +229,10 @@ impl Cluster {
         for id in grid.cells().filter(|id| grid.cell(*id).replica == 0) {
             self.sum(&grid.replica_group(id), Class::Expert);
         }
-        self.sum(&grid.embedding_group(), Class::Embedding);
+        // Without multi-token prediction the last stage has no copy.
+        let mtp = self.stages().any(|stage| !stage.cut().mtp_layers().is_empty());
+        let holders = if mtp { grid.embedding_group() } else { grid.stage_group(0) };
+        self.sum(&holders, Class::Embedding);
     }
 
     fn sum(&mut self, group: &[CellId], class: Class) {

@@ -45,13 +45,19 @@ fn assert_same_losses(got: &[f64], want: &[f64], tolerance: f64, grid: Grid) {
 }
 
 #[test]
-fn every_grid_has_the_uncut_models_gradients() {
+fn every_grid_has_the_uncut_models_gradients_whatever_the_number_of_tokens_predicted() {
+    for num_nextn_predict_layers in [0, 1, 2] {
+        same_gradients(&ModelConfig { num_nextn_predict_layers, ..small() });
+    }
+}
+
+fn same_gradients(config: &ModelConfig) {
     let windows = step_windows(0, 23);
-    let mut whole = Cluster::new(&small(), Grid::ONE, Precision::F32, 8);
+    let mut whole = Cluster::new(config, Grid::ONE, Precision::F32, 8);
     let loss = whole.gradients(&windows);
     let names: Vec<String> = whole.columns[0][0].parameters().names().map(String::from).collect();
     for grid in GRIDS {
-        let mut cluster = Cluster::new(&small(), grid, Precision::F32, 1);
+        let mut cluster = Cluster::new(config, grid, Precision::F32, 1);
         assert_same_losses(&[cluster.gradients(&windows)], &[loss], 1e-5, grid);
         for name in &names {
             let (got, want) = (cluster.gradient(name), whole.gradient(name));

@@ -67,7 +67,7 @@ fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
         heldout_fraction: job.data.heldout_fraction,
         sequence,
         windows_min_train: batch,
-        windows_min_heldout: u64::from(job.sequences_per_round()),
+        windows_min_heldout: 1,
     };
     let reading = Reading::start();
     let mut show = |done, total| reading.show(done, total);

@@ -65,17 +65,16 @@ impl Loaded {
     }
 }
 
-/// What is missing when the files have fewer bytes than one batch to learn from and one round of
-/// the evaluation. The exact count is made when the text is turned into tokens.
+/// What is missing when the files have fewer bytes than one batch to learn from and one sequence
+/// for the evaluation. The exact count is made when the text is turned into tokens.
 fn shortage(job: &Job, bytes: u64) -> Option<String> {
     let bytes = bytes.min(job.data.bytes_max);
-    let (batch, heldout) = (u64::from(job.training.batch), u64::from(job.sequences_per_round()));
-    let sequence = u64::from(job.training.sequence);
-    let wanted = (batch + heldout) * sequence;
+    let (batch, sequence) = (u64::from(job.training.batch), u64::from(job.training.sequence));
+    let wanted = (batch + 1) * sequence;
     (bytes < wanted).then(|| {
         format!(
             "less text than one batch: got {bytes} bytes, want at least {wanted} ({batch} sequences of \
-             {sequence} tokens, and {heldout} for the evaluation)"
+             {sequence} tokens, and one for the evaluation)"
         )
     })
 }

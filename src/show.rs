@@ -54,7 +54,7 @@ pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
     for (stage, at) in plan.stages.iter().enumerate() {
         let _ = writeln!(text, "  stage {stage}: {}", at.reason);
     }
-    let schedule = job.schedule.reason(plan.grid.stages, job.n_microbatches());
+    let schedule = job.schedule.reason(plan.grid.stages, job.largest_division().n_microbatches());
     let _ = writeln!(text, "  schedule {schedule}");
     for (worker, reason) in &plan.reasons {
         let _ = writeln!(text, "  {worker}: {reason}");

@@ -193,25 +193,72 @@ fn largest_difference(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).map(relative).fold(0.0, f64::max)
 }
 
+/// Holds every gradient of the first step and every loss against those of another grid in FP32.
+#[track_caller]
+fn assert_alike(cut: &Run, one: &Run, what: &str) {
+    assert_eq!(cut.gradients.len(), one.gradients.len(), "{what}: another set of parameters");
+    for (name, want) in &one.gradients {
+        let distance = |a: &[f32], b: &[f32]| {
+            a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        let zeros = vec![0.0; want.len()];
+        let (off, size) = (distance(&cut.gradients[name], want), distance(want, &zeros));
+        assert!(off <= 1e-5 * size, "{what}: gradient of {name} is off by {off} of {size}");
+    }
+    let off = largest_difference(&cut.losses, &one.losses);
+    assert!(off < 1e-4, "{what}: losses differ by {off}: {:?}", cut.losses);
+}
+
 #[test]
 fn every_grid_trains_as_one_cell_does_in_f32() {
     let dir = tokens();
     let one = train(&job((1, 1, 1), Precision::F32), dir, 1);
     assert!(one.losses[STEPS as usize - 1] < 0.8 * one.losses[0], "it learns: {:?}", one.losses);
-    for grid in [(2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2)] {
+    for grid in [(2, 1, 1), (1, 2, 1), (3, 1, 1), (1, 8, 1), (2, 2, 2)] {
         let cut = train(&job(grid, Precision::F32), dir, grid.0);
-        assert_eq!(cut.gradients.len(), one.gradients.len(), "{grid:?}: another set of parameters");
-        for (name, want) in &one.gradients {
-            let distance = |a: &[f32], b: &[f32]| {
-                a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
-            };
-            let zeros = vec![0.0; want.len()];
-            let (off, size) = (distance(&cut.gradients[name], want), distance(want, &zeros));
-            assert!(off <= 1e-5 * size, "{grid:?}: gradient of {name} is off by {off} of {size}");
-        }
-        let off = largest_difference(&cut.losses, &one.losses);
-        assert!(off < 1e-4, "{grid:?}: losses differ by {off}: {:?}", cut.losses);
+        assert_alike(&cut, &one, &format!("{grid:?}"));
     }
+}
+
+/// 7 sequences divide over no grid, 16 experts not by 3; a cell may have no sequence at all.
+#[test]
+fn a_batch_that_does_not_divide_trains_the_same_on_every_grid() {
+    let dir = tokens();
+    let job = |grid, microbatch, shares: &[u32]| {
+        let mut job = job(grid, Precision::F32);
+        (job.model.n_routed_experts, job.training.batch) = (16, 7);
+        (job.training.microbatch, job.division.shares) = (microbatch, shares.to_vec());
+        job
+    };
+    let one = train(&job((1, 1, 1), 1, &[]), dir, 1);
+    let cases: [((u32, u32, u32), u32, &[u32]); 6] = [
+        ((1, 1, 1), 3, &[]),
+        ((1, 3, 1), 2, &[]),
+        ((1, 2, 1), 2, &[3, 1]),
+        ((1, 1, 2), 1, &[3, 1]),
+        ((2, 2, 1), 2, &[0, 1]),
+        ((1, 2, 2), 1, &[0, 0, 2, 1]),
+    ];
+    for (grid, microbatch, shares) in cases {
+        let cut = train(&job(grid, microbatch, shares), dir, 1);
+        assert_alike(&cut, &one, &format!("{grid:?}, microbatch {microbatch}, {shares:?}"));
+    }
+}
+
+/// Which layers and experts a cell has changes no more than the order of sums.
+#[test]
+fn a_division_by_hand_and_a_growing_batch_train_as_one_cell_does() {
+    let dir = tokens();
+    let ramp = |grid| {
+        let mut job = job(grid, Precision::F32);
+        (job.training.batch_start, job.training.batch_ramp_steps) = (3, 10);
+        job
+    };
+    let one = train(&ramp((1, 1, 1)), dir, 1);
+    let mut by_hand = ramp((2, 2, 1));
+    by_hand.division.layers = vec![1, 3];
+    by_hand.division.experts = vec![7, 1];
+    assert_alike(&train(&by_hand, dir, 2), &one, "by hand");
 }
 
 #[test]
@@ -252,7 +299,7 @@ fn both_pipeline_schedules_are_bit_equal() {
     for precision in Precision::ALL {
         let plain = job((2, 2, 1), precision);
         let zb = Job { schedule: Schedule::ZbH1, ..plain.clone() };
-        let slots = |job: &Job| job.schedule.slots(1, 2, job.n_microbatches());
+        let slots = |job: &Job| job.schedule.slots(1, 2, job.largest_division().n_microbatches());
         assert_ne!(slots(&plain), slots(&zb), "nothing would be shown");
         let (plain, zb) = (train(&plain, dir, 2), train(&zb, dir, 2));
         assert_eq!(zb.losses, plain.losses, "{precision}");

@@ -164,9 +164,8 @@ impl State {
     /// Nobody has joined. `now_ms` is any clock that does not go back.
     pub fn new(settings: Settings, now_ms: u64) -> Self {
         let resume_from = settings.resume_from.unwrap_or(0);
-        let batch = u64::from(settings.job.training.batch);
         Self {
-            parts: Parts::new(settings.job.grid, batch, resume_from),
+            parts: Parts::new(settings.job.grid, settings.job.training.clone(), resume_from),
             settings,
             phase: Phase::Gathering,
             started_ms: now_ms,

@@ -81,6 +81,11 @@ pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
     FLOPS_PER_WEIGHT * weights as f64 + attention
 }
 
+/// The part of `layer_flops` that the cells of an expert group share: the chosen routed experts.
+pub(crate) fn routed_flops(model: &ModelConfig, layer: u32) -> f64 {
+    FLOPS_PER_WEIGHT * routed_linears(model, layer, model.num_experts_per_tok) as f64
+}
+
 /// FLOPs of one token through what the last stage has besides its layers: the head, and the MTP
 /// modules, each with its own pass through the head.
 pub fn last_stage_flops(model: &ModelConfig, sequence: u32) -> f64 {
@@ -126,8 +131,10 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
         Precision::Bf16 => 2 * n,
         Precision::F32 => 4 * n,
     };
-    let tokens = u64::from(job.training.microbatch) * u64::from(job.training.sequence);
-    let n_micro = job.n_microbatches();
+    let division = job.largest_division();
+    let column = cell.replica * job.grid.expert_shards + cell.expert_shard;
+    let tokens = division.largest_microbatch(column) * u64::from(job.training.sequence);
+    let n_micro = division.n_microbatches();
     let in_flight = (job.grid.stages - cell.stage).min(n_micro);
     let deferred = job.schedule.weights_deferred(cell.stage).min(n_micro - in_flight);
     let kept: u64 = layers.iter().map(|layer| layer_activations(job, *layer)).sum();

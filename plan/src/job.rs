@@ -41,7 +41,7 @@ pub struct Job {
 pub struct Training {
     /// Optimizer steps.
     pub steps: u64,
-    /// Sequences per optimizer step, over all cells.
+    /// Sequences per optimizer step, over all cells. See `batch` for how they are divided.
     pub batch: u32,
     /// Sequences of the first step; the batch grows from there to `batch` along a line. 0: no ramp.
     pub batch_start: u32,
@@ -177,23 +177,6 @@ pub struct Checkpoint {
     /// The checkpoint with the least loss on `heldout` is kept, too. Checkpoints are then also
     /// written where the model was evaluated.
     pub keep_best: bool,
-}
-
-impl Job {
-    /// Microbatches each cell processes per optimizer step.
-    pub fn n_microbatches(&self) -> u32 {
-        self.training.batch / self.sequences_per_round()
-    }
-
-    /// Sequences that all cells of a stage work on at a time. The evaluation goes by such rounds.
-    pub fn sequences_per_round(&self) -> u32 {
-        self.grid.columns() * self.training.microbatch
-    }
-
-    /// Sequences each cell trains per optimizer step.
-    pub fn sequences_per_cell(&self) -> u32 {
-        self.training.batch / self.grid.columns()
-    }
 }
 
 impl fmt::Display for Precision {

@@ -1,5 +1,5 @@
-//! The learning rate of every step: a pure function of the job, so that any cell, after any
-//! restart, finds the same.
+//! The learning rate of every step, and the two other numbers that change on the way: pure
+//! functions of the job, so that any cell, after any restart, finds the same.
 
 use std::f64::consts::PI;
 use std::fmt;
@@ -55,6 +55,30 @@ impl Training {
             LrSchedule::Constant => lr,
         };
         rate as f32
+    }
+
+    /// Weight of the MTP loss at a step (1-based): `mtp_weight`, and `mtp_weight_final` after the
+    /// share `mtp_weight_until` of the steps. DeepSeek-V3 report, section 4.2: 0.3 for the first 10T
+    /// tokens, then 0.1.
+    pub fn mtp_weight_at(&self, step: u64) -> f32 {
+        let early = step <= self.phase_end(self.mtp_weight_until);
+        if early { self.mtp_weight } else { self.mtp_weight_final }
+    }
+
+    /// Update speed of the router biases at a step (1-based): `bias_speed`, and 0 after the share
+    /// `bias_speed_until` of the steps. DeepSeek-V3 report, section 4.2: 0.001 for the first 14.3T
+    /// tokens, then 0.
+    pub fn bias_speed_at(&self, step: u64) -> f32 {
+        if step <= self.phase_end(self.bias_speed_until) { self.bias_speed } else { 0.0 }
+    }
+
+    /// The last step of a phase that takes a share of the steps. A step that ends exactly at the
+    /// phase's end belongs to it. Shares count in millionths, in whole numbers: 0.676 of 1000 steps
+    /// is 676, whatever an f32 makes of it.
+    fn phase_end(&self, share: f32) -> u64 {
+        const MILLION: u64 = 1_000_000;
+        let millionths = (f64::from(share) * MILLION as f64).round() as u64;
+        self.steps * millionths / MILLION
     }
 
     /// The last step at the peak, if the schedule keeps the peak for a while and then leaves it.
@@ -237,5 +261,31 @@ mod tests {
                 assert!((1..=steps + 2).all(sane), "{schedule}: {steps} steps");
             }
         }
+    }
+
+    #[test]
+    fn the_mtp_weight_and_the_bias_speed_change_after_their_share_of_the_steps() {
+        let mut training = training(LrSchedule::V3, 1000, 0);
+        let bits = f32::to_bits;
+        let (mtp, bias) = (training.mtp_weight, training.bias_speed);
+        for (step, weight, speed) in [
+            (1, mtp, bias),
+            (676, mtp, bias),
+            (677, training.mtp_weight_final, bias),
+            (966, training.mtp_weight_final, bias),
+            (967, training.mtp_weight_final, 0.0),
+            (1000, training.mtp_weight_final, 0.0),
+        ] {
+            assert_eq!(bits(training.mtp_weight_at(step)), bits(weight), "step {step}");
+            assert_eq!(bits(training.bias_speed_at(step)), bits(speed), "step {step}");
+        }
+        // Whole shares: always, and never.
+        (training.mtp_weight_until, training.bias_speed_until) = (1.0, 0.0);
+        assert_eq!(bits(training.mtp_weight_at(1000)), bits(mtp));
+        assert_eq!(bits(training.bias_speed_at(1)), bits(0.0));
+        // As the knees of `v3`: 67.6 of 100 steps are 67.
+        (training.steps, training.mtp_weight_until) = (100, 0.676);
+        assert_eq!(bits(training.mtp_weight_at(67)), bits(mtp));
+        assert_eq!(bits(training.mtp_weight_at(68)), bits(training.mtp_weight_final));
     }
 }

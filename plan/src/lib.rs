@@ -4,11 +4,12 @@
 //!
 //! Reading order: `grid` (cells), `model` (the network's sizes), `numerics` (how numbers are kept), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
-//! (who hosts which cell, and why), `schedule` (slots), `samples` (which text when),
+//! (who hosts which cell, and why), `schedule` (slots), `batch` and `samples` (which text when),
 //! `learning_rate` (how fast it learns when).
 
 pub mod arithmetic;
 mod balance;
+pub mod batch;
 pub mod checkpoint;
 pub mod globs;
 pub mod grid;
@@ -22,3 +23,4 @@ pub mod plan;
 pub mod report;
 pub mod samples;
 pub mod schedule;
+pub mod work;

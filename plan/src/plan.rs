@@ -24,13 +24,13 @@ pub struct WorkerId(pub u32);
 #[serde(transparent)]
 pub struct RunId(pub String);
 
-/// The layers of one pipeline stage and why the cut is there.
+/// The layers of one virtual stage and why the cut is there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StagePlan {
-    /// 0-based decoder layers, without the MTP module (which is on the last stage).
+    /// 0-based decoder layers, without the MTP modules (which are on the last virtual stage).
     pub layers: Range<u32>,
-    /// Forward and backward FLOPs of one token through this stage, head and MTP included.
+    /// Forward and backward FLOPs of one token through these, head and MTP included.
     pub flops_per_token: f64,
     pub reason: String,
 }
@@ -41,7 +41,9 @@ pub struct StagePlan {
 pub struct Plan {
     pub generation: Generation,
     pub grid: Grid,
-    /// One per stage.
+    /// One per virtual stage, in the order of the network: virtual stage `k` is chunk `k / stages`
+    /// of stage `k % stages` of the grid. Under every schedule but `interleaved` a stage has one
+    /// chunk, and the virtual stages are the stages.
     pub stages: Vec<StagePlan>,
     /// Routed experts of each shard, the same in every mixture-of-experts layer.
     pub experts: Vec<Range<u32>>,
@@ -55,6 +57,16 @@ impl Plan {
     /// The cells a worker hosts, in cell order.
     pub fn cells_of(&self, worker: WorkerId) -> Vec<CellId> {
         self.grid.cells().filter(|cell| self.host(*cell) == worker).collect()
+    }
+
+    /// Chunks of each stage: runs of layers that its cells own. At least 1.
+    pub fn chunks(&self) -> u32 {
+        self.stages.len() as u32 / self.grid.stages
+    }
+
+    /// The chunks of one stage of the grid, in the order of the network.
+    pub fn chunks_of(&self, stage: u32) -> impl DoubleEndedIterator<Item = &StagePlan> {
+        self.stages.iter().skip(stage as usize).step_by(self.grid.stages as usize)
     }
 
     /// The worker that hosts a cell.

@@ -26,8 +26,8 @@ impl SampleOrder {
         Self { seed, windows }
     }
 
-    /// The window of a sequence. `index` counts the sequences of the whole run:
-    /// `(step - 1) * batch + place in the batch`.
+    /// The window of a sequence. `index` counts the sequences of the whole run, as `batch` does:
+    /// `sequences_before(step) + place in the batch`.
     pub fn window(&self, index: u64) -> u64 {
         let key = mix(self.seed ^ mix(self.epoch(index)));
         let mut window = index % self.windows;

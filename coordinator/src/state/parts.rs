@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::job::Training;
 
 /// The parts of checkpoints that are not yet committed, by step and cell.
 #[derive(Debug)]
 pub(super) struct Parts {
     grid: Grid,
-    /// Sequences per step.
-    batch: u64,
+    /// Tells how many sequences a step has.
+    training: Training,
     steps: BTreeMap<u64, BTreeMap<CellId, Vec<CheckpointFile>>>,
     /// The step whose manifest is being written.
     writing: Option<u64>,
@@ -29,8 +30,8 @@ pub(super) enum PartError {
 
 impl Parts {
     /// Nothing written yet; parts up to `resume_from` come too late.
-    pub(super) fn new(grid: Grid, batch: u64, resume_from: u64) -> Self {
-        Self { grid, batch, steps: BTreeMap::new(), writing: None, closed: resume_from }
+    pub(super) fn new(grid: Grid, training: Training, resume_from: u64) -> Self {
+        Self { grid, training, steps: BTreeMap::new(), writing: None, closed: resume_from }
     }
 
     /// The cells that write: every expert and every layer is in the first replica.
@@ -81,7 +82,7 @@ impl Parts {
         Some(CheckpointManifest {
             schema_version: SCHEMA_VERSION,
             step,
-            sequences: step * self.batch,
+            sequences: self.training.sequences_before(step + 1),
             grid: self.grid,
             files,
         })
@@ -111,6 +112,8 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::job::Job;
+
     use super::*;
 
     const GRID: Grid = Grid { stages: 2, expert_shards: 1, replicas: 2 };
@@ -121,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_complete_with_the_parts_of_the_first_replica_in_any_order() {
-        let mut parts = Parts::new(GRID, 8, 0);
+        let mut parts = Parts::new(GRID, Job::example().training, 0);
         assert_eq!(parts.missing(5), [CellId(0), CellId(2)]);
         parts.add(5, CellId(2), file("b")).unwrap();
         assert_eq!(parts.next_complete(5), None);
@@ -139,7 +142,7 @@ mod tests {
 
     #[test]
     fn one_checkpoint_is_written_at_a_time_and_an_older_one_is_dropped() {
-        let mut parts = Parts::new(GRID, 8, 4);
+        let mut parts = Parts::new(GRID, Job::example().training, 4);
         assert_eq!(parts.add(4, CellId(0), file("a")), Err(PartError::Late));
         parts.add(5, CellId(0), file("a")).unwrap();
         for step in [6, 7] {
@@ -155,7 +158,7 @@ mod tests {
 
     #[test]
     fn parts_that_contradict_the_plan_are_named() {
-        let mut parts = Parts::new(GRID, 8, 0);
+        let mut parts = Parts::new(GRID, Job::example().training, 0);
         let wrong = |text: &str| Err(PartError::Wrong(text.into()));
         let want = wrong("cell-1 writes no checkpoints in this plan");
         assert_eq!(parts.add(5, CellId(1), file("a")), want);

@@ -40,11 +40,13 @@ impl State {
             let step = self.committed + 1;
             let row = self.rows.remove(&step).expect("the host of cell-0 reported it with figures");
             self.committed = step;
-            let sequences = u64::from(self.settings.job.training.batch);
+            let training = &self.settings.job.training;
+            let first_sequence = training.sequences_before(step);
+            let sequences = u64::from(training.batch_at(step));
             self.effects.push(Effect::Record(LedgerRow {
                 generation: self.generation(),
                 step,
-                first_sequence: (step - 1) * sequences,
+                first_sequence,
                 sequences,
                 loss: row.loss,
             }));

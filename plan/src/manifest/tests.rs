@@ -105,7 +105,7 @@ fn every_section_is_read() {
     assert_eq!((training.steps, training.batch, training.seed), (50, 4, u64::MAX));
     assert_eq!((training.lr, training.clip, training.precision), (1e-3, 2.0, Precision::F32));
     assert_eq!((job.grid.n_cells(), job.workers.local, job.workers.threads), (4, 4, 1));
-    assert_eq!((job.n_microbatches(), job.sequences_per_cell()), (2, 2));
+    assert_eq!(job.division_at(1).n_microbatches(), 2);
 }
 
 #[test]

@@ -54,8 +54,7 @@ impl Inputs {
         })
     }
 
-    /// The tokens of one microbatch: column `column` trains sequences
-    /// `[column * share, (column + 1) * share)` of the step's batch, `microbatch` at a time.
+    /// The tokens of one microbatch of a column, as `shoal_plan::batch` divides the step's batch.
     pub(super) fn microbatch(
         &self,
         column: u32,
@@ -63,10 +62,11 @@ impl Inputs {
         microbatch: u32,
     ) -> Result<BatchTokens, EngineError> {
         let training = &self.job.training;
-        let first = column * self.job.sequences_per_cell() + microbatch * training.microbatch;
-        let first = (step - 1) * u64::from(training.batch) + u64::from(first);
-        let windows: Vec<Vec<u32>> = (first..first + u64::from(training.microbatch))
-            .map(|index| self.train.window(self.order.window(index), training.sequence))
+        let first = training.sequences_before(step);
+        let windows: Vec<Vec<u32>> = (self.job.division_at(step))
+            .microbatch(column, microbatch.into())
+            .map(|place| self.order.window(first + place))
+            .map(|window| self.train.window(window, training.sequence))
             .collect();
         batch_of(&windows)
     }

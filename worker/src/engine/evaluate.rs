@@ -15,20 +15,18 @@ use super::step::Trainer;
 const TOKENS_MAX: u64 = 32_768;
 
 impl Trainer {
-    /// Evaluates the first held-out windows, as many as fill all columns evenly. Every cell
+    /// Evaluates the first held-out windows, divided over the columns as a batch is. Every cell
     /// returns the same figures.
     pub(super) fn evaluate(&mut self) -> Result<Evaluation, EngineError> {
         let training = &self.inputs.job.training;
-        let (sequence, microbatch) = (training.sequence, u64::from(training.microbatch));
-        let grid = self.inputs.plan.grid;
-        let per_round = u64::from(self.inputs.job.sequences_per_round());
+        let sequence = training.sequence;
+        let column = self.inputs.plan.grid.column(self.id);
         let available = self.inputs.heldout.windows(sequence);
-        let wanted = available.min(TOKENS_MAX / u64::from(sequence)).max(per_round);
-        let rounds = wanted / per_round;
+        let wanted = available.min((TOKENS_MAX / u64::from(sequence)).max(1));
+        let division = self.inputs.job.division_of(wanted);
         let (mut loss_sum, mut targets) = (0.0, 0);
-        for round in 0..rounds {
-            let first = round * per_round + u64::from(grid.column(self.id)) * microbatch;
-            let windows: Vec<Vec<u32>> = (first..first + microbatch)
+        for round in 0..division.rounds() {
+            let windows: Vec<Vec<u32>> = (division.microbatch(column, round))
                 .map(|window| self.inputs.heldout.window(window, sequence))
                 .collect();
             let part = self.evaluate_windows(&batch_of(&windows)?)?;
@@ -42,8 +40,9 @@ impl Trainer {
     /// zeros elsewhere.
     fn evaluate_windows(&mut self, tokens: &BatchTokens) -> Result<(f64, u64), EngineError> {
         let grid = self.inputs.plan.grid;
+        let sequences = tokens.batch().sequences;
         let input = match grid.previous(self.id) {
-            Some(previous) => Some(self.recv_hidden(previous)?),
+            Some(previous) => Some(self.recv_hidden(previous, sequences)?),
             None => None,
         };
         let Self { stage, comm, groups, .. } = self;

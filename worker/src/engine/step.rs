@@ -32,7 +32,6 @@ pub struct Trainer {
     pub(super) stage: Stage,
     pub(super) comm: Box<dyn Comm>,
     pub(super) groups: Groups,
-    slots: Vec<Slot>,
     /// Where this cell met a value that is not finite, before the sums spread it.
     found: Option<NonFinite>,
 }
@@ -52,9 +51,7 @@ impl Trainer {
         let Plan { grid, .. } = inputs.plan;
         let at = grid.cell(id);
         let mtp = inputs.job.model.num_nextn_predict_layers > 0;
-        let n_micro = inputs.job.n_microbatches();
-        let slots = inputs.job.schedule.slots(at.stage, grid.stages, n_micro);
-        Self { id, at, stage, comm, groups: Groups::of(grid, id, mtp), slots, found: None, inputs }
+        Self { id, at, stage, comm, groups: Groups::of(grid, id, mtp), found: None, inputs }
     }
 
     /// This cell's part of the model.
@@ -102,18 +99,25 @@ impl Trainer {
 
     fn run_slots(&mut self, step: u64) -> Result<(), EngineError> {
         let grid = self.inputs.plan.grid;
-        let scale = loss_scale(&self.inputs.job);
+        let Job { schedule, .. } = self.inputs.job;
+        let division = self.inputs.job.division_at(step);
+        let scale = loss_scale(&self.inputs.job, step);
+        let column = grid.column(self.id);
+        let sequences = |microbatch: u32| {
+            let part = division.microbatch(column, microbatch.into());
+            (part.end - part.start) as usize
+        };
         // What arrived for, or waits to leave after, each microbatch.
         let mut inbox: BTreeMap<u32, Tensor> = BTreeMap::new();
         let mut outbox: BTreeMap<u32, Tensor> = BTreeMap::new();
-        for slot in self.slots.clone() {
+        for slot in schedule.slots(self.at.stage, grid.stages, division.n_microbatches()) {
             match slot {
                 Slot::RecvForward(microbatch) => {
                     let from = grid.previous(self.id).expect("the first stage receives nothing");
-                    inbox.insert(microbatch, self.recv_hidden(from)?);
+                    inbox.insert(microbatch, self.recv_hidden(from, sequences(microbatch))?);
                 }
                 Slot::Forward(microbatch) => {
-                    let tokens = self.inputs.microbatch(grid.column(self.id), step, microbatch)?;
+                    let tokens = self.inputs.microbatch(column, step, microbatch)?;
                     let batch = tokens.batch();
                     let input = inbox.remove(&microbatch);
                     let Self { stage, comm, groups, .. } = self;
@@ -127,7 +131,7 @@ impl Trainer {
                 }
                 Slot::RecvBackward(microbatch) => {
                     let from = grid.next(self.id).expect("the last stage starts the backward");
-                    inbox.insert(microbatch, self.recv_hidden(from)?);
+                    inbox.insert(microbatch, self.recv_hidden(from, sequences(microbatch))?);
                 }
                 Slot::BackwardInput(microbatch) => {
                     let d_output = inbox.remove(&microbatch);
@@ -155,10 +159,14 @@ impl Trainer {
         Ok(self.comm.send(to, hidden.bytes().to_vec())?)
     }
 
-    pub(super) fn recv_hidden(&mut self, from: CellId) -> Result<Tensor, EngineError> {
+    pub(super) fn recv_hidden(
+        &mut self,
+        from: CellId,
+        sequences: usize,
+    ) -> Result<Tensor, EngineError> {
         let job = &self.inputs.job;
         let dtype = wire_dtype(job.training.precision);
-        let rows = (job.training.microbatch * job.training.sequence) as usize;
+        let rows = sequences * job.training.sequence as usize;
         let shape = [rows, job.model.hidden_size as usize];
         let bytes = self.comm.recv(from)?;
         let (got, want) = (bytes.len(), rows * shape[1] * dtype.size());
@@ -209,19 +217,19 @@ impl Trainer {
             step,
             grad_scale: clip.min(1.0) as f32,
         };
-        self.stage.update(&Update { adam, bias_speed: training.bias_speed });
+        self.stage.update(&Update { adam, bias_speed: training.bias_speed_at(step) });
     }
 
     fn row(&self, step: u64, verdict: &Verdict) -> StepRow {
         let Job { training, .. } = &self.inputs.job;
-        let targets = Targets::of(&self.inputs.job);
+        let targets = Targets::of(&self.inputs.job, step);
         let main_loss = verdict.main_sum / targets.main as f64;
         let mtp_loss = verdict.mtp_sum / targets.mtp.max(1) as f64;
-        let balance_loss =
-            f64::from(training.balance_weight) * verdict.balance_sum / f64::from(training.batch);
+        let balance_loss = f64::from(training.balance_weight) * verdict.balance_sum
+            / f64::from(training.batch_at(step));
         StepRow {
             step,
-            loss: main_loss + f64::from(training.mtp_weight) * mtp_loss + balance_loss,
+            loss: main_loss + f64::from(training.mtp_weight_at(step)) * mtp_loss + balance_loss,
             main_loss,
             mtp_loss,
             balance_loss,
@@ -240,8 +248,8 @@ struct Targets {
 }
 
 impl Targets {
-    fn of(job: &Job) -> Self {
-        let batch = u64::from(job.training.batch);
+    fn of(job: &Job, step: u64) -> Self {
+        let batch = u64::from(job.training.batch_at(step));
         let sequence = u64::from(job.training.sequence);
         let mtp = if job.model.num_nextn_predict_layers > 0 { batch * (sequence - 1) } else { 0 };
         Self { main: batch * sequence, mtp }
@@ -250,12 +258,12 @@ impl Targets {
 
 /// Losses are divided by the global number of target tokens before backward, so that every later
 /// reduction is a plain sum.
-fn loss_scale(job: &Job) -> LossScale {
-    let targets = Targets::of(job);
+fn loss_scale(job: &Job, step: u64) -> LossScale {
+    let targets = Targets::of(job, step);
     LossScale {
         main: 1.0 / targets.main as f32,
-        mtp: job.training.mtp_weight / targets.mtp.max(1) as f32,
-        balance: job.training.balance_weight / job.training.batch as f32,
+        mtp: job.training.mtp_weight_at(step) / targets.mtp.max(1) as f32,
+        balance: job.training.balance_weight / job.training.batch_at(step) as f32,
     }
 }
 

@@ -1,16 +1,17 @@
 //! The `launch` verb: from a manifest to a trained model, or to a clear reason why not.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
 use shoal_coordinator::Settings;
+use shoal_data::DataError;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
 use shoal_worker::Secret;
 use shoal_worker::checkpoint;
-use shoal_worker::data::{self, DataError};
 use tokio::runtime::Runtime;
 
 use crate::children::{Children, Start};
@@ -62,7 +63,17 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
 fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
     let job = loaded.job();
     let (batch, sequence) = (u64::from(job.training.batch), job.training.sequence);
-    let settings = data::Settings {
+    let settings = shoal_data::Settings {
+        sources: vec![shoal_data::Source {
+            name: "text".into(),
+            files: loaded.files.clone(),
+            weight: 1.0,
+            field: "text".into(),
+        }],
+        tokenizer: shoal_data::TokenizerChoice::Bytes,
+        vocab_size: job.model.vocab_size,
+        end_token: shoal_data::EndToken::Auto,
+        eval_sets: BTreeMap::new(),
         bytes_max: job.data.bytes_max,
         heldout_fraction: job.data.heldout_fraction,
         sequence,
@@ -70,14 +81,14 @@ fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
         windows_min_heldout: u64::from(job.sequences_per_round()),
     };
     let reading = Reading::start();
-    let mut show = |done, total| reading.show(done, total);
-    let prepared = data::prepare(&loaded.files, &settings, &run_dir.data(), &mut show);
+    let mut show = |at: shoal_data::Progress<'_>| reading.show(at.done, at.all);
+    let prepared = shoal_data::prepare(&settings, &run_dir.data(), &mut show);
     drop(reading);
     let dataset = prepared.map_err(|error| data_error(loaded, error))?;
     note(&format!(
         "text: {} bytes of {} files, {} of them held out{}",
-        short(dataset.tokens as f64),
-        dataset.documents,
+        short(dataset.bytes as f64),
+        dataset.files,
         short(dataset.heldout_tokens as f64),
         if dataset.reused { " (tokenised by an earlier launch)" } else { "" },
     ));
@@ -88,10 +99,8 @@ fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
 fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
     match error {
         DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
-        DataError::Changed { .. } => Stopped::Input(error.to_string()),
-        DataError::Io { .. } | DataError::ChangedWhileRead { .. } | DataError::Damaged { .. } => {
-            Stopped::Failed(error.into())
-        }
+        error if error.is_about_input() => Stopped::Input(error.to_string()),
+        error => Stopped::Failed(error.into()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use shoal_coordinator::Settings;
@@ -10,7 +10,6 @@ use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
 use shoal_worker::Secret;
 use shoal_worker::checkpoint;
-use shoal_worker::data::{self, DataError};
 use tokio::runtime::Runtime;
 
 use crate::children::{Children, Start};
@@ -21,12 +20,12 @@ use crate::finish::Finish;
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
-use crate::progress::{Reading, short};
 use crate::resume::{Earlier, take_over};
 use crate::run_dir::RunDir;
 use crate::show;
 use crate::signals::Signals;
 use crate::terminal::{data as print, note};
+use crate::tokenise;
 use crate::train::{Done, Training};
 
 /// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
@@ -48,7 +47,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
-    tokenise(&run_dir, &loaded)?;
+    tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
     show_plan(&run_dir, &loaded)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), resume_from.unwrap_or(0))?;
@@ -56,44 +55,6 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
-}
-
-/// Turns the text into token shards, or finds that an earlier launch did.
-fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
-    let job = loaded.job();
-    let (batch, sequence) = (u64::from(job.training.batch), job.training.sequence);
-    let settings = data::Settings {
-        bytes_max: job.data.bytes_max,
-        heldout_fraction: job.data.heldout_fraction,
-        sequence,
-        windows_min_train: batch,
-        windows_min_heldout: 1,
-    };
-    let reading = Reading::start();
-    let mut show = |done, total| reading.show(done, total);
-    let files: Vec<PathBuf> = loaded.files.concat();
-    let prepared = data::prepare(&files, &settings, &run_dir.data(), &mut show);
-    drop(reading);
-    let dataset = prepared.map_err(|error| data_error(loaded, error))?;
-    note(&format!(
-        "text: {} bytes of {} files, {} of them held out{}",
-        short(dataset.tokens as f64),
-        dataset.documents,
-        short(dataset.heldout_tokens as f64),
-        if dataset.reused { " (tokenised by an earlier launch)" } else { "" },
-    ));
-    Ok(())
-}
-
-/// Text that cannot do is the manifest's fault; a disk that cannot is not.
-fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
-    match error {
-        DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
-        DataError::Changed { .. } => Stopped::Input(error.to_string()),
-        DataError::Io { .. } | DataError::ChangedWhileRead { .. } | DataError::Damaged { .. } => {
-            Stopped::Failed(error.into())
-        }
-    }
 }
 
 /// The step to resume from. A damaged checkpoint is passed over, and said so.

@@ -18,6 +18,7 @@ mod samples;
 mod show;
 mod signals;
 mod terminal;
+mod tokenise;
 mod train;
 
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! Reads a manifest and finds the files it names. What a manifest may say is decided in `plan`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,10 @@ pub(crate) struct Loaded {
     manifest: Manifest,
     /// The text files of each source, sorted.
     pub files: Vec<Vec<PathBuf>>,
+    /// Those of each further evaluation set, by its name.
+    pub evaluation_files: BTreeMap<String, Vec<PathBuf>>,
+    /// Where the manifest lies: relative paths in it start there.
+    pub directory: PathBuf,
     /// The plan of a launch's first generation: pure, so the coordinator's is the same.
     pub plan: Plan,
 }
@@ -30,11 +35,15 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
     let environment =
         |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
     let files = manifest.files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
+    let evaluation_files = manifest
+        .evaluation_files(&environment)
+        .map_err(|error| Stopped::Input(error.to_string()))?;
+    let directory = args.file.parent().unwrap_or(Path::new("")).to_path_buf();
     let workers: Vec<WorkerId> = (0..manifest.job.workers.local).map(WorkerId).collect();
     let plan = make_plan(&manifest.job, &workers, Generation(1)).map_err(|error| {
         Stopped::Input(manifest.error_at("spec.workers", &error.to_string(), "").to_string())
     })?;
-    let loaded = Loaded { manifest, files, plan };
+    let loaded = Loaded { manifest, files, evaluation_files, directory, plan };
     let found = loaded
         .files
         .iter()
@@ -42,7 +51,9 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
         .filter_map(|file| fs::metadata(file).ok())
         .map(|file| file.len())
         .sum();
-    match shortage(&loaded.manifest.job, found) {
+    // What a packed file holds is known when it is read.
+    let plain = loaded.files.iter().flatten().all(|file| is_plain(file));
+    match shortage(&loaded.manifest.job, found).filter(|_| plain) {
         None => Ok(loaded),
         Some(what) => Err(loaded.text_error(&what)),
     }
@@ -63,6 +74,12 @@ impl Loaded {
         let help = "add files, or lower training.batch or training.sequence";
         Stopped::Input(self.manifest.error_at("spec.data.files", what, help).to_string())
     }
+}
+
+/// Whether a file has as many bytes of text as it has bytes.
+fn is_plain(file: &Path) -> bool {
+    let packed = ["gz", "zst", "parquet", "tokens", "npy", "bin"];
+    !file.extension().is_some_and(|extension| packed.iter().any(|one| extension == *one))
 }
 
 /// What is missing when the files have fewer bytes than one batch to learn from and one sequence

@@ -200,7 +200,10 @@ fn is_ours(directory: &str, entry: &Path) -> bool {
     match directory {
         "checkpoints" => name.starts_with("step-") || name.starts_with(".step-"),
         "logs" => ends_with("log"),
-        "data" => ends_with("tokens") || name == "dataset.json" || name.ends_with(".partial"),
+        "data" => {
+            let named = ["dataset.json", "tokenizer.json"].contains(&name.as_ref());
+            named || ends_with("tokens") || name.ends_with(".partial")
+        }
         _ => false,
     }
 }

@@ -1,8 +1,8 @@
 //! Two pieces of text by the model itself: its last checkpoint, loaded again in this process.
 
 use anyhow::Context;
+use shoal_data::{Part, TokenShards};
 use shoal_plan::job::Job;
-use shoal_worker::data::{Split, TokenShards};
 use shoal_worker::sample::{Sampling, generate};
 
 use crate::run_dir::RunDir;
@@ -26,7 +26,7 @@ pub(crate) struct Sample {
 /// Continues the starts of two pieces of held-out text.
 pub(crate) fn draw(run_dir: &RunDir, job: &Job, step: u64) -> anyhow::Result<Vec<Sample>> {
     let heldout =
-        TokenShards::open(&run_dir.data(), Split::Heldout).context("opening the held-out text")?;
+        TokenShards::open(&run_dir.data(), Part::Heldout).context("opening the held-out text")?;
     let windows = heldout.windows(job.training.sequence);
     let mut starts = vec![0, windows / 2];
     starts.dedup();

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use shoal_data::{EndToken, Settings, Source, TokenizerChoice, prepare};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::manifest;
@@ -17,7 +18,6 @@ use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::schedule::Schedule;
 use shoal_worker::comm::{Membership, Mesh, Timeouts};
-use shoal_worker::data;
 use shoal_worker::engine::{Cell, Inputs};
 
 const STEPS: u64 = 20;
@@ -82,15 +82,21 @@ fn write_tokens() -> PathBuf {
     let lines =
         (0..2000_u32).map(|i| format!("the {}th fish swims {} miles\n", i % 97, i * 7 % 31));
     fs::write(&text, lines.collect::<String>()).expect("the text is written");
-    let settings = data::Settings {
+    let source =
+        Source { name: "text".into(), files: vec![text], weight: 1.0, field: "text".into() };
+    let settings = Settings {
+        sources: vec![source],
+        tokenizer: TokenizerChoice::Bytes,
+        vocab_size: 256,
+        end_token: EndToken::Auto,
+        eval_sets: BTreeMap::new(),
         bytes_max: 1 << 20,
         heldout_fraction: 0.05,
         sequence: 32,
         windows_min_train: 8,
         windows_min_heldout: 8,
     };
-    data::prepare(&[text], &settings, &dir.join("data"), &mut |_, _| {})
-        .expect("the text is tokenised");
+    prepare(&settings, &dir.join("data"), &mut |_| {}).expect("the text is tokenised");
     dir
 }
 

@@ -5,6 +5,10 @@
 //! the next larger power of four, and values outside the range are permuted again until they fall
 //! inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", cycle walking).
 
+mod mixture;
+
+pub use mixture::{BLOCK, Mixture, Place};
+
 /// Rounds of the Feistel network. Four make it pseudorandom (Luby and Rackoff 1988); the halves
 /// are a few bits here, so twice as many.
 const ROUNDS: u64 = 8;

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use shoal_data::map::complete_file;
 use shoal_kernels::bf16_to_f32;
 use shoal_plan::checkpoint::CheckpointManifest;
 
 use super::{CheckpointError, StoredType, TensorKind, io_error, is_plain, newest};
-use crate::map::complete_file;
 
 /// Tensors by kind and name.
 pub struct CheckpointReader {

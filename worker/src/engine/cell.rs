@@ -4,27 +4,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use shoal_data::{Dataset, Part, TokenShards};
 use shoal_model::{BatchTokens, Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
 use shoal_plan::report::Evaluation;
-use shoal_plan::samples::SampleOrder;
+use shoal_plan::samples::{Mixture, Place};
 
 use super::error::EngineError;
 use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::checkpoint::directory;
 use crate::comm::Comm;
-use crate::data::{Split, TokenShards};
 
 /// What all cells of a worker read and none changes.
 pub struct Inputs {
     pub job: Job,
     pub plan: Plan,
-    pub train: TokenShards,
+    /// One stream per source.
+    pub train: Vec<TokenShards>,
     pub heldout: TokenShards,
-    order: SampleOrder,
+    order: Mixture,
     /// `checkpoints/` of the run directory.
     pub checkpoints: PathBuf,
     /// The step whose checkpoint to start from.
@@ -40,15 +41,18 @@ impl Inputs {
         resume_from: Option<u64>,
     ) -> Result<Self, EngineError> {
         let data = run_dir.join("data");
-        let train = TokenShards::open(&data, Split::Train)?;
-        let heldout = TokenShards::open(&data, Split::Heldout)?;
-        let windows = train.windows(job.training.sequence);
+        let weights = Dataset::open(&data)?.weights();
+        let train = (0..weights.len()).map(|source| TokenShards::open(&data, Part::Train(source)));
+        let train = train.collect::<Result<Vec<_>, _>>()?;
+        let heldout = TokenShards::open(&data, Part::Heldout)?;
+        let windows = train.iter().map(|source| source.windows(job.training.sequence));
+        let sources: Vec<(f32, u64)> = weights.into_iter().zip(windows).collect();
         Ok(Self {
             job: job.clone(),
             plan: plan.clone(),
             train,
             heldout,
-            order: SampleOrder::new(job.training.seed, windows),
+            order: Mixture::new(job.training.seed, &sources),
             checkpoints: run_dir.join("checkpoints"),
             resume_from,
         })
@@ -63,11 +67,11 @@ impl Inputs {
     ) -> Result<BatchTokens, EngineError> {
         let training = &self.job.training;
         let first = training.sequences_before(step);
-        let windows: Vec<Vec<u32>> = (self.job.division_at(step))
-            .microbatch(column, microbatch.into())
-            .map(|place| self.order.window(first + place))
-            .map(|window| self.train.window(window, training.sequence))
-            .collect();
+        let mine = self.job.division_at(step).microbatch(column, microbatch.into());
+        let places = self.order.places(first + mine.start..first + mine.end);
+        let window =
+            |place: &Place| self.train[place.source].window(place.window, training.sequence);
+        let windows: Vec<Vec<u32>> = places.iter().map(window).collect();
         batch_of(&windows)
     }
 

@@ -1,5 +1,6 @@
 //! Everything that can end a cell's training.
 
+use shoal_data::DataError;
 use shoal_model::NonFinite;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
@@ -7,7 +8,6 @@ use shoal_proto::FailureKind;
 
 use crate::checkpoint::CheckpointError;
 use crate::comm::CommError;
-use crate::data::DataError;
 
 /// A cell's only error type. A message says what, where and how much.
 #[derive(Debug, thiserror::Error)]

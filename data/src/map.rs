@@ -1,4 +1,4 @@
-//! Files of the run directory, mapped into memory. The worker's only `unsafe`.
+//! Finished files, mapped into memory. The only `unsafe` about files.
 
 #![expect(unsafe_code, reason = "a memory map is a promise about other processes")]
 
@@ -8,10 +8,11 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-/// Maps a file that is complete: one that `data` or `checkpoint` has given its final name.
-pub(crate) fn complete_file(path: &Path) -> io::Result<Mmap> {
+/// Maps a file of a run directory that is complete: a token shard or a checkpoint's file that has
+/// its final name.
+pub fn complete_file(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
-    // SAFETY: a map is sound while nobody shortens or changes the file. Both callers' writers give
+    // SAFETY: a map is sound while nobody shortens or changes the file. The callers' writers give
     // a file its final name only when it is complete and never open it for writing afterwards, and
     // the run directory belongs to one launch at a time (`lock`).
     unsafe { Mmap::map(&file) }

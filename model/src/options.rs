@@ -1,6 +1,6 @@
 //! What a stage is built with beside its part of the model. Equal on all cells of a run.
 
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Training};
 use shoal_plan::numerics::{Moments, ParameterGroup, Scales};
 
 /// How a stage computes and what its optimizer keeps.
@@ -17,6 +17,19 @@ pub struct StageOptions {
     pub ema_decay: f32,
     /// Of the initial values.
     pub seed: u64,
+}
+
+impl From<&Training> for StageOptions {
+    fn from(training: &Training) -> Self {
+        Self {
+            precision: training.precision,
+            scales: training.scales,
+            moments: training.moments,
+            weight_decay_exclude: training.weight_decay_exclude.clone(),
+            ema_decay: training.ema,
+            seed: training.seed,
+        }
+    }
 }
 
 impl StageOptions {

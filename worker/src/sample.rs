@@ -30,7 +30,7 @@ pub fn generate(
     sampling: &Sampling,
 ) -> Result<Vec<Vec<u8>>, EngineError> {
     let cut = Cut::whole(job.model.clone());
-    let mut stage = Stage::new(cut, &StageOptions::new(job.training.precision, job.training.seed));
+    let mut stage = Stage::new(cut, &StageOptions::from(&job.training));
     load_checkpoint(&mut stage, checkpoint)?;
     let mut random = Random::new(sampling.seed);
     let positions = job.model.max_position_embeddings as usize;

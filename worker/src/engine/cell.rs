@@ -98,7 +98,7 @@ impl Cell {
     /// Builds the cell's stage, from the checkpoint to resume from if there is one.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
-        let options = StageOptions::new(training.precision, training.seed);
+        let options = StageOptions::from(training);
         let mut stage = Stage::new(inputs.cut(comm.cell()), &options);
         let step = inputs.resume_from.unwrap_or(0);
         if inputs.resume_from.is_some() {

@@ -1,0 +1,145 @@
+//! What the coordinator tells Prometheus about a run: losses, steps, workers, checkpoints.
+//!
+//! Names and units: `docs/metrics.md`. Fed with the same news the launcher hears.
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder, histogram_opts, opts,
+};
+use shoal_plan::arithmetic;
+use shoal_plan::report::StepRow;
+
+use crate::news::News;
+use crate::settings::Settings;
+
+/// A millisecond to a minute and a half: a tiny step on a laptop, a large one on slow links.
+const BUCKETS_S: (f64, f64, usize) = (1e-3, 2.0, 17);
+
+/// The figures of one run. Cheap to clone; all clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    step: IntGauge,
+    steps: IntCounter,
+    tokens: IntCounter,
+    loss: GaugeVec,
+    grad_norm: Gauge,
+    learning_rate: Gauge,
+    step_seconds: Histogram,
+    evaluation_loss: GaugeVec,
+    workers: IntGauge,
+    generation: IntGauge,
+    checkpoints: IntCounter,
+    checkpoint_failures: IntCounter,
+    checkpoint_step: IntGauge,
+    nonfinite: IntCounterVec,
+    rollbacks: IntCounter,
+}
+
+impl Metrics {
+    /// Nothing has happened yet.
+    pub fn new(settings: &Settings) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let (start, factor, count) = BUCKETS_S;
+        let buckets = prometheus::exponential_buckets(start, factor, count)?;
+        let job = &settings.job;
+        let parameters = arithmetic::parameters(&job.model);
+        let info = Opts::new("shoal_run_info", "What is trained.")
+            .const_label("run_id", settings.run.0.clone())
+            .const_label("name", job.name.clone())
+            .const_label("precision", job.training.precision.to_string())
+            .const_label("grid", job.grid.to_string());
+        let info = IntGauge::with_opts(info)?;
+        info.set(1);
+        let build = Opts::new("shoal_build_info", "The program's version.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let build = IntGauge::with_opts(build)?;
+        build.set(1);
+        let counts = GaugeVec::new(
+            opts!("shoal_model_parameters", "Parameters of the network."),
+            &["kind"],
+        )?;
+        counts.with_label_values(&["total"]).set(parameters.total as f64);
+        counts.with_label_values(&["active"]).set(parameters.active as f64);
+        let metrics = Self {
+            step: IntGauge::new("shoal_step", "The last committed step.")?,
+            steps: IntCounter::new("shoal_steps_total", "Steps committed since the start.")?,
+            tokens: IntCounter::new("shoal_tokens_total", "Target tokens trained.")?,
+            loss: GaugeVec::new(
+                opts!("shoal_train_loss", "Training loss of the last step, in nats per token."),
+                &["part"],
+            )?,
+            grad_norm: Gauge::new("shoal_grad_norm", "Global gradient norm before clipping.")?,
+            learning_rate: Gauge::new("shoal_learning_rate", "Learning rate of the last step.")?,
+            step_seconds: Histogram::with_opts(histogram_opts!(
+                "shoal_step_interval_seconds",
+                "Time from one committed step to the next.",
+                buckets
+            ))?,
+            evaluation_loss: GaugeVec::new(
+                opts!("shoal_evaluation_loss", "Loss of the last evaluation, in nats per token."),
+                &["set"],
+            )?,
+            workers: IntGauge::new("shoal_workers", "Workers that have joined.")?,
+            generation: IntGauge::new("shoal_plan_generation", "Number of the plan in force.")?,
+            checkpoints: IntCounter::new("shoal_checkpoints_total", "Checkpoints completed.")?,
+            checkpoint_failures: IntCounter::new(
+                "shoal_checkpoint_failures_total",
+                "Checkpoints that could not be completed.",
+            )?,
+            checkpoint_step: IntGauge::new(
+                "shoal_checkpoint_last_step",
+                "The step of the newest complete checkpoint.",
+            )?,
+            nonfinite: IntCounterVec::new(
+                opts!(
+                    "shoal_nonfinite_total",
+                    "Steps that were skipped because a value was not finite."
+                ),
+                &["worker"],
+            )?,
+            rollbacks: IntCounter::new(
+                "shoal_rollbacks_total",
+                "How often the run went back to a checkpoint.",
+            )?,
+            registry,
+        };
+        metrics.register(info, build, counts)?;
+        Ok(metrics)
+    }
+
+    fn register(
+        &self,
+        info: IntGauge,
+        build: IntGauge,
+        counts: GaugeVec,
+    ) -> prometheus::Result<()> {
+        let all: [Box<dyn prometheus::core::Collector>; 18] = [
+            Box::new(info),
+            Box::new(build),
+            Box::new(counts),
+            Box::new(self.step.clone()),
+            Box::new(self.steps.clone()),
+            Box::new(self.tokens.clone()),
+            Box::new(self.loss.clone()),
+            Box::new(self.grad_norm.clone()),
+            Box::new(self.learning_rate.clone()),
+            Box::new(self.step_seconds.clone()),
+            Box::new(self.evaluation_loss.clone()),
+            Box::new(self.workers.clone()),
+            Box::new(self.generation.clone()),
+            Box::new(self.checkpoints.clone()),
+            Box::new(self.checkpoint_failures.clone()),
+            Box::new(self.checkpoint_step.clone()),
+            Box::new(self.nonfinite.clone()),
+            Box::new(self.rollbacks.clone()),
+        ];
+        for one in all {
+            self.registry.register(one)?;
+        }
+        #[cfg(target_os = "linux")]
+        self.registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What a launch needs of this machine, looked at before anything starts: memory, disk, ports and
+//! open files. Each finding says the need, what there is, and what to lower.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+use shoal_plan::arithmetic;
+use shoal_plan::job::Job;
+use shoal_plan::plan::Plan;
+
+use crate::progress::short;
+
+/// A process before it holds any model: the binary, its pools, its buffers.
+const WORKER_BYTES: u64 = 60 << 20;
+
+/// Files a worker has open besides its connections: shards, logs, the checkpoint it writes.
+const WORKER_FILES: u64 = 64;
+
+/// What the launch will take. Estimates; see `arithmetic::cell_bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    /// Of the worker with the most peers.
+    pub files: u64,
+}
+
+/// What there is; `None` where the system does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Has {
+    pub memory_bytes: Option<u64>,
+    pub disk_bytes: Option<u64>,
+    pub files: Option<u64>,
+}
+
+impl Needs {
+    /// For all workers of this plan on one machine. `text_bytes` become tokens.
+    pub(crate) fn of(job: &Job, plan: &Plan, text_bytes: u64) -> Self {
+        let cells: u64 = plan.grid.cells().map(|id| cell_bytes(job, plan, id)).sum();
+        let workers = u64::from(job.workers.local);
+        let parameters = arithmetic::parameters(&job.model).total;
+        // BF16 weights, FP32 masters, two moments; one more with an average.
+        let per_parameter =
+            2 + 4 + job.training.moments.bytes() + if job.training.ema > 0.0 { 4 } else { 0 };
+        // The newest ones, the best one, and the one being written.
+        let kept = u64::from(job.checkpoint.keep) + 2;
+        let token_bytes = if job.model.vocab_size > 1 << 16 { 4 } else { 2 };
+        let text_bytes = text_bytes.min(job.data.bytes_max);
+        Self {
+            memory_bytes: cells.saturating_add(workers * WORKER_BYTES),
+            disk_bytes: (parameters * per_parameter)
+                .saturating_mul(kept)
+                .saturating_add(text_bytes * token_bytes),
+            files: WORKER_FILES + 4 * workers,
+        }
+    }
+
+    /// What is short. Empty when the launch can start.
+    pub(crate) fn short_of(&self, has: &Has) -> Vec<String> {
+        let mut findings = Vec::new();
+        let mut check = |what: &str, need: u64, has: Option<u64>, unit: &str, lower: &str| {
+            if let Some(has) = has.filter(|has| *has < need) {
+                let (need, has) = (short(need as f64), short(has as f64));
+                findings.push(format!("{what}: about {need}{unit} needed, {has}{unit} there; {lower}"));
+            }
+        };
+        check(
+            "memory",
+            self.memory_bytes,
+            has.memory_bytes,
+            "B",
+            "lower spec.training.microbatch or sequence, take a smaller model, or fewer replicas",
+        );
+        check(
+            "disk",
+            self.disk_bytes,
+            has.disk_bytes,
+            "B",
+            "lower spec.checkpoint.keep or spec.data.max_mb, or choose another --run-dir",
+        );
+        check(
+            "open files",
+            self.files,
+            has.files,
+            "",
+            "raise the limit (ulimit -n), or lower spec.workers.local",
+        );
+        findings
+    }
+}
+
+impl Has {
+    /// Of this machine, for a run in `run_dir`.
+    pub(crate) fn here(run_dir: &Path) -> Self {
+        let disk = rustix::fs::statvfs(run_dir).ok();
+        Self {
+            memory_bytes: std::fs::read_to_string("/proc/meminfo")
+                .ok()
+                .and_then(|text| available_bytes(&text)),
+            disk_bytes: disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            files: getrlimit(Resource::Nofile).current,
+        }
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo`: what can be had without swapping.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The ports that are asked for by number and already taken: the coordinator's, then the workers'.
+pub(crate) fn taken_ports(job: &Job) -> Vec<u16> {
+    let Some(first) = Some(job.metrics.port).filter(|port| *port > 0) else { return Vec::new() };
+    let count = u16::try_from(job.workers.local).unwrap_or(u16::MAX);
+    let ports = first..=first.saturating_add(count);
+    ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_err()).collect()
+}

@@ -1,6 +1,10 @@
-//! The loss of the main head on held-out text, over the whole grid.
+//! The loss of the main head on text that is not trained on, over the whole grid.
 //!
-//! Forward only: nothing is kept for a backward, no routing is counted, no bias moves.
+//! Forward only: nothing is kept for a backward, no routing is counted, no bias moves. Which windows
+//! of a set are read depends on the set and on `evaluation.tokens_max` alone, never on the grid.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use shoal_model::{BatchTokens, Evaluated};
 use shoal_plan::grid::CellId;
@@ -10,40 +14,61 @@ use super::cell::batch_of;
 use super::error::EngineError;
 use super::group::GroupExchange;
 use super::step::Trainer;
+use crate::data::TokenShards;
 
-/// Enough for two digits after the point; more would only take the user's time.
-const TOKENS_MAX: u64 = 32_768;
+/// The windows one column works through in one round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Share {
+    windows: Range<u64>,
+    /// False for windows that only keep the column in step with the others.
+    counts: bool,
+}
 
 impl Trainer {
-    /// Evaluates the first held-out windows, as many as fill all columns evenly. Every cell
-    /// returns the same figures.
-    pub(super) fn evaluate(&mut self) -> Result<Evaluation, EngineError> {
-        let training = &self.inputs.job.training;
+    /// Evaluates every set, in the order of their names. Every cell returns the same figures.
+    pub(super) fn evaluate_all(&mut self) -> Result<Vec<Evaluation>, EngineError> {
+        let inputs = Arc::clone(&self.inputs);
+        inputs.sets.iter().map(|(name, shards)| self.evaluate_set(name, shards)).collect()
+    }
+
+    /// Evaluates the first windows of a set, at most `evaluation.tokens_max` tokens and one window
+    /// at least.
+    fn evaluate_set(&mut self, set: &str, shards: &TokenShards) -> Result<Evaluation, EngineError> {
+        let inputs = Arc::clone(&self.inputs);
+        let (training, grid) = (&inputs.job.training, inputs.plan.grid);
         let (sequence, microbatch) = (training.sequence, u64::from(training.microbatch));
-        let grid = self.inputs.plan.grid;
-        let per_round = u64::from(self.inputs.job.sequences_per_round());
-        let available = self.inputs.heldout.windows(sequence);
-        let wanted = available.min(TOKENS_MAX / u64::from(sequence)).max(per_round);
-        let rounds = wanted / per_round;
-        let (mut loss_sum, mut targets) = (0.0, 0);
-        for round in 0..rounds {
-            let first = round * per_round + u64::from(grid.column(self.id)) * microbatch;
-            let windows: Vec<Vec<u32>> = (first..first + microbatch)
-                .map(|window| self.inputs.heldout.window(window, sequence))
-                .collect();
-            let part = self.evaluate_windows(&batch_of(&windows)?)?;
-            loss_sum += part.0;
-            targets += part.1;
+        let available = shards.windows(sequence);
+        let wanted = (inputs.job.evaluation.tokens_max / u64::from(sequence)).max(1);
+        let windows = available.min(wanted);
+        if windows == 0 {
+            let (set, tokens) = (set.to_owned(), shards.n_tokens());
+            return Err(EngineError::EmptySet { set, tokens, sequence });
         }
-        self.sum_over_cells(loss_sum, targets)
+        let (column, columns) = (u64::from(grid.column(self.id)), u64::from(grid.columns()));
+        let (mut loss_sum, mut targets) = (0.0, 0);
+        for round in 0..windows.div_ceil(columns * microbatch) {
+            let share = share(windows, microbatch, round * columns + column);
+            let tokens: Vec<Vec<u32>> =
+                share.windows.map(|window| shards.window(window, sequence)).collect();
+            let part = self.evaluate_windows(&batch_of(&tokens)?, tokens.len() as u32)?;
+            if share.counts {
+                loss_sum += part.0;
+                targets += part.1;
+            }
+        }
+        self.sum_over_cells(set, loss_sum, targets)
     }
 
     /// This cell's part of one round: a sum of losses and a number of targets on the last stage,
     /// zeros elsewhere.
-    fn evaluate_windows(&mut self, tokens: &BatchTokens) -> Result<(f64, u64), EngineError> {
+    fn evaluate_windows(
+        &mut self,
+        tokens: &BatchTokens,
+        sequences: u32,
+    ) -> Result<(f64, u64), EngineError> {
         let grid = self.inputs.plan.grid;
         let input = match grid.previous(self.id) {
-            Some(previous) => Some(self.recv_hidden(previous)?),
+            Some(previous) => Some(self.recv_hidden_of(previous, sequences)?),
             None => None,
         };
         let Self { stage, comm, groups, .. } = self;
@@ -59,7 +84,12 @@ impl Trainer {
         }
     }
 
-    fn sum_over_cells(&mut self, loss_sum: f64, targets: u64) -> Result<Evaluation, EngineError> {
+    fn sum_over_cells(
+        &mut self,
+        set: &str,
+        loss_sum: f64,
+        targets: u64,
+    ) -> Result<Evaluation, EngineError> {
         let mut mine = loss_sum.to_le_bytes().to_vec();
         mine.extend(targets.to_le_bytes());
         let (mut loss_sum, mut tokens) = (0.0, 0);
@@ -69,8 +99,23 @@ impl Trainer {
             loss_sum += loss;
             tokens += count;
         }
+        let loss = loss_sum / tokens.max(1) as f64;
+        // A NaN says no more than an infinity, and no comparison with it holds.
+        let loss = if loss.is_finite() { loss } else { f64::INFINITY };
         // A token is a byte as long as byte tokens are the only ones.
-        Ok(Evaluation { loss: loss_sum / tokens.max(1) as f64, tokens, bytes: tokens })
+        Ok(Evaluation { set: set.to_owned(), loss, tokens, bytes: tokens })
+    }
+}
+
+/// The `turn`th of the shares that `windows` windows are cut into, at most `microbatch` each. Past
+/// the last, the last window comes again: a column without a window of its own still has to hold
+/// out its experts to the others' tokens, and tokens to be in step.
+fn share(windows: u64, microbatch: u64, turn: u64) -> Share {
+    let first = turn * microbatch;
+    if first < windows {
+        Share { windows: first..windows.min(first + microbatch), counts: true }
+    } else {
+        Share { windows: windows - 1..windows, counts: false }
     }
 }
 
@@ -80,4 +125,24 @@ fn decode(from: CellId, bytes: &[u8]) -> Result<(f64, u64), EngineError> {
     let loss = f64::from_le_bytes(loss.try_into().map_err(|_| wrong())?);
     let count = u64::from_le_bytes(count.try_into().map_err(|_| wrong())?);
     Ok((loss, count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_window_counts_once_on_any_number_of_columns() {
+        for windows in 1..30 {
+            for (columns, microbatch) in [(1, 1), (1, 4), (4, 1), (3, 4), (8, 2)] {
+                let turns = u64::div_ceil(windows, columns * microbatch) * columns;
+                let shares: Vec<Share> =
+                    (0..turns).map(|turn| share(windows, microbatch, turn)).collect();
+                assert!(shares.iter().all(|share| !share.windows.is_empty()));
+                let counted = shares.iter().filter(|share| share.counts);
+                let counted: Vec<u64> = counted.flat_map(|share| share.windows.clone()).collect();
+                assert_eq!(counted, (0..windows).collect::<Vec<_>>());
+            }
+        }
+    }
 }

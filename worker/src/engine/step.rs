@@ -16,7 +16,7 @@ use shoal_plan::report::StepRow;
 use shoal_plan::schedule::Slot;
 
 use super::cell::Inputs;
-use super::error::EngineError;
+use super::error::{EngineError, Refusal};
 use super::group::{GroupExchange, Groups};
 use super::vote::{self, Verdict, Vote};
 use crate::comm::{Comm, Sum};
@@ -68,15 +68,22 @@ impl Trainer {
         self.found = None;
     }
 
-    /// Trains step `step` (1-based). On an error the cell's state is of no further use: the
-    /// gradients may hold half a sum, and training goes on from the last checkpoint.
+    /// Trains step `step` (1-based). A refused step leaves everything as it was before it. On any
+    /// other error the cell's state is of no further use: the gradients may hold half a sum, and
+    /// training goes on from the last checkpoint.
     pub fn train_step(&mut self, step: u64, stop_wanted: bool) -> Result<StepDone, EngineError> {
         self.gradients_of(step)?;
         let verdict = self.vote(stop_wanted)?;
         if let Some((cell, nonfinite)) = verdict.refused {
             let worker = self.inputs.plan.host(cell);
             let here = worker == self.inputs.plan.host(self.id);
-            return Err(EngineError::Refused { worker, here, nonfinite });
+            self.forget_gradients();
+            return Err(EngineError::Refused(Refusal {
+                worker,
+                here,
+                nonfinite,
+                stop: verdict.stop,
+            }));
         }
         self.update(step, &verdict);
         Ok(StepDone { row: self.row(step, &verdict), stop: verdict.stop })
@@ -155,10 +162,20 @@ impl Trainer {
         Ok(self.comm.send(to, hidden.bytes().to_vec())?)
     }
 
+    /// Of one microbatch.
     pub(super) fn recv_hidden(&mut self, from: CellId) -> Result<Tensor, EngineError> {
+        self.recv_hidden_of(from, self.inputs.job.training.microbatch)
+    }
+
+    /// Of so many sequences.
+    pub(super) fn recv_hidden_of(
+        &mut self,
+        from: CellId,
+        sequences: u32,
+    ) -> Result<Tensor, EngineError> {
         let job = &self.inputs.job;
         let dtype = wire_dtype(job.training.precision);
-        let rows = (job.training.microbatch * job.training.sequence) as usize;
+        let rows = (sequences * job.training.sequence) as usize;
         let shape = [rows, job.model.hidden_size as usize];
         let bytes = self.comm.recv(from)?;
         let (got, want) = (bytes.len(), rows * shape[1] * dtype.size());

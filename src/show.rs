@@ -236,6 +236,17 @@ mod tests {
         let text = summary(&object);
         assert!(text.contains("2.070 nats per byte (2.99 bits)"), "{text}");
         assert!(text.contains("300, 614.4k tokens, 1:43 in all"), "{text}");
+        let mut more = object.clone();
+        more["evaluations"] = json!({ "heldout": { "loss": 2.07, "bits_per_byte": 2.99 },
+            "code": { "loss": 1.5, "bits_per_byte": 2.164 } });
+        (more["skipped_steps"], more["rollbacks"]) = (json!(2), json!(1));
+        let text = summary(&more);
+        assert!(
+            text.contains("code loss      1.500 nats per token (2.16 bits per byte)"),
+            "{text}"
+        );
+        assert!(text.contains("300 (2 of them skipped), 614.4k tokens"), "{text}");
+        assert!(text.contains("rollbacks      1: the run went back"), "{text}");
         let mut stopped = object;
         stopped["heldout_nats_per_byte"] = Value::Null;
         assert!(!summary(&stopped).contains("held-out"));

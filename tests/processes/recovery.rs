@@ -99,20 +99,20 @@ fn skipped(rows: &[String]) -> usize {
 fn a_step_that_is_not_finite_is_skipped_alike_on_any_number_of_workers() {
     // A Z every 1500 bytes: in about one of a dozen steps.
     let place = poisoned("skipped", 1500);
-    let steps = ["--set", "training.steps=40", "--set", "checkpoint.every=8"];
+    let steps = ["--set", "training.steps=80", "--set", "checkpoint.every=8"];
     let mut first = None;
     for (run, workers) in [("four", 4), ("two", 2), ("one", 1)] {
         place.copy_of_poisoned(run);
         let workers = format!("workers.local={workers}");
         let ended = place.launch(run, &[&steps[..], &["--set", &workers]].concat()).done();
         let rows = place.losses(run);
-        assert_eq!(rows.len(), 40);
+        assert_eq!(rows.len(), 80);
         let n = skipped(&rows);
-        assert!(n > 0 && n < 20, "{n} steps skipped");
+        assert!(n > 0 && n < 40, "{n} steps skipped");
         assert!(ended.err.contains(" on worker-0 (1 in a row)"), "{}", ended.err);
-        assert!(ended.out.contains(&format!("40 ({n} of them skipped)")), "{}", ended.out);
+        assert!(ended.out.contains(&format!("80 ({n} of them skipped)")), "{}", ended.out);
         let (trained, left_out, passed_over) = account(&place.run_dir(run));
-        assert_eq!((trained + left_out, left_out, passed_over), (160, 4 * n as u64, 0));
+        assert_eq!((trained + left_out, left_out, passed_over), (320, 4 * n as u64, 0));
         let first = first.get_or_insert_with(|| rows.clone());
         // A row names the worker, which differs; everything else is the same.
         let strip = |rows: &[String]| -> Vec<String> {
@@ -123,7 +123,7 @@ fn a_step_that_is_not_finite_is_skipped_alike_on_any_number_of_workers() {
     // Killed in the midst and continued, it skips the same.
     place.copy_of_poisoned("killed");
     let mut launch = place.launch("killed", &steps);
-    place.wait_for_steps(&mut launch, "killed", 20);
+    place.wait_for_steps(&mut launch, "killed", 15);
     signal(place.workers("killed")[1].1, "KILL");
     assert_eq!(launch.ended_within(DEATH_SECONDS).code, Some(1));
     place.launch("killed", &steps).done();
@@ -136,7 +136,7 @@ fn too_many_skipped_steps_go_back_and_pass_over_the_text_that_failed() {
     let place = poisoned("rollback", 1500);
     let settings = [
         "--set",
-        "training.steps=40",
+        "training.steps=80",
         "--set",
         "checkpoint.every=3",
         "--set",
@@ -155,12 +155,12 @@ fn too_many_skipped_steps_go_back_and_pass_over_the_text_that_failed() {
     place.copy_of_poisoned("alone");
     let ended = place.launch("alone", &settings).done();
     let rows = place.losses("alone");
-    assert_eq!((rows.len(), skipped(&rows)), (40, 0), "what was skipped is superseded");
+    assert_eq!((rows.len(), skipped(&rows)), (80, 0), "what was skipped is superseded");
     assert!(ended.err.contains("rollback 1 of 50"), "{}", ended.err);
     assert!(ended.err.contains("sequences drawn since are passed over"), "{}", ended.err);
     assert!(ended.out.contains("rollbacks"), "{}", ended.out);
     let (trained, left_out, passed_over) = account(&place.run_dir("alone"));
-    assert_eq!((trained, left_out), (160, 0));
+    assert_eq!((trained, left_out), (320, 0));
     assert!(passed_over > 0);
 
     for (run, worker_count) in [("two", "workers.local=2"), ("one", "workers.local=1")] {
@@ -169,7 +169,7 @@ fn too_many_skipped_steps_go_back_and_pass_over_the_text_that_failed() {
         assert_eq!(place.losses(run), rows, "{worker_count}");
         assert_eq!(account(&place.run_dir(run)), (trained, left_out, passed_over));
     }
-    for (run, at) in [("early", 7), ("late", 25)] {
+    for (run, at) in [("early", 7), ("late", 15)] {
         place.copy_of_poisoned(run);
         let mut launch = place.launch(run, &settings);
         place.wait_for_steps(&mut launch, run, at);

@@ -1,5 +1,7 @@
 //! The loss curve, drawn with characters: braille (2 x 4 dots each) or plain ASCII.
 
+use std::collections::BTreeSet;
+
 /// What the curve is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ink {
@@ -7,6 +9,16 @@ pub(crate) enum Ink {
     Braille,
     /// One star a character, for terminals without Unicode.
     Ascii,
+}
+
+impl Ink {
+    /// A single point.
+    pub(crate) fn mark(self) -> char {
+        match self {
+            Self::Braille => '●',
+            Self::Ascii => 'o',
+        }
+    }
 }
 
 /// How much room there is, in characters, axes included.
@@ -23,9 +35,14 @@ const LABEL: usize = 8;
 /// Bits of the dots of a braille character, `[column][row]`. Source: Unicode 15, table 2800.
 const DOTS: [[u32; 4]; 2] = [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
 
-/// Draws `values`, the first belonging to step `first_step`. `None` for fewer than two values, or
-/// when there is no room.
-pub(crate) fn draw(values: &[f64], first_step: u64, canvas: Canvas) -> Option<String> {
+/// Draws `values`, the first belonging to step `first_step`, and single points, each of a step and
+/// a value, over them. `None` for fewer than two values, or when there is no room.
+pub(crate) fn draw(
+    values: &[f64],
+    first_step: u64,
+    over: &[(u64, f64)],
+    canvas: Canvas,
+) -> Option<String> {
     let columns = canvas.width.checked_sub(LABEL + 1).filter(|columns| *columns >= 8)?;
     let rows = canvas.height.checked_sub(2).filter(|rows| *rows >= 2)?;
     if values.len() < 2 || !values.iter().all(|value| value.is_finite()) {
@@ -36,8 +53,10 @@ pub(crate) fn draw(values: &[f64], first_step: u64, canvas: Canvas) -> Option<St
         Ink::Ascii => (1, 1),
     };
     let points = resample(values, columns * across);
-    let (low, high) = range(&points);
+    let seen = over.iter().map(|(_, value)| *value).filter(|value| value.is_finite());
+    let (low, high) = range(&points.iter().copied().chain(seen).collect::<Vec<_>>());
     let dots = dots(&points, rows * down, (low, high));
+    let marks = marks(over, (first_step, values.len()), (columns, rows), (low, high));
     let mut text = String::new();
     for row in 0..rows {
         let label = match row {
@@ -45,14 +64,36 @@ pub(crate) fn draw(values: &[f64], first_step: u64, canvas: Canvas) -> Option<St
             _ if row + 1 == rows => format!("{low:6.2}"),
             _ => " ".repeat(6),
         };
-        let line: String =
-            (0..columns).map(|column| glyph(&dots, row, column, canvas.ink)).collect();
+        let letter = |column| {
+            if marks.contains(&(row, column)) {
+                canvas.ink.mark()
+            } else {
+                glyph(&dots, row, column, canvas.ink)
+            }
+        };
+        let line: String = (0..columns).map(letter).collect();
         let axis = if canvas.ink == Ink::Braille { '┤' } else { '|' };
         text.push_str(format!("{label} {axis}{line}").trim_end());
         text.push('\n');
     }
     text.push_str(&bottom(columns, first_step, first_step + values.len() as u64 - 1, canvas.ink));
     Some(text)
+}
+
+/// The characters (row, column) where single points lie. One outside the steps is left out.
+fn marks(
+    over: &[(u64, f64)],
+    (first_step, n_steps): (u64, usize),
+    (columns, rows): (usize, usize),
+    (low, high): (f64, f64),
+) -> BTreeSet<(usize, usize)> {
+    let part = |of: f64, all: f64, n: usize| (of / all * (n - 1) as f64).round() as usize;
+    let place = |(step, value): &(u64, f64)| {
+        let after = step.checked_sub(first_step).filter(|after| *after < n_steps as u64)?;
+        let column = part(after as f64, (n_steps - 1) as f64, columns);
+        value.is_finite().then(|| (part(high - value, high - low, rows), column))
+    };
+    over.iter().filter_map(place).collect()
 }
 
 /// As many values as there are dots: means where there are more, straight lines where fewer.
@@ -139,7 +180,7 @@ mod tests {
 
     fn check(values: &[f64], width: usize, height: usize, ink: Ink, expected: &str) {
         let canvas = Canvas { width, height, ink };
-        let drawn = draw(values, 1, canvas).unwrap_or_default();
+        let drawn = draw(values, 1, &[], canvas).unwrap_or_default();
         assert_eq!(drawn, expected.trim_matches('\n'), "\n{drawn}");
     }
 
@@ -167,9 +208,24 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_are_points_over_the_curve_and_stretch_its_range() {
+        let expected = "
+  4.00 |***
+       |   ***
+       |      o***
+  0.00 |         o
+       +----------
+        step 1   4";
+        let canvas = Canvas { width: 19, height: 6, ink: Ink::Ascii };
+        let over = [(3, 1.3), (4, 0.0), (9, 2.0), (4, f64::INFINITY)];
+        let drawn = draw(&[4.0, 3.0, 2.0, 1.0], 1, &over, canvas).unwrap();
+        assert_eq!(drawn, expected.trim_matches('\n'), "\n{drawn}");
+    }
+
+    #[test]
     fn many_values_are_averaged_and_a_flat_curve_has_room() {
         let flat = vec![2.0; 1000];
-        let drawn = draw(&flat, 1, Canvas { width: 40, height: 8, ink: Ink::Ascii }).unwrap();
+        let drawn = draw(&flat, 1, &[], Canvas { width: 40, height: 8, ink: Ink::Ascii }).unwrap();
         assert!(drawn.starts_with("  2.00 |") && drawn.ends_with("1000"), "{drawn}");
         assert_eq!(drawn.matches('*').count(), 31, "{drawn}");
     }
@@ -177,10 +233,10 @@ mod tests {
     #[test]
     fn nothing_is_drawn_without_values_room_or_numbers() {
         let canvas = Canvas { width: 40, height: 8, ink: Ink::Ascii };
-        assert_eq!(draw(&[1.0], 1, canvas), None);
-        assert_eq!(draw(&[1.0, f64::NAN], 1, canvas), None);
-        assert_eq!(draw(&[1.0, 2.0], 1, Canvas { width: 9, ..canvas }), None);
-        assert_eq!(draw(&[1.0, 2.0], 1, Canvas { height: 3, ..canvas }), None);
+        assert_eq!(draw(&[1.0], 1, &[], canvas), None);
+        assert_eq!(draw(&[1.0, f64::NAN], 1, &[], canvas), None);
+        assert_eq!(draw(&[1.0, 2.0], 1, &[], Canvas { width: 9, ..canvas }), None);
+        assert_eq!(draw(&[1.0, 2.0], 1, &[], Canvas { height: 3, ..canvas }), None);
     }
 
     #[test]
@@ -190,7 +246,7 @@ mod tests {
             for (width, height, ink) in
                 [(17, 4, Ink::Ascii), (40, 9, Ink::Braille), (200, 30, Ink::Braille)]
             {
-                let drawn = draw(&values, 1, Canvas { width, height, ink }).unwrap();
+                let drawn = draw(&values, 1, &[], Canvas { width, height, ink }).unwrap();
                 assert_eq!(drawn.lines().count(), height, "{drawn}");
                 assert!(drawn.lines().all(|line| line.chars().count() <= width), "{drawn}");
             }

@@ -1,6 +1,7 @@
 //! The end of a launch: figures, curve, samples, where everything is, what to try next.
 
 use shoal_plan::job::Job;
+use shoal_plan::report::HELDOUT;
 
 use crate::cli;
 use crate::clock::Stopwatch;
@@ -37,8 +38,10 @@ impl Finish<'_> {
             note("to continue, run the same command again");
             return Err(Stopped::Signal(signal));
         }
+        self.tell_early_end();
         let summary = self.metrics.summary(&Ending {
-            evaluation: self.done.evaluation,
+            best: self.done.best,
+            no_improvement: self.done.no_improvement,
             workers: self.job.workers.local,
             wall_seconds: self.watch.seconds(),
         });
@@ -48,19 +51,40 @@ impl Finish<'_> {
         data(&show::summary(&summary));
         self.samples();
         heading("Where everything is");
-        data(&show::places(self.run_dir, self.done.last_step));
+        data(&show::places(self.run_dir, self.done.last_step, self.done.best));
         heading("What to try next");
         data(&show::next(self.args, self.job));
         Ok(())
     }
 
+    fn tell_early_end(&self) {
+        if let (true, Some(best)) = (self.done.no_improvement, self.done.best) {
+            let patience = self.job.evaluation.patience;
+            let best = best.step;
+            note(&format!(
+                "stopped early: no improvement in {patience} evaluations; best was step {best}"
+            ));
+        }
+    }
+
     fn curve(&self) {
         let rows = self.metrics.rows();
-        let losses: Vec<f64> = rows.iter().map(|row| row.main_loss).collect();
+        let mut losses = Vec::<f64>::new();
+        for (row, next) in rows.iter().zip(rows.iter().skip(1).map(Some).chain([None])) {
+            // A skipped step has no loss of its own, and the curve goes on level.
+            let steps = next.map_or(1, |next| next.step - row.step);
+            losses.extend((0..steps).map(|_| row.main_loss));
+        }
+        let evaluations = self.metrics.evaluations().iter();
+        let heldout = evaluations.filter(|row| row.set == HELDOUT);
+        let heldout: Vec<(u64, f64)> =
+            heldout.filter_map(|row| Some((row.step, row.loss?))).collect();
         let ink = if shows_unicode() { Ink::Braille } else { Ink::Ascii };
         let canvas = Canvas { width: width().min(CURVE_WIDTH_MAX), height: CURVE_HEIGHT, ink };
-        if let Some(curve) = draw(&losses, rows.first().map_or(1, |row| row.step), canvas) {
-            heading("Loss of the main head, nats per token");
+        let first = rows.first().map_or(1, |row| row.step);
+        if let Some(curve) = draw(&losses, first, &heldout, canvas) {
+            let mark = ink.mark();
+            heading(&format!("Loss of the main head, nats per token; {mark} on held-out text"));
             data(&curve);
         }
     }

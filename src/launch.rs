@@ -8,6 +8,7 @@ use anyhow::Context;
 use shoal_coordinator::Settings;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
+use shoal_plan::standing::Standing;
 use shoal_worker::Secret;
 use shoal_worker::checkpoint;
 use tokio::runtime::Runtime;
@@ -43,22 +44,22 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     logging::to_run(&run_dir)?;
     if let Earlier::Finished { step } = take_over(&run_dir, job)? {
         print(&format!("the run in {} is finished: {step} steps\n", run_dir.path().display()));
-        print(&show::places(&run_dir, step));
+        print(&show::places(&run_dir, step, None));
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
     tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
     show_plan(&run_dir, &loaded)?;
-    let mut metrics = Metrics::open(&run_dir.metrics(), resume_from.unwrap_or(0))?;
+    let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     let runtime = event_loop()?;
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
 }
 
-/// The step to resume from. A damaged checkpoint is passed over, and said so.
-fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<u64>> {
+/// What to resume from. A damaged checkpoint is passed over, and said so.
+fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<Standing>> {
     let found =
         checkpoint::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint")?;
     for warning in &found.warnings {
@@ -67,7 +68,7 @@ fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<u64>> {
     if let Some(step) = found.step {
         note(&format!("continuing after step {step}"));
     }
-    Ok(found.step)
+    Ok(found.manifest.map(|manifest| manifest.standing))
 }
 
 fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
@@ -85,7 +86,7 @@ async fn train(
     run_dir: &RunDir,
     loaded: &Loaded,
     metrics: &mut Metrics,
-    resume_from: Option<u64>,
+    resume_from: Option<Standing>,
 ) -> Result<(Done, Signals), Stopped> {
     let job = loaded.job();
     let mut signals = Signals::listen()?;
@@ -120,8 +121,8 @@ async fn train(
         children,
         coordinator,
         signals: &mut signals,
-        checkpoint: resume_from,
-        steps: job.training.steps,
+        checkpoint: resume_from.map(|standing| standing.step),
+        job,
     };
     let done = training.run().await?;
     Ok((done, signals))

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_plan::report::StepRow;
+use shoal_plan::report::{SkippedStep, StepRow};
 
 use crate::clock::Stopwatch;
+use crate::metrics::EvaluationRow;
 use crate::terminal;
 
 /// Plain lines come at most this often, unless a tenth of the run went by.
@@ -54,9 +55,9 @@ impl Progress {
         Self { shown, steps, watch: Stopwatch::start(), pace: Pace::default() }
     }
 
-    /// The workers begin the first step now.
+    /// The workers begin their first step now: at the start, and after a rollback.
     pub(crate) fn begin(&mut self) {
-        self.watch = Stopwatch::start();
+        self.pace.rest(self.watch.seconds());
         if let Shown::Bar(bar) = &self.shown {
             bar.set_message("the first step");
         }
@@ -82,6 +83,31 @@ impl Progress {
             }
         }
         seconds
+    }
+
+    /// Shows a step that was not trained. Its time counts for no other step.
+    pub(crate) fn skipped(&mut self, skipped: &SkippedStep) {
+        self.pace.rest(self.watch.seconds());
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_position(skipped.step);
+        }
+        let SkippedStep { step, skipped, worker, in_a_row } = skipped;
+        self.say(&format!("step {step} skipped: {skipped} on {worker} ({in_a_row} in a row)"));
+    }
+
+    /// Shows an evaluation; `best` is the best of the set before it. Its time counts for no step.
+    pub(crate) fn evaluated(&mut self, row: &EvaluationRow, best: Option<(u64, f64)>) {
+        self.pace.rest(self.watch.seconds());
+        self.say(&evaluation(row, best));
+    }
+
+    /// Shows that the run stands at an earlier step again.
+    pub(crate) fn rolled_back(&mut self, to: u64, text: &str) {
+        match &mut self.shown {
+            Shown::Bar(bar) => bar.set_position(to),
+            Shown::Lines(lines) => lines.last_tenth = to * 10 / self.steps.max(1),
+        }
+        self.say(text);
     }
 
     /// A line above the bar.
@@ -159,7 +185,30 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// `step 50  heldout: loss 2.131, 3.07 bits/byte, perplexity 8.42, best so far`.
+fn evaluation(row: &EvaluationRow, best: Option<(u64, f64)>) -> String {
+    let (step, set) = (row.step, &row.set);
+    let (Some(loss), Some(bits)) = (row.loss, row.bits_per_byte) else {
+        return format!("step {step}  {set}: the loss is not finite");
+    };
+    let place = match best {
+        Some((at, least)) if least <= loss && at != step => {
+            format!("best was {least:.3} at step {at}")
+        }
+        _ => "best so far".to_owned(),
+    };
+    let perplexity = row.perplexity.map_or("infinite".to_owned(), |p| format!("{p:.2}"));
+    format!(
+        "step {step}  {set}: loss {loss:.3}, {bits:.2} bits/byte, perplexity {perplexity}, {place}"
+    )
+}
+
 impl Pace {
+    /// The time up to `now` was no step's.
+    fn rest(&mut self, now: f64) {
+        self.last_seconds = now;
+    }
+
     fn step(&mut self, now: f64) -> f64 {
         let seconds = (now - self.last_seconds).max(0.0);
         self.last_seconds = now;
@@ -181,6 +230,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::report::Evaluation;
+
     use super::*;
 
     #[test]
@@ -200,6 +251,31 @@ mod tests {
         assert!((pace.step(1.0) - 1.0).abs() < 1e-12);
         assert!((pace.step(3.0) - 2.0).abs() < 1e-12);
         assert!((pace.mean.unwrap() - 1.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_time_of_an_evaluation_counts_for_no_step() {
+        let mut pace = Pace::default();
+        pace.step(1.0);
+        pace.rest(31.0);
+        assert!((pace.step(32.0) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_evaluation_is_one_line_and_says_whether_it_is_the_best() {
+        let row = |loss| {
+            let evaluation = Evaluation { set: "heldout".into(), loss, tokens: 10, bytes: 10 };
+            EvaluationRow::new(50, &evaluation)
+        };
+        let first = evaluation(&row(2.0), None);
+        assert_eq!(
+            first,
+            "step 50  heldout: loss 2.000, 2.89 bits/byte, perplexity 7.39, best so far"
+        );
+        assert!(evaluation(&row(2.0), Some((40, 2.5))).ends_with("best so far"));
+        assert!(evaluation(&row(2.0), Some((40, 1.5))).ends_with("best was 1.500 at step 40"));
+        let infinite = evaluation(&row(f64::INFINITY), None);
+        assert_eq!(infinite, "step 50  heldout: the loss is not finite");
     }
 
     #[test]

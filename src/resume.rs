@@ -31,9 +31,14 @@ pub(crate) fn take_over(run_dir: &RunDir, job: &Job) -> Result<Earlier, Stopped>
         run_dir.clear()?;
     }
     let summary = run_dir.summary()?;
+    // One that stopped early is finished for as long as nothing about it changes.
     let finished = summary
-        .and_then(|summary| summary["steps"].as_u64())
-        .filter(|step| *step >= job.training.steps);
+        .filter(|summary| {
+            let early = summary["stopped_early"].as_bool() == Some(true);
+            let steps = summary["steps"].as_u64();
+            steps >= Some(job.training.steps) || (early && changes.is_empty())
+        })
+        .and_then(|summary| summary["steps"].as_u64());
     if let Some(step) = finished {
         return Ok(Earlier::Finished { step });
     }

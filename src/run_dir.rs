@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use shoal_plan::checkpoint::BEST_FILE_NAME;
 use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 
@@ -198,7 +199,10 @@ fn is_ours(directory: &str, entry: &Path) -> bool {
     let name = entry.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
     let ends_with = |extension: &str| entry.extension().is_some_and(|is| is == extension);
     match directory {
-        "checkpoints" => name.starts_with("step-") || name.starts_with(".step-"),
+        "checkpoints" => {
+            let best = [BEST_FILE_NAME, ".best.json.partial"].contains(&&*name);
+            name.starts_with("step-") || name.starts_with(".step-") || best
+        }
         "logs" => ends_with("log"),
         "data" => {
             let named = ["dataset.json", "tokenizer.json"].contains(&name.as_ref());
@@ -285,6 +289,7 @@ mod tests {
         run.write_json("summary.json", &serde_json::json!({ "steps": 3 })).unwrap();
         fs::create_dir_all(run.checkpoint(3)).unwrap();
         fs::create_dir_all(run.checkpoints().join(".step-4.partial")).unwrap();
+        fs::write(run.checkpoints().join("best.json"), "{}").unwrap();
         let kept = ["notes.txt", "checkpoints/mine.txt", "logs/mine.txt"];
         for name in kept {
             fs::write(dir.0.join(name), "mine").unwrap();

@@ -8,6 +8,8 @@ use shoal_plan::arithmetic;
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
+use shoal_plan::report::HELDOUT;
+use shoal_plan::standing::Best;
 
 use crate::cli;
 use crate::progress::{duration, short};
@@ -107,36 +109,57 @@ pub(crate) fn summary(summary: &Value) -> String {
         let text = format!("{heldout:.3} nats per byte ({bits:.2} bits) on text it never saw");
         rows.push(vec!["held-out loss".to_owned(), text]);
     }
+    for (set, row) in summary["evaluations"].as_object().into_iter().flatten() {
+        if let Some(loss) = row["loss"].as_f64().filter(|_| set != HELDOUT) {
+            let bits = row["bits_per_byte"].as_f64().unwrap_or(f64::NAN);
+            let text = format!("{loss:.3} nats per token ({bits:.2} bits per byte)");
+            rows.push(vec![format!("{set} loss"), text]);
+        }
+    }
     let speed = format!(
         "{} tokens/s with {} workers",
         short(number("tokens_per_second")),
         summary["workers"]
     );
     rows.push(vec!["speed".to_owned(), speed]);
+    let skipped = match summary["skipped_steps"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(n) => format!(" ({n} of them skipped)"),
+    };
     let steps = format!(
-        "{}, {} tokens, {} in all",
+        "{}{skipped}, {} tokens, {} in all",
         summary["steps"],
         short(number("tokens")),
         duration(number("wall_seconds"))
     );
     rows.push(vec!["steps".to_owned(), steps]);
+    if let Some(n) = summary["rollbacks"].as_u64().filter(|n| *n > 0) {
+        let text = format!("{n}: the run went back to a checkpoint and passed over what failed");
+        rows.push(vec!["rollbacks".to_owned(), text]);
+    }
     table(&rows).trim_end().to_owned()
 }
 
 /// Where everything of the run is.
-pub(crate) fn places(run_dir: &RunDir, step: u64) -> String {
+/// The checkpoint of the best evaluation is named if it is not the last.
+pub(crate) fn places(run_dir: &RunDir, step: u64, best: Option<Best>) -> String {
     let row =
         |path: std::path::PathBuf, what: &str| vec![path.display().to_string(), what.to_owned()];
     let in_run = |name: &str| run_dir.path().join(name);
-    table(&[
+    let best = best.map(|best| (best, run_dir.checkpoint(best.step)));
+    let best = best.filter(|(best, path)| best.step != step && path.exists());
+    let best = best.map(|(best, path)| {
+        row(path, &format!("the best on held-out text, with loss {:.3}", best.loss))
+    });
+    let mut rows = vec![
         row(run_dir.checkpoint(step), "the model, with Hugging Face's tensor names"),
         row(run_dir.metrics(), "losses, gradient norm and speed of every step"),
         row(in_run("summary.json"), "the figures above"),
         row(in_run("plan.json"), "who did what, and why"),
         row(run_dir.logs(), "what each worker had to say"),
-    ])
-    .trim_end()
-    .to_owned()
+    ];
+    rows.splice(1..1, best);
+    table(&rows).trim_end().to_owned()
 }
 
 /// What to try next, as commands that work.
@@ -171,6 +194,9 @@ mod tests {
 
     fn tiny_job() -> Job {
         let mut job = Job::example();
+        job.name = "a".to_owned();
+        job.training.steps = 10;
+        job.workers.local = 2;
         job.grid = Grid { stages: 2, expert_shards: 1, replicas: 1 };
         job.schedule = Schedule::ZbH1;
         job
@@ -210,6 +236,17 @@ mod tests {
         let text = summary(&object);
         assert!(text.contains("2.070 nats per byte (2.99 bits)"), "{text}");
         assert!(text.contains("300, 614.4k tokens, 1:43 in all"), "{text}");
+        let mut more = object.clone();
+        more["evaluations"] = json!({ "heldout": { "loss": 2.07, "bits_per_byte": 2.99 },
+            "code": { "loss": 1.5, "bits_per_byte": 2.164 } });
+        (more["skipped_steps"], more["rollbacks"]) = (json!(2), json!(1));
+        let text = summary(&more);
+        assert!(
+            text.contains("code loss      1.500 nats per token (2.16 bits per byte)"),
+            "{text}"
+        );
+        assert!(text.contains("300 (2 of them skipped), 614.4k tokens"), "{text}");
+        assert!(text.contains("rollbacks      1: the run went back"), "{text}");
         let mut stopped = object;
         stopped["heldout_nats_per_byte"] = Value::Null;
         assert!(!summary(&stopped).contains("held-out"));

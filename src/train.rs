@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use shoal_coordinator::{Command, Failure, News, Running};
-use shoal_plan::report::Evaluation;
+use shoal_plan::job::Job;
+use shoal_plan::report::{Ending, Outcome, StepReport};
+use shoal_plan::standing::Best;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::children::Children;
 use crate::clock::Stopwatch;
 use crate::exit::Stopped;
-use crate::metrics::Metrics;
+use crate::metrics::{EvaluationRow, Metrics};
 use crate::progress::Progress;
 use crate::run_dir::RunDir;
 use crate::signals::{Signal, Signals};
@@ -25,9 +27,11 @@ const LEAVE_SECONDS: f64 = 5.0;
 
 /// How training ended, when it ended well.
 pub(crate) struct Done {
-    /// Not there when stopped early.
-    pub evaluation: Option<Evaluation>,
     pub last_step: u64,
+    /// The best evaluation of the held-out text.
+    pub best: Option<Best>,
+    /// Ended before its last step, because evaluations no longer improved.
+    pub no_improvement: bool,
     /// The signal that stopped it before its last step.
     pub stopped_by: Option<Signal>,
 }
@@ -41,13 +45,13 @@ pub(crate) struct Training<'a> {
     pub signals: &'a mut Signals,
     /// The step of the newest checkpoint.
     pub checkpoint: Option<u64>,
-    pub steps: u64,
+    pub job: &'a Job,
 }
 
 impl Training<'_> {
     /// Runs to the end. On every way out, all children are gone.
     pub(crate) async fn run(mut self) -> Result<Done, Stopped> {
-        let mut progress = Progress::start(self.checkpoint.unwrap_or(0), self.steps);
+        let mut progress = Progress::start(self.checkpoint.unwrap_or(0), self.job.training.steps);
         let ended = self.listen(&mut progress).await;
         progress.end();
         if ended.is_ok() {
@@ -103,9 +107,18 @@ impl Training<'_> {
             }
             News::Planned(plan) => tracing::info!(generation = %plan.generation, "the plan stands"),
             News::Started => progress.begin(),
-            News::Step(row) => {
-                let seconds = progress.step(&row);
-                self.metrics.push(row, seconds)?;
+            News::Step(report) => self.step(report, progress)?,
+            News::Evaluated { step, evaluations } => {
+                for evaluation in &evaluations {
+                    let row = EvaluationRow::new(step, evaluation);
+                    progress.evaluated(&row, self.metrics.best(&row.set));
+                    self.metrics.push_evaluation(row)?;
+                }
+            }
+            News::RolledBack { from, to, passed_over, rollbacks } => {
+                let allowed = self.job.training.rollbacks_max;
+                progress.rolled_back(to, &went_back((from, to), passed_over, (rollbacks, allowed)));
+                self.metrics.roll_back((from, to), passed_over, rollbacks)?;
             }
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
@@ -114,14 +127,30 @@ impl Training<'_> {
             News::CheckpointFailed { step, why } => {
                 progress.say(&format!("warning: no checkpoint of step {step}: {why}"));
             }
-            News::Finished { evaluation, last_step, stopped_early } => {
+            News::Finished { last_step, ending, best } => {
                 // Without a signal nobody asked to stop; if it happens all the same, say so.
-                let stopped_by = stopped_early.then(|| stopping.unwrap_or(Signal::Terminate));
-                return Ok(Some(Done { evaluation, last_step, stopped_by }));
+                let stopped_by =
+                    (ending == Ending::Stopped).then(|| stopping.unwrap_or(Signal::Terminate));
+                let no_improvement = ending == Ending::NoImprovement;
+                return Ok(Some(Done { last_step, best, no_improvement, stopped_by }));
             }
             News::Failed(failure) => return Err(Stopped::Failed(anyhow!(self.story(&failure)))),
         }
         Ok(None)
+    }
+
+    fn step(&mut self, report: StepReport, progress: &mut Progress) -> Result<(), Stopped> {
+        match report.outcome {
+            Outcome::Trained(row) => {
+                let seconds = progress.step(&row);
+                self.metrics.push(row, seconds)?;
+            }
+            Outcome::Skipped(skipped) => {
+                progress.skipped(&skipped);
+                self.metrics.push_skipped(skipped)?;
+            }
+        }
+        Ok(())
     }
 
     /// What happened and to whom, as the coordinator says it, and where to read more.
@@ -161,5 +190,31 @@ impl Training<'_> {
                 }
             }
         }
+    }
+}
+
+/// What a rollback means, in a line.
+fn went_back((from, to): (u64, u64), passed_over: u64, (rollbacks, allowed): (u32, u32)) -> String {
+    let place = match to {
+        0 => "its initial parameters".to_owned(),
+        step => format!("the checkpoint of step {step}"),
+    };
+    format!(
+        "after step {from} the run goes back to {place}, rollback {rollbacks} of {allowed}; \
+         {passed_over} sequences drawn since are passed over"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollback_says_from_where_to_where_and_how_many_are_left() {
+        let text = went_back((59, 50), 72, (1, 2));
+        let want = "after step 59 the run goes back to the checkpoint of step 50, rollback 1 of 2; \
+                    72 sequences drawn since are passed over";
+        assert_eq!(text, want);
+        assert!(went_back((3, 0), 24, (2, 2)).contains("its initial parameters, rollback 2 of 2"));
     }
 }

@@ -8,16 +8,33 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME};
+use shoal_plan::checkpoint::{BEST_FILE_NAME, CheckpointManifest, FILE_NAME};
+use shoal_plan::job::Checkpoint;
+use shoal_plan::standing::Best;
 
 use crate::error::Error;
 
-/// Completes the checkpoint whose files lie in `checkpoints/.step-N.partial/`, then deletes all
-/// but the newest `keep` complete ones and the partial ones that are older.
+/// Which complete checkpoints stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// So many of the newest, and never none.
+    pub newest: u32,
+    /// And the one with the least loss on held-out text, which `best.json` then names.
+    pub best: bool,
+}
+
+impl Keep {
+    pub fn of(settings: &Checkpoint) -> Self {
+        Self { newest: settings.keep, best: settings.keep_best }
+    }
+}
+
+/// Completes the checkpoint whose files lie in `checkpoints/.step-N.partial/`, names the best one,
+/// then deletes those not to keep and the partial ones that are older.
 ///
 /// After `Ok` the checkpoint survives a power cut. What cannot be deleted is left, and is no error.
-pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: u32) -> Result<(), Error> {
-    let step = manifest.step;
+pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> Result<(), Error> {
+    let step = manifest.standing.step;
     let partial = checkpoints.join(format!(".step-{step}.partial"));
     let complete = checkpoints.join(format!("step-{step}"));
     check_files(&partial, manifest)?;
@@ -35,8 +52,31 @@ pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: u32) -> R
     if had_one {
         remove(&replaced);
     }
-    prune(checkpoints, step, keep);
+    // The best may have been seen before `keep_best` was set; then there is nothing to name.
+    let best = manifest.standing.best.filter(|best| {
+        keep.best && checkpoints.join(format!("step-{}", best.step)).join(FILE_NAME).exists()
+    });
+    if let Some(best) = best {
+        name_best(checkpoints, best)?;
+    }
+    prune(checkpoints, step, keep.newest, best.map(|best| best.step));
     Ok(())
+}
+
+/// Written anew with every checkpoint: a run that went back to an older one may have had another
+/// best then.
+fn name_best(checkpoints: &Path, best: Best) -> Result<(), Error> {
+    let (path, aside) = (checkpoints.join(BEST_FILE_NAME), checkpoints.join(".best.json.partial"));
+    let mut text = serde_json::to_string(&best).expect("a step and a finite loss");
+    text.push('\n');
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(io("writing", &aside))?;
+    rename(&aside, &path)?;
+    sync_dir(checkpoints)
 }
 
 /// Every file is there in full, and nothing else is: what an earlier attempt left behind goes.
@@ -68,7 +108,7 @@ fn write_manifest(partial: &Path, manifest: &CheckpointManifest) -> Result<(), E
     write().map_err(io("writing", &path))
 }
 
-fn prune(checkpoints: &Path, newest: u64, keep: u32) {
+fn prune(checkpoints: &Path, newest: u64, keep: u32, best: Option<u64>) {
     let mut complete = Vec::new();
     let Ok(entries) = fs::read_dir(checkpoints) else { return };
     for entry in entries.flatten() {
@@ -84,7 +124,7 @@ fn prune(checkpoints: &Path, newest: u64, keep: u32) {
     }
     complete.sort();
     let n_old = complete.len().saturating_sub(keep.max(1) as usize);
-    for (_, path) in &complete[..n_old] {
+    for (_, path) in complete[..n_old].iter().filter(|(step, _)| Some(*step) != best) {
         // Without its manifest it no longer counts, however far the rest gets.
         remove(&path.join(FILE_NAME));
         remove(path);
@@ -126,6 +166,7 @@ fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use
 pub(crate) mod tests {
     use shoal_plan::checkpoint::{CheckpointFile, SCHEMA_VERSION};
     use shoal_plan::grid::Grid;
+    use shoal_plan::standing::Standing;
 
     use super::*;
 
@@ -155,12 +196,14 @@ pub(crate) mod tests {
         let (name, blake3) = ("model-0.safetensors".into(), "00".repeat(32));
         CheckpointManifest {
             schema_version: SCHEMA_VERSION,
-            step,
-            sequences: 8 * step,
+            standing: Standing { step, sequences: 8 * step, ..Standing::default() },
             grid: Grid::ONE,
             files: vec![CheckpointFile { name, bytes, blake3 }],
         }
     }
+
+    /// Only the newest two.
+    const TWO: Keep = Keep { newest: 2, best: false };
 
     fn names(dir: &Path) -> Vec<String> {
         let names =
@@ -178,7 +221,7 @@ pub(crate) mod tests {
             fs::write(dir.0.join(format!(".step-{step}.partial/leftover")), "x").unwrap();
             fs::create_dir(dir.0.join(format!(".step-{}.partial", step - 1))).unwrap();
             fs::create_dir(dir.0.join(format!(".step-{}.partial", step + 1))).unwrap();
-            commit(&dir.0, &manifest, 2).unwrap();
+            commit(&dir.0, &manifest, TWO).unwrap();
             let complete = dir.0.join(format!("step-{step}"));
             assert_eq!(names(&complete), ["manifest.json", "model-0.safetensors"]);
             let text = fs::read_to_string(complete.join(FILE_NAME)).unwrap();
@@ -193,7 +236,7 @@ pub(crate) mod tests {
         fs::create_dir(dir.0.join("step-100")).unwrap();
         fs::write(dir.0.join("step-100/damaged"), "x").unwrap();
         for step in [50, 75, 100] {
-            commit(&dir.0, &written(&dir.0, step), 2).unwrap();
+            commit(&dir.0, &written(&dir.0, step), TWO).unwrap();
         }
         assert_eq!(names(&dir.0), ["step-100", "step-75"]);
         assert_eq!(names(&dir.0.join("step-100")), ["manifest.json", "model-0.safetensors"]);
@@ -205,15 +248,34 @@ pub(crate) mod tests {
         let manifest = written(&dir.0, 50);
         let file = dir.0.join(".step-50.partial/model-0.safetensors");
         fs::write(&file, "5").unwrap();
-        let error = commit(&dir.0, &manifest, 2).unwrap_err().to_string();
+        let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
         assert!(
             error.ends_with("model-0.safetensors has 1 bytes, and its worker wrote 2"),
             "{error}"
         );
         fs::remove_file(&file).unwrap();
-        let error = commit(&dir.0, &manifest, 2).unwrap_err().to_string();
+        let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
         assert!(error.starts_with("looking for "), "{error}");
         assert_eq!(names(&dir.0), [".step-50.partial"]);
+    }
+
+    #[test]
+    fn the_best_checkpoint_is_named_and_outlives_newer_ones() {
+        let dir = TestDir::new("best");
+        let keep = Keep { newest: 1, best: true };
+        let commit_with = |step, best_step, loss| {
+            let mut manifest = written(&dir.0, step);
+            manifest.standing.best = Some(Best { step: best_step, loss });
+            commit(&dir.0, &manifest, keep).unwrap();
+            fs::read_to_string(dir.0.join(BEST_FILE_NAME)).unwrap_or_default()
+        };
+        // The best so far has no checkpoint: `keep_best` was not set then.
+        assert_eq!(commit_with(10, 5, 3.0), "");
+        assert_eq!(commit_with(20, 20, 2.5), "{\"step\":20,\"loss\":2.5}\n");
+        assert_eq!(commit_with(30, 20, 2.5), "{\"step\":20,\"loss\":2.5}\n");
+        assert_eq!(names(&dir.0), ["best.json", "step-20", "step-30"]);
+        assert_eq!(commit_with(40, 40, 2.0), "{\"step\":40,\"loss\":2.0}\n");
+        assert_eq!(names(&dir.0), ["best.json", "step-40"]);
     }
 
     #[test]

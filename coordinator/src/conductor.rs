@@ -10,7 +10,7 @@ use shoal_proto::ToWorker;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::checkpoints;
+use crate::checkpoints::{self, Keep};
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::news::{Command, News};
@@ -57,7 +57,7 @@ pub(crate) struct Conductor {
     state: State,
     ledger: Ledger,
     checkpoints: PathBuf,
-    keep: u32,
+    keep: Keep,
     started: Instant,
     sessions: BTreeMap<ConnectionId, Session>,
     news: mpsc::UnboundedSender<News>,
@@ -73,9 +73,9 @@ impl Conductor {
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, Error> {
         Ok(Self {
-            ledger: Ledger::open(&settings.run_dir, settings.resume_from)?,
+            ledger: Ledger::open(&settings.run_dir, settings.resume_from.map(|at| at.step))?,
             checkpoints: settings.run_dir.join("checkpoints"),
-            keep: settings.job.checkpoint.keep,
+            keep: Keep::of(&settings.job.checkpoint),
             state: State::new(settings, 0),
             started: Instant::now(),
             sessions: BTreeMap::new(),
@@ -149,7 +149,7 @@ impl Conductor {
                 tracing::debug!(connection = connection.0, %why, "ignored a message");
             }
             Effect::Record(row) => {
-                if let Err(error) = self.ledger.record(row) {
+                if let Err(error) = self.ledger.record(&row) {
                     let why = in_full(&error);
                     self.follow_ups.push_back(Event::LedgerFailed { why });
                 }
@@ -179,7 +179,7 @@ impl Conductor {
                 .and_then(|sync| sync())
                 .and_then(|()| checkpoints::commit(&checkpoints, &manifest, keep))
                 .map_err(|error| in_full(&error));
-            done.send(Event::CheckpointWritten { step: manifest.step, result }).ok();
+            done.send(Event::CheckpointWritten { step: manifest.standing.step, result }).ok();
         });
     }
 }

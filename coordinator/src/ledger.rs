@@ -1,7 +1,10 @@
-//! `ledger.jsonl`: one line per committed step, which proves that each sample was trained once.
+//! `ledger.jsonl`: one line per committed step, which proves that each sample was trained once, or
+//! is named as skipped.
 //!
-//! A line `{"rolled_back_to": N}` takes back the rows after step N that stand above it: the run
-//! went on from the checkpoint of step N. Rows are synced to disk with every checkpoint.
+//! A line `{"rolled_back_to": N}` takes back all that stands above it and comes after step N: the
+//! run went on from the checkpoint of step N. With `"next_sequence": M` it also passes over the
+//! sequences from the end of step N up to M, which are never trained: too many steps in a row were
+//! not finite on the way there. Rows are synced to disk with every checkpoint.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,24 +17,39 @@ use crate::error::Error;
 
 const FILE_NAME: &str = "ledger.jsonl";
 
-/// One committed step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LedgerRow {
+    Step(StepLine),
+    RolledBack(Rollback),
+}
+
+/// One committed step: with a loss it was trained, without it was skipped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LedgerRow {
+pub struct StepLine {
     pub generation: Generation,
     pub step: u64,
     /// Index of the step's first sequence in the sample order.
     pub first_sequence: u64,
     /// Sequences of this step.
     pub sequences: u64,
-    pub loss: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Where the value was that was not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Step(LedgerRow),
-    RolledBack { rolled_back_to: u64 },
+/// All after a step is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    pub rolled_back_to: u64,
+    /// The first sequence of the next step, if those between are passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_sequence: Option<u64>,
 }
 
 /// The open file, at its end.
@@ -43,7 +61,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Opens or creates the ledger of a run directory. A last line that was cut short by a crash
-    /// is removed; rows after `resume_from` are rolled back.
+    /// is removed; what comes after step `resume_from` is rolled back.
     pub(crate) fn open(run_dir: &Path, resume_from: Option<u64>) -> Result<Self, Error> {
         let path = run_dir.join(FILE_NAME);
         let io = |doing| {
@@ -62,18 +80,21 @@ impl Ledger {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64).map_err(io("cutting the broken last line of"))?;
         file.seek(SeekFrom::End(0)).map_err(io("reading"))?;
-        let last = last_step(&bytes[..whole], &path)?;
+        let reach = reach(&bytes[..whole], &path)?;
         let mut ledger = Self { file, path };
         let resume_from = resume_from.unwrap_or(0);
-        if last > resume_from {
-            ledger.write(&Line::RolledBack { rolled_back_to: resume_from })?;
+        if reach > resume_from {
+            let back = Rollback { rolled_back_to: resume_from, next_sequence: None };
+            ledger.record(&LedgerRow::RolledBack(back))?;
         }
         Ok(ledger)
     }
 
     /// Appends one row.
-    pub(crate) fn record(&mut self, row: LedgerRow) -> Result<(), Error> {
-        self.write(&Line::Step(row))
+    pub(crate) fn record(&mut self, row: &LedgerRow) -> Result<(), Error> {
+        let mut text = serde_json::to_string(row).expect("a ledger line has only string keys");
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(|source| self.error("writing", source))
     }
 
     /// Makes the rows recorded so far durable when it is called, on any thread.
@@ -83,32 +104,29 @@ impl Ledger {
         Ok(move || file.sync_data().map_err(|source| Error::Io { doing: "syncing", path, source }))
     }
 
-    fn write(&mut self, line: &Line) -> Result<(), Error> {
-        let mut text = serde_json::to_string(line).expect("a ledger line has only string keys");
-        text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(|source| self.error("writing", source))
-    }
-
     fn error(&self, doing: &'static str, source: io::Error) -> Error {
         Error::Io { doing, path: self.path.clone(), source }
     }
 }
 
-/// The last step that was not rolled back.
-fn last_step(bytes: &[u8], path: &Path) -> Result<u64, Error> {
-    let mut last = 0;
+/// The last step that something in force is about. Sequences passed over after step N are about
+/// step N + 1, whether or not it was done.
+fn reach(bytes: &[u8], path: &Path) -> Result<u64, Error> {
+    let mut reach = 0;
     for (i, text) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, t)| !t.is_empty()) {
         let parsed = serde_json::from_slice(text);
-        last = match parsed.map_err(|source| Error::Ledger {
+        reach = match parsed.map_err(|source| Error::Ledger {
             path: path.into(),
             line: i + 1,
             source,
         })? {
-            Line::Step(row) => row.step,
-            Line::RolledBack { rolled_back_to } => rolled_back_to,
+            LedgerRow::Step(row) => row.step,
+            LedgerRow::RolledBack(Rollback { rolled_back_to, next_sequence }) => {
+                rolled_back_to + u64::from(next_sequence.is_some())
+            }
         };
     }
-    Ok(last)
+    Ok(reach)
 }
 
 #[cfg(test)]
@@ -117,8 +135,13 @@ mod tests {
     use crate::checkpoints::tests::TestDir;
 
     fn row(step: u64) -> LedgerRow {
-        let generation = Generation(1);
-        LedgerRow { generation, step, first_sequence: (step - 1) * 8, sequences: 8, loss: 2.5 }
+        let (generation, first_sequence) = (Generation(1), (step - 1) * 8);
+        let (loss, skipped) = (Some(2.5), None);
+        LedgerRow::Step(StepLine { generation, step, first_sequence, sequences: 8, loss, skipped })
+    }
+
+    fn back(rolled_back_to: u64, next_sequence: Option<u64>) -> LedgerRow {
+        LedgerRow::RolledBack(Rollback { rolled_back_to, next_sequence })
     }
 
     fn text(dir: &Path) -> String {
@@ -129,7 +152,7 @@ mod tests {
     fn a_resumed_run_takes_back_the_rows_after_its_checkpoint_once() {
         let dir = TestDir::new("ledger-resume");
         let mut ledger = Ledger::open(&dir.0, None).unwrap();
-        (1..=3).for_each(|step| ledger.record(row(step)).unwrap());
+        (1..=3).for_each(|step| ledger.record(&row(step)).unwrap());
         ledger.syncer().unwrap()().unwrap();
         drop(ledger);
         let before = text(&dir.0);
@@ -140,15 +163,38 @@ mod tests {
             assert_eq!(text(&dir.0), format!("{before}{{\"rolled_back_to\":2}}\n"));
         }
         let mut ledger = Ledger::open(&dir.0, Some(2)).unwrap();
-        ledger.record(row(3)).unwrap();
+        ledger.record(&row(3)).unwrap();
         Ledger::open(&dir.0, Some(3)).unwrap();
         assert_eq!(text(&dir.0).lines().count(), 5);
     }
 
     #[test]
+    fn what_a_rollback_passed_over_is_taken_back_with_the_rows_before_it() {
+        let dir = TestDir::new("ledger-passed-over");
+        let mut ledger = Ledger::open(&dir.0, None).unwrap();
+        ledger.record(&row(1)).unwrap();
+        let (first_sequence, skipped) = (8, Some("worker-1: layer 3 forward".to_owned()));
+        let LedgerRow::Step(line) = row(2) else { panic!("a step's row") };
+        let skip = StepLine { first_sequence, loss: None, skipped, ..line };
+        ledger.record(&LedgerRow::Step(skip)).unwrap();
+        ledger.record(&back(1, Some(16))).unwrap();
+        let before = text(&dir.0);
+        let want = [
+            r#""sequences":8,"skipped":"worker-1: layer 3 forward"}"#,
+            r#"{"rolled_back_to":1,"next_sequence":16}"#,
+        ];
+        assert!(want.iter().all(|want| before.contains(want)), "{before}");
+        for _ in 0..2 {
+            // The checkpoint of step 1 knows nothing of it: its run meets the same step again.
+            Ledger::open(&dir.0, Some(1)).unwrap();
+            assert_eq!(text(&dir.0), format!("{before}{{\"rolled_back_to\":1}}\n"));
+        }
+    }
+
+    #[test]
     fn a_line_cut_short_by_a_crash_is_removed_and_another_broken_line_is_named() {
         let dir = TestDir::new("ledger-torn");
-        Ledger::open(&dir.0, None).unwrap().record(row(1)).unwrap();
+        Ledger::open(&dir.0, None).unwrap().record(&row(1)).unwrap();
         let whole = text(&dir.0);
         std::fs::write(dir.0.join(FILE_NAME), format!("{whole}{{\"gener")).unwrap();
         Ledger::open(&dir.0, Some(1)).unwrap();

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use shoal_plan::plan::{Plan, WorkerId};
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, StepReport};
+use shoal_plan::standing::Best;
 use shoal_proto::FailureKind;
 
 /// What happened, in order. `Finished` or `Failed` comes once, and last.
@@ -20,8 +21,22 @@ pub enum News {
     Planned(Plan),
     /// All workers are ready and train.
     Started,
-    /// A step is committed. Steps come in order, each once.
-    Step(StepRow),
+    /// A step is committed. Steps come in order, each once, but for what a rollback takes back.
+    Step(StepReport),
+    /// The model of a committed step was held against other text.
+    Evaluated {
+        step: u64,
+        evaluations: Vec<Evaluation>,
+    },
+    /// Too many steps in a row were skipped. What was said of the steps after `to` is superseded.
+    RolledBack {
+        from: u64,
+        to: u64,
+        /// Sequences since `to` that no step will draw again.
+        passed_over: u64,
+        /// How often it happened, this time included.
+        rollbacks: u32,
+    },
     /// A checkpoint is complete and durable.
     CheckpointCommitted {
         step: u64,
@@ -32,11 +47,11 @@ pub enum News {
         why: String,
     },
     Finished {
-        /// None when the run was stopped early.
-        evaluation: Option<Evaluation>,
         /// The last committed step, and the step of the newest checkpoint.
         last_step: u64,
-        stopped_early: bool,
+        ending: Ending,
+        /// The best evaluation of the held-out text.
+        best: Option<Best>,
     },
     Failed(Failure),
 }

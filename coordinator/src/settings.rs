@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
+use shoal_plan::standing::Standing;
 use shoal_proto::Secret;
 
 /// Decides who hosts what; an error is a sentence for the person.
@@ -17,8 +18,8 @@ pub struct Settings {
     pub job: Job,
     /// Workers without which the run does not start: those numbered from 0 to one less.
     pub workers_wanted: u32,
-    /// The step of the checkpoint the run goes on from.
-    pub resume_from: Option<u64>,
+    /// Of the checkpoint the run goes on from.
+    pub resume_from: Option<Standing>,
     /// Holds `checkpoints/` and `ledger.jsonl`. Must exist.
     pub run_dir: PathBuf,
     /// A worker silent for longer is dead. Workers send a heartbeat every 500 ms.

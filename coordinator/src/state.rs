@@ -3,6 +3,8 @@
 //! Gathering -> Preparing -> Training (-> Stopping) -> Ended. A step is committed when all workers
 //! have done it; a checkpoint when all its parts are written and the manifest is; the run ends
 //! when all workers have finished and the last checkpoint is committed, or with the first failure.
+//! A run that skipped too many steps goes from Training to Preparing, with the next generation of
+//! the plan, from its newest checkpoint.
 //!
 //! To add an event: a variant of `Event`, an arm in `apply`, a line in each test table.
 
@@ -12,7 +14,8 @@ use std::net::SocketAddr;
 
 use shoal_plan::checkpoint::CheckpointManifest;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, StepReport};
+use shoal_plan::standing::Standing;
 use shoal_proto::{FromWorker, ToWorker};
 
 use crate::ledger::LedgerRow;
@@ -23,6 +26,7 @@ use parts::{PartError, Parts};
 
 mod cause;
 mod ending;
+mod going_back;
 mod joining;
 mod parts;
 mod progress;
@@ -127,13 +131,9 @@ struct Member {
     ready: bool,
     /// The last step it has done.
     done: u64,
-    finished: Option<Finish>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Finish {
-    evaluation: Option<Evaluation>,
-    stopped_early: bool,
+    finished: Option<Ending>,
+    /// It waits to be told from where to go on.
+    going_back: Option<Standing>,
 }
 
 /// The coordinator of one run.
@@ -147,11 +147,14 @@ pub struct State {
     plan: Option<Plan>,
     /// The last step that all workers have done.
     committed: u64,
-    /// Rows of steps that are not yet committed.
-    rows: BTreeMap<u64, StepRow>,
+    /// Where this generation started.
+    start: Standing,
+    /// Of steps that are not yet committed.
+    reports: BTreeMap<u64, StepReport>,
+    evaluations: BTreeMap<u64, Vec<Evaluation>>,
     parts: Parts,
-    /// The newest checkpoint on disk, as far as this run knows.
-    checkpointed: u64,
+    /// The newest checkpoint on disk, as far as this run knows; of step 0 there is none.
+    checkpointed: Standing,
     /// The last checkpoint that failed, and why.
     checkpoint_failed: Option<(u64, String)>,
     /// When the last worker finished.
@@ -163,18 +166,20 @@ pub struct State {
 impl State {
     /// Nobody has joined. `now_ms` is any clock that does not go back.
     pub fn new(settings: Settings, now_ms: u64) -> Self {
-        let resume_from = settings.resume_from.unwrap_or(0);
+        let start = settings.resume_from.unwrap_or_default();
         Self {
-            parts: Parts::new(settings.job.grid, settings.job.training.clone(), resume_from),
+            parts: Parts::new(settings.job.grid, start.step),
             settings,
             phase: Phase::Gathering,
             started_ms: now_ms,
             now_ms,
             members: BTreeMap::new(),
             plan: None,
-            committed: resume_from,
-            rows: BTreeMap::new(),
-            checkpointed: resume_from,
+            committed: start.step,
+            start,
+            reports: BTreeMap::new(),
+            evaluations: BTreeMap::new(),
+            checkpointed: start,
             checkpoint_failed: None,
             finished_ms: None,
             signs: Signs::default(),
@@ -223,6 +228,7 @@ impl State {
                     self.effects.push(Effect::CommitCheckpoint(manifest));
                 }
                 self.finish_when_all_have();
+                self.go_back_when_all_wait();
             }
             Phase::Ended => {}
         }
@@ -247,20 +253,22 @@ impl State {
             // Its whole meaning is that it came; a hello was handled above.
             FromWorker::Heartbeat { .. } | FromWorker::Hello(_) => {}
             FromWorker::Ready { .. } => self.ready(worker),
-            FromWorker::StepDone { step, row, .. } => self.step_done(worker, step, row),
-            FromWorker::CheckpointPart { step, cell, files, .. } => {
-                if let Err(why) = self.part_fits(worker, step, cell) {
+            FromWorker::StepDone { step, report, .. } => self.step_done(worker, step, report),
+            FromWorker::Evaluated { step, evaluations, .. } => {
+                self.evaluated(worker, step, evaluations);
+            }
+            FromWorker::GoBack { standing, .. } => self.wants_to_go_back(worker, standing),
+            FromWorker::CheckpointPart { standing, cell, files, .. } => {
+                if let Err(why) = self.part_fits(worker, standing, cell) {
                     return self.fail(Cause::Protocol, Some(worker), why);
                 }
-                match self.parts.add(step, cell, files) {
+                match self.parts.add(standing, cell, files) {
                     Ok(()) => {}
                     Err(PartError::Late) => self.ignore(connection, Ignored::Repeated),
                     Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
                 }
             }
-            FromWorker::Finished { step, evaluation, stopped_early, .. } => {
-                self.finished(worker, step, Finish { evaluation, stopped_early });
-            }
+            FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
                 let (cause, step) = (Cause::Reported(kind), Some(step));
                 self.signs.add(self.now_ms, Sign { worker, cause, step, what, layer });
@@ -308,6 +316,8 @@ fn generation(message: &FromWorker) -> Option<Generation> {
         FromWorker::Hello(_) | FromWorker::Heartbeat { .. } => None,
         FromWorker::Ready { generation }
         | FromWorker::StepDone { generation, .. }
+        | FromWorker::Evaluated { generation, .. }
+        | FromWorker::GoBack { generation, .. }
         | FromWorker::CheckpointPart { generation, .. }
         | FromWorker::Finished { generation, .. }
         | FromWorker::Failed { generation, .. } => Some(*generation),
@@ -329,5 +339,7 @@ impl fmt::Display for Ignored {
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod rollback_tests;
 #[cfg(test)]
 mod tests;

@@ -3,22 +3,24 @@
 use serde::{Deserialize, Serialize};
 
 use crate::grid::Grid;
+use crate::standing::Standing;
 
 /// Raised whenever a reader of the old form could misread the new.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The file's name inside `checkpoints/step-N/`.
 pub const FILE_NAME: &str = "manifest.json";
 
+/// The file in `checkpoints/` that names the best checkpoint: `{"step":120,"loss":1.9}`.
+pub const BEST_FILE_NAME: &str = "best.json";
+
 /// What a complete checkpoint consists of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointManifest {
     pub schema_version: u32,
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Sequences consumed so far: the data position.
-    pub sequences: u64,
+    /// Steps done, the data position, and what a resumed run must know beside the tensors.
+    pub standing: Standing,
     /// The grid that wrote it. Any other grid may read it.
     pub grid: Grid,
     /// Sorted by name.
@@ -85,13 +87,19 @@ pub struct CheckpointFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::standing::Best;
 
     fn manifest() -> CheckpointManifest {
         let blake3 = blake3::hash(b"x").to_hex().to_string();
         CheckpointManifest {
             schema_version: SCHEMA_VERSION,
-            step: 100,
-            sequences: 800,
+            // A loss whose last digit is lost by a parser that rounds twice.
+            standing: Standing {
+                step: 100,
+                sequences: 800,
+                best: Some(Best { step: 50, loss: 1.837_464_921_238_753_8 }),
+                ..Standing::default()
+            },
             grid: Grid { stages: 2, expert_shards: 2, replicas: 1 },
             files: vec![CheckpointFile {
                 name: "model-cell-0.safetensors".into(),

@@ -1,6 +1,11 @@
-//! What a run tells the person: one row a step, and the evaluation at the end.
+//! What a run tells the person: what became of each step, every evaluation, and how it ended.
 
 use serde::{Deserialize, Serialize};
+
+use crate::plan::WorkerId;
+
+/// The set of text that is kept back from the training data.
+pub const HELDOUT: &str = "heldout";
 
 /// One line of `metrics.jsonl`, but for the rate, which the rim measures. Losses are in nats per
 /// target token; every figure is global and the same on all cells.
@@ -20,12 +25,91 @@ pub struct StepRow {
     pub tokens: u64,
 }
 
+/// A step without an update: a value was not finite, so all cells left everything as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedStep {
+    /// 1-based.
+    pub step: u64,
+    /// Where the value was met first: `layer 3 expert 5 forward`.
+    pub skipped: String,
+    pub worker: WorkerId,
+    /// Skipped steps in a row, this one included.
+    pub in_a_row: u32,
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Trained(StepRow),
+    Skipped(SkippedStep),
+}
+
+/// One step and the sequences it drew, trained or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Index in the sample order.
+    pub first_sequence: u64,
+    pub sequences: u64,
+    pub outcome: Outcome,
+}
+
+impl StepReport {
+    pub fn step(&self) -> u64 {
+        match &self.outcome {
+            Outcome::Trained(row) => row.step,
+            Outcome::Skipped(skipped) => skipped.step,
+        }
+    }
+}
+
 /// The loss of the main head on text that was never trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Nats per target token.
+    /// The name of the set.
+    pub set: String,
+    /// Nats per target token. Infinite where a value was not finite.
     pub loss: f64,
     pub tokens: u64,
     /// Bytes of text behind those tokens.
     pub bytes: u64,
+}
+
+impl Evaluation {
+    /// The loss per byte of text: comparable between tokenizers.
+    pub fn nats_per_byte(&self) -> f64 {
+        self.loss * self.tokens as f64 / self.bytes.max(1) as f64
+    }
+
+    pub fn bits_per_byte(&self) -> f64 {
+        self.nats_per_byte() / std::f64::consts::LN_2
+    }
+
+    /// Per token: among how many equally likely tokens the model hesitates.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// Why a run that did not fail has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// After its last step.
+    Completed,
+    /// Somebody asked for it.
+    Stopped,
+    /// `evaluation.patience` evaluations in a row were no better than the best.
+    NoImprovement,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_is_told_in_three_units() {
+        let evaluation = Evaluation { set: HELDOUT.into(), loss: 2.0, tokens: 100, bytes: 400 };
+        assert!((evaluation.nats_per_byte() - 0.5).abs() < 1e-12);
+        assert!((evaluation.bits_per_byte() - 0.5 / 2_f64.ln()).abs() < 1e-12);
+        assert!((evaluation.perplexity() - 7.389_056_098_930_65).abs() < 1e-12);
+    }
 }

@@ -8,7 +8,8 @@ use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, StepReport};
+use shoal_plan::standing::Standing;
 
 /// What a worker says. A session begins with `Hello`, and says it once.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,17 +26,30 @@ pub enum FromWorker {
     Ready {
         generation: Generation,
     },
-    /// The update of this step was applied on all cells of the worker.
+    /// All cells of the worker have applied the update of this step, or skipped it.
     StepDone {
         generation: Generation,
         step: u64,
         /// Only from the host of cell 0.
-        row: Option<StepRow>,
+        report: Option<StepReport>,
+    },
+    /// The model was held against other text. Only from the host of cell 0.
+    Evaluated {
+        generation: Generation,
+        step: u64,
+        evaluations: Vec<Evaluation>,
+    },
+    /// Too many steps in a row were skipped: the cells wait for a plan that starts from a checkpoint.
+    GoBack {
+        generation: Generation,
+        /// After the last skipped step, the same from all workers.
+        standing: Standing,
     },
     /// The cell's files of the checkpoint of this step are written and fsynced.
     CheckpointPart {
         generation: Generation,
-        step: u64,
+        /// The same from all cells.
+        standing: Standing,
         cell: CellId,
         files: Vec<CheckpointFile>,
     },
@@ -44,9 +58,7 @@ pub enum FromWorker {
         generation: Generation,
         /// The last step done.
         step: u64,
-        evaluation: Option<Evaluation>,
-        /// By `ToWorker::Stop`, before the job's last step.
-        stopped_early: bool,
+        ending: Ending,
     },
     Failed {
         generation: Generation,
@@ -108,6 +120,8 @@ pub struct Assign {
     pub peers: BTreeMap<WorkerId, SocketAddr>,
     /// The step of the checkpoint to load.
     pub resume_from: Option<u64>,
+    /// From where to go on. After a rollback its data are further than the checkpoint's.
+    pub standing: Standing,
 }
 
 /// Why a worker gave up.

@@ -1,21 +1,22 @@
 //! The only door between the wire and our types: the generated code is included here and nowhere
 //! else, and what comes out of a `try_from` needs no further look at its form.
 //!
-//! To worker in `wire/to_worker.rs`, from worker here. Errors name the field as the schema does.
+//! To worker in `wire/to_worker.rs`, from worker here and in `wire/reports.rs`. Errors name the field as the schema does.
 
 use std::net::{AddrParseError, SocketAddr};
 
 use shoal_plan::checkpoint::{self, CheckpointFile};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
-use shoal_plan::report::{Evaluation, StepRow};
 
 use crate::message::{FailureKind, FromWorker, Hello};
 
+mod reports;
 mod to_worker;
 
 /// The generated messages, client and server. Only the tonic rims name them.
 #[expect(clippy::pedantic, clippy::allow_attributes, reason = "generated from shoal.proto")]
+#[expect(clippy::large_enum_variant, reason = "generated; a message exists once at a time")]
 #[expect(clippy::allow_attributes_without_reason, unused_qualifications, reason = "generated")]
 pub mod raw {
     tonic::include_proto!("shoal.v1");
@@ -72,19 +73,27 @@ impl TryFrom<raw::FromWorker> for FromWorker {
             Message::StepDone(raw) => Self::StepDone {
                 generation: Generation(raw.generation),
                 step: raw.step,
-                row: raw.row.map(step_row).transpose()?,
+                report: raw.report.map(reports::step).transpose()?,
+            },
+            Message::Evaluated(raw) => Self::Evaluated {
+                generation: Generation(raw.generation),
+                step: raw.step,
+                evaluations: reports::evaluations(raw.evaluations)?,
+            },
+            Message::GoBack(raw) => Self::GoBack {
+                generation: Generation(raw.generation),
+                standing: reports::standing("go_back.standing", raw.standing)?,
             },
             Message::CheckpointPart(raw) => Self::CheckpointPart {
                 generation: Generation(raw.generation),
-                step: raw.step,
+                standing: reports::standing("checkpoint_part.standing", raw.standing)?,
                 cell: CellId(raw.cell),
                 files: files(raw.files)?,
             },
             Message::Finished(raw) => Self::Finished {
                 generation: Generation(raw.generation),
                 step: raw.step,
-                evaluation: raw.evaluation.map(evaluation).transpose()?,
-                stopped_early: raw.stopped_early,
+                ending: reports::ending(raw.ending)?,
             },
             Message::Failed(raw) => Self::Failed {
                 generation: Generation(raw.generation),
@@ -115,26 +124,35 @@ impl From<FromWorker> for raw::FromWorker {
             FromWorker::Ready { generation } => {
                 Message::Ready(raw::Ready { generation: generation.0 })
             }
-            FromWorker::StepDone { generation, step, row } => Message::StepDone(raw::StepDone {
+            FromWorker::StepDone { generation, step, report } => Message::StepDone(raw::StepDone {
                 generation: generation.0,
                 step,
-                row: row.map(raw_step_row),
+                report: report.map(raw::StepReport::from),
             }),
-            FromWorker::CheckpointPart { generation, step, cell, files } => {
-                Message::CheckpointPart(raw::CheckpointPart {
+            FromWorker::Evaluated { generation, step, evaluations } => {
+                Message::Evaluated(raw::Evaluated {
                     generation: generation.0,
                     step,
+                    evaluations: evaluations.into_iter().map(raw::Evaluation::from).collect(),
+                })
+            }
+            FromWorker::GoBack { generation, standing } => Message::GoBack(raw::GoBack {
+                generation: generation.0,
+                standing: Some(standing.into()),
+            }),
+            FromWorker::CheckpointPart { generation, standing, cell, files } => {
+                Message::CheckpointPart(raw::CheckpointPart {
+                    generation: generation.0,
+                    standing: Some(standing.into()),
                     cell: cell.0,
                     files: files.into_iter().map(raw_file).collect(),
                 })
             }
-            FromWorker::Finished { generation, step, evaluation, stopped_early } => {
-                let evaluation = evaluation.map(|Evaluation { loss, tokens, bytes }| {
-                    raw::Evaluation { loss, tokens, bytes }
-                });
-                let generation = generation.0;
-                Message::Finished(raw::Finished { generation, step, evaluation, stopped_early })
-            }
+            FromWorker::Finished { generation, step, ending } => Message::Finished(raw::Finished {
+                generation: generation.0,
+                step,
+                ending: raw::Ending::from(ending).into(),
+            }),
             FromWorker::Failed { generation, step, kind, what, layer } => {
                 Message::Failed(raw::Failed {
                     generation: generation.0,
@@ -189,29 +207,6 @@ fn failure_kind(raw: i32) -> Result<FailureKind, WireError> {
             return Err(value("failed.kind", raw, "a known kind of failure"));
         }
     })
-}
-
-fn step_row(raw: raw::StepRow) -> Result<StepRow, WireError> {
-    Ok(StepRow {
-        step: raw.step,
-        loss: finite("step_done.row.loss", raw.loss)?,
-        main_loss: finite("step_done.row.main_loss", raw.main_loss)?,
-        mtp_loss: finite("step_done.row.mtp_loss", raw.mtp_loss)?,
-        balance_loss: finite("step_done.row.balance_loss", raw.balance_loss)?,
-        grad_norm: finite("step_done.row.grad_norm", raw.grad_norm)?,
-        lr: finite("step_done.row.lr", raw.lr)?,
-        tokens: raw.tokens,
-    })
-}
-
-fn raw_step_row(row: StepRow) -> raw::StepRow {
-    let StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens } = row;
-    raw::StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens }
-}
-
-fn evaluation(raw: raw::Evaluation) -> Result<Evaluation, WireError> {
-    let loss = finite("finished.evaluation.loss", raw.loss)?;
-    Ok(Evaluation { loss, tokens: raw.tokens, bytes: raw.bytes })
 }
 
 /// Names go into paths: letters, digits, `.`, `_` and `-`, no leading dot, and not the manifest's.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Plan, RunId, WorkerId};
+use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, Hello, Secret};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -50,6 +51,8 @@ pub struct Assignment {
     pub peers: BTreeMap<WorkerId, SocketAddr>,
     /// The step of the checkpoint to load.
     pub resume_from: Option<u64>,
+    /// From where to go on.
+    pub standing: Standing,
     pub run_dir: PathBuf,
     /// Listens on the address that the peers know.
     pub listener: TcpListener,
@@ -194,7 +197,7 @@ impl<F: EngineFactory> Daemon<F> {
 
     fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
         self.engine.take().map(tear_down);
-        let Assign { run, plan, job, peers, resume_from } = assign;
+        let Assign { run, plan, job, peers, resume_from, standing } = assign;
         let listener = self.listener.try_clone();
         let assignment = Assignment {
             job,
@@ -204,6 +207,7 @@ impl<F: EngineFactory> Daemon<F> {
             secret: self.options.secret.clone(),
             peers,
             resume_from,
+            standing,
             run_dir: self.options.run_dir.clone(),
             listener: listener.map_err(|source| DaemonError::Listen { source })?,
             threads: self.options.threads,
@@ -241,6 +245,7 @@ mod tests {
     use std::sync::mpsc as std_mpsc;
 
     use shoal_plan::plan::Generation;
+    use shoal_plan::report::Ending;
     use shoal_proto::{FailureKind, FromWorker, ToWorker};
 
     use super::*;
@@ -272,12 +277,11 @@ mod tests {
 
     impl Engine for Puppet {
         fn begin(&self) {
-            self.events.send(EngineEvent::StepDone { step: 5, row: None }).unwrap();
+            self.events.send(EngineEvent::StepDone { step: 5, report: None }).unwrap();
         }
 
         fn stop(&self) {
-            let (step, evaluation) = (5, None);
-            let finished = EngineEvent::Finished { step, evaluation, stopped_early: true };
+            let finished = EngineEvent::Finished { step: 5, ending: Ending::Stopped };
             self.events.send(finished).unwrap();
         }
 
@@ -319,7 +323,7 @@ mod tests {
         let generation = Generation(1);
         assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
         coordinator.say(ToWorker::Start { generation });
-        let done = FromWorker::StepDone { generation, step: 5, row: None };
+        let done = FromWorker::StepDone { generation, step: 5, report: None };
         assert_eq!(coordinator.next().await, done);
         (coordinator, daemon, was_dropped)
     }
@@ -329,8 +333,7 @@ mod tests {
         let (mut coordinator, daemon, was_dropped) = started().await;
         let generation = Generation(1);
         coordinator.say(ToWorker::Stop { generation });
-        let (step, evaluation) = (5, None);
-        let finished = FromWorker::Finished { generation, step, evaluation, stopped_early: true };
+        let finished = FromWorker::Finished { generation, step: 5, ending: Ending::Stopped };
         assert_eq!(coordinator.next().await, finished);
         coordinator.say(ToWorker::Leave { reason: "done".into() });
         assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });

@@ -7,6 +7,7 @@ mod cell;
 mod error;
 mod evaluate;
 mod group;
+mod policy;
 mod snapshot;
 mod step;
 mod vote;
@@ -19,7 +20,8 @@ use std::thread::JoinHandle;
 
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, StepReport};
+use shoal_plan::standing::Standing;
 use shoal_proto::FailureKind;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -39,10 +41,32 @@ pub struct CellEngines;
 #[derive(Debug)]
 enum CellNews {
     Ready,
-    StepDone { step: u64, row: Option<StepRow> },
-    Part { step: u64, files: Vec<CheckpointFile> },
-    Finished { step: u64, evaluation: Option<Evaluation>, stopped_early: bool },
-    Failed { step: u64, kind: FailureKind, what: String, layer: Option<String> },
+    StepDone {
+        step: u64,
+        report: Option<StepReport>,
+    },
+    /// Only from cell 0.
+    Evaluated {
+        step: u64,
+        evaluations: Vec<Evaluation>,
+    },
+    Part {
+        standing: Standing,
+        files: Vec<CheckpointFile>,
+    },
+    Finished {
+        step: u64,
+        ending: Ending,
+    },
+    GoBack {
+        standing: Standing,
+    },
+    Failed {
+        step: u64,
+        kind: FailureKind,
+        what: String,
+        layer: Option<String>,
+    },
 }
 
 /// What the session tells the cells. Every cell looks at it at the edge of a step.
@@ -147,9 +171,10 @@ fn conduct(
     shared_mesh: &Mutex<Option<Mesh>>,
     events: &UnboundedSender<EngineEvent>,
 ) -> Result<(), EngineError> {
-    let Assignment { job, plan, run_dir, resume_from, .. } = &assignment;
+    let Assignment { job, plan, run_dir, resume_from, standing, .. } = &assignment;
     size_pool(assignment.threads);
-    let inputs = Arc::new(Inputs::open(job, plan, run_dir, *resume_from)?);
+    let inputs = Inputs::open(job, plan, run_dir, *resume_from)?.going_on_from(*standing);
+    let inputs = Arc::new(inputs);
     let membership = Membership {
         run: assignment.run.clone(),
         secret: *assignment.secret.bytes(),
@@ -191,10 +216,10 @@ fn size_pool(threads: usize) {
 struct Gathering {
     n_cells: usize,
     ready: usize,
-    /// Cells that ended a step, and the row if one of them had it.
-    steps: BTreeMap<u64, (usize, Option<StepRow>)>,
-    finished: usize,
-    evaluation: Option<Evaluation>,
+    /// Cells that ended a step, and its report if one of them had it.
+    steps: BTreeMap<u64, (usize, Option<StepReport>)>,
+    /// Cells that have nothing left to do, or want to go back.
+    ended: usize,
     failed: BTreeSet<CellId>,
 }
 
@@ -209,7 +234,7 @@ impl Gathering {
                 report(events, event);
             }
         }
-        if self.failed.is_empty() && self.finished < self.n_cells && self.ready == self.n_cells {
+        if self.failed.is_empty() && self.ended < self.n_cells && self.ready == self.n_cells {
             // A thread that panicked said nothing; its message is in this worker's log.
             let what = "a cell's thread ended without a word: see this worker's log".to_owned();
             let kind = FailureKind::Internal;
@@ -223,28 +248,29 @@ impl Gathering {
                 self.ready += 1;
                 (self.ready == self.n_cells).then_some(EngineEvent::Ready)
             }
-            CellNews::StepDone { step, row } => {
+            CellNews::StepDone { step, report } => {
                 let (done, kept) = self.steps.entry(step).or_default();
                 *done += 1;
-                *kept = kept.or(row);
+                *kept = kept.take().or(report);
                 if *done < self.n_cells {
                     return None;
                 }
-                let row = *kept;
-                self.steps.remove(&step);
-                Some(EngineEvent::StepDone { step, row })
+                let (_, report) = self.steps.remove(&step)?;
+                Some(EngineEvent::StepDone { step, report })
             }
-            CellNews::Part { step, files } => {
-                Some(EngineEvent::CheckpointPart { step, cell, files })
+            CellNews::Evaluated { step, evaluations } => {
+                Some(EngineEvent::Evaluated { step, evaluations })
             }
-            CellNews::Finished { step, evaluation, stopped_early } => {
-                self.finished += 1;
-                self.evaluation = self.evaluation.or(evaluation);
-                (self.finished == self.n_cells).then_some(EngineEvent::Finished {
-                    step,
-                    evaluation: self.evaluation,
-                    stopped_early,
-                })
+            CellNews::Part { standing, files } => {
+                Some(EngineEvent::CheckpointPart { standing, cell, files })
+            }
+            CellNews::Finished { step, ending } => {
+                self.ended += 1;
+                (self.ended == self.n_cells).then_some(EngineEvent::Finished { step, ending })
+            }
+            CellNews::GoBack { standing } => {
+                self.ended += 1;
+                (self.ended == self.n_cells).then_some(EngineEvent::GoBack { standing })
             }
             CellNews::Failed { step, kind, what, layer } => {
                 // Cells of one worker fail together; the first to say so speaks for all.

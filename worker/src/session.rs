@@ -9,7 +9,8 @@ use std::fmt;
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::Generation;
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, StepReport};
+use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, FailureKind, FromWorker, Hello, ToWorker};
 
 /// A heartbeat this often. The coordinator's lease is ten of them.
@@ -23,16 +24,20 @@ pub const LAST_WORD_MS: u64 = 4_000;
 pub enum EngineEvent {
     /// The cells are built, the checkpoint loaded, the connections to all peers stand.
     Ready,
-    /// All cells of this worker have applied the update of this step.
+    /// All cells of this worker have applied the update of this step, or skipped it.
     StepDone {
         step: u64,
         /// Only from the host of cell 0.
-        row: Option<StepRow>,
+        report: Option<StepReport>,
     },
-    /// The cell's files of the checkpoint of this step are written and fsynced.
-    CheckpointPart { step: u64, cell: CellId, files: Vec<CheckpointFile> },
+    /// Only from the host of cell 0.
+    Evaluated { step: u64, evaluations: Vec<Evaluation> },
+    /// The cell's files of a checkpoint are written and fsynced.
+    CheckpointPart { standing: Standing, cell: CellId, files: Vec<CheckpointFile> },
     /// Nothing is left to do; the last step's checkpoint parts are out.
-    Finished { step: u64, evaluation: Option<Evaluation>, stopped_early: bool },
+    Finished { step: u64, ending: Ending },
+    /// Too many steps were skipped: the cells have ended, and want to start from a checkpoint.
+    GoBack { standing: Standing },
     /// The engine cannot go on, and says nothing more.
     Failed { step: u64, kind: FailureKind, what: String, layer: Option<String> },
 }
@@ -103,6 +108,8 @@ enum Stage {
     /// Ready, and waiting for the others.
     Ready,
     Training,
+    /// Waiting for the next plan.
+    GoingBack,
     Finished,
     Failed {
         since_ms: u64,
@@ -148,6 +155,7 @@ impl Session {
                     | Stage::Preparing
                     | Stage::Ready
                     | Stage::Training
+                    | Stage::GoingBack
                     | Stage::Finished => ExitReason::CoordinatorLost { why },
                 })]
             }
@@ -192,7 +200,7 @@ impl Session {
         }
         self.generation = Some(generation);
         self.stage = Stage::Preparing;
-        self.step = assign.resume_from.unwrap_or(0);
+        self.step = assign.standing.step;
         vec![Effect::StartEngine(assign)]
     }
 
@@ -202,7 +210,9 @@ impl Session {
         }
         match self.stage {
             Stage::Preparing | Stage::Ready | Stage::Training | Stage::Finished => vec![effect],
-            Stage::Unassigned | Stage::Failed { .. } => ignored("no engine runs".to_owned()),
+            Stage::Unassigned | Stage::GoingBack | Stage::Failed { .. } => {
+                ignored("no engine runs".to_owned())
+            }
         }
     }
 
@@ -227,16 +237,23 @@ impl Session {
                 self.stage = Stage::Ready;
                 FromWorker::Ready { generation }
             }
-            EngineEvent::StepDone { step, row } => {
+            EngineEvent::StepDone { step, report } => {
                 self.step = step;
-                FromWorker::StepDone { generation, step, row }
+                FromWorker::StepDone { generation, step, report }
             }
-            EngineEvent::CheckpointPart { step, cell, files } => {
-                FromWorker::CheckpointPart { generation, step, cell, files }
+            EngineEvent::Evaluated { step, evaluations } => {
+                FromWorker::Evaluated { generation, step, evaluations }
             }
-            EngineEvent::Finished { step, evaluation, stopped_early } => {
+            EngineEvent::CheckpointPart { standing, cell, files } => {
+                FromWorker::CheckpointPart { generation, standing, cell, files }
+            }
+            EngineEvent::Finished { step, ending } => {
                 self.stage = Stage::Finished;
-                FromWorker::Finished { generation, step, evaluation, stopped_early }
+                FromWorker::Finished { generation, step, ending }
+            }
+            EngineEvent::GoBack { standing } => {
+                self.stage = Stage::GoingBack;
+                FromWorker::GoBack { generation, standing }
             }
             EngineEvent::Failed { step, kind, what, layer } => {
                 self.stage = Stage::Failed { since_ms: now_ms, what: what.clone() };
@@ -255,7 +272,7 @@ impl Session {
                 let what = "the engine ended without a word: see the worker's log".to_owned();
                 self.engine(now_ms, EngineEvent::Failed { step, kind, what, layer: None })
             }
-            Stage::Unassigned | Stage::Finished | Stage::Failed { .. } => vec![],
+            Stage::Unassigned | Stage::GoingBack | Stage::Finished | Stage::Failed { .. } => vec![],
         }
     }
 

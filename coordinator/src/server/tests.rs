@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shoal_plan::plan::WorkerId;
+use shoal_plan::report::Ending;
 use shoal_proto::ToWorker;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -102,19 +103,19 @@ async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
         worker.say(step_done(n, 1));
         worker.say(part(n, 1));
     }
-    for (n, worker) in (0..).zip(&mut workers) {
+    for worker in &mut workers {
         let committed = worker.next().await.unwrap();
         assert!(matches!(committed, ToWorker::CheckpointCommitted { step: 1, .. }));
-        worker.say(finished(n, 1, true));
+        worker.say(finished(1, Ending::Stopped));
     }
     for worker in &mut workers {
         assert!(matches!(worker.next().await.unwrap(), ToWorker::Leave { .. }));
     }
     let finished = |news| {
-        let News::Finished { last_step, stopped_early, .. } = news else { return None };
-        Some((last_step, stopped_early))
+        let News::Finished { last_step, ending, .. } = news else { return None };
+        Some((last_step, ending))
     };
-    assert_eq!(news(&mut running, finished).await, (1, true));
+    assert_eq!(news(&mut running, finished).await, (1, Ending::Stopped));
     drop(workers);
     let after = tokio::time::timeout(PATIENCE, running.news.recv()).await.unwrap();
     assert_eq!(after, None, "the news ends when the workers have gone");

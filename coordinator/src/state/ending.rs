@@ -1,10 +1,11 @@
 //! How a run ends: by finishing, by a request to stop, or by the first failure.
 
 use shoal_plan::plan::WorkerId;
+use shoal_plan::report::Ending;
 use shoal_proto::ToWorker;
 
 use super::cause::Sign;
-use super::{ConnectionId, Effect, Event, Finish, Ignored, OWN_SLEEP_MS, Phase, State};
+use super::{ConnectionId, Effect, Event, Ignored, OWN_SLEEP_MS, Phase, State};
 use crate::news::{Cause, Failure, News};
 
 /// How long the last checkpoint may take to complete after all workers have finished.
@@ -76,8 +77,8 @@ impl State {
 
     pub(super) fn stop(&mut self) {
         match self.phase {
-            // Nothing was trained, so nothing is lost.
-            Phase::Gathering | Phase::Preparing => self.finish(None, true),
+            // Nothing was trained since the checkpoint, so nothing is lost.
+            Phase::Gathering | Phase::Preparing => self.finish(Ending::Stopped),
             Phase::Training => {
                 self.phase = Phase::Stopping;
                 self.send_to_all(&ToWorker::Stop { generation: self.generation() });
@@ -86,7 +87,7 @@ impl State {
         }
     }
 
-    pub(super) fn finished(&mut self, worker: WorkerId, step: u64, finish: Finish) {
+    pub(super) fn finished(&mut self, worker: WorkerId, step: u64, ending: Ending) {
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, done) = (member.connection, member.done);
@@ -96,11 +97,11 @@ impl State {
         if member.finished.is_some() {
             return self.ignore(connection, Ignored::Repeated);
         }
-        if step != done {
+        if step != done || member.going_back.is_some() {
             let why = format!("finished after step {step}: the last step it did is {done}");
             return self.fail(Cause::Protocol, Some(worker), why);
         }
-        member.finished = Some(finish);
+        member.finished = Some(ending);
         if self.members.values().all(|member| member.finished.is_some()) {
             self.finished_ms = Some(self.now_ms);
         }
@@ -117,11 +118,14 @@ impl State {
         {
             return self.fail(Cause::Checkpoint, None, why);
         }
-        if self.checkpointed == step {
-            let mut finishes = self.members.values().filter_map(|member| member.finished);
-            let stopped_early = finishes.clone().any(|finish| finish.stopped_early);
-            let evaluation = finishes.find_map(|finish| finish.evaluation);
-            return self.finish(evaluation, stopped_early);
+        let mut endings = self.members.values().filter_map(|member| member.finished);
+        let ending = endings.next().unwrap_or(Ending::Stopped);
+        if let Some(other) = endings.find(|other| *other != ending) {
+            let why = format!("workers finished differently: {ending:?} and {other:?}");
+            return self.fail(Cause::Protocol, None, why);
+        }
+        if self.checkpointed.step == step {
+            return self.finish(ending);
         }
         if self.now_ms > finished_ms + LAST_CHECKPOINT_MS {
             let missing = self.parts.missing(step);
@@ -132,12 +136,12 @@ impl State {
         }
     }
 
-    fn finish(&mut self, evaluation: Option<shoal_plan::report::Evaluation>, stopped_early: bool) {
+    pub(super) fn finish(&mut self, ending: Ending) {
         let last_step = self.committed;
         let reason = format!("the run has ended after step {last_step}");
         self.send_to_all(&ToWorker::Leave { reason });
         self.phase = Phase::Ended;
-        self.news(News::Finished { evaluation, last_step, stopped_early });
+        self.news(News::Finished { last_step, ending, best: self.checkpointed.best });
     }
 
     /// Notes a sign that the run cannot go on; which sign is the cause shows a little later.

@@ -6,7 +6,8 @@ use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, StagePlan, WorkerId};
-use shoal_plan::report::{Evaluation, StepRow};
+use shoal_plan::report::{Ending, Evaluation, HELDOUT, Outcome, SkippedStep, StepReport, StepRow};
+use shoal_plan::standing::Standing;
 use shoal_proto::{FromWorker, Hello, Secret};
 
 use super::ConnectionId;
@@ -75,17 +76,67 @@ pub(crate) fn step_done(worker: u32, step: u64) -> FromWorker {
         lr: 1e-3,
         tokens: 128,
     };
-    FromWorker::StepDone { generation: G1, step, row: (worker == 0).then_some(row) }
+    done(worker, step, Outcome::Trained(row))
+}
+
+pub(crate) fn step_skipped(worker: u32, step: u64, in_a_row: u32) -> FromWorker {
+    let skipped = "layer 3 forward".to_owned();
+    done(
+        worker,
+        step,
+        Outcome::Skipped(SkippedStep { step, skipped, worker: WorkerId(1), in_a_row }),
+    )
+}
+
+fn done(worker: u32, step: u64, outcome: Outcome) -> FromWorker {
+    let report = StepReport { first_sequence: (step - 1) * 8, sequences: 8, outcome };
+    FromWorker::StepDone { generation: G1, step, report: (worker == 0).then_some(report) }
+}
+
+/// After this many steps of 8 sequences.
+pub(crate) fn at(step: u64) -> Standing {
+    Standing { step, sequences: 8 * step, ..Standing::default() }
+}
+
+pub(crate) fn go_back(step: u64, skips: u32) -> FromWorker {
+    FromWorker::GoBack { generation: G1, standing: Standing { skips, ..at(step) } }
+}
+
+pub(crate) fn evaluated(step: u64, loss: f64) -> FromWorker {
+    let evaluation = Evaluation { set: HELDOUT.into(), loss, tokens: 10, bytes: 10 };
+    FromWorker::Evaluated { generation: G1, step, evaluations: vec![evaluation] }
+}
+
+/// The same words in a later generation.
+pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> FromWorker {
+    match message {
+        FromWorker::Ready { .. } => FromWorker::Ready { generation },
+        FromWorker::StepDone { step, report, .. } => {
+            FromWorker::StepDone { generation, step, report }
+        }
+        FromWorker::Evaluated { step, evaluations, .. } => {
+            FromWorker::Evaluated { generation, step, evaluations }
+        }
+        FromWorker::GoBack { standing, .. } => FromWorker::GoBack { generation, standing },
+        FromWorker::CheckpointPart { standing, cell, files, .. } => {
+            FromWorker::CheckpointPart { generation, standing, cell, files }
+        }
+        FromWorker::Finished { step, ending, .. } => {
+            FromWorker::Finished { generation, step, ending }
+        }
+        other @ (FromWorker::Hello(_)
+        | FromWorker::Heartbeat { .. }
+        | FromWorker::Failed { .. }) => other,
+    }
 }
 
 pub(crate) fn part(worker: u32, step: u64) -> FromWorker {
     let (name, blake3) = (format!("model-{worker}.safetensors"), "00".repeat(32));
     let files = vec![CheckpointFile { name, bytes: 1, blake3 }];
-    FromWorker::CheckpointPart { generation: G1, step, cell: CellId(worker), files }
+    let (standing, cell) = (at(step), CellId(worker));
+    FromWorker::CheckpointPart { generation: G1, standing, cell, files }
 }
 
-pub(crate) fn finished(worker: u32, step: u64, stopped_early: bool) -> FromWorker {
-    let evaluation = Evaluation { loss: 2.0, tokens: 10, bytes: 10 };
-    let evaluation = (worker == 0 && !stopped_early).then_some(evaluation);
-    FromWorker::Finished { generation: G1, step, evaluation, stopped_early }
+pub(crate) fn finished(step: u64, ending: Ending) -> FromWorker {
+    FromWorker::Finished { generation: G1, step, ending }
 }

@@ -19,6 +19,7 @@ impl State {
             ready: false,
             done: self.committed,
             finished: None,
+            going_back: None,
         };
         self.members.insert(hello.worker, member);
         let (joined, wanted) = (self.members.len() as u32, self.settings.workers_wanted);
@@ -51,15 +52,22 @@ impl State {
         if (self.members.len() as u32) < self.settings.workers_wanted {
             return;
         }
+        self.assign(Generation(1));
+    }
+
+    /// Tells everybody what to build, and from where to go on.
+    pub(super) fn assign(&mut self, generation: Generation) {
         let workers: Vec<_> = self.members.keys().copied().collect();
-        let (job, resume_from) = (&self.settings.job, self.settings.resume_from);
-        let plan = match (self.settings.make_plan)(job, &workers, Generation(1)) {
+        let job = &self.settings.job;
+        let plan = match (self.settings.make_plan)(job, &workers, generation) {
             Ok(plan) => plan,
             Err(why) => return self.fail(Cause::Plan, None, why),
         };
         let peers = self.members.iter().map(|(worker, member)| (*worker, member.address)).collect();
         let (run, job) = (self.settings.run.clone(), job.clone());
-        let assign = Assign { run, plan: plan.clone(), job, peers, resume_from };
+        let standing = self.start;
+        let resume_from = Some(standing.step).filter(|step| *step > 0);
+        let assign = Assign { run, plan: plan.clone(), job, peers, resume_from, standing };
         self.phase = Phase::Preparing;
         self.plan = Some(plan.clone());
         self.news(News::Planned(plan));

@@ -4,19 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
-use shoal_plan::job::Training;
+use shoal_plan::standing::Standing;
 
 /// The parts of checkpoints that are not yet committed, by step and cell.
 #[derive(Debug)]
 pub(super) struct Parts {
     grid: Grid,
-    /// Tells how many sequences a step has.
-    training: Training,
-    steps: BTreeMap<u64, BTreeMap<CellId, Vec<CheckpointFile>>>,
-    /// The step whose manifest is being written.
-    writing: Option<u64>,
+    steps: BTreeMap<u64, Pending>,
+    /// The checkpoint whose manifest is being written.
+    writing: Option<Standing>,
     /// The newest step that is over, one way or the other: parts up to it come too late.
     closed: u64,
+}
+
+/// One checkpoint in the making.
+#[derive(Debug)]
+struct Pending {
+    standing: Standing,
+    files: BTreeMap<CellId, Vec<CheckpointFile>>,
 }
 
 /// Why a part is not taken.
@@ -30,8 +35,8 @@ pub(super) enum PartError {
 
 impl Parts {
     /// Nothing written yet; parts up to `resume_from` come too late.
-    pub(super) fn new(grid: Grid, training: Training, resume_from: u64) -> Self {
-        Self { grid, training, steps: BTreeMap::new(), writing: None, closed: resume_from }
+    pub(super) fn new(grid: Grid, resume_from: u64) -> Self {
+        Self { grid, steps: BTreeMap::new(), writing: None, closed: resume_from }
     }
 
     /// The cells that write: every expert and every layer is in the first replica.
@@ -43,26 +48,33 @@ impl Parts {
     /// Takes one cell's files.
     pub(super) fn add(
         &mut self,
-        step: u64,
+        standing: Standing,
         cell: CellId,
         files: Vec<CheckpointFile>,
     ) -> Result<(), PartError> {
+        let step = standing.step;
         if !self.writers().any(|writer| writer == cell) {
             return Err(PartError::Wrong(format!("{cell} writes no checkpoints in this plan")));
         }
-        if step <= self.closed || self.writing == Some(step) {
+        if step <= self.closed || self.is_writing(step) {
             return Err(PartError::Late);
         }
-        let parts = self.steps.entry(step).or_default();
-        if parts.contains_key(&cell) {
+        let files_of = || Pending { standing, files: BTreeMap::new() };
+        let pending = self.steps.entry(step).or_insert_with(files_of);
+        if pending.files.contains_key(&cell) {
             return Err(PartError::Late);
         }
-        let mut names: BTreeSet<_> = parts.values().flatten().map(|file| &file.name).collect();
+        if pending.standing != standing {
+            let (got, want) = (standing, pending.standing);
+            return Err(PartError::Wrong(format!("{cell} stands at {got:?}, others at {want:?}")));
+        }
+        let mut names: BTreeSet<_> =
+            pending.files.values().flatten().map(|file| &file.name).collect();
         if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
             let name = &twice.name;
             return Err(PartError::Wrong(format!("{cell} wrote {name}, which is written already")));
         }
-        parts.insert(cell, files);
+        pending.files.insert(cell, files);
         Ok(())
     }
 
@@ -72,51 +84,55 @@ impl Parts {
             return None;
         }
         let n_writers = self.writers().count();
-        let complete = |(step, parts): &(&u64, &BTreeMap<_, _>)| {
-            **step <= committed && parts.len() == n_writers
+        let complete = |(step, pending): &(&u64, &Pending)| {
+            **step <= committed && pending.files.len() == n_writers
         };
         let step = *self.steps.iter().find(complete)?.0;
-        let mut files: Vec<_> = self.steps.remove(&step)?.into_values().flatten().collect();
+        let Pending { standing, files } = self.steps.remove(&step)?;
+        let mut files: Vec<_> = files.into_values().flatten().collect();
         files.sort();
-        self.writing = Some(step);
-        Some(CheckpointManifest {
-            schema_version: SCHEMA_VERSION,
-            step,
-            sequences: self.training.sequences_before(step + 1),
-            grid: self.grid,
-            files,
-        })
+        self.writing = Some(standing);
+        let (schema_version, grid) = (SCHEMA_VERSION, self.grid);
+        Some(CheckpointManifest { schema_version, standing, grid, files })
     }
 
-    /// The manifest of this step was written, or could not be. Returns whether it was awaited.
-    pub(super) fn written(&mut self, step: u64) -> bool {
-        if self.writing != Some(step) {
-            return false;
-        }
-        self.writing = None;
+    /// Whether a manifest is being written.
+    pub(super) fn is_busy(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    fn is_writing(&self, step: u64) -> bool {
+        self.writing.is_some_and(|standing| standing.step == step)
+    }
+
+    /// The manifest of this step was written, or could not be. `None` if it was not awaited.
+    pub(super) fn written(&mut self, step: u64) -> Option<Standing> {
+        let standing = self.writing.take_if(|standing| standing.step == step)?;
         self.closed = step;
         // A checkpoint older than one that is over will never be asked for.
         self.steps.retain(|pending, _| *pending > step);
-        true
+        Some(standing)
     }
 
     /// The cells whose part of this step has not come. None if its manifest is being written.
     pub(super) fn missing(&self, step: u64) -> Vec<CellId> {
-        if self.writing == Some(step) {
+        if self.is_writing(step) {
             return Vec::new();
         }
-        let parts = self.steps.get(&step);
-        self.writers().filter(|cell| !parts.is_some_and(|p| p.contains_key(cell))).collect()
+        let pending = self.steps.get(&step);
+        self.writers().filter(|cell| !pending.is_some_and(|p| p.files.contains_key(cell))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shoal_plan::job::Job;
-
     use super::*;
 
     const GRID: Grid = Grid { stages: 2, expert_shards: 1, replicas: 2 };
+
+    fn at(step: u64) -> Standing {
+        Standing { step, sequences: 8 * step, ..Standing::default() }
+    }
 
     fn file(name: &str) -> Vec<CheckpointFile> {
         vec![CheckpointFile { name: name.into(), bytes: 1, blake3: "00".repeat(32) }]
@@ -124,48 +140,53 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_complete_with_the_parts_of_the_first_replica_in_any_order() {
-        let mut parts = Parts::new(GRID, Job::example().training, 0);
+        let mut parts = Parts::new(GRID, 0);
         assert_eq!(parts.missing(5), [CellId(0), CellId(2)]);
-        parts.add(5, CellId(2), file("b")).unwrap();
+        parts.add(at(5), CellId(2), file("b")).unwrap();
         assert_eq!(parts.next_complete(5), None);
-        parts.add(5, CellId(0), file("a")).unwrap();
+        parts.add(at(5), CellId(0), file("a")).unwrap();
         assert_eq!(parts.next_complete(4), None, "step 5 is not committed");
         let manifest = parts.next_complete(5).unwrap();
-        assert_eq!((manifest.step, manifest.sequences, manifest.grid), (5, 40, GRID));
+        assert_eq!((manifest.standing, manifest.grid), (at(5), GRID));
         assert_eq!(manifest.files, [file("a"), file("b")].concat());
-        assert_eq!(parts.add(5, CellId(0), file("a")), Err(PartError::Late));
-        assert!(!parts.written(4));
-        assert!(parts.written(5));
-        assert!(!parts.written(5));
-        assert_eq!(parts.add(5, CellId(0), file("a")), Err(PartError::Late));
+        assert_eq!(parts.add(at(5), CellId(0), file("a")), Err(PartError::Late));
+        assert_eq!(parts.written(4), None);
+        assert_eq!(parts.written(5), Some(at(5)));
+        assert_eq!(parts.written(5), None);
+        assert_eq!(parts.add(at(5), CellId(0), file("a")), Err(PartError::Late));
     }
 
     #[test]
     fn one_checkpoint_is_written_at_a_time_and_an_older_one_is_dropped() {
-        let mut parts = Parts::new(GRID, Job::example().training, 4);
-        assert_eq!(parts.add(4, CellId(0), file("a")), Err(PartError::Late));
-        parts.add(5, CellId(0), file("a")).unwrap();
+        let mut parts = Parts::new(GRID, 4);
+        assert_eq!(parts.add(at(4), CellId(0), file("a")), Err(PartError::Late));
+        parts.add(at(5), CellId(0), file("a")).unwrap();
         for step in [6, 7] {
-            parts.add(step, CellId(0), file("a")).unwrap();
-            parts.add(step, CellId(2), file("b")).unwrap();
+            parts.add(at(step), CellId(0), file("a")).unwrap();
+            parts.add(at(step), CellId(2), file("b")).unwrap();
         }
-        assert_eq!(parts.next_complete(7).unwrap().step, 6);
+        assert_eq!(parts.next_complete(7).unwrap().standing.step, 6);
         assert_eq!(parts.next_complete(7), None);
-        assert!(parts.written(6));
-        assert_eq!(parts.next_complete(7).unwrap().step, 7);
-        assert_eq!(parts.add(5, CellId(2), file("b")), Err(PartError::Late));
+        assert!(parts.is_busy());
+        assert_eq!(parts.written(6), Some(at(6)));
+        assert!(!parts.is_busy());
+        assert_eq!(parts.next_complete(7).unwrap().standing.step, 7);
+        assert_eq!(parts.add(at(5), CellId(2), file("b")), Err(PartError::Late));
     }
 
     #[test]
     fn parts_that_contradict_the_plan_are_named() {
-        let mut parts = Parts::new(GRID, Job::example().training, 0);
+        let mut parts = Parts::new(GRID, 0);
         let wrong = |text: &str| Err(PartError::Wrong(text.into()));
         let want = wrong("cell-1 writes no checkpoints in this plan");
-        assert_eq!(parts.add(5, CellId(1), file("a")), want);
-        assert!(parts.add(5, CellId(99), file("a")).is_err());
-        parts.add(5, CellId(0), file("a")).unwrap();
+        assert_eq!(parts.add(at(5), CellId(1), file("a")), want);
+        assert!(parts.add(at(5), CellId(99), file("a")).is_err());
+        parts.add(at(5), CellId(0), file("a")).unwrap();
         let want = wrong("cell-2 wrote a, which is written already");
-        assert_eq!(parts.add(5, CellId(2), file("a")), want);
-        assert_eq!(parts.add(5, CellId(0), file("z")), Err(PartError::Late));
+        assert_eq!(parts.add(at(5), CellId(2), file("a")), want);
+        assert_eq!(parts.add(at(5), CellId(0), file("z")), Err(PartError::Late));
+        let other = Standing { skips: 1, ..at(5) };
+        let error = parts.add(other, CellId(2), file("b")).unwrap_err();
+        assert!(format!("{error:?}").contains("cell-2 stands at"), "{error:?}");
     }
 }

@@ -2,17 +2,18 @@
 
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
-use shoal_plan::report::StepRow;
+use shoal_plan::report::{Evaluation, Outcome, StepReport};
+use shoal_plan::standing::Standing;
 use shoal_proto::ToWorker;
 
 use super::{Effect, Ignored, Phase, State};
-use crate::ledger::LedgerRow;
+use crate::ledger::{LedgerRow, StepLine};
 use crate::news::{Cause, News};
 
 impl State {
-    pub(super) fn step_done(&mut self, worker: WorkerId, step: u64, row: Option<StepRow>) {
+    pub(super) fn step_done(&mut self, worker: WorkerId, step: u64, report: Option<StepReport>) {
         let last = self.settings.job.training.steps;
-        let reports_rows = self.plan().host(CellId(0)) == worker;
+        let reports = self.plan().host(CellId(0)) == worker;
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, want) = (member.connection, member.done + 1);
@@ -22,45 +23,75 @@ impl State {
         if step < want {
             return self.ignore(connection, Ignored::Repeated);
         }
-        if step > want || step > last || member.finished.is_some() {
+        if step > want || step > last || member.finished.is_some() || member.going_back.is_some() {
             let why = format!("step {step} done: want step {want} of {last}");
             return self.fail(Cause::Protocol, Some(worker), why);
         }
-        if row.map(|row| row.step) != reports_rows.then_some(step) {
+        if report.as_ref().map(StepReport::step) != reports.then_some(step) {
             let why = format!("step {step} done: want its figures from the host of cell-0 only");
             return self.fail(Cause::Protocol, Some(worker), why);
         }
         member.done = step;
-        self.rows.extend(row.map(|row| (step, row)));
+        self.reports.extend(report.map(|report| (step, report)));
+    }
+
+    /// Kept until the step is committed, so that the news of both come in order.
+    pub(super) fn evaluated(&mut self, worker: WorkerId, step: u64, found: Vec<Evaluation>) {
+        let reports = self.plan().host(CellId(0)) == worker;
+        let phase = self.phase;
+        let member = self.member(worker);
+        let (connection, done) = (member.connection, member.done);
+        if phase == Phase::Preparing {
+            return self.ignore(connection, Ignored::OutOfPhase(phase));
+        }
+        if step != done || !reports {
+            let why = format!("step {step} evaluated: want step {done}, from the host of cell-0");
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        self.evaluations.insert(step, found);
     }
 
     pub(super) fn commit_steps(&mut self) {
         let done_by_all = self.members.values().map(|member| member.done).min();
         while Some(self.committed) < done_by_all {
+            self.tell_evaluations();
             let step = self.committed + 1;
-            let row = self.rows.remove(&step).expect("the host of cell-0 reported it with figures");
+            let report = self.reports.remove(&step).expect("the host of cell-0 reported it");
             self.committed = step;
-            let training = &self.settings.job.training;
-            let first_sequence = training.sequences_before(step);
-            let sequences = u64::from(training.batch_at(step));
-            self.effects.push(Effect::Record(LedgerRow {
+            let (loss, skipped) = match &report.outcome {
+                Outcome::Trained(row) => (Some(row.loss), None),
+                Outcome::Skipped(skip) => {
+                    (None, Some(format!("{}: {}", skip.worker, skip.skipped)))
+                }
+            };
+            self.effects.push(Effect::Record(LedgerRow::Step(StepLine {
                 generation: self.generation(),
                 step,
-                first_sequence,
-                sequences,
-                loss: row.loss,
-            }));
-            self.news(News::Step(row));
+                first_sequence: report.first_sequence,
+                sequences: report.sequences,
+                loss,
+                skipped,
+            })));
+            self.news(News::Step(report));
+        }
+        self.tell_evaluations();
+    }
+
+    /// Of the committed step.
+    fn tell_evaluations(&mut self) {
+        let step = self.committed;
+        if let Some(evaluations) = self.evaluations.remove(&step) {
+            self.news(News::Evaluated { step, evaluations });
         }
     }
 
     pub(super) fn part_fits(
         &self,
         worker: WorkerId,
-        step: u64,
+        standing: Standing,
         cell: CellId,
     ) -> Result<(), String> {
-        let (plan, last) = (self.plan(), self.settings.job.training.steps);
+        let (plan, last, step) = (self.plan(), self.settings.job.training.steps, standing.step);
         if cell.0 >= plan.grid.n_cells() || plan.host(cell) != worker {
             return Err(format!("a checkpoint's part of {cell}, which it does not host"));
         }
@@ -71,12 +102,10 @@ impl State {
     }
 
     pub(super) fn checkpoint_written(&mut self, step: u64, result: Result<(), String>) {
-        if !self.parts.written(step) {
-            return;
-        }
+        let Some(standing) = self.parts.written(step) else { return };
         match result {
             Ok(()) => {
-                self.checkpointed = step;
+                self.checkpointed = standing;
                 self.news(News::CheckpointCommitted { step });
                 let generation = self.generation();
                 self.send_to_all(&ToWorker::CheckpointCommitted { generation, step });

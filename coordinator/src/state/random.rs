@@ -3,7 +3,10 @@
 
 use shoal_proto::FailureKind;
 
-use super::fixtures::{G1, LAST_STEP, connection, finished, hello, part, settings, step_done};
+use super::fixtures::{
+    G1, LAST_STEP, connection, evaluated, finished, go_back, hello, of_generation, part, settings,
+    step_done, step_skipped,
+};
 use super::*;
 
 /// `SplitMix64`, Steele et al. 2014.
@@ -23,38 +26,57 @@ impl Random {
     }
 }
 
-/// What a healthy worker says, in order.
-fn script(worker: u32) -> Vec<FromWorker> {
+/// What a healthy worker says, in order. With `rolls_back`, step 3 is skipped and the run goes back
+/// to the checkpoint of step 2 once.
+fn script(worker: u32, rolls_back: bool) -> Vec<FromWorker> {
     let mut script = vec![hello(worker), FromWorker::Ready { generation: G1 }];
-    for step in 1..=LAST_STEP {
+    let train = |script: &mut Vec<FromWorker>, step| {
         script.push(step_done(worker, step));
         if step % 2 == 0 {
+            script.extend((worker == 0).then(|| evaluated(step, 2.0)));
             script.push(part(worker, step));
         }
+    };
+    train(&mut script, 1);
+    train(&mut script, 2);
+    if !rolls_back {
+        train(&mut script, 3);
+        train(&mut script, 4);
+        script.push(finished(LAST_STEP, Ending::Completed));
+        return script;
     }
-    script.push(finished(worker, LAST_STEP, false));
+    script.push(step_skipped(worker, 3, 1));
+    script.push(go_back(3, 1));
+    let mut second = vec![FromWorker::Ready { generation: G1 }];
+    train(&mut second, 3);
+    train(&mut second, 4);
+    second.push(finished(LAST_STEP, Ending::Completed));
+    script.extend(second.into_iter().map(|message| of_generation(Generation(2), message)));
     script
 }
 
 fn disturbance(random: &mut Random) -> Event {
     let n = random.below(4) as u32;
     let connection = connection(n);
-    let message = match random.below(12) {
+    let message = match random.below(15) {
         0 => return Event::HungUp { connection, why: "reset".into() },
         1 => return Event::WorkerExited { worker: WorkerId(n), what: "signal 9".into() },
         2 => return Event::BadMessage { connection, why: "nonsense".into() },
         3 => return Event::StopRequested,
         4 => return Event::CheckpointWritten { step: random.below(6), result: Ok(()) },
         5 => hello(random.below(4) as u32),
-        6 => step_done(random.below(3) as u32, random.below(7)),
+        6 => step_done(random.below(3) as u32, random.below(6) + 1),
         7 => part(random.below(4) as u32, random.below(7)),
-        8 => finished(n, random.below(6), true),
+        8 => finished(random.below(6), Ending::Stopped),
         9 => FromWorker::Ready { generation: Generation(random.below(3)) },
         10 => {
             let (step, what, layer) = (random.below(5), "lost".into(), None);
             let kind = FailureKind::PeerLost;
             FromWorker::Failed { generation: G1, step, kind, what, layer }
         }
+        11 => go_back(random.below(5), 1),
+        12 => evaluated(random.below(5), 1.0),
+        13 => step_skipped(random.below(3) as u32, random.below(6) + 1, 1),
         _ => FromWorker::Heartbeat { generation: None, step: 0 },
     };
     Event::Message { connection, message }
@@ -65,6 +87,7 @@ fn disturbance(random: &mut Random) -> Event {
 struct Judge {
     steps: u64,
     checkpoint: u64,
+    rollbacks: u32,
     over: bool,
 }
 
@@ -72,9 +95,15 @@ impl Judge {
     fn hear(&mut self, news: &News) {
         assert!(!self.over, "{news:?} after the end");
         match news {
-            News::Step(row) => {
-                assert_eq!(row.step, self.steps + 1, "steps come in order, each once");
-                self.steps = row.step;
+            News::Step(report) => {
+                assert_eq!(report.step(), self.steps + 1, "steps come in order, each once");
+                self.steps = report.step();
+            }
+            News::Evaluated { step, .. } => assert_eq!(*step, self.steps, "after its step"),
+            News::RolledBack { from, to, rollbacks, .. } => {
+                let want = (self.steps, self.checkpoint, self.rollbacks + 1);
+                assert_eq!((*from, *to, *rollbacks), want);
+                (self.steps, self.rollbacks) = (*to, *rollbacks);
             }
             News::CheckpointCommitted { step } => {
                 assert!(*step > self.checkpoint && *step <= self.steps, "checkpoint {step}");
@@ -97,11 +126,11 @@ impl Judge {
 }
 
 /// Runs one seed; one event in `noise` is a disturbance (none for 0). Returns the judge.
-fn simulate(seed: u64, noise: u64) -> Judge {
+fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
     let mut random = Random(seed);
     let mut state = State::new(settings(), 0);
     let mut judge = Judge::default();
-    let mut scripts = [script(0), script(1)];
+    let mut scripts = [script(0, rolls_back), script(1, rolls_back)];
     for script in &mut scripts {
         script.reverse();
     }
@@ -117,17 +146,22 @@ fn simulate(seed: u64, noise: u64) -> Judge {
         } else if let Some(message) = scripts[worker as usize].pop() {
             // A worker is not ready before it has a plan, and does not train before the start.
             let early = match message {
-                FromWorker::Ready { .. } => state.phase == Phase::Gathering,
+                FromWorker::Ready { generation } => {
+                    state.plan.as_ref().is_none_or(|plan| plan.generation != generation)
+                }
                 FromWorker::StepDone { .. } => state.phase == Phase::Preparing,
                 FromWorker::Hello(_)
                 | FromWorker::Heartbeat { .. }
                 | FromWorker::CheckpointPart { .. }
+                | FromWorker::Evaluated { .. }
+                | FromWorker::GoBack { .. }
                 | FromWorker::Finished { .. }
                 | FromWorker::Failed { .. } => false,
             };
             if early {
                 scripts[worker as usize].push(message);
-                Event::Tick
+                let message = FromWorker::Heartbeat { generation: Some(G1), step: 0 };
+                Event::Message { connection: connection(worker), message }
             } else {
                 Event::Message { connection: connection(worker), message }
             }
@@ -140,7 +174,7 @@ fn simulate(seed: u64, noise: u64) -> Judge {
         now_ms += random.below(300);
         for effect in state.apply(now_ms, event) {
             match effect {
-                Effect::CommitCheckpoint(manifest) => writing.push(manifest.step),
+                Effect::CommitCheckpoint(manifest) => writing.push(manifest.standing.step),
                 Effect::News(news) => judge.hear(&news),
                 Effect::Send { .. }
                 | Effect::Close { .. }
@@ -162,7 +196,7 @@ fn seeds(n: u64) -> std::ops::Range<u64> {
 fn disturbed_runs_never_contradict_themselves() {
     for seed in seeds(1_000) {
         for noise in [2, 10, 40] {
-            let run = || simulate(seed, noise);
+            let run = || simulate(seed, noise, seed % 2 == 0);
             let survived = std::panic::catch_unwind(run).is_ok();
             assert!(survived, "replay with SEED={seed}, noise {noise}");
         }
@@ -172,7 +206,10 @@ fn disturbed_runs_never_contradict_themselves() {
 #[test]
 fn an_undisturbed_run_finishes_in_every_order_of_messages() {
     for seed in seeds(1_000) {
-        let judge = simulate(seed, 0);
-        assert_eq!((judge.steps, judge.checkpoint), (LAST_STEP, LAST_STEP), "SEED={seed}");
+        for rolls_back in [false, true] {
+            let judge = simulate(seed, 0, rolls_back);
+            let end = (judge.steps, judge.checkpoint, judge.rollbacks);
+            assert_eq!(end, (LAST_STEP, LAST_STEP, u32::from(rolls_back)), "SEED={seed}");
+        }
     }
 }

@@ -5,21 +5,24 @@ use shoal_plan::plan::RunId;
 use shoal_proto::{FailureKind, Hello};
 
 use super::cause::GRACE_MS;
-use super::fixtures::{G1, connection, finished, hello, part, settings, step_done};
+use super::fixtures::{
+    G1, at, connection, evaluated, finished, go_back, hello, part, settings, step_done,
+};
 use super::*;
+use crate::ledger::Rollback;
 
 fn failed(kind: FailureKind, what: &str) -> FromWorker {
     let layer = Some("model.layers.3".to_owned()).filter(|_| kind == FailureKind::NonFinite);
     FromWorker::Failed { generation: G1, step: 3, kind, what: what.into(), layer }
 }
 
-struct Run {
-    state: State,
-    now_ms: u64,
+pub(super) struct Run {
+    pub(super) state: State,
+    pub(super) now_ms: u64,
 }
 
 impl Run {
-    fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings) -> Self {
         Self { state: State::new(settings, 0), now_ms: 0 }
     }
 
@@ -30,7 +33,7 @@ impl Run {
         run
     }
 
-    fn training() -> Self {
+    pub(super) fn training() -> Self {
         let mut run = Self::gathered();
         run.say(0, FromWorker::Ready { generation: G1 });
         run.say(1, FromWorker::Ready { generation: G1 });
@@ -38,7 +41,7 @@ impl Run {
     }
 
     /// After step 2, its checkpoint not yet committed.
-    fn two_steps() -> Self {
+    pub(super) fn two_steps() -> Self {
         let mut run = Self::training();
         for step in [1, 2] {
             run.say(0, step_done(0, step));
@@ -48,12 +51,12 @@ impl Run {
     }
 
     /// Applies an event and writes its effects as one line each.
-    fn apply(&mut self, event: Event) -> String {
+    pub(super) fn apply(&mut self, event: Event) -> String {
         let effects = self.state.apply(self.now_ms, event);
         effects.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    fn say(&mut self, worker: u32, message: FromWorker) -> String {
+    pub(super) fn say(&mut self, worker: u32, message: FromWorker) -> String {
         self.apply(Event::Message { connection: connection(worker), message })
     }
 
@@ -86,11 +89,20 @@ fn line(effect: &Effect) -> String {
         }
         Effect::Close { connection, reason } => format!("{} closed: {reason}", connection.0),
         Effect::Ignored { connection, why } => format!("{} ignored: {why}", connection.0),
-        Effect::Record(row) => format!("ledger {} from {}", row.step, row.first_sequence),
-        Effect::CommitCheckpoint(manifest) => {
-            format!("commit {} of {} files", manifest.step, manifest.files.len())
+        Effect::Record(LedgerRow::Step(row)) => {
+            let how = row.skipped.as_ref().map_or("", |_| ", skipped");
+            format!("ledger {} from {}{how}", row.step, row.first_sequence)
         }
-        Effect::News(News::Step(row)) => format!("step {}", row.step),
+        Effect::Record(LedgerRow::RolledBack(Rollback { rolled_back_to, next_sequence })) => {
+            format!("ledger back to {rolled_back_to}, next {next_sequence:?}")
+        }
+        Effect::CommitCheckpoint(manifest) => {
+            format!("commit {} of {} files", manifest.standing.step, manifest.files.len())
+        }
+        Effect::News(News::Step(report)) => format!("step {}", report.step()),
+        Effect::News(News::Evaluated { step, evaluations }) => {
+            format!("evaluated {step}: {} {}", evaluations[0].set, evaluations[0].loss)
+        }
         Effect::News(News::Failed(failure)) => format!("failed: {failure}"),
         Effect::News(News::Planned(_)) => "planned".into(),
         Effect::News(news) => format!("{news:?}"),
@@ -98,11 +110,11 @@ fn line(effect: &Effect) -> String {
 }
 
 #[track_caller]
-fn check(got: String, want: &[&str]) {
+pub(super) fn check(got: String, want: &[&str]) {
     assert_eq!(got, want.join("\n"));
 }
 
-fn written(step: u64) -> Event {
+pub(super) fn written(step: u64) -> Event {
     Event::CheckpointWritten { step, result: Ok(()) }
 }
 
@@ -132,13 +144,12 @@ fn a_run_goes_from_hello_to_leave() {
         run.say(1, step_done(1, step));
     }
     run.say(0, part(0, 4));
-    check(run.say(0, finished(0, 4, false)), &[]);
+    check(run.say(0, evaluated(4, 2.5)), &["evaluated 4: heldout 2.5"]);
+    check(run.say(0, finished(4, Ending::Completed)), &[]);
     check(run.say(1, part(1, 4)), &["commit 4 of 2 files"]);
-    check(run.say(1, finished(1, 4, false)), &[]);
+    check(run.say(1, finished(4, Ending::Completed)), &[]);
     let end = run.apply(written(4));
-    let evaluation = "Some(Evaluation { loss: 2.0, tokens: 10, bytes: 10 })";
-    let want =
-        format!("Finished {{ evaluation: {evaluation}, last_step: 4, stopped_early: false }}");
+    let want = "Finished { last_step: 4, ending: Completed, best: None }";
     assert!(end.ends_with(&format!("10 <- Leave\n11 <- Leave\n{want}")), "{end}");
     check(run.apply(Event::HungUp { connection: connection(0), why: "bye".into() }), &[]);
     check(run.say(7, hello(1)), &["17 closed: the run has ended"]);
@@ -180,7 +191,7 @@ fn stale_repeated_and_untimely_messages_are_ignored() {
     run.say(1, hello(1));
     check(run.say(0, ready(2)), &["10 ignored: of generation 2, now is generation 1"]);
     check(run.say(0, step_done(0, 1)), &["10 ignored: not expected while Preparing"]);
-    check(run.say(0, finished(0, 0, true)), &["10 ignored: not expected while Preparing"]);
+    check(run.say(0, finished(0, Ending::Stopped)), &["10 ignored: not expected while Preparing"]);
     run.say(0, ready(1));
     check(run.say(0, ready(1)), &["10 ignored: not expected while Preparing"]);
     run.say(1, ready(1));
@@ -190,12 +201,8 @@ fn stale_repeated_and_untimely_messages_are_ignored() {
     run.say(0, part(0, 2));
     check(run.say(0, part(0, 2)), &["10 ignored: known already"]);
     check(run.apply(written(2)), &[]);
-    let old = FromWorker::Finished {
-        generation: Generation(0),
-        step: 1,
-        evaluation: None,
-        stopped_early: true,
-    };
+    let (generation, ending) = (Generation(0), Ending::Stopped);
+    let old = FromWorker::Finished { generation, step: 1, ending };
     check(run.say(0, old), &["10 ignored: of generation 0, now is generation 1"]);
     check(run.say(1, step_done(1, 1)), &["ledger 1 from 0", "step 1"]);
 }
@@ -209,7 +216,10 @@ fn a_worker_that_breaks_the_protocol_ends_the_run() {
         (1, part(0, 2), "a checkpoint's part of cell-0, which it does not host"),
         (1, part(9, 2), "a checkpoint's part of cell-9, which it does not host"),
         (1, part(1, 5), "a checkpoint of step 5: want 4 or less"),
-        (1, finished(1, 3, false), "finished after step 3: the last step it did is 2"),
+        (1, finished(3, Ending::Completed), "finished after step 3: the last step it did is 2"),
+        (1, evaluated(2, 1.0), "step 2 evaluated: want step 2, from the host of cell-0"),
+        (0, evaluated(1, 1.0), "step 1 evaluated: want step 2, from the host of cell-0"),
+        (1, go_back(3, 1), "going back after step 3: the last it did is 2"),
     ];
     for (worker, message, want) in cases {
         let mut run = Run::two_steps();
@@ -287,7 +297,7 @@ fn a_nan_ends_the_run_at_once_naming_step_layer_and_worker() {
 
 #[test]
 fn a_stop_in_each_phase() {
-    let nothing_done = "Finished { evaluation: None, last_step: 0, stopped_early: true }";
+    let nothing_done = "Finished { last_step: 0, ending: Stopped, best: None }";
     check(Run::new(settings()).apply(Event::StopRequested), &[nothing_done]);
     let left = ["10 <- Leave", "11 <- Leave", nothing_done];
     check(Run::gathered().apply(Event::StopRequested), &left);
@@ -298,17 +308,17 @@ fn a_stop_in_each_phase() {
     for worker in [0, 1] {
         run.say(worker, step_done(worker, 3));
         run.say(worker, part(worker, 3));
-        assert_eq!(run.say(worker, finished(worker, 3, true)), "");
+        assert_eq!(run.say(worker, finished(3, Ending::Stopped)), "");
     }
     let end = run.apply(written(3));
-    let want = "Finished { evaluation: None, last_step: 3, stopped_early: true }";
+    let want = "Finished { last_step: 3, ending: Stopped, best: None }";
     assert!(end.ends_with(want), "{end}");
     check(run.apply(Event::StopRequested), &[]);
 }
 
 #[test]
 fn a_resumed_run_counts_from_its_checkpoint_and_may_stop_there() {
-    let mut run = Run::new(Settings { resume_from: Some(2), ..settings() });
+    let mut run = Run::new(Settings { resume_from: Some(at(2)), ..settings() });
     for worker in [0, 1] {
         run.say(worker, hello(worker));
     }
@@ -317,9 +327,9 @@ fn a_resumed_run_counts_from_its_checkpoint_and_may_stop_there() {
     }
     check(run.say(0, part(0, 2)), &["10 ignored: known already"]);
     run.apply(Event::StopRequested);
-    run.say(0, finished(0, 2, true));
-    let end = run.say(1, finished(1, 2, true));
-    let want = "Finished { evaluation: None, last_step: 2, stopped_early: true }";
+    run.say(0, finished(2, Ending::Stopped));
+    let end = run.say(1, finished(2, Ending::Stopped));
+    let want = "Finished { last_step: 2, ending: Stopped, best: None }";
     assert!(end.ends_with(want), "{end}");
 }
 
@@ -335,7 +345,7 @@ fn a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last() {
         run.say(worker, step_done(worker, 3));
         run.say(worker, step_done(worker, 4));
         run.say(worker, part(worker, 4));
-        run.say(worker, finished(worker, 4, false));
+        run.say(worker, finished(4, Ending::Completed));
     }
     let end = run.apply(Event::CheckpointWritten { step: 4, result: result() });
     assert!(end.ends_with("failed: disk full (last committed step: 4)"), "{end}");
@@ -345,8 +355,8 @@ fn a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last() {
 fn a_last_checkpoint_that_never_completes_is_not_waited_for_without_end() {
     let mut run = Run::two_steps();
     run.say(0, part(0, 2));
-    run.say(0, finished(0, 2, true));
-    run.say(1, finished(1, 2, true));
+    run.say(0, finished(2, Ending::Stopped));
+    run.say(1, finished(2, Ending::Stopped));
     assert_eq!(run.wait(60_000, &[0, 1]), "");
     let end = run.wait(250, &[0, 1]);
     assert!(end.contains("the checkpoint of step 2 is not complete: cell-1 is missing"), "{end}");

@@ -7,7 +7,9 @@ use shoal_plan::grid::Grid;
 use shoal_plan::job::Job;
 use shoal_plan::learning_rate::LrSchedule;
 use shoal_plan::plan::{Plan, StagePlan};
+use shoal_plan::report::{Ending, Evaluation, Outcome, SkippedStep, StepReport, StepRow};
 use shoal_plan::schedule::Schedule;
+use shoal_plan::standing::{Best, Standing};
 
 use super::*;
 use crate::message::{Assign, ToWorker};
@@ -25,7 +27,12 @@ fn hello() -> FromWorker {
 fn part(name: &str, blake3: &str) -> FromWorker {
     let file = CheckpointFile { name: name.into(), bytes: 5, blake3: blake3.into() };
     let (generation, cell) = (Generation(1), CellId(2));
-    FromWorker::CheckpointPart { generation, step: 50, cell, files: vec![file] }
+    FromWorker::CheckpointPart { generation, standing: standing(), cell, files: vec![file] }
+}
+
+fn standing() -> Standing {
+    let best = Some(Best { step: 40, loss: 1.0 / 3.0 });
+    Standing { step: 50, sequences: 432, skips: 1, rollbacks: 2, best, stale: 3 }
 }
 
 fn row(loss: f64) -> StepRow {
@@ -42,7 +49,23 @@ fn row(loss: f64) -> StepRow {
 }
 
 fn step_done(loss: f64) -> FromWorker {
-    FromWorker::StepDone { generation: Generation(1), step: 7, row: Some(row(loss)) }
+    report(Outcome::Trained(row(loss)))
+}
+
+fn report(outcome: Outcome) -> FromWorker {
+    let report = StepReport { first_sequence: 48, sequences: 8, outcome };
+    FromWorker::StepDone { generation: Generation(1), step: 7, report: Some(report) }
+}
+
+fn skipped(place: &str) -> FromWorker {
+    let (skipped, worker) = (place.to_owned(), WorkerId(2));
+    report(Outcome::Skipped(SkippedStep { step: 7, skipped, worker, in_a_row: 3 }))
+}
+
+fn evaluated(set: &str, loss: f64) -> FromWorker {
+    let evaluation = Evaluation { set: set.into(), loss, tokens: 100, bytes: 321 };
+    let evaluations = vec![evaluation.clone(), evaluation];
+    FromWorker::Evaluated { generation: Generation(1), step: 7, evaluations }
 }
 
 fn failed(kind: FailureKind, what: &str) -> FromWorker {
@@ -78,23 +101,29 @@ fn assign() -> Assign {
     };
     let peers = [(WorkerId(0), 4000), (WorkerId(1), 4001)];
     let peers = peers.map(|(id, port)| (id, SocketAddr::from(([127, 0, 0, 1], port))));
-    Assign { run: RunId("abc".into()), plan, job, peers: peers.into(), resume_from: Some(50) }
+    let (run, peers, resume_from) = (RunId("abc".into()), peers.into(), Some(50));
+    Assign { run, plan, job, peers, resume_from, standing: standing() }
 }
 
 #[test]
 fn what_a_worker_says_arrives_unchanged() {
     let generation = Generation(9);
-    let evaluation = Some(Evaluation { loss: 1.75, tokens: 100, bytes: 100 });
     let messages = [
         hello(),
         FromWorker::Heartbeat { generation: None, step: 0 },
         FromWorker::Heartbeat { generation: Some(generation), step: 3 },
         FromWorker::Ready { generation },
         step_done(2.5),
-        FromWorker::StepDone { generation, step: 8, row: None },
+        FromWorker::StepDone { generation, step: 8, report: None },
+        skipped("layer 3 expert 5 forward"),
+        evaluated("heldout", 1.75),
+        evaluated("code", f64::INFINITY),
+        FromWorker::GoBack { generation, standing: standing() },
+        FromWorker::GoBack { generation, standing: Standing::default() },
         part("model-0.safetensors", &"a1".repeat(32)),
-        FromWorker::Finished { generation, step: 100, evaluation, stopped_early: false },
-        FromWorker::Finished { generation, step: 12, evaluation: None, stopped_early: true },
+        FromWorker::Finished { generation, step: 100, ending: Ending::Completed },
+        FromWorker::Finished { generation, step: 12, ending: Ending::Stopped },
+        FromWorker::Finished { generation, step: 12, ending: Ending::NoImprovement },
         failed(FailureKind::NonFinite, "loss is NaN"),
         failed(FailureKind::PeerLost, "worker-1 is gone"),
         failed(FailureKind::Checkpoint, "disk full"),
@@ -142,7 +171,19 @@ fn a_worker_s_bad_field_is_named() {
         FromWorker::Hello(Hello { run: RunId("../x".into()), ..good }),
         "hello.run is ../x: want 1 to 64 letters, digits and hyphens",
     );
-    refuses(step_done(f64::NAN), "step_done.row.loss is NaN, which is not finite");
+    let trained = "step_done.report.trained.loss";
+    refuses(step_done(f64::NAN), &format!("{trained} is NaN, which is not finite"));
+    let many = vec![Evaluation { set: "x".into(), loss: 1.0, tokens: 1, bytes: 1 }; 1025];
+    let (generation, evaluations) = (Generation(1), many);
+    refuses(
+        FromWorker::Evaluated { generation, step: 1, evaluations },
+        "evaluated.evaluations has 1025 entries: want 1 to 1024",
+    );
+    let nan = Standing { best: Some(Best { step: 1, loss: f64::NAN }), ..standing() };
+    refuses(
+        FromWorker::GoBack { generation, standing: nan },
+        "standing.best.loss is NaN, which is not finite",
+    );
     for name in ["", "..", ".hidden", "a/b", "a\\b", "manifest.json", "a\u{0}", "C:"] {
         let message = part(name, &"a1".repeat(32));
         let error = FromWorker::try_from(raw::FromWorker::from(message)).unwrap_err().to_string();

@@ -6,7 +6,9 @@ use std::ops::Range;
 use shoal_plan::grid::Grid;
 use shoal_plan::plan::{Generation, Plan, StagePlan, WorkerId};
 
-use super::{WireError, address, finite, present, raw, readable, run_id, shortened, value};
+use super::{
+    WireError, address, finite, present, raw, readable, reports, run_id, shortened, value,
+};
 use crate::message::{Assign, ToWorker};
 
 /// Cells in a grid: far above any fleet this serves, and no product of it overflows.
@@ -66,7 +68,8 @@ impl TryFrom<raw::Assign> for Assign {
             return Err(value("assign.plan.hosts", stranger, "a worker with an address in peers"));
         }
         let run = run_id("assign.run", raw.run)?;
-        Ok(Self { run, plan, job, peers, resume_from: raw.resume_from })
+        let standing = reports::standing("assign.standing", raw.standing)?;
+        Ok(Self { run, plan, job, peers, resume_from: raw.resume_from, standing })
     }
 }
 
@@ -79,6 +82,7 @@ impl From<Assign> for raw::Assign {
             job_json: serde_json::to_string(&assign.job).expect("a job has only string keys"),
             peers,
             resume_from: assign.resume_from,
+            standing: Some(assign.standing.into()),
         }
     }
 }

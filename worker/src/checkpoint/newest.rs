@@ -111,8 +111,8 @@ fn steps(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
 
 fn verify(directory: &Path, step: u64) -> Result<CheckpointManifest, CheckpointError> {
     let manifest = read_manifest(directory)?;
-    if manifest.step != step {
-        let what = format!("it is of step {}, want {step}", manifest.step);
+    if manifest.standing.step != step {
+        let what = format!("it is of step {}, want {step}", manifest.standing.step);
         return Err(CheckpointError::Damaged { path: directory.join(FILE_NAME), what });
     }
     for file in &manifest.files {

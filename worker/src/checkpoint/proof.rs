@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, FILE_NAME, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::standing::Standing;
 
 use super::scratch::Scratch;
 use super::{
@@ -47,8 +48,7 @@ fn write_kind(partial: &Path, kind: TensorKind, step: u64, cell: u32) -> Checkpo
 fn manifest(step: u64, files: Vec<CheckpointFile>) -> CheckpointManifest {
     CheckpointManifest {
         schema_version: SCHEMA_VERSION,
-        step,
-        sequences: 8 * step,
+        standing: Standing { step, sequences: 8 * step, ..Standing::default() },
         grid: Grid { stages: 2, expert_shards: 1, replicas: 1 },
         files,
     }
@@ -99,7 +99,8 @@ fn what_was_written_is_read_by_name_kind_and_shape() {
     let newest = newest_good(&checkpoints).unwrap();
     assert_eq!(newest.step, Some(5));
     let reader = CheckpointReader::open(&newest.directory.unwrap()).unwrap();
-    assert_eq!((reader.manifest().step, reader.manifest().sequences), (5, 40));
+    let standing = reader.manifest().standing;
+    assert_eq!((standing.step, standing.sequences), (5, 40));
     assert_eq!(reader.names(TensorKind::Master).collect::<Vec<_>>(), [NAMES[1], NAMES[0]]);
     for name in NAMES {
         for kind in [TensorKind::Master, TensorKind::Average] {
@@ -214,7 +215,7 @@ fn a_manifest_that_lies_is_refused() {
         };
         assert!(text.contains(want), "{text}");
     };
-    check(&|manifest| manifest.step = 3, "it is of step 3, want 2");
+    check(&|manifest| manifest.standing.step = 3, "it is of step 3, want 2");
     check(&|manifest| manifest.schema_version = 9, "use the shoal that wrote it");
     check(&|manifest| manifest.files[0].name = "../../etc/passwd".into(), "no plain file name");
     check(&|manifest| manifest.files[1] = manifest.files[0].clone(), "is named twice");

@@ -1,18 +1,22 @@
-//! The life of one cell: build or load, be ready, train, evaluate, end.
+//! The life of one cell: build or load, be ready, train, end. How it trains from step to step is in
+//! `engine/policy.rs`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use shoal_data::{Dataset, Part, TokenShards};
+use shoal_data::{Dataset, Part, TokenShards, Tokenizer};
 use shoal_model::{BatchTokens, Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
-use shoal_plan::report::Evaluation;
+use shoal_plan::report::HELDOUT;
 use shoal_plan::samples::{Mixture, Place};
+use shoal_plan::standing::Standing;
 
 use super::error::EngineError;
+use super::policy::Ended;
 use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::checkpoint::directory;
@@ -24,12 +28,17 @@ pub struct Inputs {
     pub plan: Plan,
     /// One stream per source.
     pub train: Vec<TokenShards>,
-    pub heldout: TokenShards,
+    /// What the model is held against, by name. The text kept back from training is always there.
+    pub sets: BTreeMap<String, TokenShards>,
+    /// What made the tokens.
+    pub tokenizer: Tokenizer,
     order: Mixture,
     /// `checkpoints/` of the run directory.
     pub checkpoints: PathBuf,
     /// The step whose checkpoint to start from.
     pub resume_from: Option<u64>,
+    /// From where to go on.
+    pub standing: Standing,
 }
 
 impl Inputs {
@@ -41,21 +50,49 @@ impl Inputs {
         resume_from: Option<u64>,
     ) -> Result<Self, EngineError> {
         let data = run_dir.join("data");
-        let weights = Dataset::open(&data)?.weights();
+        let dataset = Dataset::open(&data)?;
+        let weights = dataset.weights();
         let train = (0..weights.len()).map(|source| TokenShards::open(&data, Part::Train(source)));
         let train = train.collect::<Result<Vec<_>, _>>()?;
-        let heldout = TokenShards::open(&data, Part::Heldout)?;
         let windows = train.iter().map(|source| source.windows(job.training.sequence));
         let sources: Vec<(f32, u64)> = weights.into_iter().zip(windows).collect();
+        let heldout = TokenShards::open(&data, Part::Heldout)?;
+        let mut sets = BTreeMap::from([(HELDOUT.to_owned(), heldout)]);
+        for name in dataset.eval_sets.keys() {
+            sets.insert(name.clone(), TokenShards::open(&data, Part::Eval(name))?);
+        }
+        let step = resume_from.unwrap_or(0);
+        let sequences = job.training.sequences_before(step + 1);
         Ok(Self {
             job: job.clone(),
             plan: plan.clone(),
             train,
-            heldout,
+            sets,
+            tokenizer: Tokenizer::open(&data)?,
             order: Mixture::new(job.training.seed, &sources),
             checkpoints: run_dir.join("checkpoints"),
             resume_from,
+            standing: Standing { step, sequences, ..Standing::default() },
         })
+    }
+
+    /// The same inputs for a run that stands elsewhere than right after its checkpoint's step.
+    #[must_use]
+    pub fn going_on_from(self, standing: Standing) -> Self {
+        Self { standing, ..self }
+    }
+
+    /// Sequences of a step's batch.
+    pub(super) fn sequences(&self, step: u64) -> u64 {
+        self.job.training.batch_at(step).into()
+    }
+
+    /// The first sequence of a step after `standing`: rollbacks have moved the data on, and only a
+    /// new standing moves them again.
+    pub(super) fn first_sequence(&self, step: u64) -> u64 {
+        let training = &self.job.training;
+        let before = training.sequences_before(self.standing.step + 1);
+        self.standing.sequences + training.sequences_before(step) - before
     }
 
     /// The tokens of one microbatch of a column, as `shoal_plan::batch` divides the step's batch.
@@ -66,7 +103,7 @@ impl Inputs {
         microbatch: u32,
     ) -> Result<BatchTokens, EngineError> {
         let training = &self.job.training;
-        let first = training.sequences_before(step);
+        let first = self.first_sequence(step);
         let mine = self.job.division_at(step).microbatch(column, microbatch.into());
         let places = self.order.places(first + mine.start..first + mine.end);
         let window =
@@ -89,9 +126,9 @@ pub(super) fn batch_of(windows: &[Vec<u32>]) -> Result<BatchTokens, EngineError>
 
 /// A cell with the inputs it reads.
 pub struct Cell {
-    trainer: Trainer,
-    /// The last step done.
-    step: u64,
+    pub(super) trainer: Trainer,
+    /// The same on all cells.
+    pub(super) standing: Standing,
 }
 
 impl Cell {
@@ -100,44 +137,16 @@ impl Cell {
         let Job { training, .. } = &inputs.job;
         let options = StageOptions::from(training);
         let mut stage = Stage::new(inputs.cut(comm.cell()), &options);
-        let step = inputs.resume_from.unwrap_or(0);
-        if inputs.resume_from.is_some() {
+        if let Some(step) = inputs.resume_from {
             snapshot::load(&mut stage, &directory(&inputs.checkpoints, step))?;
         }
-        Ok(Self { trainer: Trainer::new(inputs, stage, comm), step })
+        let standing = inputs.standing;
+        Ok(Self { trainer: Trainer::new(inputs, stage, comm), standing })
     }
 
     /// The trainer alone, at the step the cell starts from.
     pub fn into_trainer(self) -> Trainer {
         self.trainer
-    }
-
-    /// Trains to the last step or to the step on which all cells agree to stop, writing
-    /// checkpoints on the way and one at the end, then evaluates unless stopped early.
-    fn train(
-        &mut self,
-        control: &Control,
-        say: &mut dyn FnMut(CellNews),
-    ) -> Result<Option<Evaluation>, EngineError> {
-        let inputs = Arc::clone(&self.trainer.inputs);
-        let (steps, every) = (inputs.job.training.steps, inputs.job.checkpoint.every);
-        let mut stopped = false;
-        while self.step < steps && !stopped {
-            let step = self.step + 1;
-            let done = self.trainer.train_step(step, control.stop_wanted())?;
-            self.step = step;
-            stopped = done.stop;
-            say(CellNews::StepDone {
-                step,
-                row: (self.trainer.id == CellId(0)).then_some(done.row),
-            });
-            let due = step.is_multiple_of(every) || step == steps || stopped;
-            let Trainer { id, stage, .. } = &self.trainer;
-            if due && let Some(files) = snapshot::write(&inputs, *id, &[stage], step)? {
-                say(CellNews::Part { step, files });
-            }
-        }
-        if self.step < steps { Ok(None) } else { self.trainer.evaluate().map(Some) }
     }
 }
 
@@ -152,24 +161,24 @@ pub(super) fn run(
     // The step that is being computed, for the report of a failure.
     let mut step = 0;
     let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
-        step = cell.step + 1;
+        step = cell.standing.step + 1;
         tell(news, id, CellNews::Ready);
         if !control.wait_for_begin() {
             return Ok(None);
         }
-        let evaluation = cell.train(control, &mut |what| {
+        let ended = cell.train(control, &mut |what| {
             if let CellNews::StepDone { step: done, .. } = what {
                 step = done + 1;
             }
             tell(news, id, what);
         })?;
-        Ok(Some((cell.step, evaluation)))
+        Ok(Some((cell.standing, ended)))
     });
-    let steps = inputs.job.training.steps;
     match ended {
-        Ok(Some((step, evaluation))) => {
-            tell(news, id, CellNews::Finished { step, evaluation, stopped_early: step < steps });
+        Ok(Some((standing, Ended::Finished(ending)))) => {
+            tell(news, id, CellNews::Finished { step: standing.step, ending });
         }
+        Ok(Some((standing, Ended::GoBack))) => tell(news, id, CellNews::GoBack { standing }),
         Ok(None) => {}
         Err(error) => {
             tracing::error!(cell = %id, step, %error, "the cell ends");

@@ -9,21 +9,44 @@ use shoal_proto::FailureKind;
 use crate::checkpoint::CheckpointError;
 use crate::comm::CommError;
 
+/// What the vote found. All cells agree on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The host of the cell whose value it was: it speaks for all.
+    pub worker: WorkerId,
+    /// It is this worker.
+    pub here: bool,
+    pub nonfinite: NonFinite,
+    /// Some worker was asked to stop.
+    pub stop: bool,
+}
+
 /// A cell's only error type. A message says what, where and how much.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// All cells agree on whose value it was; the worker that hosts it speaks for all.
+    /// No cell has updated anything. What follows is decided in `engine/policy.rs`.
+    #[error("a value was not finite, so the step was refused on all cells before the update")]
+    Refused(Refusal),
+
+    /// The last of the refusals that the job allows.
     #[error(
-        "a value was not finite, so the step was refused on all cells before the update; lower \
-         training.lr or training.clip, or raise training.warmup_steps"
+        "a value was not finite, so the step was refused on all cells before the update{}; lower \
+         training.lr or training.clip, or raise training.warmup_steps",
+        allowed(*.skips, *.rollbacks)
     )]
-    Refused { worker: WorkerId, here: bool, nonfinite: NonFinite },
+    GaveUp { refusal: Refusal, skips: u32, rollbacks: u32 },
 
     #[error("{0}")]
     Comm(#[from] CommError),
 
     #[error("{0}")]
     Data(#[from] DataError),
+
+    #[error(
+        "the evaluation set {set} has {tokens} tokens, want more than {sequence}: add files, or \
+         lower training.sequence"
+    )]
+    EmptySet { set: String, tokens: u64, sequence: u32 },
 
     #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
@@ -39,13 +62,18 @@ impl EngineError {
     /// Sorts every error for the coordinator, which looks for the root cause among many reports.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Refused { here: true, .. } => FailureKind::NonFinite,
-            Self::Refused { here: false, .. } => FailureKind::PeerLost,
+            Self::Refused(refusal) | Self::GaveUp { refusal, .. } => {
+                if refusal.here {
+                    FailureKind::NonFinite
+                } else {
+                    FailureKind::PeerLost
+                }
+            }
             // An exchange inside a layer fails as the communicator does.
             Self::Comm(_) | Self::Model(shoal_model::Error::Exchange { .. }) => {
                 FailureKind::PeerLost
             }
-            Self::Data(_) => FailureKind::Data,
+            Self::Data(_) | Self::EmptySet { .. } => FailureKind::Data,
             Self::Checkpoint(_) => FailureKind::Checkpoint,
             Self::Model(_) | Self::Message { .. } => FailureKind::Internal,
         }
@@ -54,12 +82,51 @@ impl EngineError {
     /// The layer at fault, where one is known.
     pub fn layer(&self) -> Option<String> {
         match self {
-            Self::Refused { nonfinite, .. } => Some(nonfinite.to_string()),
+            Self::Refused(refusal) | Self::GaveUp { refusal, .. } => {
+                Some(refusal.nonfinite.to_string())
+            }
             Self::Comm(_)
             | Self::Data(_)
+            | Self::EmptySet { .. }
             | Self::Checkpoint(_)
             | Self::Model(_)
             | Self::Message { .. } => None,
+        }
+    }
+}
+
+/// What the run did before it gave up: `, after 2 skipped steps in a row and 1 rollback`.
+fn allowed(skips: u32, rollbacks: u32) -> String {
+    let times = |n: u32, what: &str| match n {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    };
+    match (skips, rollbacks) {
+        (0, 0) => String::new(),
+        (skips, 0) => format!(", after {} in a row", times(skips, "skipped step")),
+        (0, rollbacks) => format!(", after {}", times(rollbacks, "rollback")),
+        (skips, rollbacks) => format!(
+            ", after {} in a row and {}",
+            times(skips, "skipped step"),
+            times(rollbacks, "rollback")
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_tried_is_told() {
+        let cases = [
+            (0, 0, ""),
+            (1, 0, ", after 1 skipped step in a row"),
+            (0, 2, ", after 2 rollbacks"),
+            (2, 1, ", after 2 skipped steps in a row and 1 rollback"),
+        ];
+        for (skips, rollbacks, want) in cases {
+            assert_eq!(allowed(skips, rollbacks), want);
         }
     }
 }

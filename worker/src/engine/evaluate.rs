@@ -1,7 +1,11 @@
-//! The loss of the main head on held-out text, over the whole grid.
+//! The loss of the main head on text that is not trained on, over the whole grid.
 //!
-//! Forward only: nothing is kept for a backward, no routing is counted, no bias moves.
+//! Forward only: nothing is kept for a backward, no routing is counted, no bias moves. Which windows
+//! of a set are read depends on the set and on `evaluation.tokens_max` alone, never on the grid.
 
+use std::sync::Arc;
+
+use shoal_data::TokenShards;
 use shoal_model::{BatchTokens, Evaluated};
 use shoal_plan::grid::CellId;
 use shoal_plan::report::Evaluation;
@@ -11,29 +15,52 @@ use super::error::EngineError;
 use super::group::GroupExchange;
 use super::step::Trainer;
 
-/// Enough for two digits after the point; more would only take the user's time.
-const TOKENS_MAX: u64 = 32_768;
+/// What one cell has summed up of a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Sums {
+    /// In nats, over targets.
+    loss: f64,
+    targets: u64,
+    /// Of text behind the targets.
+    bytes: u64,
+}
 
 impl Trainer {
-    /// Evaluates the first held-out windows, divided over the columns as a batch is. Every cell
-    /// returns the same figures.
-    pub(super) fn evaluate(&mut self) -> Result<Evaluation, EngineError> {
-        let training = &self.inputs.job.training;
-        let sequence = training.sequence;
-        let column = self.inputs.plan.grid.column(self.id);
-        let available = self.inputs.heldout.windows(sequence);
-        let wanted = available.min((TOKENS_MAX / u64::from(sequence)).max(1));
-        let division = self.inputs.job.division_of(wanted);
-        let (mut loss_sum, mut targets) = (0.0, 0);
+    /// Evaluates every set, in the order of their names. Every cell returns the same figures.
+    pub(super) fn evaluate_all(&mut self) -> Result<Vec<Evaluation>, EngineError> {
+        let inputs = Arc::clone(&self.inputs);
+        inputs.sets.iter().map(|(name, shards)| self.evaluate_set(name, shards)).collect()
+    }
+
+    /// Evaluates the first windows of a set, at most `evaluation.tokens_max` tokens and one window
+    /// at least, divided over the columns as a batch is.
+    fn evaluate_set(&mut self, set: &str, shards: &TokenShards) -> Result<Evaluation, EngineError> {
+        let inputs = Arc::clone(&self.inputs);
+        let sequence = inputs.job.training.sequence;
+        let column = inputs.plan.grid.column(self.id);
+        let wanted = (inputs.job.evaluation.tokens_max / u64::from(sequence)).max(1);
+        let n_windows = shards.windows(sequence).min(wanted);
+        if n_windows == 0 {
+            let (set, tokens) = (set.to_owned(), shards.n_tokens());
+            return Err(EngineError::EmptySet { set, tokens, sequence });
+        }
+        let division = inputs.job.division_of(n_windows);
+        let mut sums = Sums::default();
         for round in 0..division.rounds() {
             let windows: Vec<Vec<u32>> = (division.microbatch(column, round))
-                .map(|window| self.inputs.heldout.window(window, sequence))
+                .map(|window| shards.window(window, sequence))
                 .collect();
-            let part = self.evaluate_windows(&batch_of(&windows)?)?;
-            loss_sum += part.0;
-            targets += part.1;
+            let (loss, targets) = self.evaluate_windows(&batch_of(&windows)?)?;
+            sums.loss += loss;
+            sums.targets += targets;
+            if targets > 0 {
+                // The first token of a window is no target.
+                let bytes = |token: &u32| u64::from(inputs.tokenizer.token_bytes(*token));
+                sums.bytes +=
+                    windows.iter().flat_map(|window| &window[1..]).map(bytes).sum::<u64>();
+            }
         }
-        self.sum_over_cells(loss_sum, targets)
+        self.sum_over_cells(set, &sums)
     }
 
     /// This cell's part of one round: a sum of losses and a number of targets on the last stage,
@@ -58,25 +85,51 @@ impl Trainer {
         }
     }
 
-    fn sum_over_cells(&mut self, loss_sum: f64, targets: u64) -> Result<Evaluation, EngineError> {
-        let mut mine = loss_sum.to_le_bytes().to_vec();
-        mine.extend(targets.to_le_bytes());
-        let (mut loss_sum, mut tokens) = (0.0, 0);
-        let parts = self.comm.all_gather(&self.groups.all, mine)?;
+    fn sum_over_cells(&mut self, set: &str, mine: &Sums) -> Result<Evaluation, EngineError> {
+        let mut all = Sums::default();
+        let parts = self.comm.all_gather(&self.groups.all, mine.to_bytes())?;
         for (from, part) in self.groups.all.iter().zip(&parts) {
-            let (loss, count) = decode(*from, part)?;
-            loss_sum += loss;
-            tokens += count;
+            let part = Sums::from_bytes(*from, part)?;
+            all.loss += part.loss;
+            all.targets += part.targets;
+            all.bytes += part.bytes;
         }
-        // A token is a byte as long as byte tokens are the only ones.
-        Ok(Evaluation { loss: loss_sum / tokens.max(1) as f64, tokens, bytes: tokens })
+        let loss = all.loss / all.targets.max(1) as f64;
+        // A NaN says no more than an infinity, and no comparison with it holds.
+        let loss = if loss.is_finite() { loss } else { f64::INFINITY };
+        Ok(Evaluation { set: set.to_owned(), loss, tokens: all.targets, bytes: all.bytes })
     }
 }
 
-fn decode(from: CellId, bytes: &[u8]) -> Result<(f64, u64), EngineError> {
-    let wrong = || EngineError::Message { what: "evaluation", from, got: bytes.len(), want: 16 };
-    let (loss, count) = bytes.split_at_checked(8).ok_or_else(wrong)?;
-    let loss = f64::from_le_bytes(loss.try_into().map_err(|_| wrong())?);
-    let count = u64::from_le_bytes(count.try_into().map_err(|_| wrong())?);
-    Ok((loss, count))
+impl Sums {
+    const BYTES: usize = 24;
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let words = [self.loss.to_bits(), self.targets, self.bytes];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    fn from_bytes(from: CellId, bytes: &[u8]) -> Result<Self, EngineError> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let ([loss, targets, text], []) = (words, rest) else {
+            let (got, want) = (bytes.len(), Self::BYTES);
+            return Err(EngineError::Message { what: "evaluation", from, got, want });
+        };
+        let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+        Ok(Self { loss: f64::from_bits(word(loss)), targets: word(targets), bytes: word(text) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_survive_the_wire_and_a_short_message_is_named() {
+        let sums = Sums { loss: 3.5, targets: 7, bytes: 20 };
+        let bytes = sums.to_bytes();
+        assert_eq!(Sums::from_bytes(CellId(1), &bytes).unwrap(), sums);
+        let error = Sums::from_bytes(CellId(1), &bytes[..16]).unwrap_err().to_string();
+        assert_eq!(error, "evaluation from cell-1 has 16 bytes, want 24");
+    }
 }

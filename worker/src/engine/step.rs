@@ -9,6 +9,7 @@ use std::sync::Arc;
 use shoal_kernels::adamw::AdamStep;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_model::{Class, LossScale, NonFinite, Stage, Update};
+use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{Cell as Coordinates, CellId};
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::plan::Plan;
@@ -16,8 +17,9 @@ use shoal_plan::report::StepRow;
 use shoal_plan::schedule::Slot;
 
 use super::cell::Inputs;
-use super::error::EngineError;
+use super::error::{EngineError, Refusal};
 use super::group::{GroupExchange, Groups};
+use super::snapshot;
 use super::vote::{self, Verdict, Vote};
 use crate::comm::{Comm, Sum};
 
@@ -54,6 +56,14 @@ impl Trainer {
         Self { id, at, stage, comm, groups: Groups::of(grid, id, mtp), found: None, inputs }
     }
 
+    /// Writes this cell's files of a checkpoint; `None` for a cell that others write for.
+    pub(super) fn write_checkpoint(
+        &self,
+        step: u64,
+    ) -> Result<Option<Vec<CheckpointFile>>, EngineError> {
+        snapshot::write(&self.inputs, self.id, &[&self.stage], step)
+    }
+
     /// This cell's part of the model.
     pub fn stage(&self) -> &Stage {
         &self.stage
@@ -65,15 +75,22 @@ impl Trainer {
         self.found = None;
     }
 
-    /// Trains step `step` (1-based). On an error the cell's state is of no further use: the
-    /// gradients may hold half a sum, and training goes on from the last checkpoint.
+    /// Trains step `step` (1-based). A refused step leaves everything as it was before it. On any
+    /// other error the cell's state is of no further use: the gradients may hold half a sum, and
+    /// training goes on from the last checkpoint.
     pub fn train_step(&mut self, step: u64, stop_wanted: bool) -> Result<StepDone, EngineError> {
         self.gradients_of(step)?;
         let verdict = self.vote(stop_wanted)?;
         if let Some((cell, nonfinite)) = verdict.refused {
             let worker = self.inputs.plan.host(cell);
             let here = worker == self.inputs.plan.host(self.id);
-            return Err(EngineError::Refused { worker, here, nonfinite });
+            self.forget_gradients();
+            return Err(EngineError::Refused(Refusal {
+                worker,
+                here,
+                nonfinite,
+                stop: verdict.stop,
+            }));
         }
         self.update(step, &verdict);
         Ok(StepDone { row: self.row(step, &verdict), stop: verdict.stop })

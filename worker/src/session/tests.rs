@@ -28,7 +28,12 @@ pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
         job: Job::example(),
         peers,
         resume_from: Some(4),
+        standing: at(4),
     })
+}
+
+pub(crate) fn at(step: u64) -> Standing {
+    Standing { step, sequences: 8 * step, ..Standing::default() }
 }
 
 fn session() -> Session {
@@ -83,18 +88,30 @@ fn a_worker_trains_from_hello_to_leave() {
     check(&mut s, given(assign("r", G1)), "start 1");
     check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
     check(&mut s, from(ToWorker::Start { generation: G1 }), "BeginTraining");
-    let done = EngineEvent::StepDone { step: 5, row: None };
+    let done = EngineEvent::StepDone { step: 5, report: None };
     check(&mut s, Event::Engine(done), "send StepDone");
-    let part = EngineEvent::CheckpointPart { step: 5, cell: CellId(0), files: vec![] };
+    let part = EngineEvent::CheckpointPart { standing: at(5), cell: CellId(0), files: vec![] };
     check(&mut s, Event::Engine(part), "send CheckpointPart");
     let committed = ToWorker::CheckpointCommitted { generation: G1, step: 5 };
     check(&mut s, from(committed), "CheckpointCommitted { step: 5 }");
     check(&mut s, from(ToWorker::Stop { generation: G1 }), "StopEngine");
-    let finished = EngineEvent::Finished { step: 5, evaluation: None, stopped_early: true };
+    let finished = EngineEvent::Finished { step: 5, ending: Ending::Stopped };
     check(&mut s, Event::Engine(finished), "send Finished");
     check(&mut s, Event::EngineGone, "");
     let want = r#"Exit(Left { reason: "done" })"#;
     check(&mut s, from(ToWorker::Leave { reason: "done".into() }), want);
+}
+
+#[test]
+fn a_worker_that_goes_back_waits_for_the_next_plan() {
+    let mut s = training();
+    check(&mut s, Event::Engine(EngineEvent::GoBack { standing: at(6) }), "send GoBack");
+    check(&mut s, Event::EngineGone, "");
+    let stop = ToWorker::Stop { generation: G1 };
+    check(&mut s, from(stop), "ignored: no engine runs");
+    check(&mut s, given(assign("r", G2)), "start 2");
+    check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
+    check(&mut s, from(ToWorker::Start { generation: G2 }), "BeginTraining");
 }
 
 #[test]
@@ -165,7 +182,7 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     s.apply(9_600, given(assign("r", G1)));
     assert_eq!(s.apply(9_700, Event::Tick), []);
     assert_eq!(s.apply(10_000, Event::Tick), heartbeat(Some(G1), 4));
-    s.apply(10_100, Event::Engine(EngineEvent::StepDone { step: 5, row: None }));
+    s.apply(10_100, Event::Engine(EngineEvent::StepDone { step: 5, report: None }));
     assert_eq!(s.apply(10_500, Event::Tick), []);
     assert_eq!(s.apply(10_600, Event::Tick), heartbeat(Some(G1), 5));
 }

@@ -91,8 +91,8 @@ fn written(grid: Grid, cells: &BTreeMap<CellId, Vec<Stage>>) -> Scratch {
         let stages: Vec<&Stage> = stages.iter().collect();
         files.extend(Writer { grid, cell: *cell }.write(scratch.path(), &stages).unwrap());
     }
-    let manifest =
-        CheckpointManifest { schema_version: SCHEMA_VERSION, step: 1, sequences: 8, grid, files };
+    let standing = Standing { step: 1, sequences: 8, ..Standing::default() };
+    let manifest = CheckpointManifest { schema_version: SCHEMA_VERSION, standing, grid, files };
     fs::write(scratch.path().join(FILE_NAME), manifest.to_text()).unwrap();
     scratch
 }

@@ -1,0 +1,139 @@
+//! How a cell goes from step to step: what follows a step that was refused, when it evaluates, when
+//! it writes a checkpoint, and when it ends.
+//!
+//! Every decision here is a function of the job and of figures that all cells have gathered alike
+//! (the vote, the evaluations), so all cells decide the same without a further word.
+
+use std::sync::Arc;
+
+use shoal_plan::grid::CellId;
+use shoal_plan::report::{Ending, Evaluation, HELDOUT, Outcome, SkippedStep, StepReport};
+use shoal_plan::standing::AfterSkip;
+
+use super::cell::Cell;
+use super::error::{EngineError, Refusal};
+use super::step::Trainer;
+use super::{CellNews, Control};
+
+/// Why a cell trains no further in this generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Finished(Ending),
+    /// All cells build themselves again, from a checkpoint.
+    GoBack,
+}
+
+/// What is left of a step for the rest of the loop.
+struct Taken {
+    /// Some worker was asked to stop.
+    stop: bool,
+    after_skip: Option<AfterSkip>,
+}
+
+/// Where a cell's news go.
+type Say<'a> = &'a mut dyn FnMut(CellNews);
+
+impl Cell {
+    /// Trains until the job's last step, until all cells agree to stop or to go back, or until
+    /// evaluations no longer improve. Evaluations and checkpoints come on the way and at the end.
+    pub(super) fn train(&mut self, control: &Control, say: Say<'_>) -> Result<Ended, EngineError> {
+        let inputs = Arc::clone(&self.trainer.inputs);
+        let job = &inputs.job;
+        let mut evaluated = false;
+        let ending = loop {
+            if self.standing.step >= job.training.steps {
+                break Ending::Completed;
+            }
+            if self.standing.is_stale(job.evaluation.patience) {
+                break Ending::NoImprovement;
+            }
+            let Taken { stop, after_skip } = self.take_step(control.stop_wanted(), say)?;
+            if after_skip == Some(AfterSkip::GoBack) {
+                return Ok(Ended::GoBack);
+            }
+            // A stop waits for the end of a row of skipped steps, which is near: a run that goes on
+            // from a checkpoint in their midst would go back to that, and not to one before them.
+            let (step, skipped) = (self.standing.step, after_skip.is_some());
+            let (last, stops) = (step == job.training.steps, stop && !skipped);
+            let every = job.evaluation.every;
+            evaluated = last || (every > 0 && step.is_multiple_of(every) && !skipped);
+            let best = evaluated && self.evaluate(say)? && every > 0 && job.checkpoint.keep_best;
+            // A skipped step leaves the state as the step before it did: a checkpoint of it would
+            // hold the parameters that have just failed under a newer step, and a rollback would
+            // end there.
+            let due = step.is_multiple_of(job.checkpoint.every) && !skipped;
+            let stale = self.standing.is_stale(job.evaluation.patience);
+            if due || best || last || stops || stale {
+                self.write_checkpoint(say)?;
+            }
+            if stops && !last && !stale {
+                break Ending::Stopped;
+            }
+        };
+        // A run that goes on after its last step was never told how it ended.
+        if ending != Ending::Stopped && !evaluated {
+            let evaluations = self.trainer.evaluate_all()?;
+            self.tell_evaluations(evaluations, say);
+        }
+        Ok(Ended::Finished(ending))
+    }
+
+    fn take_step(&mut self, stop_wanted: bool, say: Say<'_>) -> Result<Taken, EngineError> {
+        let inputs = Arc::clone(&self.trainer.inputs);
+        let step = self.standing.step + 1;
+        let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
+        let (outcome, taken) = match self.trainer.train_step(step, stop_wanted) {
+            Ok(done) => {
+                self.standing.trained(sequences);
+                (Outcome::Trained(done.row), Taken { stop: done.stop, after_skip: None })
+            }
+            Err(EngineError::Refused(refusal)) => self.skip(refusal, sequences)?,
+            Err(error) => return Err(error),
+        };
+        let report = StepReport { first_sequence, sequences, outcome };
+        let report = (self.trainer.id == CellId(0)).then_some(report);
+        say(CellNews::StepDone { step, report });
+        Ok(taken)
+    }
+
+    /// Skips the step under way, if the job allows another.
+    fn skip(&mut self, refusal: Refusal, sequences: u64) -> Result<(Outcome, Taken), EngineError> {
+        let training = &self.trainer.inputs.job.training;
+        let after_skip = self.standing.refused(sequences, training);
+        if after_skip == AfterSkip::GiveUp {
+            // The first worker to leave cuts all others off. If that were before the vote has reached
+            // the worker whose value it was, nobody would say so. Who cannot wait has the verdict.
+            let Trainer { comm, groups, .. } = &mut self.trainer;
+            drop(comm.all_gather(&groups.all, Vec::new()));
+            let (skips, rollbacks) = (self.standing.skips, self.standing.rollbacks);
+            return Err(EngineError::GaveUp { refusal, skips, rollbacks });
+        }
+        let Refusal { worker, nonfinite, stop, .. } = refusal;
+        let (step, in_a_row) = (self.standing.step, self.standing.skips);
+        let skipped = SkippedStep { step, skipped: nonfinite.to_string(), worker, in_a_row };
+        Ok((Outcome::Skipped(skipped), Taken { stop, after_skip: Some(after_skip) }))
+    }
+
+    /// Evaluates every set. True if the held-out text has never come off better.
+    fn evaluate(&mut self, say: Say<'_>) -> Result<bool, EngineError> {
+        let evaluations = self.trainer.evaluate_all()?;
+        let heldout = evaluations.iter().find(|evaluation| evaluation.set == HELDOUT);
+        let best = heldout.is_some_and(|heldout| self.standing.evaluated(heldout.loss));
+        self.tell_evaluations(evaluations, say);
+        Ok(best)
+    }
+
+    fn tell_evaluations(&self, evaluations: Vec<Evaluation>, say: Say<'_>) {
+        if self.trainer.id == CellId(0) {
+            say(CellNews::Evaluated { step: self.standing.step, evaluations });
+        }
+    }
+
+    fn write_checkpoint(&self, say: Say<'_>) -> Result<(), EngineError> {
+        let standing = self.standing;
+        if let Some(files) = self.trainer.write_checkpoint(standing.step)? {
+            say(CellNews::Part { standing, files });
+        }
+        Ok(())
+    }
+}

@@ -8,7 +8,7 @@
 use shoal_kernels::adamw::{self, AdamStep};
 use shoal_kernels::attention::{self, AttentionShape};
 use shoal_kernels::compare::Random;
-use shoal_kernels::{DType, Math, Operand, Quantized, Tensor, Tiling, Weight, linear};
+use shoal_kernels::{DType, Math, Operand, Quantized, ScaleFormat, Tensor, Tiling, Weight, linear};
 use shoal_kernels::{rmsnorm, swiglu};
 
 /// Seconds of the fastest of several runs.
@@ -38,7 +38,9 @@ fn linears() {
     ];
     for (name, n, k) in shapes {
         for t in [64, 128, 512] {
-            for (math, dtype) in [(Math::F32, DType::F32), (Math::Fp8, DType::Bf16)] {
+            for (math, dtype) in
+                [(Math::F32, DType::F32), (Math::Fp8(ScaleFormat::Pow2), DType::Bf16)]
+            {
                 let (x, dy) = (random(dtype, t, k), random(dtype, t, n));
                 let w = Weight::prepare(&Random::new(2).normal(n * k), n, k, math);
                 let prepare = seconds(|| drop(Operand::prepare(&x, math)));
@@ -69,10 +71,10 @@ fn bandwidths() {
     };
     let x = random(DType::F32, rows, cols);
     for tiling in [Tiling::Row, Tiling::Column, Tiling::Block] {
-        let time = seconds(|| drop(Quantized::quantise(&x, tiling)));
+        let time = seconds(|| drop(Quantized::quantise(&x, tiling, ScaleFormat::Pow2)));
         report(&format!("quantise {tiling:?}"), 5.0, time);
     }
-    let row = Quantized::quantise(&x, Tiling::Row);
+    let row = Quantized::quantise(&x, Tiling::Row, ScaleFormat::Pow2);
     report("dequantise", 5.0, seconds(|| drop(row.dequantise())));
     report("requantise", 2.0, seconds(|| drop(row.requantise_columns())));
     let n = rows * cols;
@@ -86,7 +88,7 @@ fn bandwidths() {
         step: 1,
         grad_scale: 1.0,
     };
-    report("adamw", 20.0, seconds(|| adamw::step(&mut p, &mut m, &mut v, x.f32s(), &s)));
+    report("adamw", 20.0, seconds(|| adamw::step(&mut p, &mut m, &mut v, x.f32s(), &s, None)));
     report(
         "sum_of_squares",
         4.0,

@@ -1,7 +1,10 @@
-//! Matrices quantised to E4M3 with one UE8M0 scale per tile. DeepSeek-V3 report 3.3.2.
+//! Matrices quantised to E4M3 with one scale per tile, a power of two (UE8M0) or FP32.
+//! DeepSeek-V3 report 3.3.2. A value is multiplied by the inverse of its tile's scale and rounded.
 //!
 //! Tiles at the right and lower edge may be partial: a scale is of the elements that exist, which
 //! is what padding with zeros gives.
+
+mod scale;
 
 use std::ops::Range;
 
@@ -9,6 +12,9 @@ use crate::scratch::Scratch;
 use crate::simd::vectorised;
 use crate::tensor::Tensor;
 use crate::{e4m3, spread};
+
+use self::scale::Scale;
+pub use self::scale::{ScaleFormat, Scales};
 
 /// Elements that share a scale, along each tiled direction.
 pub const BLOCK: usize = 128;
@@ -40,41 +46,68 @@ impl Tiling {
 /// - `codes`: `(rows, cols)`, row-major, whatever the tiling.
 /// - `scales`: Row `(rows, cols / 128)`, Column `(rows / 128, cols)`, Block `(rows / 128,
 ///   cols / 128)`, divisions rounded up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     rows: usize,
     cols: usize,
     tiling: Tiling,
     codes: Vec<u8>,
-    scales: Vec<u8>,
+    scales: Scales,
 }
+
+/// Shows the rows of a panel to its second argument.
+type Panel<'a> = &'a (dyn Fn(Range<usize>, &mut dyn FnMut(&[f32])) + Sync);
 
 impl Quantized {
     /// Quantises a tensor seen as `rows() x cols()`. A tile with an infinity or a NaN becomes NaN.
-    pub fn quantise(x: &Tensor, tiling: Tiling) -> Self {
-        Self::quantise_panels(x.rows(), x.cols(), tiling, |rows, encode| {
+    pub fn quantise(x: &Tensor, tiling: Tiling, format: ScaleFormat) -> Self {
+        Self::quantise_panels((x.rows(), x.cols()), tiling, format, &|rows, encode| {
             let mut scratch = None;
             encode(x.rows_f32(rows, &mut scratch));
         })
     }
 
     /// Quantises a row-major matrix.
-    pub fn quantise_f32(x: &[f32], rows: usize, cols: usize, tiling: Tiling) -> Self {
+    pub fn quantise_f32(
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+        tiling: Tiling,
+        format: ScaleFormat,
+    ) -> Self {
         assert_eq!(x.len(), rows * cols, "quantise_f32: {rows} x {cols}");
-        Self::quantise_panels(rows, cols, tiling, |rows, encode| {
+        Self::quantise_panels((rows, cols), tiling, format, &|rows, encode| {
             encode(&x[rows.start * cols..rows.end * cols]);
         })
     }
 
-    /// Quantises panels of 128 rows, which `panel` shows to its second argument.
+    /// Quantises panels of 128 rows.
     fn quantise_panels(
-        rows: usize,
-        cols: usize,
+        (rows, cols): (usize, usize),
         tiling: Tiling,
-        panel: impl Fn(Range<usize>, &mut dyn FnMut(&[f32])) + Sync + Send,
+        format: ScaleFormat,
+        panel: Panel<'_>,
     ) -> Self {
         let mut codes = vec![0; rows * cols];
-        let mut scales = vec![0; tiling.scales(rows, cols)];
+        let scales = match format {
+            ScaleFormat::Pow2 => {
+                Scales::Pow2(Self::encode_panels((rows, cols), tiling, &mut codes, panel))
+            }
+            ScaleFormat::Fp32 => {
+                Scales::Fp32(Self::encode_panels((rows, cols), tiling, &mut codes, panel))
+            }
+        };
+        Self { rows, cols, tiling, codes, scales }
+    }
+
+    /// Writes the codes and returns the scales.
+    fn encode_panels<S: Scale>(
+        (rows, cols): (usize, usize),
+        tiling: Tiling,
+        codes: &mut [u8],
+        panel: Panel<'_>,
+    ) -> Vec<S> {
+        let mut scales = vec![S::default(); tiling.scales(rows, cols)];
         let code_panels = codes.chunks_mut((BLOCK * cols).max(1));
         let scale_panels = scales.chunks_mut(tiling.scales(BLOCK, cols).max(1));
         spread::each(code_panels.zip(scale_panels).enumerate(), |(i, (codes, scales))| {
@@ -85,10 +118,11 @@ impl Quantized {
                 Tiling::Block => encode_blocks(x, cols, codes, scales),
             });
         });
-        Self { rows, cols, tiling, codes, scales }
+        scales
     }
 
-    /// The values, row-major. Exact: codes times powers of two (as long as FP32 holds them).
+    /// The values, row-major. With powers of two exact, as long as FP32 holds them; with FP32 scales
+    /// each is rounded once.
     pub fn dequantise(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         self.dequantise_into(&mut out);
@@ -105,19 +139,26 @@ impl Quantized {
 
     /// The values of some rows, by the calling thread.
     pub(crate) fn dequantise_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        match &self.scales {
+            Scales::Pow2(scales) => self.decode_rows(scales, rows, out),
+            Scales::Fp32(scales) => self.decode_rows(scales, rows, out),
+        }
+    }
+
+    fn decode_rows<S: Scale>(&self, scales: &[S], rows: Range<usize>, out: &mut [f32]) {
         let (cols, blocks) = (self.cols, self.cols.div_ceil(BLOCK));
         let mut column_scales = Scratch::new(if self.tiling == Tiling::Column { cols } else { 0 });
         for (row, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
             let codes = &self.codes[row * cols..][..cols];
             match self.tiling {
-                Tiling::Row => decode_row(codes, &self.scales[row * blocks..][..blocks], out),
+                Tiling::Row => decode_row(codes, &scales[row * blocks..][..blocks], out),
                 Tiling::Block => {
-                    decode_row(codes, &self.scales[row / BLOCK * blocks..][..blocks], out);
+                    decode_row(codes, &scales[row / BLOCK * blocks..][..blocks], out);
                 }
                 Tiling::Column => {
-                    let bytes = &self.scales[row / BLOCK * cols..][..cols];
-                    for (scale, byte) in column_scales.iter_mut().zip(bytes) {
-                        *scale = e4m3::scale_value(*byte);
+                    let scales = &scales[row / BLOCK * cols..][..cols];
+                    for (value, scale) in column_scales.iter_mut().zip(scales) {
+                        *value = scale.value();
                     }
                     vectorised(
                         #[inline(always)]
@@ -144,18 +185,20 @@ impl Quantized {
         &self.codes
     }
 
-    pub fn scales(&self) -> &[u8] {
+    pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// The 128 x 1 copy of a 1 x 128 matrix, for the gradient of a weight.
+    /// The 128 x 1 copy of a 1 x 128 matrix, for the gradient of a weight, with scales of the same
+    /// format.
     ///
-    /// Both scales are powers of two, so only the rounding of small elements under a larger scale
-    /// is added (numerics.md, "Our choices").
+    /// Where both scales are powers of two, only the rounding of small elements under a larger scale
+    /// is added. With FP32 scales every element is rounded a second time, as in the report (3.5.2).
     #[must_use]
     pub fn requantise_columns(&self) -> Self {
         assert_eq!(self.tiling, Tiling::Row, "requantise_columns: tiles must be 1 x 128");
-        Self::quantise_panels(self.rows, self.cols, Tiling::Column, |rows, encode| {
+        let format = self.scales.format();
+        Self::quantise_panels((self.rows, self.cols), Tiling::Column, format, &|rows, encode| {
             let mut panel = Scratch::new(rows.len() * self.cols);
             self.dequantise_rows(rows, &mut panel);
             encode(&panel);
@@ -164,6 +207,13 @@ impl Quantized {
 
     /// `requantise_columns().dequantise()` in one pass, without the codes; `out` is overwritten.
     pub(crate) fn dequantise_as_columns(&self, out: &mut [f32]) {
+        match self.scales {
+            Scales::Pow2(_) => self.decode_as_columns::<u8>(out),
+            Scales::Fp32(_) => self.decode_as_columns::<f32>(out),
+        }
+    }
+
+    fn decode_as_columns<S: Scale>(&self, out: &mut [f32]) {
         assert_eq!(self.tiling, Tiling::Row, "dequantise_as_columns: tiles must be 1 x 128");
         let chunks = out.chunks_mut((BLOCK * self.cols).max(1)).enumerate();
         spread::each(chunks, |(i, out)| {
@@ -173,7 +223,7 @@ impl Quantized {
             vectorised(
                 #[inline(always)]
                 || {
-                    column_scales(out, &mut scales, &mut inverses);
+                    column_scales::<S>(out, &mut scales, &mut inverses);
                     for row in out.chunks_exact_mut(scales.len().max(1)) {
                         e4m3::round_columns(row, &inverses, &scales);
                     }
@@ -187,39 +237,25 @@ impl Quantized {
     pub fn gather_rows(&self, index: &[u32]) -> Self {
         assert_eq!(self.tiling, Tiling::Row, "gather_rows: tiles must be 1 x 128");
         let blocks = self.cols.div_ceil(BLOCK);
-        let mut gathered = Self::empty_rows(self.cols, index.len());
+        let mut gathered = Self::empty_rows(self.cols, index.len(), self.scales.format());
         for &row in index {
             let row = row as usize;
             gathered.codes.extend_from_slice(&self.codes[row * self.cols..][..self.cols]);
-            gathered.scales.extend_from_slice(&self.scales[row * blocks..][..blocks]);
+            gathered.scales.extend_from(&self.scales, row * blocks, blocks);
         }
         gathered.rows = index.len();
         gathered
     }
 
-    /// All rows of `parts`, which are of one width and Row tiling, one part after the other.
-    pub fn concat_rows(parts: &[Self]) -> Self {
-        let cols = parts.first().map_or(0, |part| part.cols);
-        let mut whole = Self::empty_rows(cols, parts.iter().map(|part| part.rows).sum());
-        for part in parts {
-            assert_eq!(part.tiling, Tiling::Row, "concat_rows: tiles must be 1 x 128");
-            assert_eq!(part.cols, cols, "concat_rows: widths");
-            whole.codes.extend_from_slice(&part.codes);
-            whole.scales.extend_from_slice(&part.scales);
-            whole.rows += part.rows;
-        }
-        whole
-    }
-
-    fn empty_rows(cols: usize, capacity: usize) -> Self {
+    fn empty_rows(cols: usize, capacity: usize, format: ScaleFormat) -> Self {
         let codes = Vec::with_capacity(capacity * cols);
-        let scales = Vec::with_capacity(capacity * cols.div_ceil(BLOCK));
+        let scales = Scales::empty(format, capacity * cols.div_ceil(BLOCK));
         Self { rows: 0, cols, tiling: Tiling::Row, codes, scales }
     }
 
     /// Bytes of one row on the wire: its codes, then its scales.
-    pub fn row_wire_bytes(cols: usize) -> usize {
-        cols + cols.div_ceil(BLOCK)
+    pub fn row_wire_bytes(cols: usize, format: ScaleFormat) -> usize {
+        cols + cols.div_ceil(BLOCK) * format.bytes()
     }
 
     /// Appends one row in wire form. Row tiling only.
@@ -227,26 +263,34 @@ impl Quantized {
         assert_eq!(self.tiling, Tiling::Row, "append_row_wire: tiles must be 1 x 128");
         let blocks = self.cols.div_ceil(BLOCK);
         out.extend_from_slice(&self.codes[row * self.cols..][..self.cols]);
-        out.extend_from_slice(&self.scales[row * blocks..][..blocks]);
+        self.scales.append_wire(row * blocks, blocks, out);
     }
 
-    /// Rebuilds a matrix from rows in wire form, each of exactly `row_wire_bytes(cols)` bytes: the
+    /// Rebuilds a matrix from rows in wire form, each of exactly `row_wire_bytes` bytes: the
     /// receiver of a message checks its length before it cuts rows.
-    pub fn from_row_wire<'a>(cols: usize, rows: impl Iterator<Item = &'a [u8]>) -> Self {
-        let mut whole = Self::empty_rows(cols, rows.size_hint().0);
-        for row in rows {
-            assert_eq!(row.len(), Self::row_wire_bytes(cols), "from_row_wire: bytes of a row");
+    ///
+    /// # Errors
+    /// When a scale is one that no tile has: the index of the row, and what is wrong with it.
+    pub fn from_row_wire<'a>(
+        cols: usize,
+        format: ScaleFormat,
+        rows: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Self, (usize, String)> {
+        let mut whole = Self::empty_rows(cols, rows.size_hint().0, format);
+        for (at, row) in rows.enumerate() {
+            let want = Self::row_wire_bytes(cols, format);
+            assert_eq!(row.len(), want, "from_row_wire: bytes of a row");
             let (codes, scales) = row.split_at(cols);
             whole.codes.extend_from_slice(codes);
-            whole.scales.extend_from_slice(scales);
+            whole.scales.extend_from_wire(scales).map_err(|problem| (at, problem))?;
             whole.rows += 1;
         }
-        whole
+        Ok(whole)
     }
 }
 
 /// Quantises a panel in 1 x 128 tiles.
-fn encode_rows(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
+fn encode_rows<S: Scale>(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [S]) {
     vectorised(
         #[inline(always)]
         || {
@@ -254,8 +298,8 @@ fn encode_rows(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
             for ((x, codes), scales) in rows.zip(scales.chunks_exact_mut(cols.div_ceil(BLOCK))) {
                 for ((x, codes), scale) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales)
                 {
-                    *scale = e4m3::scale_byte(e4m3::largest_bits(x));
-                    e4m3::encode_scaled(x, e4m3::inverse_scale(*scale), codes);
+                    *scale = S::of(e4m3::largest_bits(x));
+                    e4m3::encode_scaled(x, scale.inverse(), codes);
                 }
             }
         },
@@ -263,15 +307,15 @@ fn encode_rows(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
 }
 
 /// Quantises a panel of at most 128 rows in 128 x 1 tiles.
-fn encode_by_column(x: &[f32], cols: usize, codes: &mut [u8], bytes: &mut [u8]) {
+fn encode_by_column<S: Scale>(x: &[f32], cols: usize, codes: &mut [u8], out: &mut [S]) {
     let mut scales = Scratch::new(cols);
     let mut inverses = Scratch::new(cols);
     vectorised(
         #[inline(always)]
         || {
-            column_scales(x, &mut scales, &mut inverses);
-            for (byte, scale) in bytes.iter_mut().zip(scales.iter()) {
-                *byte = if scale.is_nan() { 255 } else { (scale.to_bits() >> 23) as u8 };
+            column_scales::<S>(x, &mut scales, &mut inverses);
+            for (out, scale) in out.iter_mut().zip(scales.iter()) {
+                *out = S::from_value(*scale);
             }
             for (x, codes) in x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)) {
                 e4m3::encode_columns(x, &inverses, codes);
@@ -282,7 +326,7 @@ fn encode_by_column(x: &[f32], cols: usize, codes: &mut [u8], bytes: &mut [u8]) 
 
 /// The scales of the columns of a panel, and their inverses.
 #[inline(always)]
-fn column_scales(x: &[f32], scales: &mut [f32], inverses: &mut [f32]) {
+fn column_scales<S: Scale>(x: &[f32], scales: &mut [f32], inverses: &mut [f32]) {
     // The largest bits of each column are kept as the floats they are, which order the same.
     scales.fill(0.0);
     for row in x.chunks_exact(scales.len().max(1)) {
@@ -292,14 +336,14 @@ fn column_scales(x: &[f32], scales: &mut [f32], inverses: &mut [f32]) {
         }
     }
     for (scale, inverse) in scales.iter_mut().zip(inverses) {
-        let byte = e4m3::scale_byte(e4m3::magnitude_bits(*scale));
-        *scale = e4m3::scale_value(byte);
-        *inverse = e4m3::inverse_scale(byte);
+        let kept = S::of(e4m3::magnitude_bits(*scale));
+        *scale = kept.value();
+        *inverse = kept.inverse();
     }
 }
 
 /// Quantises a panel of at most 128 rows in 128 x 128 tiles.
-fn encode_blocks(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
+fn encode_blocks<S: Scale>(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [S]) {
     vectorised(
         #[inline(always)]
         || {
@@ -309,8 +353,8 @@ fn encode_blocks(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
                 for x in x.chunks_exact(cols) {
                     largest = largest.max(e4m3::largest_bits(&x[range.clone()]));
                 }
-                *scale = e4m3::scale_byte(largest);
-                let inverse = e4m3::inverse_scale(*scale);
+                *scale = S::of(largest);
+                let inverse = scale.inverse();
                 for (x, codes) in x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)) {
                     e4m3::encode_scaled(&x[range.clone()], inverse, &mut codes[range.clone()]);
                 }
@@ -320,13 +364,13 @@ fn encode_blocks(x: &[f32], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
 }
 
 /// Decodes one row whose stretches of 128 columns have a scale each.
-fn decode_row(codes: &[u8], scales: &[u8], out: &mut [f32]) {
+fn decode_row<S: Scale>(codes: &[u8], scales: &[S], out: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
             for ((codes, out), scale) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).zip(scales)
             {
-                e4m3::decode_scaled(codes, e4m3::scale_value(*scale), out);
+                e4m3::decode_scaled(codes, scale.value(), out);
             }
         },
     );

@@ -48,6 +48,6 @@ pub mod swiglu;
 
 pub use bf16::{bf16_to_f32, f32_to_bf16};
 pub use error::Error;
-pub use fp8::{Quantized, Tiling};
+pub use fp8::{Quantized, ScaleFormat, Scales, Tiling};
 pub use linear::{Math, Operand, Weight};
 pub use tensor::{DType, Tensor};

@@ -3,14 +3,15 @@
 //! FP8 (DeepSeek-V3 report 3.3): activations and gradients in 1 x 128 tiles, weights in 128 x 128
 //! blocks, E4M3 everywhere; for the gradient of a weight both operands are requantised to 128 x 1
 //! tiles. The GPU recipe multiplies codes, and every 128 of K scales the partial sum and adds it up
-//! in FP32. Here operands are dequantised to FP32 panels first. Codes have 4 significant bits and
-//! scales are powers of two, so every product of two elements is exact, and scaling commutes with
-//! rounding: in a given order of summation the two ways give the same bits. Sums are FP32.
+//! in FP32. Here operands are dequantised to FP32 panels first. Codes have 4 significant bits. Where
+//! scales are powers of two, every product of two elements is exact, and scaling commutes with
+//! rounding: in a given order of summation the two ways give the same bits. With FP32 scales they
+//! differ by FP32 roundings. Sums are FP32.
 
 use std::borrow::Cow;
 use std::ops::{Deref, Range};
 
-use crate::fp8::{Quantized, Tiling};
+use crate::fp8::{Quantized, ScaleFormat, Tiling};
 use crate::gemm::{View, add_product_by_rows, product};
 use crate::scratch::Scratch;
 use crate::spread;
@@ -30,8 +31,9 @@ pub enum Math {
     /// Operands rounded to BF16, sums in FP32: every layer of a BF16 model, and of an FP8 model the
     /// output head and `eh_proj`.
     Bf16,
-    /// Operands quantised to E4M3, sums in FP32: every other layer of an FP8 model.
-    Fp8,
+    /// Operands quantised to E4M3, with scales of this format, sums in FP32: every other layer of an
+    /// FP8 model.
+    Fp8(ScaleFormat),
 }
 
 /// What a linear layer reads, `(T, inputs)`, in the form in which it is kept for backward.
@@ -74,7 +76,7 @@ impl Operand {
         match math {
             Math::F32 => Self::F32(to_dtype(x, DType::F32)),
             Math::Bf16 => Self::Bf16(to_dtype(x, DType::Bf16)),
-            Math::Fp8 => Self::Fp8(Quantized::quantise(x, Tiling::Row)),
+            Math::Fp8(format) => Self::Fp8(Quantized::quantise(x, Tiling::Row, format)),
         }
     }
 
@@ -156,7 +158,9 @@ impl Weight {
         match math {
             Math::F32 => Self::F32(Tensor::from_f32(DType::F32, &[n, k], master)),
             Math::Bf16 => Self::Bf16(Tensor::from_f32(DType::Bf16, &[n, k], master)),
-            Math::Fp8 => Self::Fp8(Quantized::quantise_f32(master, n, k, Tiling::Block)),
+            Math::Fp8(format) => {
+                Self::Fp8(Quantized::quantise_f32(master, n, k, Tiling::Block, format))
+            }
         }
     }
 

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use shoal_kernels::fp8::ScaleFormat;
 use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::job::Precision;
+use shoal_plan::numerics::{self, Scales};
 
 /// Forms of values in one precision. In all of them norms, router, softmax and loss are FP32.
 ///
@@ -12,42 +14,66 @@ use shoal_plan::job::Precision;
 /// - bf16: BF16 in every Linear and between operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arithmetic {
-    /// Attention, dense layers, shared and routed experts.
-    pub(crate) linear: Math,
+    /// What the Linears of attention, dense layers, shared and routed experts read.
+    pub(crate) input: Math,
+    /// The gradients of what they give.
+    pub(crate) gradient: Math,
+    /// Their weights.
+    pub(crate) weight: Math,
     /// Head and `eh_proj`.
     pub(crate) wide: Math,
     /// The residual stream and the output of every operation.
     pub(crate) activation: DType,
 }
 
-impl From<Precision> for Arithmetic {
-    fn from(precision: Precision) -> Self {
+impl Arithmetic {
+    /// `scales` are those of precision fp8; no other has any.
+    pub(crate) fn new(precision: Precision, scales: Scales) -> Self {
+        let one = |math| Self {
+            input: math,
+            gradient: math,
+            weight: math,
+            wide: math,
+            activation: DType::Bf16,
+        };
+        let fp8 = |format| match format {
+            numerics::ScaleFormat::Pow2 => Math::Fp8(ScaleFormat::Pow2),
+            numerics::ScaleFormat::Fp32 => Math::Fp8(ScaleFormat::Fp32),
+        };
         match precision {
-            Precision::Fp8 => Self { linear: Math::Fp8, wide: Math::Bf16, activation: DType::Bf16 },
-            Precision::Bf16 => {
-                Self { linear: Math::Bf16, wide: Math::Bf16, activation: DType::Bf16 }
-            }
-            Precision::F32 => Self { linear: Math::F32, wide: Math::F32, activation: DType::F32 },
+            Precision::Fp8 => Self {
+                input: fp8(scales.activations),
+                gradient: fp8(scales.gradients),
+                weight: fp8(scales.weights),
+                ..one(Math::Bf16)
+            },
+            Precision::Bf16 => one(Math::Bf16),
+            Precision::F32 => Self { activation: DType::F32, ..one(Math::F32) },
         }
     }
-}
 
-impl Arithmetic {
     /// A Linear's input, in the form it is multiplied and cached.
     pub(crate) fn operand(self, x: &Tensor) -> Operand {
-        Operand::prepare(x, self.linear)
+        Operand::prepare(x, self.input)
     }
 
-    /// The same of activations that nobody else reads: moved where they have that form already.
+    /// The gradient of a Linear's output, in the form it is multiplied and kept.
+    pub(crate) fn gradient_operand(self, d_y: &Tensor) -> Operand {
+        Operand::prepare(d_y, self.gradient)
+    }
+
+    /// As `operand`, of activations that nobody else reads: moved where they have that form already.
     pub(crate) fn into_operand(self, x: Tensor) -> Operand {
-        match (self.linear, x.dtype()) {
-            (Math::F32, DType::F32) => Operand::F32(x),
-            (Math::Bf16, DType::Bf16) => Operand::Bf16(x),
-            _ => self.operand(&x),
-        }
+        moved(x, self.input)
     }
 
-    /// An operand as activations again. Exact: BF16 holds every E4M3 value times a power of two.
+    /// As `gradient_operand`, of a gradient that nobody else reads.
+    pub(crate) fn into_gradient_operand(self, d_y: Tensor) -> Operand {
+        moved(d_y, self.gradient)
+    }
+
+    /// An operand as activations again. Exact where scales are powers of two: BF16 holds every E4M3
+    /// value times one. With FP32 scales each is rounded to BF16.
     pub(crate) fn activations(self, x: &Operand) -> Cow<'_, Tensor> {
         match x {
             Operand::F32(x) | Operand::Bf16(x) => Cow::Borrowed(x),
@@ -67,6 +93,14 @@ impl Arithmetic {
     }
 }
 
+fn moved(x: Tensor, math: Math) -> Operand {
+    match (math, x.dtype()) {
+        (Math::F32, DType::F32) => Operand::F32(x),
+        (Math::Bf16, DType::Bf16) => Operand::Bf16(x),
+        (Math::F32 | Math::Bf16 | Math::Fp8(_), _) => Operand::prepare(&x, math),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,7 +109,7 @@ mod tests {
     fn an_operand_has_its_precisions_form_and_is_activations_again() {
         let values: Vec<f32> = (0..300).map(|i| (i as f32 * 0.7).sin()).collect();
         for precision in Precision::ALL {
-            let arithmetic = Arithmetic::from(precision);
+            let arithmetic = Arithmetic::new(precision, Scales::default());
             let x = Tensor::from_f32(arithmetic.activation, &[2, 150], &values);
             let operand = arithmetic.operand(&x);
             let form = match precision {
@@ -85,10 +119,27 @@ mod tests {
             };
             assert!(form, "{precision}");
             assert_eq!(arithmetic.into_operand(x.clone()), operand, "{precision}");
+            assert_eq!(arithmetic.into_gradient_operand(x.clone()), operand, "{precision}");
             let again = arithmetic.activations(&operand);
             assert_eq!((again.dtype(), again.shape()), (x.dtype(), x.shape()), "{precision}");
             assert_eq!(again.to_f32(), operand.to_f32(), "{precision}: not exact");
             assert_eq!(*again == x, precision != Precision::Fp8, "only FP8 rounds once more");
+        }
+    }
+
+    #[test]
+    fn each_class_of_tensors_has_its_own_scales() {
+        use numerics::ScaleFormat::{Fp32, Pow2};
+        let scales = Scales { weights: Pow2, activations: Fp32, gradients: Pow2 };
+        let fp8 = Arithmetic::new(Precision::Fp8, scales);
+        let (pow2, fp32) = (Math::Fp8(ScaleFormat::Pow2), Math::Fp8(ScaleFormat::Fp32));
+        assert_eq!((fp8.weight, fp8.input, fp8.gradient), (pow2, fp32, pow2));
+        let scales = Scales { weights: Fp32, activations: Pow2, gradients: Fp32 };
+        let fp8 = Arithmetic::new(Precision::Fp8, scales);
+        assert_eq!((fp8.weight, fp8.input, fp8.gradient), (fp32, pow2, fp32));
+        for precision in [Precision::Bf16, Precision::F32] {
+            let plain = Arithmetic::new(precision, Scales::default());
+            assert_eq!(Arithmetic::new(precision, scales), plain, "no FP8, no scales");
         }
     }
 }

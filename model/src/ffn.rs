@@ -75,7 +75,8 @@ impl Ffn {
         let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
         let (d_g, d_u, d_gates) = swiglu::backward(&g, &u, gates, &d_h);
         let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
-        let (d_g, d_u) = (self.arithmetic.into_operand(d_g), self.arithmetic.into_operand(d_u));
+        let own = |gradient| self.arithmetic.into_gradient_operand(gradient);
+        let (d_g, d_u) = (own(d_g), own(d_u));
         let mut d_x = p.linear_input_gradient(self.gate, &d_g, DType::F32);
         d_x.add_assign(&p.linear_input_gradient(self.up, &d_u, DType::F32));
         FfnGradients { d_x, d_gates, h, d_g, d_u }
@@ -136,7 +137,7 @@ impl Dense {
         d_y: Tensor,
         deferred: &mut Vec<Deferred>,
     ) -> Tensor {
-        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
         let gradients = self.ffn.backward_input(p, &kept.ffn, None, &d_y_operand);
         let (x, d_y_cached) = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
         let (d_n, _) = self.ffn.defer(gradients, x, d_y_cached, deferred);

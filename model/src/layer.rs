@@ -38,7 +38,7 @@ pub(crate) struct LayerKept {
 
 #[derive(Clone, Debug)]
 enum FeedForwardKept {
-    Dense(DenseKept),
+    Dense(Box<DenseKept>),
     Moe(Box<MoeKept>),
 }
 
@@ -89,7 +89,7 @@ impl Layer {
         let (y, feed_forward) = match &self.feed_forward {
             FeedForward::Dense(dense) => {
                 let (y, kept) = dense.forward(p, x);
-                (y, FeedForwardKept::Dense(kept))
+                (y, FeedForwardKept::Dense(Box::new(kept)))
             }
             FeedForward::Moe(moe) => {
                 let (y, kept) = moe.forward(p, x, run)?;
@@ -112,7 +112,7 @@ impl Layer {
     ) -> Result<Tensor, Error> {
         let d_x = match (&self.feed_forward, kept.feed_forward) {
             (FeedForward::Dense(dense), FeedForwardKept::Dense(kept)) => {
-                dense.backward_input(p, kept, d_y, deferred)
+                dense.backward_input(p, *kept, d_y, deferred)
             }
             (FeedForward::Moe(moe), FeedForwardKept::Moe(kept)) => {
                 moe.backward_input(p, *kept, d_y, run, deferred)?

@@ -14,6 +14,7 @@ pub mod error;
 pub mod exchange;
 pub mod names;
 pub mod optimizer;
+pub mod options;
 pub mod parameters;
 pub mod stage;
 
@@ -38,5 +39,6 @@ pub use error::Error;
 pub use exchange::{Alone, Exchange, ExchangeError};
 pub use findings::{NonFinite, Pass};
 pub use optimizer::Update;
-pub use parameters::{Class, Parameters};
+pub use options::StageOptions;
+pub use parameters::{Class, Moments, Parameters};
 pub use stage::{Evaluated, LossScale, Losses, Norms, Stage};

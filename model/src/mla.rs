@@ -139,14 +139,14 @@ impl Mla {
     ) -> Tensor {
         let out = self.arithmetic.activation;
         let (q, k, v) = self.queries_keys_values(p, &kept.latents, shape);
-        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
         let d_o = p.linear_input_gradient(self.o, &d_y_operand, out);
         let attention_shape = self.attention_shape(shape);
         let (d_q, d_k, d_v) =
             attention::backward(&q, &k, &v, &kept.o, &kept.lse, &d_o, &attention_shape);
         deferred.push(Deferred {
             parameter: self.o,
-            x: Cached::Plain(kept.o, self.arithmetic.linear),
+            x: Cached::Plain(kept.o, self.arithmetic.input),
             d_y: Cached::Whole(d_y_operand),
         });
         let (d_q, d_kv, d_k_rope) =
@@ -225,7 +225,7 @@ struct Half<'a> {
 impl Half<'_> {
     /// A Linear's input gradient; its weight gradient is put off.
     fn linear(&mut self, id: Id, x: Arc<Operand>, d_y: &Tensor, out: DType) -> Tensor {
-        let d_y = Arc::new(self.arithmetic.operand(d_y));
+        let d_y = Arc::new(self.arithmetic.gradient_operand(d_y));
         let d_x = self.p.linear_input_gradient(id, &d_y, out);
         self.deferred.push(Deferred {
             parameter: id,

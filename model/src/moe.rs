@@ -13,7 +13,7 @@ mod experts;
 use std::ops::Range;
 use std::sync::Arc;
 
-use shoal_kernels::linear::Operand;
+use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::router::{self, RouterShape, Routing};
 use shoal_kernels::tensor::{DType, Tensor};
@@ -107,7 +107,7 @@ impl Moe {
         let sent = Outgoing::of(&routing.chosen, shape.top_k, &self.owners);
         let messages = sent.iter().map(|rows| rows.message(&n, &routing.gates)).collect();
         let incoming = run.all_to_all(self.layer, "dispatch", messages)?;
-        let received = Received::read(&incoming, &self.row_form())
+        let received = Received::read(&incoming, &self.row_form(self.arithmetic.input))
             .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
         let n_rows = received.n_rows();
         let rows_from = received.rows_from().to_vec();
@@ -148,11 +148,12 @@ impl Moe {
         run: &mut Run<'_>,
         deferred: &mut Vec<Deferred>,
     ) -> Result<Tensor, Error> {
-        let d_y_operand = Arc::new(self.arithmetic.operand(&d_y));
+        let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
         let messages = kept.sent.iter().map(|rows| rows.rows_message(&d_y_operand)).collect();
         let incoming = run.all_to_all(self.layer, "gradient dispatch", messages)?;
         let rows_from = kept.experts.received.rows_from().to_vec();
-        let d_rows = dispatch::read_operand(&incoming, &rows_from, &self.row_form())
+        let form = self.row_form(self.arithmetic.gradient);
+        let d_rows = dispatch::read_operand(&incoming, &rows_from, &form)
             .map_err(|(shard, problem)| self.malformed("gradient dispatch", shard, problem))?;
         let n_rows = kept.experts.received.n_rows();
         let pairs_from = kept.experts.received.pairs_from();
@@ -231,12 +232,9 @@ impl Moe {
         (self.config.hidden_size as usize, self.arithmetic.activation)
     }
 
-    fn row_form(&self) -> RowForm {
-        RowForm {
-            cols: self.config.hidden_size as usize,
-            math: self.arithmetic.linear,
-            n_experts: self.experts.len(),
-        }
+    /// The rows that go out: tokens in the form of inputs, gradients in theirs.
+    fn row_form(&self, math: Math) -> RowForm {
+        RowForm { cols: self.config.hidden_size as usize, math, n_experts: self.experts.len() }
     }
 
     fn malformed(&self, leg: &'static str, shard: usize, problem: String) -> Error {

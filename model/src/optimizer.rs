@@ -1,11 +1,10 @@
-//! The update at the end of a step: AdamW on the masters, router biases from the counts.
+//! The update at the end of a step: AdamW on the masters, their average, router biases from the
+//! counts.
 //!
-//! Source: DeepSeek-V3 report, sections 2.1.2 (bias) and 4.2 (AdamW). Norm gains are not decayed;
-//! the report does not say, and a gain has no reason to shrink to zero.
+//! Source: DeepSeek-V3 report, sections 2.1.2 (bias), 3.2 (average) and 4.2 (AdamW).
 
-use shoal_kernels::adamw::{self, AdamStep};
+use shoal_kernels::adamw::AdamStep;
 
-use crate::names::Role;
 use crate::parameters::Parameters;
 
 /// What one optimizer step needs to know. Equal on all cells.
@@ -18,19 +17,10 @@ pub struct Update {
 
 /// AdamW on every parameter, then fresh compute weights and no gradients.
 pub(crate) fn step(parameters: &mut Parameters, adam: &AdamStep) {
-    for (role, class, span) in parameters.places() {
-        let arena = parameters.arena_mut(class);
-        let weight_decay = match role {
-            Role::Gain => 0.0,
-            Role::Linear | Role::Wide | Role::Table | Role::Router => adam.weight_decay,
-        };
-        adamw::step(
-            &mut arena.master[span.clone()],
-            &mut arena.first_moment[span.clone()],
-            &mut arena.second_moment[span.clone()],
-            &arena.gradient[span],
-            &AdamStep { weight_decay, ..*adam },
-        );
+    let decay = parameters.average_decay();
+    for (decays, class, span) in parameters.places() {
+        let weight_decay = if decays { adam.weight_decay } else { 0.0 };
+        parameters.arena_mut(class).step(span, &AdamStep { weight_decay, ..*adam }, decay);
     }
     parameters.zero_gradients();
     parameters.prepare();

@@ -1,7 +1,10 @@
-//! The numbers a cell owns: FP32 masters and gradients, BF16 moments, and the form used in compute.
+//! The numbers a cell owns: FP32 masters and gradients, BF16 or FP32 moments, the average of the
+//! masters if one is kept, and the form used in compute.
 //!
 //! Each class has one flat arena per kind of number, so that an all-reduce is one call; a parameter
 //! is a range of its class's arenas. Arena order is `names::specifications`.
+
+mod arena;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,11 +12,15 @@ use std::ops::Range;
 use shoal_kernels::linear::{self, Math, Operand, Weight};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
-use shoal_plan::job::Precision;
+use shoal_plan::numerics::ParameterGroup;
 
 use crate::arithmetic::Arithmetic;
 use crate::initial;
 use crate::names::{Role, Specification};
+use crate::options::StageOptions;
+
+use self::arena::Arena;
+pub use self::arena::Moments;
 
 /// Which cells hold a parameter, and so which cells sum its gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,18 +33,11 @@ pub enum Class {
     Embedding,
 }
 
+const CLASSES: [Class; 3] = [Class::Dense, Class::Expert, Class::Embedding];
+
 /// A parameter of this cell; cheaper than its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Id(usize);
-
-/// All numbers of one class.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Arena {
-    pub(crate) master: Vec<f32>,
-    pub(crate) gradient: Vec<f32>,
-    pub(crate) first_moment: Vec<u16>,
-    pub(crate) second_moment: Vec<u16>,
-}
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -59,6 +59,9 @@ enum Compute {
 #[derive(Clone, Debug)]
 pub struct Parameters {
     arithmetic: Arithmetic,
+    options: StageOptions,
+    /// Masters and their average have changed places.
+    swapped: bool,
     entries: Vec<Entry>,
     ids: BTreeMap<String, Id>,
     compute: Vec<Compute>,
@@ -71,8 +74,7 @@ impl Parameters {
     /// Draws initial values. The same name and seed give the same values on every grid.
     pub(crate) fn new(
         specifications: Vec<Specification>,
-        precision: Precision,
-        seed: u64,
+        options: &StageOptions,
         deviation: f32,
     ) -> Self {
         let mut sizes =
@@ -87,9 +89,12 @@ impl Parameters {
             assert!(old.is_none(), "{} is listed twice", specification.name);
             entries.push(Entry { specification, span });
         }
-        let arena = |class| Arena::zeros(sizes[&class]);
+        let averaged = 0.0 < options.ema_decay;
+        let arena = |class| Arena::zeros(sizes[&class], options.moments, averaged);
         let mut parameters = Self {
-            arithmetic: precision.into(),
+            arithmetic: Arithmetic::new(options.precision, options.scales),
+            options: options.clone(),
+            swapped: false,
             compute: Vec::new(),
             ids,
             dense: arena(Class::Dense),
@@ -97,7 +102,8 @@ impl Parameters {
             embedding: arena(Class::Embedding),
             entries,
         };
-        parameters.draw(seed, deviation);
+        parameters.draw(options.seed, deviation);
+        parameters.restart_average();
         parameters.prepare();
         parameters
     }
@@ -157,18 +163,63 @@ impl Parameters {
         &mut self.arena_mut(class).master[span]
     }
 
-    /// AdamW's first and second moment, BF16 bits.
-    pub fn moments(&self, name: &str) -> (&[u16], &[u16]) {
+    /// `AdamW`'s first and second moment, as they are kept.
+    pub fn moments(&self, name: &str) -> Moments<'_> {
         let (span, class) = self.place(self.id(name));
-        let arena = self.arena(class);
-        (&arena.first_moment[span.clone()], &arena.second_moment[span])
+        self.arena(class).moments(span)
     }
 
-    /// The moments, to be loaded.
-    pub fn moments_mut(&mut self, name: &str) -> (&mut [u16], &mut [u16]) {
+    /// Loads the moments, rounded to the form in which they are kept: BF16 values to BF16 exactly.
+    pub fn set_moments(&mut self, name: &str, first: &[f32], second: &[f32]) {
         let (span, class) = self.place(self.id(name));
-        let arena = self.arena_mut(class);
-        (&mut arena.first_moment[span.clone()], &mut arena.second_moment[span])
+        self.arena_mut(class).set_moments(span, first, second);
+    }
+
+    /// Whether an average of the masters is kept.
+    pub fn is_averaged(&self) -> bool {
+        0.0 < self.options.ema_decay
+    }
+
+    /// The average of a master over the updates: None where none is kept.
+    pub fn average(&self, name: &str) -> Option<&[f32]> {
+        let (span, class) = self.place(self.id(name));
+        self.is_averaged().then(|| &self.arena(class).average[span])
+    }
+
+    /// The average, to be loaded.
+    pub fn average_mut(&mut self, name: &str) -> Option<&mut [f32]> {
+        let (span, class) = self.place(self.id(name));
+        self.is_averaged().then(|| &mut self.arena_mut(class).average[span])
+    }
+
+    /// Starts the average, if one is kept, again from the masters: when they were loaded from
+    /// somewhere that has none.
+    pub fn restart_average(&mut self) {
+        if self.is_averaged() {
+            for class in CLASSES {
+                let Arena { master, average, .. } = self.arena_mut(class);
+                average.copy_from_slice(master);
+            }
+        }
+    }
+
+    /// Exchanges masters and average, and refreshes what compute reads. Twice is as before, bit
+    /// for bit. Does nothing where no average is kept.
+    pub(crate) fn swap_average(&mut self) {
+        if self.is_averaged() {
+            for class in CLASSES {
+                let Arena { master, average, .. } = self.arena_mut(class);
+                std::mem::swap(master, average);
+            }
+            self.swapped = !self.swapped;
+            self.prepare();
+        }
+    }
+
+    /// Of the average, for the optimizer.
+    pub(crate) fn average_decay(&self) -> f32 {
+        assert!(!self.swapped, "an update moves the masters, not their average");
+        self.options.ema_decay
     }
 
     /// The FP32 gradient accumulated since the last update.
@@ -189,7 +240,7 @@ impl Parameters {
 
     /// Forgets every gradient.
     pub fn zero_gradients(&mut self) {
-        for class in [Class::Dense, Class::Expert, Class::Embedding] {
+        for class in CLASSES {
             self.arena_mut(class).gradient.fill(0.0);
         }
     }
@@ -271,10 +322,12 @@ impl Parameters {
         all
     }
 
-    /// Each parameter's role, place and class, for the optimizer.
-    pub(crate) fn places(&self) -> Vec<(Role, Class, Range<usize>)> {
+    /// Whether each parameter decays, its class and its place, for the optimizer.
+    pub(crate) fn places(&self) -> Vec<(bool, Class, Range<usize>)> {
+        let excluded = |group: ParameterGroup| self.options.weight_decay_exclude.contains(&group);
         let place = |entry: &Entry| {
-            (entry.specification.role, entry.specification.class, entry.span.clone())
+            let decays = !entry.specification.group().is_some_and(excluded);
+            (decays, entry.specification.class, entry.span.clone())
         };
         self.entries.iter().map(place).collect()
     }
@@ -305,21 +358,10 @@ impl Parameters {
     }
 }
 
-impl Arena {
-    fn zeros(n: usize) -> Self {
-        Self {
-            master: vec![0.0; n],
-            gradient: vec![0.0; n],
-            first_moment: vec![0; n],
-            second_moment: vec![0; n],
-        }
-    }
-}
-
 impl Arithmetic {
     fn compute(self, specification: &Specification, master: &[f32]) -> Compute {
         let math = match specification.role {
-            Role::Linear => self.linear,
+            Role::Linear => self.weight,
             Role::Wide => self.wide,
             Role::Table if self.wide == Math::F32 => return Compute::Master,
             Role::Table => {
@@ -361,6 +403,7 @@ fn pieces<T, V>(
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::job::Precision;
     use shoal_plan::model::ModelConfig;
 
     use super::*;
@@ -368,7 +411,7 @@ mod tests {
     use crate::names;
 
     fn tiny(cut: &Cut, precision: Precision) -> Parameters {
-        Parameters::new(names::specifications(cut), precision, 7, 0.02)
+        Parameters::new(names::specifications(cut), &StageOptions::new(precision, 7), 0.02)
     }
 
     #[test]

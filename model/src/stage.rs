@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use shoal_kernels::adamw;
 use shoal_kernels::tensor::Tensor;
-use shoal_plan::job::Precision;
 
 use crate::arithmetic::Arithmetic;
 use crate::batch::BatchShape;
@@ -24,6 +23,7 @@ use crate::layer::{Layer, LayerKept};
 use crate::moe::{Moe, MoeKept};
 use crate::names::{self, EMBEDDING, of_bias};
 use crate::optimizer::{self, Update};
+use crate::options::StageOptions;
 use crate::parameters::{Class, Id, Parameters};
 use crate::tail::{Tail, TailKept};
 
@@ -103,12 +103,12 @@ struct Kept {
 
 impl Stage {
     /// Draws initial parameters: the same for a seed on every grid. Router biases start at 0.
-    pub fn new(cut: Cut, precision: Precision, seed: u64) -> Self {
+    pub fn new(cut: Cut, options: &StageOptions) -> Self {
         cut.check();
         let config = Arc::new(cut.config.clone());
-        let arithmetic = Arithmetic::from(precision);
+        let arithmetic = Arithmetic::new(options.precision, options.scales);
         let deviation = config.initializer_range;
-        let p = Parameters::new(names::specifications(&cut), precision, seed, deviation);
+        let p = Parameters::new(names::specifications(&cut), options, deviation);
         let layer = |number| Layer::new(&p, &config, arithmetic, &cut, number);
         Self {
             embedding: cut.first.then(|| p.id(EMBEDDING)),
@@ -205,6 +205,12 @@ impl Stage {
         }
         self.counts = vec![0; counts.len()];
         self.findings = Findings::default();
+    }
+
+    /// Exchanges the masters for their average, for an evaluation, or back again; without an average
+    /// nothing changes. Router biases are not averaged. An `update` in between is a bug.
+    pub fn swap_ema(&mut self) {
+        self.parameters.swap_average();
     }
 
     /// Throws away everything of the step under way; parameters stay as they were before it.

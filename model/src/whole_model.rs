@@ -1,10 +1,12 @@
 //! Tests of the whole network: gradients against differences, grids against the uncut model,
-//! unequal parts, learning, what each precision changes, and everything that can go wrong between cells.
+//! unequal parts, learning, what precision and options change, and everything that can go wrong
+//! between cells.
 
 mod faults;
 mod gradients;
 mod harness;
 mod identity;
 mod learning;
+mod options;
 mod precisions;
 mod uneven;

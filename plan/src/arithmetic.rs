@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::grid::Cell;
 use crate::job::{Job, Precision};
 use crate::model::ModelConfig;
+use crate::numerics::Moments;
 
 /// Forward once, backward twice (gradients of inputs and of weights), 2 FLOPs a multiply-add.
 const FLOPS_PER_WEIGHT: f64 = 6.0;
@@ -32,8 +33,10 @@ pub struct CellBytes {
     pub masters: u64,
     /// FP32 gradients.
     pub gradients: u64,
-    /// Two BF16 moments.
+    /// Two moments, BF16 unless `with_state` says otherwise.
     pub moments: u64,
+    /// The FP32 average of the masters, where one is kept.
+    pub average: u64,
     /// Kept between forward and backward, for all microbatches in flight; and what deferred
     /// weight halves still need.
     pub activations: u64,
@@ -41,8 +44,15 @@ pub struct CellBytes {
 
 impl CellBytes {
     pub fn total(&self) -> u64 {
-        let parameters = self.weights + self.masters + self.gradients + self.moments;
-        parameters.saturating_add(self.activations)
+        let state = self.masters + self.moments + self.average;
+        (self.weights + self.gradients + state).saturating_add(self.activations)
+    }
+
+    /// The same with moments of this dtype, and with an average of the masters or without.
+    #[must_use]
+    pub fn with_state(self, moments: Moments, averaged: bool) -> Self {
+        let n = self.masters / 4;
+        Self { moments: moments.bytes() * n, average: if averaged { 4 * n } else { 0 }, ..self }
     }
 }
 
@@ -135,7 +145,15 @@ pub fn cell_bytes(job: &Job, cell: Cell, layers: Range<u32>) -> CellBytes {
     let all = |n: u32, per_token| u64::from(n).saturating_mul(tokens).saturating_mul(per_token);
     let activations = all(in_flight, kept).saturating_add(all(deferred, operands));
     let activations = activations.saturating_add(logits);
-    CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments: 4 * n, activations }
+    let state = CellBytes {
+        weights,
+        masters: 4 * n,
+        gradients: 4 * n,
+        moments: 0,
+        average: 0,
+        activations,
+    };
+    state.with_state(Moments::default(), false)
 }
 
 /// Bytes of one value that a Linear reads, and of one between operations.
@@ -241,41 +259,6 @@ mod tests {
     use crate::grid::Grid;
     use crate::schedule::Schedule;
 
-    /// The released configuration, but for the scaling of positions.
-    fn deepseek_v3() -> ModelConfig {
-        ModelConfig {
-            vocab_size: 129_280,
-            hidden_size: 7168,
-            intermediate_size: 18_432,
-            moe_intermediate_size: 2048,
-            num_hidden_layers: 61,
-            num_attention_heads: 128,
-            n_routed_experts: 256,
-            num_experts_per_tok: 8,
-            n_group: 8,
-            topk_group: 4,
-            first_k_dense_replace: 3,
-            q_lora_rank: Some(1536),
-            kv_lora_rank: 512,
-            qk_nope_head_dim: 128,
-            qk_rope_head_dim: 64,
-            v_head_dim: 128,
-            ..ModelConfig::tiny()
-        }
-    }
-
-    #[test]
-    fn deepseek_v3_has_the_published_number_of_parameters() {
-        // Sums over the released tensor listing: main model, and what MTP adds.
-        let main = ModelConfig { num_nextn_predict_layers: 0, ..deepseek_v3() };
-        assert_eq!(parameters(&main).total, 671_026_404_352);
-        let mtp = parameters(&deepseek_v3()).total - parameters(&main).total;
-        assert_eq!(mtp, 11_610_067_968);
-        // "671B total parameters with 37B activated": report, abstract.
-        let active = parameters(&main).active as f64 / 1e9;
-        assert!((36.5..38.0).contains(&active), "{active}");
-    }
-
     #[test]
     fn tiny_adds_up_tensor_by_tensor() {
         let norms = 256 + 256 + 96 + 64;
@@ -342,7 +325,7 @@ mod tests {
     #[test]
     fn a_parameter_takes_thirteen_bytes_in_fp8_fourteen_in_bf16_and_sixteen_in_f32() {
         let mut job = Job::example();
-        job.model = deepseek_v3();
+        job.model = ModelConfig::preset("deepseek-v3").unwrap();
         job.grid = Grid::ONE;
         let all = |job: &Job| {
             let bytes = cell_bytes(job, job.grid.cell(crate::grid::CellId(0)), 0..61);
@@ -353,6 +336,19 @@ mod tests {
             job.training.precision = precision;
             assert!((all(&job) - bytes).abs() < 1e-9, "{precision}: {}", all(&job));
         }
+    }
+
+    #[test]
+    fn fp32_moments_and_an_average_take_four_bytes_a_parameter_more_each() {
+        let job = Job::example();
+        let plain = cell_bytes(&job, job.grid.cell(crate::grid::CellId(0)), 0..4);
+        let n = parameters(&job.model).total;
+        assert_eq!((plain.moments, plain.average), (4 * n, 0));
+        assert_eq!(plain.with_state(Moments::Bf16, false), plain);
+        let more = |moments, averaged| plain.with_state(moments, averaged).total() - plain.total();
+        assert_eq!(more(Moments::F32, false), 4 * n);
+        assert_eq!(more(Moments::Bf16, true), 4 * n);
+        assert_eq!(more(Moments::F32, true), 8 * n);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! no thread, no tensor. Files are read only by `globs` (directories) and through a closure of the
 //! caller's (`manifest`, for a model's `config.json`).
 //!
-//! Reading order: `grid` (cells), `model` (the network's sizes), `job` (a checked manifest),
+//! Reading order: `grid` (cells), `model` (the network's sizes), `numerics` (how numbers are kept), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
 //! (who hosts which cell, and why), `schedule` (slots), `batch` and `samples` (which text when),
 //! `learning_rate` (how fast it learns when).

@@ -2,6 +2,8 @@
 //!
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
 
+mod presets;
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -44,36 +46,6 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// The preset `tiny`: about 8 M parameters over bytes, for a laptop and for tests.
-    pub fn tiny() -> Self {
-        Self {
-            vocab_size: 256,
-            hidden_size: 256,
-            intermediate_size: 512,
-            moe_intermediate_size: 128,
-            num_hidden_layers: 4,
-            num_nextn_predict_layers: 1,
-            num_attention_heads: 4,
-            n_shared_experts: 1,
-            n_routed_experts: 16,
-            num_experts_per_tok: 4,
-            n_group: 4,
-            topk_group: 2,
-            norm_topk_prob: true,
-            routed_scaling_factor: 2.5,
-            first_k_dense_replace: 1,
-            q_lora_rank: Some(96),
-            kv_lora_rank: 64,
-            qk_nope_head_dim: 32,
-            qk_rope_head_dim: 16,
-            v_head_dim: 32,
-            rms_norm_eps: 1e-6,
-            rope_theta: 10_000.0,
-            max_position_embeddings: 1024,
-            initializer_range: 0.02,
-        }
-    }
-
     /// Width of one query or key head: the part without position and the rotated part.
     pub fn qk_head_dim(&self) -> u32 {
         self.qk_nope_head_dim + self.qk_rope_head_dim

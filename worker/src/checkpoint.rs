@@ -41,10 +41,12 @@ pub enum TensorKind {
     Model,
     /// The optimizer's masters, F32.
     Master,
-    /// The mean of the gradient, BF16.
+    /// The mean of the gradient, BF16 or F32.
     FirstMoment,
-    /// The mean of its square, BF16.
+    /// The mean of its square, as the first.
     SecondMoment,
+    /// The average of the masters over the steps, F32, where one is kept.
+    Average,
 }
 
 /// Why a checkpoint cannot be written or read.
@@ -92,15 +94,8 @@ impl StoredType {
 }
 
 impl TensorKind {
-    pub const ALL: [Self; 4] = [Self::Model, Self::Master, Self::FirstMoment, Self::SecondMoment];
-
-    /// How its tensors are stored; router biases, of kind `Model`, are F32 all the same.
-    pub fn stored_type(self) -> StoredType {
-        match self {
-            Self::Master => StoredType::F32,
-            Self::Model | Self::FirstMoment | Self::SecondMoment => StoredType::Bf16,
-        }
-    }
+    pub const ALL: [Self; 5] =
+        [Self::Model, Self::Master, Self::FirstMoment, Self::SecondMoment, Self::Average];
 
     /// The file that a cell writes, e.g. `exp_avg-cell-3.safetensors`.
     pub fn file_name(self, cell: CellId) -> String {
@@ -113,6 +108,7 @@ impl TensorKind {
             Self::Master => "master",
             Self::FirstMoment => "exp_avg",
             Self::SecondMoment => "exp_avg_sq",
+            Self::Average => "ema",
         }
     }
 

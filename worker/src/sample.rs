@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use shoal_kernels::compare::Random;
-use shoal_model::{Cut, Stage};
+use shoal_model::{Cut, Stage, StageOptions};
 use shoal_plan::job::Job;
 
 use crate::engine::{EngineError, load_checkpoint};
@@ -30,7 +30,7 @@ pub fn generate(
     sampling: &Sampling,
 ) -> Result<Vec<Vec<u8>>, EngineError> {
     let cut = Cut::whole(job.model.clone());
-    let mut stage = Stage::new(cut, job.training.precision, job.training.seed);
+    let mut stage = Stage::new(cut, &StageOptions::new(job.training.precision, job.training.seed));
     load_checkpoint(&mut stage, checkpoint)?;
     let mut random = Random::new(sampling.seed);
     let positions = job.model.max_position_embeddings as usize;

@@ -16,17 +16,27 @@ fn tile(tiling: Tiling, row: usize, col: usize) -> (usize, usize) {
     }
 }
 
-/// Quantise and dequantise from the definition: amax of the tile, power of two, nearest code.
-fn plain(x: &[f32], cols: usize, tiling: Tiling) -> Vec<f32> {
+const FORMATS: [ScaleFormat; 2] = [ScaleFormat::Pow2, ScaleFormat::Fp32];
+
+/// The scale of a tile, from the definition.
+fn plain_scale(amax: f32, format: ScaleFormat) -> f32 {
+    match format {
+        _ if amax == 0.0 => 1.0,
+        ScaleFormat::Pow2 => (f64::from(amax) / 448.0).log2().ceil().exp2() as f32,
+        ScaleFormat::Fp32 => amax / 448.0,
+    }
+}
+
+/// Quantise and dequantise from the definition: amax of the tile, scale, nearest code.
+fn plain(x: &[f32], cols: usize, tiling: Tiling, format: ScaleFormat) -> Vec<f32> {
     let mut amax = std::collections::BTreeMap::new();
     for (i, x) in x.iter().enumerate() {
         let largest = amax.entry(tile(tiling, i / cols, i % cols)).or_insert(0.0_f32);
         *largest = largest.max(x.abs());
     }
     let round = |(i, x): (usize, &f32)| {
-        let amax = amax[&tile(tiling, i / cols, i % cols)];
-        let scale = if amax == 0.0 { 1.0 } else { (f64::from(amax) / 448.0).log2().ceil().exp2() };
-        (f64::from(e4m3::decode(e4m3::encode((f64::from(*x) / scale) as f32))) * scale) as f32
+        let scale = plain_scale(amax[&tile(tiling, i / cols, i % cols)], format);
+        e4m3::decode(e4m3::encode(x * (1.0 / scale))) * scale
     };
     x.iter().enumerate().map(round).collect()
 }
@@ -47,25 +57,26 @@ fn uneven(rows: usize, cols: usize) -> Vec<f32> {
 fn every_tiling_agrees_with_the_plain_quantiser() {
     for (rows, cols) in SIZES {
         let x = uneven(rows, cols);
-        for tiling in TILINGS {
-            let got = Quantized::quantise_f32(&x, rows, cols, tiling);
+        for (tiling, format) in TILINGS.into_iter().flat_map(|t| FORMATS.map(|f| (t, f))) {
+            let got = Quantized::quantise_f32(&x, rows, cols, tiling, format);
             assert_eq!(got.scales().len(), tiling.scales(rows, cols));
-            assert_eq!(got.dequantise(), plain(&x, cols, tiling), "{rows} x {cols} {tiling:?}");
+            let want = plain(&x, cols, tiling, format);
+            assert_eq!(got.dequantise(), want, "{rows} x {cols} {tiling:?} {format:?}");
             let tensor = Tensor::from_f32(DType::F32, &[rows, cols], &x);
-            assert_eq!(Quantized::quantise(&tensor, tiling), got);
+            assert_eq!(Quantized::quantise(&tensor, tiling, format), got);
             let bf16 = Tensor::from_f32(DType::Bf16, &[rows, cols], &x);
-            let rounded = Quantized::quantise_f32(&bf16.to_f32(), rows, cols, tiling);
-            assert_eq!(Quantized::quantise(&bf16, tiling), rounded);
+            let rounded = Quantized::quantise_f32(&bf16.to_f32(), rows, cols, tiling, format);
+            assert_eq!(Quantized::quantise(&bf16, tiling, format), rounded);
         }
     }
 }
 
 #[test]
 fn requantising_reads_the_dequantised_values() {
-    for (rows, cols) in SIZES {
-        let q = Quantized::quantise_f32(&uneven(rows, cols), rows, cols, Tiling::Row);
+    for ((rows, cols), format) in SIZES.into_iter().flat_map(|s| FORMATS.map(|f| (s, f))) {
+        let q = Quantized::quantise_f32(&uneven(rows, cols), rows, cols, Tiling::Row, format);
         let columns = q.requantise_columns();
-        let want = Quantized::quantise_f32(&q.dequantise(), rows, cols, Tiling::Column);
+        let want = Quantized::quantise_f32(&q.dequantise(), rows, cols, Tiling::Column, format);
         assert_eq!(columns, want);
         let mut fused = vec![f32::NAN; rows * cols];
         q.dequantise_as_columns(&mut fused);
@@ -75,11 +86,11 @@ fn requantising_reads_the_dequantised_values() {
 
 #[test]
 fn an_infinity_or_nan_never_comes_out_finite() {
-    for tiling in TILINGS {
+    for (tiling, format) in TILINGS.into_iter().flat_map(|t| FORMATS.map(|f| (t, f))) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = uneven(130, 129);
             x[129 * 129 + 5] = bad;
-            let q = Quantized::quantise_f32(&x, 130, 129, tiling);
+            let q = Quantized::quantise_f32(&x, 130, 129, tiling, format);
             assert!(q.dequantise()[129 * 129 + 5].is_nan(), "{bad} in {tiling:?}");
             assert!(q.dequantise()[0].is_finite(), "other tiles are untouched");
             if tiling == Tiling::Row {
@@ -94,26 +105,31 @@ fn an_infinity_or_nan_never_comes_out_finite() {
 
 #[test]
 fn rows_travel_and_are_gathered_unchanged() {
-    for cols in [1, 96, 128, 129, 300] {
-        let q = Quantized::quantise_f32(&uneven(9, cols), 9, cols, Tiling::Row);
+    for (cols, format) in [1, 96, 128, 129, 300].into_iter().flat_map(|c| FORMATS.map(|f| (c, f))) {
+        let q = Quantized::quantise_f32(&uneven(9, cols), 9, cols, Tiling::Row, format);
         let mut wire = Vec::new();
         (0..9).for_each(|row| q.append_row_wire(row, &mut wire));
-        let bytes = Quantized::row_wire_bytes(cols);
+        let bytes = Quantized::row_wire_bytes(cols, format);
+        assert_eq!(bytes, cols + cols.div_ceil(128) * if format == FORMATS[0] { 1 } else { 4 });
         assert_eq!(wire.len(), 9 * bytes);
-        assert_eq!(Quantized::from_row_wire(cols, wire.chunks_exact(bytes)), q);
-        let (left, right) = (q.gather_rows(&[0, 1, 2, 3]), q.gather_rows(&[4, 5, 6, 7, 8]));
-        assert_eq!(Quantized::concat_rows(&[left, q.gather_rows(&[]), right]), q);
+        assert_eq!(Quantized::from_row_wire(cols, format, wire.chunks_exact(bytes)).unwrap(), q);
+        assert_eq!(q.gather_rows(&[0, 1, 2, 3, 4, 5, 6, 7, 8]), q);
+        assert_eq!(q.gather_rows(&[]).dequantise(), []);
         let twice = q.gather_rows(&[8, 8]);
         assert_eq!(twice.codes()[..cols], twice.codes()[cols..]);
+        // No tile has a scale of zero, in either format.
+        wire[4 * bytes + cols..5 * bytes].fill(0);
+        let error = Quantized::from_row_wire(cols, format, wire.chunks_exact(bytes)).unwrap_err();
+        assert_eq!(error.0, 4, "{}", error.1);
     }
 }
 
 #[test]
 fn threads_do_not_change_the_codes() {
     let x = uneven(700, 300);
-    for tiling in TILINGS {
+    for (tiling, format) in TILINGS.into_iter().flat_map(|t| FORMATS.map(|f| (t, f))) {
         let (one, three) =
-            with_one_and_three_threads(|| Quantized::quantise_f32(&x, 700, 300, tiling));
+            with_one_and_three_threads(|| Quantized::quantise_f32(&x, 700, 300, tiling, format));
         assert_eq!(one, three);
     }
 }

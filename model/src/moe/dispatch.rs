@@ -1,7 +1,7 @@
 //! Rows on the wire, both ends. Whatever comes from a peer is checked: a bad byte is an error text.
 //!
-//! A dispatch message: u32 rows; then per row its values (FP8: codes, then one scale byte per 128;
-//! BF16: two bytes each; FP32: four), u16 pairs, and per pair u16 expert (counted from the shard's
+//! A dispatch message: u32 rows; then per row its values (FP8: codes, then per 128 a scale, one byte
+//! or FP32; BF16: two bytes each; FP32: four), u16 pairs, and per pair u16 expert (counted from the shard's
 //! first, ascending) and f32 gate. Backward sends only the values, in the same row order; its reply
 //! is the rows and then one f32 per pair. Little endian.
 
@@ -135,7 +135,7 @@ impl Received {
     pub(super) fn read(messages: &[Vec<u8>], form: &RowForm) -> Result<Self, (usize, String)> {
         let mut rows = Vec::new();
         let mut received = Self {
-            rows: Arc::new(operand(&[], form)),
+            rows: Arc::new(operand(&[], &[], form)?),
             rows_from: Vec::with_capacity(messages.len()),
             first: vec![0],
             experts: Vec::new(),
@@ -146,7 +146,7 @@ impl Received {
             received.read_message(message, form, &mut rows).map_err(|problem| (shard, problem))?;
             received.rows_from.push(rows.len() - before);
         }
-        received.rows = Arc::new(operand(&rows, form));
+        received.rows = Arc::new(operand(&rows, &received.rows_from, form)?);
         Ok(received)
     }
 
@@ -236,7 +236,7 @@ pub(super) fn read_operand(
         check_length(message.len(), n_rows * bytes).map_err(|problem| (shard, problem))?;
         rows.extend(message.chunks_exact(bytes));
     }
-    Ok(operand(&rows, form))
+    operand(&rows, rows_from, form)
 }
 
 /// Divides rows [R, D] among the cells they came from.
@@ -292,7 +292,7 @@ pub(super) fn read_rows_and_gates(
 /// Bytes of a row's values.
 fn row_bytes(form: &RowForm) -> usize {
     match form.math {
-        Math::Fp8 => Quantized::row_wire_bytes(form.cols),
+        Math::Fp8(format) => Quantized::row_wire_bytes(form.cols, format),
         Math::Bf16 => form.cols * DType::Bf16.size(),
         Math::F32 => form.cols * DType::F32.size(),
     }
@@ -308,17 +308,34 @@ fn append_row(x: &Operand, row: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// Rows of checked length as an operand.
-fn operand(rows: &[&[u8]], form: &RowForm) -> Operand {
+/// Rows of checked length as an operand. The error names the sender.
+fn operand(
+    rows: &[&[u8]],
+    rows_from: &[usize],
+    form: &RowForm,
+) -> Result<Operand, (usize, String)> {
     let plain = |dtype| {
         Tensor::from_bytes(dtype, &[rows.len(), form.cols], &rows.concat())
             .expect("every row has the length that was checked")
     };
-    match form.math {
-        Math::Fp8 => Operand::Fp8(Quantized::from_row_wire(form.cols, rows.iter().copied())),
+    Ok(match form.math {
+        Math::Fp8(format) => {
+            let read = Quantized::from_row_wire(form.cols, format, rows.iter().copied());
+            Operand::Fp8(read.map_err(|(row, problem)| of_sender(row, problem, rows_from))?)
+        }
         Math::Bf16 => Operand::Bf16(plain(DType::Bf16)),
         Math::F32 => Operand::F32(plain(DType::F32)),
+    })
+}
+
+/// Who sent row `row` of all, and what is wrong with it, counted as the sender does.
+fn of_sender(mut row: usize, problem: String, rows_from: &[usize]) -> (usize, String) {
+    let mut shard = 0;
+    while rows_from[shard] <= row {
+        row -= rows_from[shard];
+        shard += 1;
     }
+    (shard, format!("row {row} with {problem}"))
 }
 
 fn check_length(got: usize, want: usize) -> Result<(), String> {
@@ -357,6 +374,8 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use shoal_kernels::fp8::ScaleFormat;
+
     use super::*;
 
     const FORM: RowForm = RowForm { cols: 3, math: Math::F32, n_experts: 2 };
@@ -397,7 +416,13 @@ mod tests {
         // Two tiles, the second of one value.
         let values: Vec<f32> = (0..2 * 129).map(|i| (i as f32 * 0.7).sin()).collect();
         let x = Tensor::from_f32(DType::F32, &[2, 129], &values);
-        for (math, bytes) in [(Math::Fp8, 129 + 2), (Math::Bf16, 258), (Math::F32, 516)] {
+        let forms = [
+            (Math::Fp8(ScaleFormat::Pow2), 129 + 2),
+            (Math::Fp8(ScaleFormat::Fp32), 129 + 8),
+            (Math::Bf16, 258),
+            (Math::F32, 516),
+        ];
+        for (math, bytes) in forms {
             let form = RowForm { cols: 129, math, n_experts: 1 };
             let n = Operand::prepare(&x, math);
             let sent = Outgoing::of(&[0, 0], 1, std::slice::from_ref(&(0..1)));
@@ -407,6 +432,24 @@ mod tests {
             let message = sent[0].rows_message(&n);
             assert_eq!(message.len(), 2 * bytes, "{math:?}");
             assert_eq!(read_operand(&[message], &[2], &form).unwrap(), n);
+        }
+    }
+
+    #[test]
+    fn a_scale_that_no_tile_has_is_named_with_its_sender() {
+        let x = Tensor::from_f32(DType::F32, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        for (format, want) in [
+            (ScaleFormat::Pow2, "row 1 with the scale 2^-127, want at least 2^-126"),
+            (ScaleFormat::Fp32, "row 1 with the scale 0e0, want 2^-126 or more, or a NaN"),
+        ] {
+            let math = Math::Fp8(format);
+            let form = RowForm { cols: 3, math, n_experts: 2 };
+            let sent = Outgoing::of(&[0, 1], 1, std::slice::from_ref(&(0..2)));
+            let good = sent[0].rows_message(&Operand::prepare(&x, math));
+            let mut bad = good.clone();
+            bad[good.len() - format.bytes()..].fill(0);
+            let error = read_operand(&[good, bad], &[2, 2], &form).unwrap_err();
+            assert_eq!(error, (1, want.to_string()));
         }
     }
 

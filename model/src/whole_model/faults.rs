@@ -2,16 +2,18 @@
 
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::job::Precision;
+use shoal_plan::numerics::{ScaleFormat, Scales};
 
 use super::harness::{mesh, scale_of, small, tokens, train_whole, windows};
 use crate::cut::Cut;
 use crate::error::Error;
 use crate::exchange::{Alone, Exchange, ExchangeError};
 use crate::names;
+use crate::options::StageOptions;
 use crate::stage::Stage;
 
 fn whole(precision: Precision) -> Stage {
-    Stage::new(Cut::whole(small()), precision, 1)
+    Stage::new(Cut::whole(small()), &StageOptions::new(precision, 1))
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn an_expert_that_makes_a_nan_is_named_by_its_owner_and_its_shard_by_the_others(
     let experts = vec![0..3, 3..6];
     let mut stages: Vec<Stage> = (0..2)
         .map(|shard| Cut { experts: experts.clone(), shard, ..Cut::whole(small()) })
-        .map(|cut| Stage::new(cut, Precision::Fp8, 1))
+        .map(|cut| Stage::new(cut, &StageOptions::new(Precision::Fp8, 1)))
         .collect();
     let layers: Vec<String> = stages[0].biases().into_keys().collect();
     for stage in &mut stages {
@@ -153,8 +155,11 @@ fn messages_of_the_wrong_length_or_number_are_refused_on_every_leg() {
 
 #[test]
 fn no_changed_byte_makes_a_panic() {
-    for precision in Precision::ALL {
-        let mut stage = whole(precision);
+    let fp32 = ScaleFormat::Fp32;
+    let scales = Scales { weights: fp32, activations: fp32, gradients: fp32 };
+    let scaled = StageOptions { scales, ..StageOptions::new(Precision::Fp8, 1) };
+    let scaled = Stage::new(Cut::whole(small()), &scaled);
+    for mut stage in Precision::ALL.map(whole).into_iter().chain([scaled]) {
         for seed in 0..150_usize {
             let result = tampered(&mut stage, seed % CALLS, |messages| {
                 let length = messages[0].len();
@@ -193,7 +198,7 @@ fn slots_out_of_order_and_strange_neighbours_are_refused() {
     assert!(matches!(error, Error::Group { got_size: 2, got_rank: 1, .. }), "{error}");
 
     let last = Cut { layers: 1..3, first: false, ..Cut::whole(small()) };
-    let mut last = Stage::new(last, Precision::F32, 1);
+    let mut last = Stage::new(last, &StageOptions::new(Precision::F32, 1));
     assert!(matches!(last.logits(&[1]), Err(Error::NotWhole { first: 1, end: 3 })));
     for wrong in [
         None,

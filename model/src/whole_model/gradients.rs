@@ -8,6 +8,7 @@ use crate::batch::Batch;
 use crate::cut::Cut;
 use crate::exchange::Alone;
 use crate::names;
+use crate::options::StageOptions;
 use crate::stage::{LossScale, Stage};
 
 /// Step of the differences. The loss is exact to some 3e-7, so that a difference is to some 1e-4.
@@ -52,7 +53,7 @@ fn check(config: ModelConfig) {
     let windows = windows(2, 8, config.vocab_size, 5);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));
     let batch = tokens.batch();
-    let mut stage = Stage::new(Cut::whole(config), Precision::F32, 3);
+    let mut stage = Stage::new(Cut::whole(config), &StageOptions::new(Precision::F32, 3));
     let layers: Vec<String> = stage.biases().into_keys().collect();
     for name in layers {
         stage.set_bias(&name, &[0.1, -0.1, 0.05, 0.0, -0.05, 0.1]).unwrap();
@@ -146,7 +147,8 @@ fn the_multi_token_prediction_loss_is_the_mean_over_depths_of_each_ones_mean() {
     let mut windows = windows(2, 8, 23, 5);
     let config = ModelConfig { num_nextn_predict_layers: 3, ..small() };
     let sum = |windows: &[Vec<u32>]| {
-        let mut stage = Stage::new(Cut::whole(config.clone()), Precision::F32, 3);
+        let mut stage =
+            Stage::new(Cut::whole(config.clone()), &StageOptions::new(Precision::F32, 3));
         // A head without weights gives every token ln V nats, at every depth.
         stage.parameters_mut().master_mut(names::HEAD).fill(0.0);
         stage.parameters_mut().prepare();
@@ -158,7 +160,9 @@ fn the_multi_token_prediction_loss_is_the_mean_over_depths_of_each_ones_mean() {
     let mean = sum(&windows) / 12.0;
     assert!((mean - 23.0_f64.ln()).abs() < 1e-6, "{mean}");
     // Sequences of two tokens have a target at depth 1 and none behind it.
-    windows.iter_mut().for_each(|window| window.truncate(3));
+    for window in &mut windows {
+        window.truncate(3);
+    }
     let mean = sum(&windows) / 2.0;
     assert!((mean - 23.0_f64.ln() / 3.0).abs() < 1e-6, "{mean}");
 }
@@ -168,7 +172,7 @@ fn the_heads_share_the_embedding_and_the_head() {
     let windows = windows(2, 8, 23, 5);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));
     let gradient = |scale: LossScale| {
-        let mut stage = Stage::new(Cut::whole(small()), Precision::F32, 3);
+        let mut stage = Stage::new(Cut::whole(small()), &StageOptions::new(Precision::F32, 3));
         train_whole(&mut stage, &tokens.batch(), &scale).unwrap();
         let of = |name| stage.parameters().gradient(name).to_vec();
         (of(names::EMBEDDING), of(names::HEAD))

@@ -16,6 +16,7 @@ use crate::cut::Cut;
 use crate::error::Error;
 use crate::exchange::{Alone, Exchange, ExchangeError};
 use crate::optimizer::Update;
+use crate::options::StageOptions;
 use crate::parameters::Class;
 use crate::stage::{LossScale, Losses, Stage};
 
@@ -148,7 +149,7 @@ impl Cluster {
             let (first, last) = (cell.stage == 0, cell.stage + 1 == grid.stages);
             let shard = cell.expert_shard as usize;
             let cut = Cut { config: config.clone(), layers, first, last, experts, shard };
-            Stage::new(cut, precision, 11)
+            Stage::new(cut, &StageOptions::new(precision, 11))
         };
         let column =
             |column| (0..grid.stages).map(|s| stage(grid.stage_group(s)[column])).collect();

@@ -5,6 +5,7 @@ use shoal_plan::job::Precision;
 use super::harness::{scale_of, small, tokens, train_whole, update, windows};
 use crate::cut::Cut;
 use crate::exchange::Alone;
+use crate::options::StageOptions;
 use crate::stage::{Evaluated, Stage};
 
 /// A text of 13 letters, over and over, that needs two letters of context.
@@ -17,7 +18,7 @@ fn repeated(start: usize, n: usize) -> Vec<u32> {
 #[test]
 fn the_model_learns_a_repeating_text_and_continues_it() {
     for precision in Precision::ALL {
-        let mut stage = Stage::new(Cut::whole(small()), precision, 1);
+        let mut stage = Stage::new(Cut::whole(small()), &StageOptions::new(precision, 1));
         let mut last = f64::INFINITY;
         for step in 1..=80 {
             let windows: Vec<_> = (0..4).map(|i| repeated(step as usize * 4 + i * 3, 21)).collect();
@@ -39,7 +40,7 @@ fn evaluation_is_the_main_heads_loss_and_leaves_no_trace() {
     let windows = windows(2, 9, 23, 1);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));
     let whole = Cut::whole(small());
-    let mut stage = Stage::new(whole.clone(), Precision::F32, 1);
+    let mut stage = Stage::new(whole.clone(), &StageOptions::new(Precision::F32, 1));
     let Evaluated::Loss { loss_sum, targets } =
         stage.evaluate(&tokens.batch(), None, &mut Alone).unwrap()
     else {
@@ -52,8 +53,14 @@ fn evaluation_is_the_main_heads_loss_and_leaves_no_trace() {
     assert!((loss_sum - trained).abs() < 1e-5 * trained, "{loss_sum} want {trained}");
     assert_eq!(stage.counts_mut().iter().sum::<u64>(), 3 * 16 * 2);
 
-    let first = Stage::new(Cut { layers: 0..1, last: false, ..whole.clone() }, Precision::F32, 1);
-    let last = Stage::new(Cut { layers: 1..3, first: false, ..whole }, Precision::F32, 1);
+    let first = Stage::new(
+        Cut { layers: 0..1, last: false, ..whole.clone() },
+        &StageOptions::new(Precision::F32, 1),
+    );
+    let last = Stage::new(
+        Cut { layers: 1..3, first: false, ..whole },
+        &StageOptions::new(Precision::F32, 1),
+    );
     let Evaluated::Hidden(hidden) = first.evaluate(&tokens.batch(), None, &mut Alone).unwrap()
     else {
         panic!("a first stage ends in hidden states")
@@ -70,7 +77,7 @@ fn evaluation_is_the_main_heads_loss_and_leaves_no_trace() {
 fn an_abandoned_step_changes_nothing() {
     let windows = windows(2, 9, 23, 1);
     let (tokens, scale) = (tokens(&windows), scale_of(&windows));
-    let mut clean = Stage::new(Cut::whole(small()), Precision::Fp8, 1);
+    let mut clean = Stage::new(Cut::whole(small()), &StageOptions::new(Precision::Fp8, 1));
     let mut stage = clean.clone();
     stage.forward(0, &tokens.batch(), None, &scale, &mut Alone).unwrap();
     stage.forward(1, &tokens.batch(), None, &scale, &mut Alone).unwrap();

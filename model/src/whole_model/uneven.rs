@@ -9,6 +9,7 @@ use shoal_plan::model::ModelConfig;
 use super::harness::{Cluster, mesh, scale_of, small, tokens, windows};
 use crate::cut::Cut;
 use crate::exchange::Alone;
+use crate::options::StageOptions;
 use crate::stage::{Evaluated, Stage};
 
 const SHARDS: Grid = Grid { stages: 1, expert_shards: 2, replicas: 1 };
@@ -80,7 +81,7 @@ fn a_cell_without_sequences_works_for_the_others_in_every_precision() {
 #[test]
 fn no_sequence_anywhere_leaves_no_gradient_and_no_loss() {
     for precision in Precision::ALL {
-        let mut stage = Stage::new(Cut::whole(small()), precision, 1);
+        let mut stage = Stage::new(Cut::whole(small()), &StageOptions::new(precision, 1));
         let (none, scale) = (tokens(&[]), scale_of(&windows(2, 9, 23, 1)));
         stage.forward(0, &none.batch(), None, &scale, &mut Alone).unwrap();
         stage.backward_input(0, None, &mut Alone).unwrap();
@@ -101,7 +102,7 @@ fn evaluation_needs_no_sequences_in_every_cell() {
     for precision in Precision::ALL {
         let mut stages: Vec<Stage> = (0..2)
             .map(|shard| Cut { experts: vec![0..1, 1..6], shard, ..Cut::whole(small()) })
-            .map(|cut| Stage::new(cut, precision, 1))
+            .map(|cut| Stage::new(cut, &StageOptions::new(precision, 1)))
             .collect();
         let evaluated: Vec<(f64, u64)> = std::thread::scope(|scope| {
             let shares = [&windows[..], &[]];

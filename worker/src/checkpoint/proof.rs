@@ -23,10 +23,17 @@ fn bytes(kind: TensorKind, name: &str, step: u64, n: usize) -> Vec<u8> {
     (0..n).map(|at| seed.as_bytes()[at % 32].wrapping_add(at as u8)).collect()
 }
 
+fn stored_type(kind: TensorKind) -> StoredType {
+    match kind {
+        TensorKind::Master | TensorKind::Average => StoredType::F32,
+        TensorKind::Model | TensorKind::FirstMoment | TensorKind::SecondMoment => StoredType::Bf16,
+    }
+}
+
 fn write_kind(partial: &Path, kind: TensorKind, step: u64, cell: u32) -> CheckpointFile {
     let name = NAMES[cell as usize];
     let shape = vec![3, 5];
-    let dtype = kind.stored_type();
+    let dtype = stored_type(kind);
     let content = bytes(kind, name, step, 15 * dtype.size());
     let mut tensors = vec![NamedTensor { name, shape, dtype, bytes: Cow::Owned(content) }];
     if kind == TensorKind::Model && cell == 0 {
@@ -95,12 +102,19 @@ fn what_was_written_is_read_by_name_kind_and_shape() {
     assert_eq!((reader.manifest().step, reader.manifest().sequences), (5, 40));
     assert_eq!(reader.names(TensorKind::Master).collect::<Vec<_>>(), [NAMES[1], NAMES[0]]);
     for name in NAMES {
-        let want = bytes(TensorKind::Master, name, 5, 60);
-        let got = reader.read_f32(TensorKind::Master, name, &[3, 5]).unwrap();
-        assert_eq!(bytemuck::cast_slice::<f32, u8>(&got), want);
+        for kind in [TensorKind::Master, TensorKind::Average] {
+            let want = bytes(kind, name, 5, 60);
+            let got = reader.read_f32(kind, name, &[3, 5]).unwrap();
+            assert_eq!(bytemuck::cast_slice::<f32, u8>(&got), want);
+            let widened = reader.read_widened(kind, name, &[3, 5]).unwrap();
+            assert_eq!(bytemuck::cast_slice::<f32, u8>(&widened), want);
+        }
         for kind in [TensorKind::Model, TensorKind::FirstMoment, TensorKind::SecondMoment] {
-            let got = reader.read_bf16(kind, name, &[3, 5]).unwrap();
-            assert_eq!(bytemuck::cast_slice::<u16, u8>(&got), bytes(kind, name, 5, 30));
+            let got = reader.read_widened(kind, name, &[3, 5]).unwrap();
+            let bits = bytes(kind, name, 5, 30);
+            let want =
+                bits.chunks_exact(2).map(|bits| u32::from_le_bytes([0, 0, bits[0], bits[1]]));
+            assert!(got.iter().map(|value| value.to_bits()).eq(want), "{kind} {name}");
         }
     }
     let bias = reader.read_f32(TensorKind::Model, BIAS, &[4]).unwrap();
@@ -122,7 +136,7 @@ fn what_was_written_is_read_by_name_kind_and_shape() {
 #[test]
 fn a_crash_between_any_two_operations_leaves_a_checkpoint_to_resume_from() {
     let all = write_checkpoint(Scratch::new("count").path(), 1, usize::MAX);
-    assert_eq!(all, 10);
+    assert_eq!(all, 12);
     for operations in 0..=all {
         let scratch = Scratch::new("crash");
         let checkpoints = checkpoints_of(&scratch, &[1]);
@@ -150,7 +164,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_damage_named() {
         paths
     };
     let n_files = files(&checkpoints_of(&Scratch::new("files"), &[2])).len();
-    assert_eq!(n_files, 9);
+    assert_eq!(n_files, 11);
     let damages: [(&str, Damage); 4] = [
         ("flipped", |path| {
             let mut bytes = fs::read(path).unwrap();

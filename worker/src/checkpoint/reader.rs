@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use shoal_kernels::bf16_to_f32;
 use shoal_plan::checkpoint::CheckpointManifest;
 
 use super::{CheckpointError, StoredType, TensorKind, io_error, is_plain, newest};
@@ -76,15 +77,20 @@ impl CheckpointReader {
             .collect())
     }
 
-    /// The bits of a BF16 tensor of exactly this shape.
-    pub fn read_bf16(
+    /// The values of a tensor of exactly this shape, in whatever dtype it is.
+    pub fn read_widened(
         &self,
         kind: TensorKind,
         name: &str,
         shape: &[usize],
-    ) -> Result<Vec<u16>, CheckpointError> {
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let found = self.tensors.get(&(kind, name.to_string()));
+        if found.is_none_or(|found| found.dtype == StoredType::F32) {
+            return self.read_f32(kind, name, shape);
+        }
         let bytes = self.bytes(kind, name, StoredType::Bf16, shape)?;
-        Ok(bytes.chunks_exact(2).map(|bits| u16::from_le_bytes([bits[0], bits[1]])).collect())
+        let bits = bytes.chunks_exact(2).map(|bits| u16::from_le_bytes([bits[0], bits[1]]));
+        Ok(bits.map(bf16_to_f32).collect())
     }
 
     fn bytes(

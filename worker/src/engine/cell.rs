@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use shoal_model::{BatchTokens, Cut, Stage};
+use shoal_model::{BatchTokens, Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
@@ -94,7 +94,8 @@ impl Cell {
     /// Builds the cell's stage, from the checkpoint to resume from if there is one.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
-        let mut stage = Stage::new(inputs.cut(comm.cell()), training.precision, training.seed);
+        let options = StageOptions::new(training.precision, training.seed);
+        let mut stage = Stage::new(inputs.cut(comm.cell()), &options);
         let step = inputs.resume_from.unwrap_or(0);
         if inputs.resume_from.is_some() {
             snapshot::load(&mut stage, &directory(&inputs.checkpoints, step))?;
@@ -127,7 +128,8 @@ impl Cell {
                 row: (self.trainer.id == CellId(0)).then_some(done.row),
             });
             let due = step.is_multiple_of(every) || step == steps || stopped;
-            if due && let Some(files) = snapshot::write(&self.trainer, step)? {
+            let Trainer { id, stage, .. } = &self.trainer;
+            if due && let Some(files) = snapshot::write(&inputs, *id, &[stage], step)? {
                 say(CellNews::Part { step, files });
             }
         }

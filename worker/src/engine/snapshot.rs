@@ -1,142 +1,179 @@
 //! A cell's part of a checkpoint: which tensors it writes, and how a stage is filled from one.
 //!
 //! Every tensor is written whole by exactly one cell: dense ones by the first column, the
-//! embedding by the first stage, experts by replica 0 of their shard. So a checkpoint is a set of
-//! named tensors that any other grid can read.
+//! embedding by the cell of it that has the first layers, experts by replica 0 of their shard. So a
+//! checkpoint is a set of named tensors that any other grid can read. A cell may own several
+//! stages: their names differ, and stand in the same files.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use shoal_kernels::tensor::{DType, Tensor};
-use shoal_model::{Class, Stage};
+use shoal_model::{Class, Cut, Moments, Stage, names};
 use shoal_plan::checkpoint::CheckpointFile;
-use shoal_plan::grid::CellId;
+use shoal_plan::grid::{CellId, Grid};
 
 use super::cell::Inputs;
 use super::error::EngineError;
-use super::step::Trainer;
 use crate::checkpoint::{
     CheckpointReader, NamedTensor, StoredType, TensorKind, partial_directory, write_file,
     write_hf_files,
 };
 
-/// Writes this cell's files of step `step`, synced; the coordinator commits them. `None` for a cell
-/// that others write for: the coordinator expects a part from every cell of replica 0.
+/// A cell's place in the grid, which says what it writes.
+#[derive(Clone, Copy)]
+struct Writer {
+    grid: Grid,
+    cell: CellId,
+}
+
+/// Writes a cell's files of step `step`, synced; the coordinator commits them. `stages` are all
+/// that the cell owns. `None` for a cell that others write for: the coordinator expects a part from
+/// every cell of replica 0.
 pub(super) fn write(
-    trainer: &Trainer,
+    inputs: &Inputs,
+    cell: CellId,
+    stages: &[&Stage],
     step: u64,
 ) -> Result<Option<Vec<CheckpointFile>>, EngineError> {
-    if trainer.at.replica != 0 {
+    let writer = Writer { grid: inputs.plan.grid, cell };
+    if writer.grid.cell(cell).replica != 0 {
         return Ok(None);
     }
-    let names = owned(trainer);
-    let directory = partial_directory(&trainer.inputs.checkpoints, step)?;
-    let parameters = trainer.stage.parameters();
-    let write = |kind: TensorKind| {
-        let biases: Vec<_> = match kind {
-            TensorKind::Model => biases(trainer).collect(),
-            TensorKind::Master | TensorKind::FirstMoment | TensorKind::SecondMoment => vec![],
-        };
-        let weights = names.iter().map(|name| NamedTensor {
-            name,
-            shape: parameters.shape(name).to_vec(),
-            dtype: kind.stored_type(),
-            bytes: match kind {
-                TensorKind::Model => {
-                    let master = parameters.master(name);
-                    let rounded = Tensor::from_f32(DType::Bf16, &[master.len()], master);
-                    Cow::Owned(rounded.bytes().to_vec())
-                }
-                TensorKind::Master => Cow::Borrowed(bytemuck::cast_slice(parameters.master(name))),
-                TensorKind::FirstMoment => {
-                    Cow::Borrowed(bytemuck::cast_slice(parameters.moments(name).0))
-                }
-                TensorKind::SecondMoment => {
-                    Cow::Borrowed(bytemuck::cast_slice(parameters.moments(name).1))
-                }
-            },
-        });
-        let biases = biases.iter().map(|(name, values)| NamedTensor {
-            name,
-            shape: vec![values.len()],
-            dtype: StoredType::F32,
-            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
-        });
-        write_file(&directory, &kind.file_name(trainer.id), &mut weights.chain(biases))
-    };
-    let mut files = Vec::new();
-    for kind in TensorKind::ALL {
-        files.push(write(kind)?);
-    }
-    if trainer.id == CellId(0) {
-        let index = index(&trainer.inputs);
-        files.extend(write_hf_files(&directory, &trainer.inputs.job.model, &index)?);
+    let directory = partial_directory(&inputs.checkpoints, step)?;
+    let mut files = writer.write(&directory, stages)?;
+    if cell == CellId(0) {
+        let index = index(inputs);
+        files.extend(write_hf_files(&directory, &inputs.job.model, &index)?);
     }
     Ok(Some(files))
 }
 
-/// Names of the parameters this cell writes.
-fn owned(trainer: &Trainer) -> Vec<&str> {
-    let parameters = trainer.stage.parameters();
-    let owns = |name: &&str| owns(&trainer.inputs, trainer.id, parameters.class(name));
-    parameters.names().filter(owns).collect()
-}
+impl Writer {
+    /// One file of each kind of tensors that the stages have.
+    fn write(
+        self,
+        directory: &Path,
+        stages: &[&Stage],
+    ) -> Result<Vec<CheckpointFile>, EngineError> {
+        let averaged = stages.iter().any(|stage| stage.parameters().is_averaged());
+        let kinds = TensorKind::ALL.into_iter();
+        let kinds = kinds.filter(|kind| averaged || *kind != TensorKind::Average);
+        let file = |kind: TensorKind| {
+            let biases: Vec<(String, &[f32])> = match kind {
+                TensorKind::Model => stages.iter().flat_map(|stage| self.biases(stage)).collect(),
+                TensorKind::Master
+                | TensorKind::FirstMoment
+                | TensorKind::SecondMoment
+                | TensorKind::Average => vec![],
+            };
+            let mut tensors: Vec<NamedTensor<'_>> =
+                stages.iter().flat_map(|stage| self.weights(stage, kind)).collect();
+            tensors.extend(biases.iter().map(|(name, values)| NamedTensor {
+                name,
+                shape: vec![values.len()],
+                dtype: StoredType::F32,
+                bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
+            }));
+            let name = kind.file_name(self.cell);
+            Ok(write_file(directory, &name, &mut tensors.into_iter())?)
+        };
+        kinds.map(file).collect()
+    }
 
-/// Whether a cell is the one that writes the parameters of `class` it holds.
-fn owns(inputs: &Inputs, cell: CellId, class: Class) -> bool {
-    let grid = inputs.plan.grid;
-    let at = grid.cell(cell);
-    match class {
-        Class::Dense => grid.column(cell) == 0,
-        Class::Embedding => grid.column(cell) == 0 && at.stage == 0,
-        Class::Expert => at.replica == 0,
+    /// What this cell writes of one kind, of one stage.
+    fn weights(self, stage: &Stage, kind: TensorKind) -> impl Iterator<Item = NamedTensor<'_>> {
+        let parameters = stage.parameters();
+        let owned = move |name: &&str| self.owns(stage.cut(), parameters.class(name));
+        parameters.names().filter(owned).map(move |name| {
+            let (dtype, bytes) = stored(stage, kind, name);
+            NamedTensor { name, shape: parameters.shape(name).to_vec(), dtype, bytes }
+        })
+    }
+
+    /// Whether the cell is the one that writes the parameters of `class` of one of its stages.
+    fn owns(self, cut: &Cut, class: Class) -> bool {
+        match class {
+            Class::Dense => self.grid.column(self.cell) == 0,
+            Class::Embedding => self.grid.column(self.cell) == 0 && cut.first,
+            Class::Expert => self.grid.cell(self.cell).replica == 0,
+        }
+    }
+
+    /// Router biases are the same on every cell of a stage; the first column writes them.
+    fn biases(self, stage: &Stage) -> impl Iterator<Item = (String, &[f32])> {
+        let writes = self.owns(stage.cut(), Class::Dense);
+        stage.biases().into_iter().filter(move |_| writes)
     }
 }
 
-/// Router biases are the same on every cell of a stage; the first column writes them.
-fn biases(trainer: &Trainer) -> impl Iterator<Item = (String, &[f32])> {
-    let writes = owns(&trainer.inputs, trainer.id, Class::Dense);
-    trainer.stage.biases().into_iter().filter(move |_| writes)
+/// A parameter's numbers of one kind as they go to a file.
+fn stored<'a>(stage: &'a Stage, kind: TensorKind, name: &str) -> (StoredType, Cow<'a, [u8]>) {
+    let parameters = stage.parameters();
+    let f32 = |values: &'a [f32]| (StoredType::F32, Cow::Borrowed(bytemuck::cast_slice(values)));
+    let bf16 = |bits: &'a [u16]| (StoredType::Bf16, Cow::Borrowed(bytemuck::cast_slice(bits)));
+    match (kind, parameters.moments(name)) {
+        (TensorKind::Model, _) => {
+            let master = parameters.master(name);
+            let rounded = Tensor::from_f32(DType::Bf16, &[master.len()], master);
+            (StoredType::Bf16, Cow::Owned(rounded.bytes().to_vec()))
+        }
+        (TensorKind::Master, _) => f32(parameters.master(name)),
+        (TensorKind::Average, _) => {
+            f32(parameters.average(name).expect("all stages of a run keep an average, or none"))
+        }
+        (TensorKind::FirstMoment, Moments::Bf16(first, _)) => bf16(first),
+        (TensorKind::FirstMoment, Moments::F32(first, _)) => f32(first),
+        (TensorKind::SecondMoment, Moments::Bf16(_, second)) => bf16(second),
+        (TensorKind::SecondMoment, Moments::F32(_, second)) => f32(second),
+    }
 }
 
 /// Where every tensor of the whole model is: (name, file, elements), from the plan alone.
 fn index(inputs: &Inputs) -> Vec<(String, String, u64)> {
     let mut index = Vec::new();
     for cell in inputs.plan.grid.cells() {
+        let writer = Writer { grid: inputs.plan.grid, cell };
         let file = TensorKind::Model.file_name(cell);
-        let cut = inputs.cut(cell);
-        for specification in shoal_model::names::specifications(&cut) {
-            if owns(inputs, cell, specification.class) {
-                let elements = specification.shape.iter().product::<usize>() as u64;
-                index.push((specification.name, file.clone(), elements));
+        // The stages of the cell: one, as long as a plan gives no more.
+        for cut in [inputs.cut(cell)] {
+            for specification in names::specifications(&cut) {
+                if writer.owns(&cut, specification.class) {
+                    let elements = specification.shape.iter().product::<usize>() as u64;
+                    index.push((specification.name, file.clone(), elements));
+                }
             }
-        }
-        if owns(inputs, cell, Class::Dense) {
-            let experts = u64::from(cut.config.n_routed_experts);
-            let layers = cut.moe_layers().into_iter();
-            index.extend(
-                layers.map(|layer| (shoal_model::names::of_bias(layer), file.clone(), experts)),
-            );
+            if writer.owns(&cut, Class::Dense) {
+                let experts = u64::from(cut.config.n_routed_experts);
+                let layers = cut.moe_layers().into_iter();
+                index.extend(layers.map(|layer| (names::of_bias(layer), file.clone(), experts)));
+            }
         }
     }
     index
 }
 
-/// Fills a stage from a complete checkpoint, whatever grid wrote it: masters, moments and router
-/// biases. The weights in compute follow from the masters.
+/// Fills a stage from a complete checkpoint, whatever grid wrote it: masters, moments, the average
+/// and router biases. The weights in compute follow from the masters. Moments of the other dtype are
+/// converted; an average starts at the masters where the checkpoint has none.
 pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
     let reader = CheckpointReader::open(directory)?;
+    let has_average = reader.names(TensorKind::Average).next().is_some();
     let parameters = stage.parameters_mut();
     let names: Vec<String> = parameters.names().map(str::to_owned).collect();
     for name in &names {
         let shape = parameters.shape(name).to_vec();
         let master = reader.read_f32(TensorKind::Master, name, &shape)?;
         parameters.master_mut(name).copy_from_slice(&master);
-        let first = reader.read_bf16(TensorKind::FirstMoment, name, &shape)?;
-        let second = reader.read_bf16(TensorKind::SecondMoment, name, &shape)?;
-        let moments = parameters.moments_mut(name);
-        moments.0.copy_from_slice(&first);
-        moments.1.copy_from_slice(&second);
+        let first = reader.read_widened(TensorKind::FirstMoment, name, &shape)?;
+        let second = reader.read_widened(TensorKind::SecondMoment, name, &shape)?;
+        parameters.set_moments(name, &first, &second);
+        if has_average && let Some(average) = parameters.average_mut(name) {
+            average.copy_from_slice(&reader.read_f32(TensorKind::Average, name, &shape)?);
+        }
+    }
+    if !has_average {
+        parameters.restart_average();
     }
     parameters.prepare();
     let biases: Vec<(String, usize)> =
@@ -147,3 +184,6 @@ pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

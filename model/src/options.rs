@@ -1,0 +1,34 @@
+//! What a stage is built with beside its part of the model. Equal on all cells of a run.
+
+use shoal_plan::job::Precision;
+use shoal_plan::numerics::{Moments, ParameterGroup, Scales};
+
+/// How a stage computes and what its optimizer keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageOptions {
+    pub precision: Precision,
+    /// Of FP8 tiles; read in precision fp8 only.
+    pub scales: Scales,
+    /// How `AdamW` keeps its moments. A checkpoint of the other kind is converted.
+    pub moments: Moments,
+    /// Parameters that weight decay leaves alone.
+    pub weight_decay_exclude: Vec<ParameterGroup>,
+    /// Decay of the average of the parameters, 0 <= x < 1; 0: none is kept.
+    pub ema_decay: f32,
+    /// Of the initial values.
+    pub seed: u64,
+}
+
+impl StageOptions {
+    /// The defaults: power-of-two scales, BF16 moments, norms not decayed, no average.
+    pub fn new(precision: Precision, seed: u64) -> Self {
+        Self {
+            precision,
+            scales: Scales::default(),
+            moments: Moments::default(),
+            weight_decay_exclude: ParameterGroup::NOT_DECAYED.to_vec(),
+            ema_decay: 0.0,
+            seed,
+        }
+    }
+}

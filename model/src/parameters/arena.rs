@@ -1,0 +1,81 @@
+//! The flat vectors behind the parameters of one class: an all-reduce is one call, and a parameter
+//! is a range of them.
+
+use std::ops::Range;
+
+use shoal_kernels::adamw::{self, AdamStep, Average};
+use shoal_kernels::bf16;
+use shoal_plan::numerics;
+
+/// All numbers of one class.
+#[derive(Clone, Debug)]
+pub(crate) struct Arena {
+    pub(crate) master: Vec<f32>,
+    pub(crate) gradient: Vec<f32>,
+    moments: Vectors,
+    /// The average of the masters over the updates; empty where none is kept.
+    pub(crate) average: Vec<f32>,
+}
+
+/// First and second moments in the form in which they are kept.
+#[derive(Clone, Debug)]
+enum Vectors {
+    Bf16(Vec<u16>, Vec<u16>),
+    F32(Vec<f32>, Vec<f32>),
+}
+
+/// `AdamW`'s first and second moment of one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Moments<'a> {
+    /// BF16 bits.
+    Bf16(&'a [u16], &'a [u16]),
+    F32(&'a [f32], &'a [f32]),
+}
+
+impl Arena {
+    pub(super) fn zeros(n: usize, moments: numerics::Moments, averaged: bool) -> Self {
+        let moments = match moments {
+            numerics::Moments::Bf16 => Vectors::Bf16(vec![0; n], vec![0; n]),
+            numerics::Moments::F32 => Vectors::F32(vec![0.0; n], vec![0.0; n]),
+        };
+        let average = vec![0.0; if averaged { n } else { 0 }];
+        Self { master: vec![0.0; n], gradient: vec![0.0; n], moments, average }
+    }
+
+    pub(super) fn moments(&self, span: Range<usize>) -> Moments<'_> {
+        match &self.moments {
+            Vectors::Bf16(first, second) => Moments::Bf16(&first[span.clone()], &second[span]),
+            Vectors::F32(first, second) => Moments::F32(&first[span.clone()], &second[span]),
+        }
+    }
+
+    /// Rounds moments to the form in which they are kept.
+    pub(super) fn set_moments(&mut self, span: Range<usize>, first: &[f32], second: &[f32]) {
+        match &mut self.moments {
+            Vectors::Bf16(own_first, own_second) => {
+                bf16::narrow(first, &mut own_first[span.clone()]);
+                bf16::narrow(second, &mut own_second[span]);
+            }
+            Vectors::F32(own_first, own_second) => {
+                own_first[span.clone()].copy_from_slice(first);
+                own_second[span].copy_from_slice(second);
+            }
+        }
+    }
+
+    /// One step of the parameter at `span`; its average follows.
+    pub(crate) fn step(&mut self, span: Range<usize>, adam: &AdamStep, decay: f32) {
+        let Self { master, gradient, moments, average } = self;
+        let averaged = !average.is_empty();
+        let average = averaged.then(|| Average { values: &mut average[span.clone()], decay });
+        let (p, g) = (&mut master[span.clone()], &gradient[span.clone()]);
+        match moments {
+            Vectors::Bf16(m, v) => {
+                adamw::step(p, &mut m[span.clone()], &mut v[span], g, adam, average);
+            }
+            Vectors::F32(m, v) => {
+                adamw::step(p, &mut m[span.clone()], &mut v[span], g, adam, average);
+            }
+        }
+    }
+}

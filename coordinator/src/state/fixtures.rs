@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{CellId, Grid};
-use shoal_plan::job::{Checkpoint, Data, Job, Precision, Training, Workers};
-use shoal_plan::learning_rate::LrSchedule;
-use shoal_plan::model::ModelConfig;
+use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, StagePlan, WorkerId};
 use shoal_plan::report::{Evaluation, StepRow};
-use shoal_plan::schedule::Schedule;
 use shoal_proto::{FromWorker, Hello, Secret};
 
 use super::ConnectionId;

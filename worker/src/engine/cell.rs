@@ -71,9 +71,9 @@ impl Inputs {
         batch_of(&windows)
     }
 
-    /// The part of the model that a cell owns.
-    pub fn cut(&self, cell: CellId) -> Cut {
-        Cut::of(self.job.model.clone(), &self.plan, cell)
+    /// The parts of the model that a cell owns, one for each chunk.
+    pub fn cuts(&self, cell: CellId) -> Vec<Cut> {
+        Cut::of(&self.job.model, &self.plan, cell)
     }
 }
 
@@ -91,16 +91,26 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Builds the cell's stage, from the checkpoint to resume from if there is one.
+    /// Builds the cell's chunks, from the checkpoint to resume from if there is one.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
-        let options = StageOptions::new(training.precision, training.seed);
-        let mut stage = Stage::new(inputs.cut(comm.cell()), &options);
+        let options = StageOptions {
+            precision: training.precision,
+            scales: training.scales,
+            moments: training.moments,
+            weight_decay_exclude: training.weight_decay_exclude.clone(),
+            ema_decay: training.ema,
+            seed: training.seed,
+        };
+        let cuts = inputs.cuts(comm.cell()).into_iter();
+        let mut chunks: Vec<Stage> = cuts.map(|cut| Stage::new(cut, &options)).collect();
         let step = inputs.resume_from.unwrap_or(0);
         if inputs.resume_from.is_some() {
-            snapshot::load(&mut stage, &directory(&inputs.checkpoints, step))?;
+            for chunk in &mut chunks {
+                snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
+            }
         }
-        Ok(Self { trainer: Trainer::new(inputs, stage, comm), step })
+        Ok(Self { trainer: Trainer::new(inputs, chunks, comm), step })
     }
 
     /// The trainer alone, at the step the cell starts from.
@@ -128,8 +138,9 @@ impl Cell {
                 row: (self.trainer.id == CellId(0)).then_some(done.row),
             });
             let due = step.is_multiple_of(every) || step == steps || stopped;
-            let Trainer { id, stage, .. } = &self.trainer;
-            if due && let Some(files) = snapshot::write(&inputs, *id, &[stage], step)? {
+            let Trainer { id, chunks, .. } = &self.trainer;
+            let chunks: Vec<&Stage> = chunks.iter().collect();
+            if due && let Some(files) = snapshot::write(&inputs, *id, &chunks, step)? {
                 say(CellNews::Part { step, files });
             }
         }

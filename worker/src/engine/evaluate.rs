@@ -5,10 +5,11 @@
 use shoal_model::{BatchTokens, Evaluated};
 use shoal_plan::grid::CellId;
 use shoal_plan::report::Evaluation;
+use shoal_plan::schedule::Work;
 
 use super::cell::batch_of;
 use super::error::EngineError;
-use super::group::GroupExchange;
+use super::hidden::Direction;
 use super::step::Trainer;
 
 /// Enough for two digits after the point; more would only take the user's time.
@@ -29,33 +30,35 @@ impl Trainer {
             let windows: Vec<Vec<u32>> = (division.microbatch(column, round))
                 .map(|window| self.inputs.heldout.window(window, sequence))
                 .collect();
-            let part = self.evaluate_windows(&batch_of(&windows)?)?;
+            let part = self.evaluate_windows(round as u32, &batch_of(&windows)?)?;
             loss_sum += part.0;
             targets += part.1;
         }
         self.sum_over_cells(loss_sum, targets)
     }
 
-    /// This cell's part of one round: a sum of losses and a number of targets on the last stage,
-    /// zeros elsewhere.
-    fn evaluate_windows(&mut self, tokens: &BatchTokens) -> Result<(f64, u64), EngineError> {
-        let grid = self.inputs.plan.grid;
+    /// This cell's part of one round: a sum of losses and a number of targets where the network
+    /// ends, zeros elsewhere.
+    fn evaluate_windows(
+        &mut self,
+        round: u32,
+        tokens: &BatchTokens,
+    ) -> Result<(f64, u64), EngineError> {
         let sequences = tokens.batch().sequences;
-        let input = match grid.previous(self.id) {
-            Some(previous) => Some(self.recv_hidden(previous, sequences)?),
-            None => None,
-        };
-        let Self { stage, comm, groups, .. } = self;
-        let mut exchange = GroupExchange { comm: &mut **comm, group: &groups.experts };
-        match stage.evaluate(&tokens.batch(), input, &mut exchange)? {
-            Evaluated::Hidden(hidden) => {
-                let next =
-                    grid.next(self.id).expect("hidden states leave every stage but the last");
-                self.send_hidden(next, Some(hidden))?;
-                Ok((0.0, 0))
+        let mut part = (0.0, 0);
+        for chunk in 0..self.chunks.len() as u32 {
+            let work = Work { chunk, microbatch: round };
+            let input = match self.neighbour(Direction::Backward, work) {
+                Some(_) => Some(self.recv_hidden(Direction::Forward, work, sequences)?),
+                None => None,
+            };
+            let (chunk, mut exchange) = self.chunk(work);
+            match chunk.evaluate(&tokens.batch(), input, &mut exchange)? {
+                Evaluated::Hidden(hidden) => self.send_hidden(Direction::Forward, work, &hidden)?,
+                Evaluated::Loss { loss_sum, targets } => part = (loss_sum, targets),
             }
-            Evaluated::Loss { loss_sum, targets } => Ok((loss_sum, targets)),
         }
+        Ok(part)
     }
 
     fn sum_over_cells(&mut self, loss_sum: f64, targets: u64) -> Result<Evaluation, EngineError> {

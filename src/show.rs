@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde_json::Value;
 use shoal_plan::arithmetic;
-use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
+use shoal_plan::memory;
 use shoal_plan::plan::Plan;
 use shoal_plan::report::HELDOUT;
 use shoal_plan::standing::Best;
+use shoal_plan::work;
 
 use crate::cli;
 use crate::progress::{duration, short};
@@ -19,54 +20,59 @@ use crate::run_dir::RunDir;
 pub(crate) fn job(job: &Job, n_files: usize) -> String {
     let parameters = arithmetic::parameters(&job.model);
     let training = &job.training;
+    let tokens = |batch: u32| short(f64::from(batch) * f64::from(training.sequence));
+    let (first, last) = (tokens(training.batch_at(1)), tokens(training.batch));
+    let batch = if training.batch_start > 0 { format!("{first} to {last}") } else { last };
     format!(
-        "{}: {} parameters, {} at work on each token, {}; {} steps of {} tokens from {n_files} files",
+        "{}: {} parameters, {} at work on each token, {}; {} steps of {batch} tokens from {n_files} files",
         job.name,
         short(parameters.total as f64),
         short(parameters.active as f64),
         training.precision,
         training.steps,
-        short(f64::from(training.batch) * f64::from(training.sequence)),
     )
 }
 
 /// The plan as a table of cells, and the reasons below it.
 pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
-    let header = ["cell", "worker", "layers", "experts", "work", "memory"].map(str::to_owned);
+    let header =
+        ["cell", "worker", "layers", "experts", "sequences", "work", "memory"].map(str::to_owned);
     let mut rows = vec![header.to_vec()];
-    let total: f64 = plan.grid.cells().map(|id| work(plan, id)).sum();
-    for id in plan.grid.cells() {
+    let division = job.largest_division();
+    for (id, work) in plan.grid.cells().zip(work::shares(job, plan)) {
         let cell = plan.grid.cell(id);
-        let layers = plan.stages[cell.stage as usize].layers.clone();
-        let experts = &plan.experts[cell.expert_shard as usize];
-        let last = cell.stage + 1 == plan.grid.stages;
-        let ends = if last && job.model.num_nextn_predict_layers > 0 { " + MTP" } else { "" };
-        let memory = arithmetic::cell_bytes(job, cell, layers.clone()).total();
+        let sequences = division.column(plan.grid.column(id));
         rows.push(vec![
             id.0.to_string(),
             plan.host(id).to_string(),
-            format!("{}{ends}", range(&layers)),
-            range(experts),
-            format!("{:.0} %", 100.0 * work(plan, id) / total),
-            format!("{}B", short(memory as f64)),
+            layers(job, plan, cell.stage),
+            range(&plan.experts[cell.expert_shard as usize]),
+            (sequences.end - sequences.start).to_string(),
+            format!("{:.0} %", 100.0 * work),
+            format!("{}B", short(memory::cell_bytes(job, plan, id).total() as f64)),
         ]);
     }
     let mut text = table(&rows);
     text.push_str("\nWhy:\n");
-    for (stage, at) in plan.stages.iter().enumerate() {
-        let _ = writeln!(text, "  stage {stage}: {}", at.reason);
+    for (at, part) in (0..).zip(&plan.stages) {
+        let (chunk, stage) = (at / plan.grid.stages, at % plan.grid.stages);
+        let which = if plan.chunks() > 1 { format!(", chunk {chunk}") } else { String::new() };
+        let _ = writeln!(text, "  stage {stage}{which}: {}", part.reason);
     }
-    let schedule = job.schedule.reason(plan.grid.stages, job.largest_division().n_microbatches());
-    let _ = writeln!(text, "  schedule {schedule}");
+    let n_micro = division.n_microbatches();
+    let _ = writeln!(text, "  schedule {}", job.pipeline().reason(n_micro));
     for (worker, reason) in &plan.reasons {
         let _ = writeln!(text, "  {worker}: {reason}");
     }
     text.trim_end().to_owned()
 }
 
-/// A cell's share of the stage's work: its columns train equal numbers of sequences.
-fn work(plan: &Plan, id: CellId) -> f64 {
-    plan.stages[plan.grid.cell(id).stage as usize].flops_per_token / f64::from(plan.grid.columns())
+/// The layers of a stage: `0-2`, of several chunks `0, 2`, and the MTP modules at the end.
+fn layers(job: &Job, plan: &Plan, stage: u32) -> String {
+    let chunks = plan.chunks_of(stage).map(|chunk| range(&chunk.layers));
+    let text = chunks.collect::<Vec<_>>().join(", ");
+    let mtp = stage + 1 == plan.grid.stages && job.model.num_nextn_predict_layers > 0;
+    if mtp { text + " + MTP" } else { text }
 }
 
 /// `3` or `0-3`, ends included: the way people count layers.
@@ -219,9 +225,12 @@ mod tests {
         };
         let text = plan(&tiny_job(), &plan_of_two);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("  cell  worker    layers   experts  work"), "{text}");
-        assert!(lines[1].starts_with("  0     worker-0  0-2      0-15     75 %"), "{text}");
-        assert!(lines[2].starts_with("  1     worker-1  3 + MTP  0-15     25 %"), "{text}");
+        assert!(
+            lines[0].starts_with("  cell  worker    layers   experts  sequences  work"),
+            "{text}"
+        );
+        assert!(lines[1].starts_with("  0     worker-0  0-2      0-15     8          "), "{text}");
+        assert!(lines[2].starts_with("  1     worker-1  3 + MTP  0-15     8          "), "{text}");
         assert!(
             text.contains("stage 1: because it is even") && text.contains("worker-1: it is free")
         );

@@ -58,7 +58,10 @@ struct Run {
     gradients: BTreeMap<String, Vec<f32>>,
 }
 
-fn job(grid: (u32, u32, u32), precision: Precision) -> Job {
+/// Stages, expert shards, replicas.
+type GridSize = (u32, u32, u32);
+
+fn job(grid: GridSize, precision: Precision) -> Job {
     let read = |_: &Path| unreachable!("the manifest names no config.json");
     let job = manifest::parse("identity.yaml", MANIFEST, &[], &read).expect("a good manifest").job;
     let (stages, expert_shards, replicas) = grid;
@@ -154,10 +157,13 @@ fn host(
 fn run_cell(cell: Cell) -> Run {
     let mut trainer = cell.into_trainer();
     trainer.gradients_of(1).expect("step 1 runs");
-    let parameters = trainer.stage().parameters();
-    let gradients = (parameters.names())
-        .map(|name| (name.to_owned(), parameters.gradient(name).to_vec()))
-        .collect();
+    let mut gradients = BTreeMap::new();
+    for chunk in trainer.chunks() {
+        let parameters = chunk.parameters();
+        gradients.extend(
+            (parameters.names()).map(|name| (name.to_owned(), parameters.gradient(name).to_vec())),
+        );
+    }
     let mut run = Run { losses: vec![], grad_norms: vec![], gradients };
     trainer.forget_gradients();
     for step in 1..=STEPS {
@@ -237,7 +243,7 @@ fn a_batch_that_does_not_divide_trains_the_same_on_every_grid() {
         job
     };
     let one = train(&job((1, 1, 1), 1, &[]), dir, 1);
-    let cases: [((u32, u32, u32), u32, &[u32]); 6] = [
+    let cases: [(GridSize, u32, &[u32]); 6] = [
         ((1, 1, 1), 3, &[]),
         ((1, 3, 1), 2, &[]),
         ((1, 2, 1), 2, &[3, 1]),
@@ -305,7 +311,8 @@ fn both_pipeline_schedules_are_bit_equal() {
     for precision in Precision::ALL {
         let plain = job((2, 2, 1), precision);
         let zb = Job { schedule: Schedule::ZbH1, ..plain.clone() };
-        let slots = |job: &Job| job.schedule.slots(1, 2, job.largest_division().n_microbatches());
+        let n_micro = plain.largest_division().n_microbatches();
+        let slots = |job: &Job| job.pipeline().slots(1, n_micro);
         assert_ne!(slots(&plain), slots(&zb), "nothing would be shown");
         let (plain, zb) = (train(&plain, dir, 2), train(&zb, dir, 2));
         assert_eq!(zb.losses, plain.losses, "{precision}");
@@ -313,6 +320,53 @@ fn both_pipeline_schedules_are_bit_equal() {
         assert_eq!(zb.gradients.len(), plain.gradients.len(), "{precision}");
         for (name, want) in &plain.gradients {
             assert!(bits(&zb.gradients[name]).eq(bits(want)), "{precision}: gradient of {name}");
+        }
+    }
+}
+
+/// Two stages of two chunks.
+fn interleaved(grid: GridSize, precision: Precision, batch: u32) -> Job {
+    let mut job = job(grid, precision);
+    (job.schedule, job.division.chunks) = (Schedule::Interleaved, 2);
+    job.training.batch = batch;
+    job
+}
+
+#[test]
+fn interleaved_chunks_train_as_one_cell_does() {
+    let dir = tokens();
+    let one = train(&job((1, 1, 1), Precision::F32), dir, 1);
+    for grid in [(2, 1, 1), (2, 2, 2)] {
+        let chunks = train(&interleaved(grid, Precision::F32, 8), dir, grid.0);
+        assert_alike(&chunks, &one, &format!("{grid:?} with 2 chunks"));
+    }
+}
+
+/// Cut at the same places, every gradient is summed in the same order. 7 microbatches are no
+/// multiple of 2 stages.
+#[test]
+fn interleaved_chunks_are_bit_equal_to_as_many_stages() {
+    let dir = tokens();
+    let chunks = train(&interleaved((2, 1, 1), Precision::F32, 7), dir, 2);
+    let mut stages = job((4, 1, 1), Precision::F32);
+    stages.training.batch = 7;
+    let stages = train(&stages, dir, 1);
+    assert_eq!(chunks.losses, stages.losses);
+    for (name, want) in &stages.gradients {
+        assert!(bits(&chunks.gradients[name]).eq(bits(want)), "gradient of {name}");
+    }
+}
+
+#[test]
+fn interleaved_chunks_are_bit_equal_on_any_number_of_workers() {
+    let dir = tokens();
+    for precision in [Precision::Fp8, Precision::F32] {
+        let job = interleaved((2, 2, 1), precision, 8);
+        let four = train(&job, dir, 4);
+        for n_workers in [2, 1] {
+            let again = train(&job, dir, n_workers);
+            assert_eq!(again.losses, four.losses, "{precision}: {n_workers} workers");
+            assert_eq!(again.grad_norms, four.grad_norms, "{precision}: {n_workers} workers");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use shoal_plan::grid::CellId;
 use shoal_plan::model::ModelConfig;
-use shoal_plan::plan::Plan;
+use shoal_plan::plan::{Plan, StagePlan};
 
 /// One cell's part: layers of the stage, routed experts of the shard.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,17 +32,19 @@ impl Cut {
         Self { config, layers, first: true, last: true, experts, shard: 0 }
     }
 
-    /// The part a plan gives to a cell.
-    pub fn of(config: ModelConfig, plan: &Plan, id: CellId) -> Self {
+    /// The parts a plan gives to a cell: one for each chunk of its stage.
+    pub fn of(config: &ModelConfig, plan: &Plan, id: CellId) -> Vec<Self> {
         let cell = plan.grid.cell(id);
-        Self {
-            config,
-            layers: plan.stages[cell.stage as usize].layers.clone(),
-            first: cell.stage == 0,
-            last: cell.stage + 1 == plan.grid.stages,
+        let n_chunks = plan.chunks() as usize;
+        let part = |(chunk, stage): (usize, &StagePlan)| Self {
+            config: config.clone(),
+            layers: stage.layers.clone(),
+            first: cell.stage == 0 && chunk == 0,
+            last: cell.stage + 1 == plan.grid.stages && chunk + 1 == n_chunks,
             experts: plan.experts.clone(),
             shard: cell.expert_shard as usize,
-        }
+        };
+        plan.chunks_of(cell.stage).enumerate().map(part).collect()
     }
 
     /// The experts this cell owns.

@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn ramp(batch_start: u32, batch: u32, batch_ramp_steps: u64) -> Training {
-        Training { batch_start, batch, batch_ramp_steps, ..Job::example().training }
+        Training { batch, batch_start, batch_ramp_steps, ..Job::example().training }
     }
 
     #[test]

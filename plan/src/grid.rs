@@ -97,15 +97,9 @@ impl Grid {
         group
     }
 
-    /// The cell of the same column one stage earlier (`None` on the first).
-    pub fn previous(self, id: CellId) -> Option<CellId> {
-        id.0.checked_sub(self.columns()).map(CellId)
-    }
-
-    /// The cell of the same column one stage later (`None` on the last).
-    pub fn next(self, id: CellId) -> Option<CellId> {
-        let next = id.0 + self.columns();
-        (next < self.n_cells()).then_some(CellId(next))
+    /// The cell of the same column in another stage: they hand hidden states to each other.
+    pub fn in_stage(self, id: CellId, stage: u32) -> CellId {
+        CellId(stage * self.columns() + self.column(id))
     }
 }
 
@@ -133,7 +127,7 @@ mod tests {
             let grid = Grid { stages, expert_shards, replicas };
             for id in grid.cells() {
                 assert_eq!(grid.id(grid.cell(id)), id);
-                assert_eq!(grid.next(id).and_then(|next| grid.previous(next)).unwrap_or(id), id);
+                assert_eq!(grid.in_stage(id, grid.cell(id).stage), id);
             }
         }
     }
@@ -146,7 +140,7 @@ mod tests {
         assert_eq!(grid.expert_group(CellId(6)), ids(&[6, 7]));
         assert_eq!(grid.replica_group(CellId(6)), ids(&[4, 6]));
         assert_eq!(grid.embedding_group(), ids(&[0, 1, 2, 3, 4, 5, 6, 7]));
-        assert_eq!(grid.next(CellId(1)), Some(CellId(5)));
-        assert_eq!(grid.next(CellId(5)), None);
+        assert_eq!(grid.in_stage(CellId(1), 1), CellId(5));
+        assert_eq!(grid.in_stage(CellId(5), 0), CellId(1));
     }
 }

@@ -10,7 +10,7 @@ use crate::grid::Grid;
 use crate::learning_rate::LrSchedule;
 use crate::model::ModelConfig;
 use crate::numerics::{Moments, ParameterGroup, Scales};
-use crate::schedule::Schedule;
+use crate::schedule::{Pipeline, Schedule};
 
 mod data;
 
@@ -177,6 +177,14 @@ pub struct Checkpoint {
     /// The checkpoint with the least loss on `heldout` is kept, too. Checkpoints are then also
     /// written where the model was evaluated.
     pub keep_best: bool,
+}
+
+impl Job {
+    /// The pipeline of one column.
+    pub fn pipeline(&self) -> Pipeline {
+        let Self { schedule, grid, division, .. } = self;
+        Pipeline { schedule: *schedule, stages: grid.stages, chunks: division.chunks }
+    }
 }
 
 impl fmt::Display for Precision {

@@ -16,6 +16,7 @@ pub mod grid;
 pub mod job;
 pub mod learning_rate;
 pub mod manifest;
+pub mod memory;
 pub mod model;
 pub mod numerics;
 pub mod placement;

@@ -3,6 +3,8 @@
 //!
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 3.3 and 4.2.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +73,16 @@ impl ParameterGroup {
     /// What is not decayed unless the manifest says otherwise: a gain has no reason to shrink to
     /// zero. The report does not say.
     pub const NOT_DECAYED: [Self; 1] = [Self::Norms];
+}
+
+/// As in the manifest.
+impl fmt::Display for ScaleFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pow2 => "pow2",
+            Self::Fp32 => "fp32",
+        })
+    }
 }
 
 #[cfg(test)]

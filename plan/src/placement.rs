@@ -92,7 +92,8 @@ fn cut_layers(job: &Job) -> Result<Vec<StagePlan>, PlanError> {
             reason += "; as the manifest lists";
         } else if *cost >= largest {
             let what = if chunks > 1 { "chunk" } else { "stage" };
-            reason += &format!("; the largest {what}, and no other cut makes the largest smaller");
+            reason =
+                format!("{reason}; the largest {what}, and no other cut makes the largest smaller");
         }
         StagePlan { layers: layers.clone(), flops_per_token: *cost, reason }
     });

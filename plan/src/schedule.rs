@@ -1,10 +1,16 @@
 //! Pipeline schedules as data: a list of slots that a dumb executor runs in order.
 //!
 //! Activations and gradients move between the stages of one column. A send never waits. On every
-//! stage the input halves run in ascending microbatch order, and so do the weight halves: each
-//! gradient is summed in the same order under every schedule, and the losses are bit-equal.
+//! stage the input halves of a chunk run in ascending microbatch order, and so do its weight halves:
+//! each gradient is summed in the same order under every schedule, and where the layers are cut
+//! alike the losses are bit-equal.
+//!
+//! A stage has one chunk, or under `interleaved` several: runs of layers that are not neighbours.
+//! Chunk `c` of stage `s` of `p` is virtual stage `c * p + s` of the network.
 
+mod interleaved;
 mod one_f_one_b;
+mod pipeline;
 mod simulate;
 #[cfg(test)]
 mod stopwatch;
@@ -15,7 +21,9 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use interleaved::interleaved;
 pub use one_f_one_b::one_f_one_b;
+pub use pipeline::Pipeline;
 pub use simulate::{Held, ScheduleError, simulate};
 pub use zb_h1::zb_h1;
 
@@ -28,83 +36,35 @@ pub enum Schedule {
     /// Weight halves deferred into the drain. See `zb_h1`.
     #[serde(rename = "zb-h1")]
     ZbH1,
+    /// Several chunks of each stage take turns. See `interleaved`.
+    #[serde(rename = "interleaved")]
+    Interleaved,
 }
 
-/// One piece of work of a cell, on one microbatch (0-based).
+/// What a slot works on, both 0-based.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Work {
+    /// Of this stage.
+    pub chunk: u32,
+    pub microbatch: u32,
+}
+
+/// One piece of work of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Slot {
-    /// Wait for the previous stage's hidden states.
-    RecvForward(u32),
-    Forward(u32),
-    /// Hand the hidden states to the next stage.
-    SendForward(u32),
-    /// Wait for the next stage's gradient.
-    RecvBackward(u32),
+    /// Wait for the hidden states of the virtual stage before.
+    RecvForward(Work),
+    Forward(Work),
+    /// Hand the hidden states to the virtual stage after.
+    SendForward(Work),
+    /// Wait for the gradient of the virtual stage after.
+    RecvBackward(Work),
     /// The input half: gradients of activations, and of what is too small to defer.
-    BackwardInput(u32),
-    /// Hand the gradient to the previous stage.
-    SendBackward(u32),
+    BackwardInput(Work),
+    /// Hand the gradient to the virtual stage before.
+    SendBackward(Work),
     /// The weight half: every Linear's weight gradient.
-    BackwardWeight(u32),
-}
-
-impl Schedule {
-    /// The slots of one stage.
-    pub fn slots(self, stage: u32, n_stages: u32, n_micro: u32) -> Vec<Slot> {
-        match self {
-            Self::OneFOneB => one_f_one_b(stage, n_stages, n_micro),
-            Self::ZbH1 => zb_h1(stage, n_stages, n_micro),
-        }
-    }
-
-    /// The most microbatches whose weight half a stage leaves for later while it does other work.
-    pub fn weights_deferred(self, stage: u32) -> u32 {
-        match self {
-            Self::OneFOneB => 0,
-            Self::ZbH1 => stage,
-        }
-    }
-
-    /// Which schedule it is and what it does to the bubble, in one line.
-    pub fn reason(self, n_stages: u32, n_micro: u32) -> String {
-        if n_stages == 1 {
-            return format!("{self}: one stage waits for no other, so every schedule is the same");
-        }
-        let percent = |schedule: Self| 100.0 * schedule.bubble_share(n_stages, n_micro);
-        let (plain, deferring) = (percent(Self::OneFOneB), percent(Self::ZbH1));
-        let plural = if n_micro == 1 { "" } else { "es" };
-        let counted = format!("{n_micro} microbatch{plural}; equal stages, F = B = W");
-        match self {
-            Self::ZbH1 if n_micro == 1 => format!(
-                "{self}: stages wait {deferring:.0} % of a step, as under 1f1b: a single \
-                 microbatch leaves nothing to fill the drain with ({counted})"
-            ),
-            Self::ZbH1 => format!(
-                "{self}: stages wait {deferring:.0} % of a step instead of {plain:.0} % under \
-                 1f1b, as deferred weight halves fill the drain; same losses ({counted})"
-            ),
-            Self::OneFOneB if n_micro == 1 => {
-                format!("{self}: stages wait {plain:.0} % of a step ({counted})")
-            }
-            Self::OneFOneB => format!(
-                "{self}: stages wait {plain:.0} % of a step; under zb-h1 {deferring:.0} %, with \
-                 the same losses ({counted})"
-            ),
-        }
-    }
-
-    /// The share of a step in which a stage waits, if all stages are equally fast, messages take
-    /// no time, and a forward, an input half and a weight half take as long as each other.
-    pub fn bubble_share(self, n_stages: u32, n_micro: u32) -> f64 {
-        assert!(n_stages > 0 && n_micro > 0, "a step has stages and microbatches");
-        let (behind, more) = (u64::from(n_stages - 1), u64::from(n_micro - 1));
-        // In units of one slot. `stopwatch` holds these against simulated steps.
-        let bubble = match self {
-            Self::OneFOneB => 2 * behind,
-            Self::ZbH1 => 2 * behind - behind.min(more),
-        };
-        bubble as f64 / (3 * u64::from(n_micro) + bubble) as f64
-    }
+    BackwardWeight(Work),
 }
 
 /// As in the manifest.
@@ -113,40 +73,49 @@ impl fmt::Display for Schedule {
         f.write_str(match self {
             Self::OneFOneB => "1f1b",
             Self::ZbH1 => "zb-h1",
+            Self::Interleaved => "interleaved",
         })
     }
 }
 
-/// A microbatch's way forward through a stage, with its messages.
-fn forward(stage: u32, n_stages: u32, i: u32) -> impl Iterator<Item = Slot> {
-    let recv = (stage > 0).then_some(Slot::RecvForward(i));
-    let send = (stage + 1 < n_stages).then_some(Slot::SendForward(i));
-    recv.into_iter().chain([Slot::Forward(i)]).chain(send)
+impl Work {
+    /// Of a stage's only chunk.
+    pub(crate) fn of(microbatch: u32) -> Self {
+        Self { chunk: 0, microbatch }
+    }
 }
 
-/// Its input half. The gradient is sent at once: the previous stage waits no longer than it must.
-fn backward_input(stage: u32, n_stages: u32, i: u32) -> impl Iterator<Item = Slot> {
-    let recv = (stage + 1 < n_stages).then_some(Slot::RecvBackward(i));
-    let send = (stage > 0).then_some(Slot::SendBackward(i));
-    recv.into_iter().chain([Slot::BackwardInput(i)]).chain(send)
+/// A microbatch's way forward through virtual stage `at` of `n`, with its messages.
+fn forward((at, n): (u32, u32), work: Work) -> impl Iterator<Item = Slot> {
+    let recv = (at > 0).then_some(Slot::RecvForward(work));
+    let send = (at + 1 < n).then_some(Slot::SendForward(work));
+    recv.into_iter().chain([Slot::Forward(work)]).chain(send)
+}
+
+/// Its input half. The gradient is sent at once: the stage before waits no longer than it must.
+fn backward_input((at, n): (u32, u32), work: Work) -> impl Iterator<Item = Slot> {
+    let recv = (at + 1 < n).then_some(Slot::RecvBackward(work));
+    let send = (at > 0).then_some(Slot::SendBackward(work));
+    recv.into_iter().chain([Slot::BackwardInput(work)]).chain(send)
 }
 
 impl Slot {
-    /// The microbatch it works on.
-    pub fn microbatch(self) -> u32 {
+    /// What it works on.
+    pub fn work(self) -> Work {
         match self {
-            Self::RecvForward(i)
-            | Self::Forward(i)
-            | Self::SendForward(i)
-            | Self::RecvBackward(i)
-            | Self::BackwardInput(i)
-            | Self::SendBackward(i)
-            | Self::BackwardWeight(i) => i,
+            Self::RecvForward(work)
+            | Self::Forward(work)
+            | Self::SendForward(work)
+            | Self::RecvBackward(work)
+            | Self::BackwardInput(work)
+            | Self::SendBackward(work)
+            | Self::BackwardWeight(work) => work,
         }
     }
 }
 
 /// Short, as in the papers: `F0`, `B0` (input half), `W0` (weight half); `>` sends and `<` waits.
+/// A chunk other than the first stands behind a point: `F0.1`.
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
@@ -158,7 +127,9 @@ impl fmt::Display for Slot {
             Self::SendBackward(_) => "b>",
             Self::BackwardWeight(_) => "W",
         };
-        write!(f, "{name}{}", self.microbatch())
+        let Work { chunk, microbatch } = self.work();
+        write!(f, "{name}{microbatch}")?;
+        if chunk > 0 { write!(f, ".{chunk}") } else { Ok(()) }
     }
 }
 
@@ -175,16 +146,16 @@ pub(crate) mod tests {
 
     /// The lists of all stages of a column.
     pub(super) fn all(schedule: Schedule, n_stages: u32, n_micro: u32) -> Vec<Vec<Slot>> {
-        (0..n_stages).map(|stage| schedule.slots(stage, n_stages, n_micro)).collect()
+        Pipeline { schedule, stages: n_stages, chunks: 1 }.all_slots(n_micro)
     }
 
     #[test]
     fn every_size_runs_to_the_end_and_holds_no_more_than_its_bound() {
         for schedule in BOTH {
             for (n_stages, n_micro) in (1..=9).flat_map(|p| (0..=20).map(move |m| (p, m))) {
-                let held = simulate(&all(schedule, n_stages, n_micro), n_micro).unwrap();
+                let held = simulate(&all(schedule, n_stages, n_micro), 1, n_micro).unwrap();
                 for (stage, held) in (0..n_stages).zip(held) {
-                    let deferred = schedule.weights_deferred(stage);
+                    let deferred = if schedule == Schedule::ZbH1 { stage } else { 0 };
                     let wanted = Held {
                         before_input_half: (n_stages - stage).min(n_micro),
                         // And the one whose weight half is about to run.
@@ -200,7 +171,7 @@ pub(crate) mod tests {
     #[test]
     fn no_stage_of_zb_h1_holds_more_microbatches_than_the_first_of_1f1b() {
         let most = |schedule, n_micro| {
-            let held = simulate(&all(schedule, 5, n_micro), n_micro).unwrap();
+            let held = simulate(&all(schedule, 5, n_micro), 1, n_micro).unwrap();
             held.into_iter().map(|held| held.in_all).max().unwrap()
         };
         for n_micro in 1..=20 {
@@ -209,48 +180,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn both_halves_take_the_microbatches_in_ascending_order() {
-        for schedule in BOTH {
-            for slots in all(schedule, 6, 13) {
-                let of = |wanted: fn(u32) -> Slot| {
-                    let mine = slots.iter().filter(|slot| **slot == wanted(slot.microbatch()));
-                    mine.map(|slot| slot.microbatch()).collect::<Vec<u32>>()
-                };
-                let ascending: Vec<u32> = (0..13).collect();
-                assert_eq!(of(Slot::Forward), ascending, "{schedule}");
-                assert_eq!(of(Slot::BackwardInput), ascending, "{schedule}");
-                assert_eq!(of(Slot::BackwardWeight), ascending, "{schedule}");
+    fn every_chunk_takes_the_microbatches_in_ascending_order() {
+        let interleaved = |chunks| Pipeline { schedule: Schedule::Interleaved, stages: 6, chunks };
+        let one = BOTH.map(|schedule| Pipeline { schedule, stages: 6, chunks: 1 });
+        for pipeline in one.into_iter().chain([interleaved(2), interleaved(3)]) {
+            for slots in pipeline.all_slots(13) {
+                for chunk in 0..pipeline.chunks {
+                    let of = |wanted: fn(Work) -> Slot| {
+                        let mine = slots.iter().map(|slot| (slot, slot.work()));
+                        mine.filter(|(slot, work)| **slot == wanted(*work) && work.chunk == chunk)
+                            .map(|(_, work)| work.microbatch)
+                            .collect::<Vec<u32>>()
+                    };
+                    let ascending: Vec<u32> = (0..13).collect();
+                    assert_eq!(of(Slot::Forward), ascending, "{pipeline:?}");
+                    assert_eq!(of(Slot::BackwardInput), ascending, "{pipeline:?}");
+                    assert_eq!(of(Slot::BackwardWeight), ascending, "{pipeline:?}");
+                }
             }
         }
-    }
-
-    #[test]
-    fn reasons_read_well() {
-        let check = |schedule: Schedule, n_stages: u32, n_micro: u32, wanted: &str| {
-            assert_eq!(schedule.reason(n_stages, n_micro), wanted);
-        };
-        check(
-            Schedule::OneFOneB,
-            2,
-            4,
-            "1f1b: stages wait 14 % of a step; under zb-h1 8 %, with the same losses \
-             (4 microbatches; equal stages, F = B = W)",
-        );
-        check(
-            Schedule::ZbH1,
-            4,
-            8,
-            "zb-h1: stages wait 11 % of a step instead of 20 % under 1f1b, as deferred weight \
-             halves fill the drain; same losses (8 microbatches; equal stages, F = B = W)",
-        );
-        check(
-            Schedule::ZbH1,
-            2,
-            1,
-            "zb-h1: stages wait 40 % of a step, as under 1f1b: a single microbatch leaves nothing \
-             to fill the drain with (1 microbatch; equal stages, F = B = W)",
-        );
-        let alone = "zb-h1: one stage waits for no other, so every schedule is the same";
-        check(Schedule::ZbH1, 1, 4, alone);
     }
 }

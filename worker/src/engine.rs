@@ -7,6 +7,7 @@ mod cell;
 mod error;
 mod evaluate;
 mod group;
+mod hidden;
 mod policy;
 mod snapshot;
 mod step;

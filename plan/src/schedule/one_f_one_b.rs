@@ -1,6 +1,6 @@
 //! One forward, one backward. Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
 
-use super::{Slot, backward_input, forward};
+use super::{Slot, Work, backward_input, forward};
 
 /// The 1F1B schedule of one stage.
 ///
@@ -9,8 +9,10 @@ use super::{Slot, backward_input, forward};
 /// backward in one piece makes it `(p - 1)(F + B + W)`.
 pub fn one_f_one_b(stage: u32, n_stages: u32, n_micro: u32) -> Vec<Slot> {
     assert!(stage < n_stages, "stage {stage} of {n_stages}");
-    let forward = |i: u32| forward(stage, n_stages, i);
-    let backward = |i: u32| backward_input(stage, n_stages, i).chain([Slot::BackwardWeight(i)]);
+    let at = (stage, n_stages);
+    let forward = |i: u32| forward(at, Work::of(i));
+    let backward =
+        |i: u32| backward_input(at, Work::of(i)).chain([Slot::BackwardWeight(Work::of(i))]);
     let n_warmup = (n_stages - 1 - stage).min(n_micro);
     let warmup = (0..n_warmup).flat_map(forward);
     let steady = (n_warmup..n_micro).flat_map(|i| forward(i).chain(backward(i - n_warmup)));

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::Slot;
+use super::{Pipeline, Schedule, Slot, Work};
 
-/// Microbatches a stage holds something of: at one moment, or the most at any.
+/// Microbatches a stage holds something of, each once a chunk: at one moment, or the most at any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Between forward and input half: all activations.
@@ -24,24 +24,31 @@ pub enum ScheduleError {
     #[error("stage {stage}, slot {at}: {slot}, but it wants {wanted}")]
     Order { stage: usize, at: usize, slot: Slot, wanted: &'static str },
 
-    #[error("stage {stage}, slot {at}: {slot}, but the oldest message is of microbatch {oldest}")]
-    Swapped { stage: usize, at: usize, slot: Slot, oldest: u32 },
+    #[error("stage {stage}, slot {at}: {slot}, but the oldest message is for {oldest}")]
+    Swapped { stage: usize, at: usize, slot: Slot, oldest: Slot },
 
-    #[error("stage {stage} ends with microbatch {microbatch} unfinished")]
-    Unfinished { stage: usize, microbatch: u32 },
+    #[error("stage {stage} ends with microbatch {microbatch} of chunk {chunk} unfinished")]
+    Unfinished { stage: usize, chunk: u32, microbatch: u32 },
 }
 
 /// Runs the lists of all stages of one column against each other and returns what each stage held.
 ///
 /// Sends never wait; each direction of each link delivers in order.
-pub fn simulate(stages: &[Vec<Slot>], n_micro: u32) -> Result<Vec<Held>, ScheduleError> {
+pub fn simulate(
+    stages: &[Vec<Slot>],
+    n_chunks: u32,
+    n_micro: u32,
+) -> Result<Vec<Held>, ScheduleError> {
     let n_stages = stages.len();
+    // Only for its neighbours, which are the same under every schedule.
+    let schedule = Schedule::Interleaved;
+    let shape = Pipeline { schedule, stages: n_stages as u32, chunks: n_chunks };
     let mut runs: Vec<StageRun> = (0..n_stages).map(|_| StageRun::default()).collect();
     loop {
         let mut moved = false;
         for stage in 0..n_stages {
             while let Some(slot) = stages[stage].get(runs[stage].at).copied() {
-                if !step(&mut runs, stage, slot, n_micro)? {
+                if !step(&mut runs, (stage, slot), shape, n_micro)? {
                     break;
                 }
                 runs[stage].at += 1;
@@ -56,15 +63,23 @@ pub fn simulate(stages: &[Vec<Slot>], n_micro: u32) -> Result<Vec<Held>, Schedul
         }
     }
     for (stage, run) in runs.iter().enumerate() {
-        for i in 0..n_micro {
-            let sent_forward = stage + 1 == n_stages || run.done.contains(&Slot::SendForward(i));
-            let sent_backward = stage == 0 || run.done.contains(&Slot::SendBackward(i));
-            if !run.done.contains(&Slot::BackwardWeight(i)) || !sent_forward || !sent_backward {
-                return Err(ScheduleError::Unfinished { stage, microbatch: i });
+        for work in all_work(n_chunks, n_micro) {
+            let at_end = shape.after(stage as u32, work).is_none();
+            let at_start = shape.before(stage as u32, work).is_none();
+            let sent_forward = at_end || run.done.contains(&Slot::SendForward(work));
+            let sent_backward = at_start || run.done.contains(&Slot::SendBackward(work));
+            if !run.done.contains(&Slot::BackwardWeight(work)) || !sent_forward || !sent_backward {
+                let Work { chunk, microbatch } = work;
+                return Err(ScheduleError::Unfinished { stage, chunk, microbatch });
             }
         }
     }
     Ok(runs.into_iter().map(|run| run.most).collect())
+}
+
+fn all_work(n_chunks: u32, n_micro: u32) -> impl Iterator<Item = Work> {
+    let of = move |chunk| (0..n_micro).map(move |microbatch| Work { chunk, microbatch });
+    (0..n_chunks).flat_map(of)
 }
 
 /// One stage in the middle of its list.
@@ -72,10 +87,10 @@ pub fn simulate(stages: &[Vec<Slot>], n_micro: u32) -> Result<Vec<Held>, Schedul
 struct StageRun {
     at: usize,
     done: BTreeSet<Slot>,
-    /// Hidden states on their way from the previous stage, oldest first.
-    from_previous: VecDeque<u32>,
-    /// Gradients on their way from the next stage, oldest first.
-    from_next: VecDeque<u32>,
+    /// Hidden states on their way from the previous stage, oldest first, as this one's work.
+    from_previous: VecDeque<Work>,
+    /// Gradients on their way from the next stage, oldest first, as this one's work.
+    from_next: VecDeque<Work>,
     held: Held,
     most: Held,
 }
@@ -95,53 +110,57 @@ impl StageRun {
 /// Does one slot. `false`: its message has not come yet.
 fn step(
     runs: &mut [StageRun],
-    stage: usize,
-    slot: Slot,
+    (stage, slot): (usize, Slot),
+    shape: Pipeline,
     n_micro: u32,
 ) -> Result<bool, ScheduleError> {
-    let (first, last) = (stage == 0, stage + 1 == runs.len());
+    let work = slot.work();
+    let (before, after) = (shape.before(stage as u32, work), shape.after(stage as u32, work));
+    let (first, last) = (before.is_none(), after.is_none());
     let run = &mut runs[stage];
     let at = run.at;
     let need = |met: bool, wanted: &'static str| {
         if met { Ok(()) } else { Err(ScheduleError::Order { stage, at, slot, wanted }) }
     };
-    need(slot.microbatch() < n_micro, "a microbatch of this step")?;
+    need(work.microbatch < n_micro && work.chunk < shape.chunks, "a microbatch of this step")?;
     need(!run.done.contains(&slot), "a slot not done yet")?;
     let came = match slot {
-        Slot::RecvForward(i) => {
+        Slot::RecvForward(_) => {
             need(!first, "a later stage")?;
-            take(&mut run.from_previous, i, (stage, at, slot))?
+            take(&mut run.from_previous, (stage, at, slot), Slot::RecvForward)?
         }
-        Slot::Forward(i) => {
-            need(first || run.done.contains(&Slot::RecvForward(i)), "RecvForward")?;
+        Slot::Forward(work) => {
+            need(first || run.done.contains(&Slot::RecvForward(work)), "RecvForward")?;
             run.held.before_input_half += 1;
             true
         }
-        Slot::SendForward(i) => {
+        Slot::SendForward(work) => {
             need(!last, "an earlier stage")?;
-            need(run.done.contains(&Slot::Forward(i)), "Forward")?;
-            runs[stage + 1].from_previous.push_back(i);
+            need(run.done.contains(&Slot::Forward(work)), "Forward")?;
+            let (to, theirs) = after.expect("not at the end");
+            runs[to as usize].from_previous.push_back(theirs);
             true
         }
-        Slot::RecvBackward(i) => {
+        Slot::RecvBackward(_) => {
             need(!last, "an earlier stage")?;
-            take(&mut run.from_next, i, (stage, at, slot))?
+            take(&mut run.from_next, (stage, at, slot), Slot::RecvBackward)?
         }
-        Slot::BackwardInput(i) => {
-            need(run.done.contains(&Slot::Forward(i)), "Forward")?;
-            need(last || run.done.contains(&Slot::RecvBackward(i)), "RecvBackward")?;
+        Slot::BackwardInput(work) => {
+            need(run.done.contains(&Slot::Forward(work)), "Forward")?;
+            need(last || run.done.contains(&Slot::RecvBackward(work)), "RecvBackward")?;
             run.held.before_input_half -= 1;
             run.held.before_weight_half += 1;
             true
         }
-        Slot::SendBackward(i) => {
+        Slot::SendBackward(work) => {
             need(!first, "a later stage")?;
-            need(run.done.contains(&Slot::BackwardInput(i)), "BackwardInput")?;
-            runs[stage - 1].from_next.push_back(i);
+            need(run.done.contains(&Slot::BackwardInput(work)), "BackwardInput")?;
+            let (to, theirs) = before.expect("not at the start");
+            runs[to as usize].from_next.push_back(theirs);
             true
         }
-        Slot::BackwardWeight(i) => {
-            need(run.done.contains(&Slot::BackwardInput(i)), "BackwardInput")?;
+        Slot::BackwardWeight(work) => {
+            need(run.done.contains(&Slot::BackwardInput(work)), "BackwardInput")?;
             run.held.before_weight_half -= 1;
             true
         }
@@ -153,15 +172,15 @@ fn step(
     Ok(came)
 }
 
-/// Takes the oldest message if it has come; it must be of microbatch `wanted`.
+/// Takes the oldest message if it has come; it must be for the waiting slot.
 fn take(
-    queue: &mut VecDeque<u32>,
-    wanted: u32,
+    queue: &mut VecDeque<Work>,
     (stage, at, slot): (usize, usize, Slot),
+    waiting: fn(Work) -> Slot,
 ) -> Result<bool, ScheduleError> {
-    match queue.pop_front() {
+    match queue.pop_front().map(waiting) {
         None => Ok(false),
-        Some(oldest) if oldest == wanted => Ok(true),
+        Some(oldest) if oldest == slot => Ok(true),
         Some(oldest) => Err(ScheduleError::Swapped { stage, at, slot, oldest }),
     }
 }
@@ -180,26 +199,28 @@ mod tests {
     fn the_checker_finds_a_deadlock() {
         let mut stages = one_f_one_b_of(2, 2);
         // Stage 0 waits for a gradient before it has sent what the gradient is of.
-        stages[0] = [Slot::Forward(0), Slot::RecvBackward(0)].into();
-        let stage_0 = ScheduleError::Deadlock { stage: 0, at: 1, slot: Slot::RecvBackward(0) };
-        assert_eq!(simulate(&stages, 2), Err(stage_0));
+        stages[0] = [Slot::Forward(Work::of(0)), Slot::RecvBackward(Work::of(0))].into();
+        let stage_0 =
+            ScheduleError::Deadlock { stage: 0, at: 1, slot: Slot::RecvBackward(Work::of(0)) };
+        assert_eq!(simulate(&stages, 1, 2), Err(stage_0));
     }
 
     #[test]
     fn the_checker_finds_wrong_orders() {
         let check = |stages: &[Vec<Slot>], n_micro: u32, wanted: &str| {
-            let error = simulate(stages, n_micro).expect_err(wanted).to_string();
+            let error = simulate(stages, 1, n_micro).expect_err(wanted).to_string();
             assert!(error.contains(wanted), "{error}");
         };
-        let backward_first = vec![vec![Slot::BackwardInput(0)]];
+        let backward_first = vec![vec![Slot::BackwardInput(Work::of(0))]];
         check(&backward_first, 1, "stage 0, slot 0: B0, but it wants Forward");
-        let weight_first = vec![vec![Slot::Forward(0), Slot::BackwardWeight(0)]];
+        let weight_first =
+            vec![vec![Slot::Forward(Work::of(0)), Slot::BackwardWeight(Work::of(0))]];
         check(&weight_first, 1, "W0, but it wants BackwardInput");
-        check(&[vec![Slot::Forward(3)]], 1, "F3, but it wants a microbatch of this step");
-        check(&[one_f_one_b(0, 1, 1)], 2, "stage 0 ends with microbatch 1 unfinished");
+        check(&[vec![Slot::Forward(Work::of(3))]], 1, "F3, but it wants a microbatch of this step");
+        check(&[one_f_one_b(0, 1, 1)], 2, "stage 0 ends with microbatch 1 of chunk 0 unfinished");
         let mut swapped = one_f_one_b_of(2, 2);
         swapped[1].swap(0, 5);
-        check(&swapped, 2, "<f1, but the oldest message is of microbatch 0");
+        check(&swapped, 2, "<f1, but the oldest message is for <f0");
         let mut unsent = one_f_one_b_of(2, 1);
         unsent[1].retain(|slot| !matches!(slot, Slot::SendBackward(_)));
         check(&unsent, 1, "no stage can go on: stage 0 waits at <b0");

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::tests::{BOTH, all};
-use super::{Schedule, Slot};
+use super::{Pipeline, Schedule, Slot};
 
 /// How long the computing slots take, in any unit. Messages take no time.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,15 @@ struct Lengths {
 
 const UNIT: Lengths = Lengths { forward: 1, input_half: 1, weight_half: 1 };
 
-/// What the slowest stage waits in a step: its end less the work of a stage. `stages` must be runnable.
+/// The same for stages of one chunk.
 fn bubble(stages: &[Vec<Slot>], n_micro: u32, lengths: Lengths) -> u64 {
+    bubble_of_chunks(stages, 1, n_micro, lengths)
+}
+
+/// What the slowest stage waits in a step: its end less the work of a stage. `stages` must be runnable.
+fn bubble_of_chunks(stages: &[Vec<Slot>], chunks: u32, n_micro: u32, lengths: Lengths) -> u64 {
+    let schedule = Schedule::Interleaved;
+    let shape = Pipeline { schedule, stages: stages.len() as u32, chunks };
     let mut at = vec![0; stages.len()];
     let mut now = vec![0; stages.len()];
     // When the message that a stage waits for, by stage and waiting slot, was sent.
@@ -30,11 +37,13 @@ fn bubble(stages: &[Vec<Slot>], n_micro: u32, lengths: Lengths) -> u64 {
                     Slot::Forward(_) => now[stage] += lengths.forward,
                     Slot::BackwardInput(_) => now[stage] += lengths.input_half,
                     Slot::BackwardWeight(_) => now[stage] += lengths.weight_half,
-                    Slot::SendForward(i) => {
-                        sent.insert((stage + 1, Slot::RecvForward(i)), now[stage]);
+                    Slot::SendForward(work) => {
+                        let (to, theirs) = shape.after(stage as u32, work).unwrap();
+                        sent.insert((to as usize, Slot::RecvForward(theirs)), now[stage]);
                     }
-                    Slot::SendBackward(i) => {
-                        sent.insert((stage - 1, Slot::RecvBackward(i)), now[stage]);
+                    Slot::SendBackward(work) => {
+                        let (to, theirs) = shape.before(stage as u32, work).unwrap();
+                        sent.insert((to as usize, Slot::RecvBackward(theirs)), now[stage]);
                     }
                     Slot::RecvForward(_) | Slot::RecvBackward(_) => {
                         let Some(sent) = sent.get(&(stage, slot)) else { break };
@@ -47,7 +56,7 @@ fn bubble(stages: &[Vec<Slot>], n_micro: u32, lengths: Lengths) -> u64 {
         assert_ne!(at, before, "the lists block each other");
     }
     let Lengths { forward, input_half, weight_half } = lengths;
-    let work = u64::from(n_micro) * (forward + input_half + weight_half);
+    let work = u64::from(n_micro * chunks) * (forward + input_half + weight_half);
     now.into_iter().max().unwrap_or(0) - work
 }
 
@@ -108,12 +117,34 @@ fn bubbles_follow_the_formulas_for_unequal_slots_too() {
 
 #[test]
 fn the_expected_share_is_that_of_a_simulated_step() {
+    let check = |pipeline: Pipeline, n_micro: u32| {
+        let slots = pipeline.all_slots(n_micro);
+        let bubble = bubble_of_chunks(&slots, pipeline.chunks, n_micro, UNIT) as f64;
+        let wanted = bubble / (3.0 * f64::from(n_micro * pipeline.chunks) + bubble);
+        let got = pipeline.bubble_share(n_micro);
+        assert!((got - wanted).abs() < 1e-12, "{pipeline:?} x {n_micro}: {got}, want {wanted}");
+    };
     for schedule in BOTH {
-        for (n_stages, n_micro) in (1..=9).flat_map(|p| (1..=20).map(move |m| (p, m))) {
-            let bubble = bubble(&all(schedule, n_stages, n_micro), n_micro, UNIT) as f64;
-            let wanted = bubble / (3.0 * f64::from(n_micro) + bubble);
-            let got = schedule.bubble_share(n_stages, n_micro);
-            assert!((got - wanted).abs() < 1e-12, "{schedule} {n_stages} x {n_micro}: {got}");
+        for (stages, n_micro) in (1..=9).flat_map(|p| (1..=20).map(move |m| (p, m))) {
+            check(Pipeline { schedule, stages, chunks: 1 }, n_micro);
+        }
+    }
+    for (stages, chunks) in (2..=8).flat_map(|p| (2..=4).map(move |v| (p, v))) {
+        for n_micro in 1..=20 {
+            check(Pipeline { schedule: Schedule::Interleaved, stages, chunks }, n_micro);
+        }
+    }
+}
+
+#[test]
+fn the_bubble_shrinks_with_the_number_of_chunks() {
+    for (n_stages, chunks) in (2..=6).flat_map(|p| (2..=4).map(move |v| (p, v))) {
+        let pipeline = Pipeline { schedule: Schedule::Interleaved, stages: n_stages, chunks };
+        for n_micro in n_stages..=3 * n_stages {
+            let plain = bubble(&all(Schedule::OneFOneB, n_stages, n_micro), n_micro, UNIT);
+            // A slot of a chunk is as much shorter as there are more of them.
+            let here = bubble_of_chunks(&pipeline.all_slots(n_micro), chunks, n_micro, UNIT);
+            assert_eq!(here, plain, "{pipeline:?} x {n_micro}: a {chunks}th in time");
         }
     }
 }

@@ -89,7 +89,11 @@ impl From<Assign> for raw::Assign {
 
 fn plan(raw: raw::Plan) -> Result<Plan, WireError> {
     let grid = grid(present("plan.grid", raw.grid)?)?;
-    count("plan.stages", raw.stages.len(), grid.stages)?;
+    let (got, each) = (raw.stages.len(), grid.stages as usize);
+    if got == 0 || !got.is_multiple_of(each) {
+        let want = format!("a multiple of {each}, as in plan.grid");
+        return Err(WireError::Count { field: "plan.stages", got, want });
+    }
     count("plan.experts", raw.experts.len(), grid.expert_shards)?;
     count("plan.hosts", raw.hosts.len(), grid.n_cells())?;
     let stages = raw.stages.into_iter().map(stage).collect::<Result<_, _>>()?;

@@ -112,9 +112,9 @@ impl Inputs {
         batch_of(&windows)
     }
 
-    /// The part of the model that a cell owns.
-    pub fn cut(&self, cell: CellId) -> Cut {
-        Cut::of(self.job.model.clone(), &self.plan, cell)
+    /// The parts of the model that a cell owns, one for each chunk.
+    pub fn cuts(&self, cell: CellId) -> Vec<Cut> {
+        Cut::of(&self.job.model, &self.plan, cell)
     }
 }
 
@@ -132,16 +132,19 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Builds the cell's stage, from the checkpoint to resume from if there is one.
+    /// Builds the cell's chunks, from the checkpoint to resume from if there is one.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
         let options = StageOptions::from(training);
-        let mut stage = Stage::new(inputs.cut(comm.cell()), &options);
+        let cuts = inputs.cuts(comm.cell()).into_iter();
+        let mut chunks: Vec<Stage> = cuts.map(|cut| Stage::new(cut, &options)).collect();
         if let Some(step) = inputs.resume_from {
-            snapshot::load(&mut stage, &directory(&inputs.checkpoints, step))?;
+            for chunk in &mut chunks {
+                snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
+            }
         }
         let standing = inputs.standing;
-        Ok(Self { trainer: Trainer::new(inputs, stage, comm), standing })
+        Ok(Self { trainer: Trainer::new(inputs, chunks, comm), standing })
     }
 
     /// The trainer alone, at the step the cell starts from.

@@ -9,10 +9,11 @@ use shoal_data::TokenShards;
 use shoal_model::{BatchTokens, Evaluated};
 use shoal_plan::grid::CellId;
 use shoal_plan::report::Evaluation;
+use shoal_plan::schedule::Work;
 
 use super::cell::batch_of;
 use super::error::EngineError;
-use super::group::GroupExchange;
+use super::hidden::Direction;
 use super::step::Trainer;
 
 /// What one cell has summed up of a set.
@@ -50,7 +51,7 @@ impl Trainer {
             let windows: Vec<Vec<u32>> = (division.microbatch(column, round))
                 .map(|window| shards.window(window, sequence))
                 .collect();
-            let (loss, targets) = self.evaluate_windows(&batch_of(&windows)?)?;
+            let (loss, targets) = self.evaluate_windows(round as u32, &batch_of(&windows)?)?;
             sums.loss += loss;
             sums.targets += targets;
             if targets > 0 {
@@ -63,26 +64,28 @@ impl Trainer {
         self.sum_over_cells(set, &sums)
     }
 
-    /// This cell's part of one round: a sum of losses and a number of targets on the last stage,
-    /// zeros elsewhere.
-    fn evaluate_windows(&mut self, tokens: &BatchTokens) -> Result<(f64, u64), EngineError> {
-        let grid = self.inputs.plan.grid;
+    /// This cell's part of one round: a sum of losses and a number of targets where the network
+    /// ends, zeros elsewhere.
+    fn evaluate_windows(
+        &mut self,
+        round: u32,
+        tokens: &BatchTokens,
+    ) -> Result<(f64, u64), EngineError> {
         let sequences = tokens.batch().sequences;
-        let input = match grid.previous(self.id) {
-            Some(previous) => Some(self.recv_hidden(previous, sequences)?),
-            None => None,
-        };
-        let Self { stage, comm, groups, .. } = self;
-        let mut exchange = GroupExchange { comm: &mut **comm, group: &groups.experts };
-        match stage.evaluate(&tokens.batch(), input, &mut exchange)? {
-            Evaluated::Hidden(hidden) => {
-                let next =
-                    grid.next(self.id).expect("hidden states leave every stage but the last");
-                self.send_hidden(next, Some(hidden))?;
-                Ok((0.0, 0))
+        let mut part = (0.0, 0);
+        for chunk in 0..self.chunks.len() as u32 {
+            let work = Work { chunk, microbatch: round };
+            let input = match self.neighbour(Direction::Backward, work) {
+                Some(_) => Some(self.recv_hidden(Direction::Forward, work, sequences)?),
+                None => None,
+            };
+            let (chunk, mut exchange) = self.chunk(work);
+            match chunk.evaluate(&tokens.batch(), input, &mut exchange)? {
+                Evaluated::Hidden(hidden) => self.send_hidden(Direction::Forward, work, &hidden)?,
+                Evaluated::Loss { loss_sum, targets } => part = (loss_sum, targets),
             }
-            Evaluated::Loss { loss_sum, targets } => Ok((loss_sum, targets)),
         }
+        Ok(part)
     }
 
     fn sum_over_cells(&mut self, set: &str, mine: &Sums) -> Result<Evaluation, EngineError> {

@@ -135,8 +135,7 @@ fn index(inputs: &Inputs) -> Vec<(String, String, u64)> {
     for cell in inputs.plan.grid.cells() {
         let writer = Writer { grid: inputs.plan.grid, cell };
         let file = TensorKind::Model.file_name(cell);
-        // The stages of the cell: one, as long as a plan gives no more.
-        for cut in [inputs.cut(cell)] {
+        for cut in inputs.cuts(cell) {
             for specification in names::specifications(&cut) {
                 if writer.owns(&cut, specification.class) {
                     let elements = specification.shape.iter().product::<usize>() as u64;

@@ -7,18 +7,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_kernels::adamw::AdamStep;
-use shoal_kernels::tensor::{DType, Tensor};
+use shoal_kernels::tensor::Tensor;
 use shoal_model::{Class, LossScale, NonFinite, Stage, Update};
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{Cell as Coordinates, CellId};
-use shoal_plan::job::{Job, Precision};
+use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
 use shoal_plan::report::StepRow;
-use shoal_plan::schedule::Slot;
+use shoal_plan::schedule::{Slot, Work};
 
 use super::cell::Inputs;
 use super::error::{EngineError, Refusal};
 use super::group::{GroupExchange, Groups};
+use super::hidden::{Direction, Early};
 use super::snapshot;
 use super::vote::{self, Verdict, Vote};
 use crate::comm::{Comm, Sum};
@@ -31,9 +32,11 @@ pub struct Trainer {
     pub(super) id: CellId,
     pub(super) at: Coordinates,
     pub(super) inputs: Arc<Inputs>,
-    pub(super) stage: Stage,
+    /// Its part of the model: a stage for each chunk, in the order of the network.
+    pub(super) chunks: Vec<Stage>,
     pub(super) comm: Box<dyn Comm>,
     pub(super) groups: Groups,
+    pub(super) early: Early,
     /// Where this cell met a value that is not finite, before the sums spread it.
     found: Option<NonFinite>,
 }
@@ -48,12 +51,13 @@ pub struct StepDone {
 
 impl Trainer {
     /// A trainer for one cell of the inputs' plan.
-    pub fn new(inputs: Arc<Inputs>, stage: Stage, comm: Box<dyn Comm>) -> Self {
+    pub fn new(inputs: Arc<Inputs>, chunks: Vec<Stage>, comm: Box<dyn Comm>) -> Self {
         let id = comm.cell();
         let Plan { grid, .. } = inputs.plan;
         let at = grid.cell(id);
         let mtp = inputs.job.model.num_nextn_predict_layers > 0;
-        Self { id, at, stage, comm, groups: Groups::of(grid, id, mtp), found: None, inputs }
+        let groups = Groups::of(grid, id, mtp);
+        Self { id, at, chunks, comm, groups, early: Early::new(), found: None, inputs }
     }
 
     /// Writes this cell's files of a checkpoint; `None` for a cell that others write for.
@@ -61,17 +65,20 @@ impl Trainer {
         &self,
         step: u64,
     ) -> Result<Option<Vec<CheckpointFile>>, EngineError> {
-        snapshot::write(&self.inputs, self.id, &[&self.stage], step)
+        let chunks: Vec<&Stage> = self.chunks.iter().collect();
+        snapshot::write(&self.inputs, self.id, &chunks, step)
     }
 
     /// This cell's part of the model.
-    pub fn stage(&self) -> &Stage {
-        &self.stage
+    pub fn chunks(&self) -> &[Stage] {
+        &self.chunks
     }
 
     /// Drops what `gradients_of` left behind, as if the step had not run.
     pub fn forget_gradients(&mut self) {
-        self.stage.abandon();
+        for chunk in &mut self.chunks {
+            chunk.abandon();
+        }
         self.found = None;
     }
 
@@ -100,121 +107,107 @@ impl Trainer {
     /// gradient arenas hold the gradient of the global loss.
     pub fn gradients_of(&mut self, step: u64) -> Result<(), EngineError> {
         self.run_slots(step)?;
-        self.found = self.stage.first_nonfinite();
-        let gradients = self.stage.parameters_mut();
-        let dense = gradients.gradients_mut(Class::Dense);
-        self.comm.all_reduce(&self.groups.stage, Sum::F32(dense))?;
-        let expert = gradients.gradients_mut(Class::Expert);
-        self.comm.all_reduce(&self.groups.replicas, Sum::F32(expert))?;
-        if let Some(holders) = &self.groups.embedding {
-            let embedding = gradients.gradients_mut(Class::Embedding);
-            self.comm.all_reduce(holders, Sum::F32(embedding))?;
+        let found = self.chunks.iter().filter_map(Stage::first_nonfinite);
+        self.found = found.min_by_key(NonFinite::causal_order);
+        let Self { chunks, comm, groups, .. } = self;
+        for chunk in chunks.iter_mut() {
+            let gradients = chunk.parameters_mut();
+            let dense = gradients.gradients_mut(Class::Dense);
+            comm.all_reduce(&groups.stage, Sum::F32(dense))?;
+            let expert = gradients.gradients_mut(Class::Expert);
+            comm.all_reduce(&groups.replicas, Sum::F32(expert))?;
         }
-        self.comm.all_reduce(&self.groups.stage, Sum::U64(self.stage.counts_mut()))?;
+        // At most one chunk of a cell has a copy, or the cell is the whole pipeline.
+        let ends = chunks.iter_mut().find(|chunk| chunk.cut().first || chunk.cut().last);
+        if let Some((holders, chunk)) = groups.embedding.as_ref().zip(ends) {
+            let embedding = chunk.parameters_mut().gradients_mut(Class::Embedding);
+            comm.all_reduce(holders, Sum::F32(embedding))?;
+        }
+        for chunk in chunks.iter_mut() {
+            comm.all_reduce(&groups.stage, Sum::U64(chunk.counts_mut()))?;
+        }
         Ok(())
     }
 
     fn run_slots(&mut self, step: u64) -> Result<(), EngineError> {
-        let grid = self.inputs.plan.grid;
-        let Job { schedule, .. } = self.inputs.job;
         let division = self.inputs.job.division_at(step);
         let scale = loss_scale(&self.inputs.job, step);
-        let column = grid.column(self.id);
-        let sequences = |microbatch: u32| {
-            let part = division.microbatch(column, microbatch.into());
+        let column = self.inputs.plan.grid.column(self.id);
+        let sequences = |work: Work| {
+            let part = division.microbatch(column, work.microbatch.into());
             (part.end - part.start) as usize
         };
-        // What arrived for, or waits to leave after, each microbatch.
-        let mut inbox: BTreeMap<u32, Tensor> = BTreeMap::new();
-        let mut outbox: BTreeMap<u32, Tensor> = BTreeMap::new();
-        for slot in schedule.slots(self.at.stage, grid.stages, division.n_microbatches()) {
+        // What arrived for, or waits to leave after, each piece of work.
+        let mut inbox: BTreeMap<Work, Tensor> = BTreeMap::new();
+        let mut outbox: BTreeMap<Work, Tensor> = BTreeMap::new();
+        let made = "a send follows the slot that made its tensor";
+        let slots = self.inputs.job.pipeline().slots(self.at.stage, division.n_microbatches());
+        for slot in slots {
+            let work = slot.work();
             match slot {
-                Slot::RecvForward(microbatch) => {
-                    let from = grid.previous(self.id).expect("the first stage receives nothing");
-                    inbox.insert(microbatch, self.recv_hidden(from, sequences(microbatch))?);
+                Slot::RecvForward(_) => {
+                    let hidden = self.recv_hidden(Direction::Forward, work, sequences(work))?;
+                    inbox.insert(work, hidden);
                 }
-                Slot::Forward(microbatch) => {
-                    let tokens = self.inputs.microbatch(column, step, microbatch)?;
-                    let batch = tokens.batch();
-                    let input = inbox.remove(&microbatch);
-                    let Self { stage, comm, groups, .. } = self;
-                    let mut exchange = GroupExchange { comm: &mut **comm, group: &groups.experts };
-                    let output = stage.forward(microbatch, &batch, input, &scale, &mut exchange)?;
-                    outbox.extend(output.map(|output| (microbatch, output)));
+                Slot::RecvBackward(_) => {
+                    let gradient = self.recv_hidden(Direction::Backward, work, sequences(work))?;
+                    inbox.insert(work, gradient);
                 }
-                Slot::SendForward(microbatch) => {
-                    let to = grid.next(self.id).expect("the last stage sends nothing on");
-                    self.send_hidden(to, outbox.remove(&microbatch))?;
+                Slot::Forward(_) => {
+                    let tokens = self.inputs.microbatch(column, step, work.microbatch)?;
+                    let (batch, input) = (tokens.batch(), inbox.remove(&work));
+                    let (chunk, mut exchange) = self.chunk(work);
+                    let output =
+                        chunk.forward(work.microbatch, &batch, input, &scale, &mut exchange)?;
+                    outbox.extend(output.map(|output| (work, output)));
                 }
-                Slot::RecvBackward(microbatch) => {
-                    let from = grid.next(self.id).expect("the last stage starts the backward");
-                    inbox.insert(microbatch, self.recv_hidden(from, sequences(microbatch))?);
+                Slot::BackwardInput(_) => {
+                    let d_output = inbox.remove(&work);
+                    let (chunk, mut exchange) = self.chunk(work);
+                    let d_input = chunk.backward_input(work.microbatch, d_output, &mut exchange)?;
+                    outbox.extend(d_input.map(|d_input| (work, d_input)));
                 }
-                Slot::BackwardInput(microbatch) => {
-                    let d_output = inbox.remove(&microbatch);
-                    let Self { stage, comm, groups, .. } = self;
-                    let mut exchange = GroupExchange { comm: &mut **comm, group: &groups.experts };
-                    let d_input = stage.backward_input(microbatch, d_output, &mut exchange)?;
-                    outbox.extend(d_input.map(|d_input| (microbatch, d_input)));
+                Slot::BackwardWeight(_) => self.chunk(work).0.backward_weight(work.microbatch)?,
+                Slot::SendForward(_) => {
+                    let hidden = outbox.remove(&work).expect(made);
+                    self.send_hidden(Direction::Forward, work, &hidden)?;
                 }
-                Slot::SendBackward(microbatch) => {
-                    let to = grid.previous(self.id).expect("the first stage ends the backward");
-                    self.send_hidden(to, outbox.remove(&microbatch))?;
+                Slot::SendBackward(_) => {
+                    let gradient = outbox.remove(&work).expect(made);
+                    self.send_hidden(Direction::Backward, work, &gradient)?;
                 }
-                Slot::BackwardWeight(microbatch) => self.stage.backward_weight(microbatch)?,
             }
         }
         Ok(())
     }
 
-    pub(super) fn send_hidden(
-        &mut self,
-        to: CellId,
-        hidden: Option<Tensor>,
-    ) -> Result<(), EngineError> {
-        let hidden = hidden.expect("a send follows the slot that made its tensor");
-        Ok(self.comm.send(to, hidden.bytes().to_vec())?)
-    }
-
-    pub(super) fn recv_hidden(
-        &mut self,
-        from: CellId,
-        sequences: usize,
-    ) -> Result<Tensor, EngineError> {
-        let job = &self.inputs.job;
-        let dtype = wire_dtype(job.training.precision);
-        let rows = sequences * job.training.sequence as usize;
-        let shape = [rows, job.model.hidden_size as usize];
-        let bytes = self.comm.recv(from)?;
-        let (got, want) = (bytes.len(), rows * shape[1] * dtype.size());
-        let what = "hidden states";
-        Tensor::from_bytes(dtype, &shape, &bytes).map_err(|_| EngineError::Message {
-            what,
-            from,
-            got,
-            want,
-        })
+    /// The chunk that a slot works on, and the line to its expert group.
+    pub(super) fn chunk(&mut self, work: Work) -> (&mut Stage, GroupExchange<'_>) {
+        let Self { chunks, comm, groups, .. } = self;
+        let exchange = GroupExchange { comm: &mut **comm, group: &groups.experts };
+        (&mut chunks[work.chunk as usize], exchange)
     }
 
     /// Counts each unique parameter on one cell: dense ones and the embedding where the column is
     /// 0 (the embedding on the first stage only), experts on replica 0.
     fn vote(&mut self, stop: bool) -> Result<Verdict, EngineError> {
-        let norms = self.stage.sum_of_squares();
         let column = self.inputs.plan.grid.column(self.id);
-        let counted = [
-            (column == 0, norms.dense),
-            (self.at.replica == 0, norms.expert),
-            (column == 0 && self.at.stage == 0, norms.embedding),
-        ];
-        let losses = self.stage.take_losses();
-        let mine = Vote {
-            sum_of_squares: counted.iter().filter(|(mine, _)| *mine).map(|(_, sum)| sum).sum(),
-            main_sum: losses.main_sum,
-            mtp_sum: losses.mtp_sum,
-            balance_sum: losses.balance_sum,
-            stop,
-            nonfinite: self.found.take(),
-        };
+        let nonfinite = self.found.take();
+        let mut mine = Vote { stop, nonfinite, ..Vote::default() };
+        for chunk in &mut self.chunks {
+            let norms = chunk.sum_of_squares();
+            let counted = [
+                (column == 0, norms.dense),
+                (self.at.replica == 0, norms.expert),
+                (column == 0 && chunk.cut().first, norms.embedding),
+            ];
+            let counted = counted.iter().filter(|(mine, _)| *mine);
+            mine.sum_of_squares += counted.map(|(_, sum)| sum).sum::<f64>();
+            let losses = chunk.take_losses();
+            mine.main_sum += losses.main_sum;
+            mine.mtp_sum += losses.mtp_sum;
+            mine.balance_sum += losses.balance_sum;
+        }
         let gathered = self.comm.all_gather(&self.groups.all, mine.to_bytes())?;
         let votes: Result<Vec<Vote>, EngineError> = (self.groups.all.iter().zip(&gathered))
             .map(|(from, bytes)| Vote::from_bytes(*from, bytes))
@@ -234,7 +227,10 @@ impl Trainer {
             step,
             grad_scale: clip.min(1.0) as f32,
         };
-        self.stage.update(&Update { adam, bias_speed: training.bias_speed_at(step) });
+        let update = Update { adam, bias_speed: training.bias_speed_at(step) };
+        for chunk in &mut self.chunks {
+            chunk.update(&update);
+        }
     }
 
     fn row(&self, step: u64, verdict: &Verdict) -> StepRow {
@@ -281,13 +277,5 @@ fn loss_scale(job: &Job, step: u64) -> LossScale {
         main: 1.0 / targets.main as f32,
         mtp: job.training.mtp_weight_at(step) / targets.mtp.max(1) as f32,
         balance: job.training.balance_weight / job.training.batch_at(step) as f32,
-    }
-}
-
-/// Hidden states travel between stages in the dtype of the residual stream.
-pub(super) fn wire_dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::Fp8 | Precision::Bf16 => DType::Bf16,
-        Precision::F32 => DType::F32,
     }
 }

@@ -18,7 +18,7 @@ const RECEIVED: u8 = 4;
 const HEAD_BYTES: usize = 4 * 8 + 1;
 
 /// One cell's part.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Vote {
     /// Squares of the gradients this cell counts: each unique parameter is counted by one cell.
     pub(super) sum_of_squares: f64,

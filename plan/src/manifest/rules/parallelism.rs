@@ -84,7 +84,15 @@ pub(super) fn chunks_are_interleaved(facts: &Facts<'_>) -> Option<Broken> {
             let what = format!("only the schedule interleaved reads it, and it is {schedule}");
             broken(PATH, what, "remove it, or set schedule: interleaved")
         }
-        Schedule::OneFOneB | Schedule::ZbH1 => None,
+        Schedule::Interleaved if chunks < 2 => {
+            let what = format!("the schedule interleaved lets chunks take turns, and has {chunks}");
+            broken(PATH, what, "set chunks: 2 or more, or schedule: 1f1b")
+        }
+        Schedule::Interleaved if facts.job.grid.stages < 2 => {
+            let what = "the schedule interleaved needs more stages than one".to_owned();
+            broken("spec.parallelism.stages", what, "set stages: 2 or more, or schedule: 1f1b")
+        }
+        Schedule::OneFOneB | Schedule::ZbH1 | Schedule::Interleaved => None,
     }
 }
 

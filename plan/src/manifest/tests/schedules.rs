@@ -59,6 +59,9 @@ fn schedules_are_chosen_by_name() {
     assert_eq!(parse_with(&spec(""), &flags).unwrap().schedule, Schedule::ZbH1);
     check(
         "  parallelism: {schedule: zbh1}\n",
-        &["spec.parallelism.schedule: wanted one of 1f1b, zb-h1", "did you mean `zb-h1`?"],
+        &[
+            "spec.parallelism.schedule: wanted one of 1f1b, zb-h1, interleaved",
+            "did you mean `zb-h1`?",
+        ],
     );
 }

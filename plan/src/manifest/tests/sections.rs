@@ -55,6 +55,13 @@ fn what_is_listed_by_hand_must_add_up() {
     parallelism("expert_shards: 2, shares: [1]", &["1 numbers for 2 cells of a stage"]);
     parallelism("expert_shards: 2, shares: [0, 0]", &["no cell would train"]);
     parallelism("chunks: 2", &["spec.parallelism.chunks", "only the schedule interleaved"]);
+    parallelism("stages: 2, schedule: interleaved", &["set chunks: 2 or more"]);
+    parallelism("schedule: interleaved, chunks: 2", &["needs more stages than one"]);
+    parallelism("stages: 3, schedule: interleaved, chunks: 2", &["3 stages x 2 chunks for 4"]);
+    let line =
+        "  parallelism: {stages: 2, schedule: interleaved, chunks: 2, layers: [1, 1, 1, 1]}\n";
+    let job = parse_with(&spec(line), &[]).unwrap();
+    assert_eq!((job.pipeline().chunks, job.division.layers.len()), (2, 4));
     let line = "  parallelism: {expert_shards: 2, experts: [10, 6], shares: [3, 0]}\n";
     let division = parse_with(&spec(line), &[]).unwrap().division;
     assert_eq!((division.experts, division.shares), (vec![10, 6], vec![3, 0]));

@@ -11,6 +11,7 @@ use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME, SCHEMA_VERSION};
 use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 use shoal_plan::numerics;
+use shoal_plan::standing::Standing;
 
 use super::*;
 use crate::checkpoint::scratch::Scratch;

@@ -1,0 +1,333 @@
+//! What one cell keeps in memory while it trains, from the plan alone. An estimate: buffers that
+//! live for one operation, and the allocator's own needs, come on top.
+
+use crate::arithmetic::{dense_linears, layer_norms, mtp_own, routed_linears, router};
+use crate::grid::CellId;
+use crate::job::{Job, Precision};
+use crate::plan::Plan;
+use crate::schedule::Slot;
+
+/// The memory of one cell, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellBytes {
+    /// The weights that the arithmetic reads: FP8, BF16 or FP32 in Linears, BF16 or FP32
+    /// elsewhere.
+    pub weights: u64,
+    /// FP32 masters.
+    pub masters: u64,
+    /// FP32 gradients.
+    pub gradients: u64,
+    /// Two moments, in BF16 or FP32.
+    pub moments: u64,
+    /// The FP32 average of the masters, where one is kept.
+    pub average: u64,
+    /// Kept between forward and backward, for all microbatches in flight; and what deferred
+    /// weight halves still need.
+    pub activations: u64,
+}
+
+impl CellBytes {
+    pub fn total(&self) -> u64 {
+        let state = self.masters + self.moments + self.average;
+        (self.weights + self.gradients + state).saturating_add(self.activations)
+    }
+}
+
+/// Bytes that a microbatch leaves behind, for each token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct TokenBytes {
+    /// Of the cell's own sequences.
+    own: u64,
+    /// In the routed experts, all of them together; a shard has its part, of all cells' tokens.
+    routed: u64,
+}
+
+/// The memory of a cell.
+pub fn cell_bytes(job: &Job, plan: &Plan, id: CellId) -> CellBytes {
+    let model = &job.model;
+    let at = plan.grid.cell(id);
+    let d = u64::from(model.hidden_size);
+    let (first, last) = (at.stage == 0, at.stage + 1 == plan.grid.stages);
+    let chunks = chunks(job, plan, id);
+    // What the arithmetic reads in BF16 (f32: FP32): embedding, head, norms, router, eh_proj.
+    let mut wide = 0;
+    if first || (last && 0 < model.num_nextn_predict_layers) {
+        wide += u64::from(model.vocab_size) * d;
+    }
+    if last {
+        wide += u64::from(model.vocab_size) * d + d;
+        wide += u64::from(model.num_nextn_predict_layers) * mtp_own(model);
+    }
+    let experts = &plan.experts[at.expert_shard as usize];
+    let experts = experts.end - experts.start;
+    let mut linears = 0;
+    for layer in chunks.iter().flatten() {
+        wide += layer_norms(model) + router(model, *layer);
+        linears += dense_linears(model, *layer) - router(model, *layer)
+            + routed_linears(model, *layer, experts);
+    }
+    let n = wide + linears;
+    let weights = match job.training.precision {
+        Precision::Fp8 => linears + 2 * wide,
+        Precision::Bf16 => 2 * n,
+        Precision::F32 => 4 * n,
+    };
+    let average = if job.training.ema > 0.0 { 4 * n } else { 0 };
+    let moments = job.training.moments.bytes() * n;
+    let activations = activations(job, plan, id, &chunks);
+    CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments, average, activations }
+}
+
+/// The layers of each chunk of a cell, with those of the MTP modules on the network's last.
+fn chunks(job: &Job, plan: &Plan, id: CellId) -> Vec<Vec<u32>> {
+    let stage = plan.grid.cell(id).stage;
+    let own = plan.chunks_of(stage).map(|chunk| chunk.layers.clone());
+    let mut chunks: Vec<Vec<u32>> = own.map(Iterator::collect).collect();
+    if stage + 1 == plan.grid.stages {
+        chunks.last_mut().expect("a stage has a chunk").extend(job.model.mtp_layers());
+    }
+    chunks
+}
+
+/// The most that microbatches leave behind at any moment of a step, and the heads' logits.
+fn activations(job: &Job, plan: &Plan, id: CellId, chunks: &[Vec<u32>]) -> u64 {
+    let model = &job.model;
+    let at = plan.grid.cell(id);
+    let division = job.largest_division();
+    let sequence = u64::from(job.training.sequence);
+    let tokens = |column: u32| division.largest_microbatch(column) * sequence;
+    let own = tokens(plan.grid.column(id));
+    let experts = &plan.experts[at.expert_shard as usize];
+    // Tokens of the whole group come to a shard as often as it owns their experts.
+    let group = plan.grid.expert_group(id).into_iter().map(|cell| tokens(plan.grid.column(cell)));
+    let routed = group.sum::<u64>() * u64::from(experts.end - experts.start);
+    let routed = routed.div_ceil(u64::from(model.n_routed_experts.max(1)));
+    // A silly batch of a silly model is more bytes than 64 bits can count.
+    let bytes = |layers: &[u32], of: fn(&Job, u32) -> TokenBytes| {
+        let layers = layers.iter().map(|layer| of(job, *layer));
+        layers.fold(0_u64, |sum, layer| {
+            let routed = layer.routed.saturating_mul(routed);
+            sum.saturating_add(layer.own.saturating_mul(own)).saturating_add(routed)
+        })
+    };
+    let kept: Vec<u64> = chunks.iter().map(|layers| bytes(layers, layer_activations)).collect();
+    let operands: Vec<u64> = chunks.iter().map(|layers| bytes(layers, layer_operands)).collect();
+    let last = at.stage + 1 == plan.grid.stages;
+    let heads = if last { 1 + u64::from(model.num_nextn_predict_layers) } else { 0 };
+    let logits = heads * own * u64::from(model.vocab_size) * 4;
+    largest_moment(job, at.stage, &kept, &operands).saturating_add(logits)
+}
+
+/// Walks a stage's slots and adds up what they leave behind: `kept` by a chunk's forward until its
+/// input half, `operands` from there to its weight half.
+fn largest_moment(job: &Job, stage: u32, kept: &[u64], operands: &[u64]) -> u64 {
+    let n_micro = job.largest_division().n_microbatches();
+    // After a few rounds every schedule repeats itself, one microbatch or one group at a time; of
+    // so few, a group that takes a remainder in is no smaller than of all.
+    let steady = 3 * job.grid.stages;
+    let n_micro = if n_micro > steady { steady + n_micro % job.grid.stages } else { n_micro };
+    let (mut now, mut most) = (0_u128, 0);
+    for slot in job.pipeline().slots(stage, n_micro) {
+        let chunk = slot.work().chunk as usize;
+        let (kept, operands) = (u128::from(kept[chunk]), u128::from(operands[chunk]));
+        match slot {
+            Slot::Forward(_) => now += kept,
+            Slot::BackwardInput(_) => now = now + operands - kept,
+            Slot::BackwardWeight(_) => now -= operands,
+            Slot::RecvForward(_)
+            | Slot::SendForward(_)
+            | Slot::RecvBackward(_)
+            | Slot::SendBackward(_) => {}
+        }
+        most = most.max(now);
+    }
+    u64::try_from(most).unwrap_or(u64::MAX)
+}
+
+/// Bytes of one value that a Linear reads, and of one between operations.
+fn widths(precision: Precision) -> (u64, u64) {
+    match precision {
+        Precision::Fp8 => (1, 2),
+        Precision::Bf16 => (2, 2),
+        Precision::F32 => (4, 4),
+    }
+}
+
+/// What tokens leave behind in one layer between forward and backward: what enters the two norms,
+/// what enters the Linears, queries, keys and values, and the inputs of `SwiGLU`.
+fn layer_activations(job: &Job, layer: u32) -> TokenBytes {
+    let model = &job.model;
+    let (narrow, wide) = widths(job.training.precision);
+    let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
+    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
+    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
+    let attention = narrow * d + (narrow + wide) * latents + wide * heads * (2 * qk + 2 * v);
+    let moe = u64::from(model.moe_intermediate_size);
+    let (hidden, routed) = if model.is_moe(layer) {
+        let rows = u64::from(model.num_experts_per_tok);
+        let shared = u64::from(model.n_shared_experts);
+        (narrow * 2 * moe * shared, narrow * rows * (d + 2 * moe))
+    } else {
+        (narrow * 2 * u64::from(model.intermediate_size), 0)
+    };
+    TokenBytes { own: 2 * wide * d + attention + narrow * d + hidden, routed }
+}
+
+/// What tokens leave behind in one layer between the halves of backward: of each Linear, its input
+/// and the gradient of its output.
+fn layer_operands(job: &Job, layer: u32) -> TokenBytes {
+    let model = &job.model;
+    let (narrow, wide) = widths(job.training.precision);
+    let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
+    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
+    let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
+    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
+    let inputs = narrow * (d + latents) + wide * heads * v;
+    let gradients = narrow * (latents + rope + heads * (qk + nope + v) + d);
+    let moe = u64::from(model.moe_intermediate_size);
+    let (hidden, routed) = if model.is_moe(layer) {
+        let rows = u64::from(model.num_experts_per_tok);
+        let shared = u64::from(model.n_shared_experts);
+        (2 * shared.min(1) * d + 3 * moe * shared, rows * (2 * d + 3 * moe))
+    } else {
+        (2 * d + 3 * u64::from(model.intermediate_size), 0)
+    };
+    TokenBytes { own: inputs + gradients + narrow * hidden, routed: narrow * routed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arithmetic::parameters;
+    use crate::grid::Grid;
+    use crate::model::ModelConfig;
+    use crate::numerics::Moments;
+    use crate::placement::make_plan;
+    use crate::plan::{Generation, WorkerId};
+    use crate::schedule::Schedule;
+
+    fn bytes_of(job: &Job, cell: u32) -> CellBytes {
+        let plan = make_plan(job, &[WorkerId(0)], Generation(1)).unwrap();
+        cell_bytes(job, &plan, CellId(cell))
+    }
+
+    fn of_stages(stages: u32) -> Job {
+        let grid = Grid { stages, expert_shards: 1, replicas: 1 };
+        Job { grid, ..Job::example() }
+    }
+
+    #[test]
+    fn a_parameter_takes_thirteen_bytes_in_fp8_fourteen_in_bf16_and_sixteen_in_f32() {
+        let mut job = Job::example();
+        // Wide enough that norms and routers, which are never FP8, hardly count.
+        job.model = ModelConfig {
+            hidden_size: 4096,
+            moe_intermediate_size: 2048,
+            num_hidden_layers: 40,
+            ..job.model
+        };
+        let all = |job: &Job| {
+            let bytes = bytes_of(job, 0);
+            (bytes.total() - bytes.activations) as f64 / parameters(&job.model).total as f64
+        };
+        assert!((13.0..13.05).contains(&all(&job)), "{}", all(&job));
+        for (precision, bytes) in [(Precision::Bf16, 14.0), (Precision::F32, 16.0)] {
+            job.training.precision = precision;
+            assert!((all(&job) - bytes).abs() < 1e-9, "{precision}: {}", all(&job));
+        }
+    }
+
+    #[test]
+    fn fp32_moments_and_an_average_take_four_bytes_a_parameter_more_each() {
+        let mut job = Job::example();
+        let plain = bytes_of(&job, 0);
+        let n = parameters(&job.model).total;
+        assert_eq!((plain.moments, plain.average), (4 * n, 0));
+        let mut more = |moments, ema| {
+            (job.training.moments, job.training.ema) = (moments, ema);
+            bytes_of(&job, 0).total() - plain.total()
+        };
+        assert_eq!(more(Moments::Bf16, 0.0), 0);
+        assert_eq!(more(Moments::F32, 0.0), 4 * n);
+        assert_eq!(more(Moments::Bf16, 0.9), 4 * n);
+        assert_eq!(more(Moments::F32, 0.9), 8 * n);
+    }
+
+    #[test]
+    fn bf16_leaves_half_the_activations_of_f32_behind_and_fp8_less_still() {
+        let mut job = Job::example();
+        let mut bytes = |precision, layer| {
+            job.training.precision = precision;
+            let TokenBytes { own, routed } = layer_activations(&job, layer);
+            own + routed
+        };
+        for layer in [0, 1] {
+            let [fp8, bf16, f32] = Precision::ALL.map(|precision| bytes(precision, layer));
+            assert_eq!(2 * bf16, f32, "layer {layer}");
+            assert!(fp8 < bf16, "layer {layer}: {fp8} and {bf16}");
+        }
+    }
+
+    #[test]
+    fn zb_h1_keeps_the_operands_of_a_microbatch_more_for_each_stage_before() {
+        let mut job = of_stages(4);
+        let plain: Vec<CellBytes> = (0..4).map(|stage| bytes_of(&job, stage)).collect();
+        job.schedule = Schedule::ZbH1;
+        for (stage, plain) in (0..3).zip(&plain) {
+            let TokenBytes { own, routed } = layer_operands(&job, stage);
+            let operands = u64::from(job.training.sequence) * (own + routed);
+            let wanted = plain.activations + u64::from(stage) * operands;
+            assert_eq!(bytes_of(&job, stage), CellBytes { activations: wanted, ..*plain });
+        }
+        // One microbatch a step: nothing is left to defer beside it.
+        job.training.microbatch = 8;
+        let zb = bytes_of(&job, 3);
+        job.schedule = Schedule::OneFOneB;
+        assert_eq!(bytes_of(&job, 3), zb);
+    }
+
+    #[test]
+    fn interleaving_keeps_more_microbatches_of_smaller_chunks() {
+        let mut job = of_stages(2);
+        job.model.num_nextn_predict_layers = 0;
+        job.model.first_k_dense_replace = 0;
+        let plain = bytes_of(&job, 0);
+        (job.schedule, job.division.chunks) = (Schedule::Interleaved, 2);
+        let interleaved = bytes_of(&job, 0);
+        assert_eq!(CellBytes { activations: plain.activations, ..interleaved }, plain);
+        // Equal layers. Before a backward half of a stage is in flight five times, where 1F1B has a
+        // whole one twice; in the middle of it, one of them is between its halves.
+        let bytes = |of: TokenBytes| u64::from(job.training.sequence) * (of.own + of.routed);
+        let (kept, operands) = (bytes(layer_activations(&job, 0)), bytes(layer_operands(&job, 0)));
+        assert_eq!(plain.activations, 2 * kept + 2 * kept.max(operands));
+        assert_eq!(interleaved.activations, 4 * kept + kept.max(operands));
+        // The walk's shortcut: a thousand microbatches hold no more than eight.
+        job.training.batch = 1000;
+        assert_eq!(bytes_of(&job, 0), interleaved);
+    }
+
+    #[test]
+    fn a_cell_without_sequences_keeps_only_what_its_experts_are_sent() {
+        let mut job = Job::example();
+        job.grid = Grid { stages: 1, expert_shards: 2, replicas: 1 };
+        job.training.batch = 1;
+        let even = bytes_of(&job, 0).activations + bytes_of(&job, 1).activations;
+        job.division.shares = vec![0, 1];
+        let (idle, busy) = (bytes_of(&job, 0).activations, bytes_of(&job, 1).activations);
+        assert!(0 < idle && idle < busy);
+        assert_eq!(idle + busy, even, "the same sequence on the other cell");
+    }
+
+    #[test]
+    fn cells_together_hold_experts_once_and_the_rest_once_a_shard() {
+        let mut job = Job::example();
+        job.grid = Grid { stages: 2, expert_shards: 3, replicas: 1 };
+        let both: u64 = (0..6).map(|cell| bytes_of(&job, cell).masters / 4).sum();
+        let model = &job.model;
+        let routed: u64 =
+            (0..5).map(|layer| routed_linears(model, layer, model.n_routed_experts)).sum();
+        let embedding = u64::from(model.vocab_size * model.hidden_size);
+        let rest = parameters(model).total - routed + embedding;
+        assert_eq!(both, routed + 3 * rest);
+    }
+}

@@ -47,13 +47,13 @@ pub struct Stats {
 
 /// Tokens with their texts.
 pub fn shown(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<ShownToken> {
-    let show = |id: &u32| match tokenizer.special_name(*id) {
-        Some(text) => ShownToken { id: *id, text, is_special: true },
-        None => {
-            let bytes = tokenizer.decode(&[*id]);
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            ShownToken { id: *id, text, is_special: false }
+    let show = |id: &u32| {
+        if let Some(text) = tokenizer.special_name(*id) {
+            return ShownToken { id: *id, text, is_special: true };
         }
+        let bytes = tokenizer.decode(&[*id]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        ShownToken { id: *id, text, is_special: false }
     };
     tokens.iter().map(show).collect()
 }

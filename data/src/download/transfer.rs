@@ -17,10 +17,10 @@ const REDIRECTIONS_MAX: u32 = 8;
 const READ_BYTES: usize = 1 << 18;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// A transfer that takes longer is cut and goes on in the next one; so a server that sends nothing
 /// more is noticed. One that cannot go on must be done within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const BODY_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// Why a transfer ended before its end.
 #[derive(Debug)]
@@ -248,8 +248,7 @@ impl<'a> Transfer<'a> {
             let got = self.bytes;
             return Err(Failure::cut(format!("the transfer was cut after {got} of {all} bytes")));
         }
-        let digest = self.sha256.clone().finalize();
-        let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = format!("{:x}", self.sha256.clone().finalize());
         if let Some(wanted) = wanted.as_ref().filter(|wanted| **wanted != sha256) {
             // Nothing of it can be trusted.
             let _ = self.restart();

@@ -97,10 +97,12 @@ fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<(), Stopped> {
 
 /// Text that cannot do is the manifest's fault; a disk that cannot is not.
 fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
-    match error {
-        DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
-        error if error.is_about_input() => Stopped::Input(error.to_string()),
-        error => Stopped::Failed(error.into()),
+    if matches!(error, DataError::NoFiles | DataError::TooSmall { .. }) {
+        loaded.text_error(&error.to_string())
+    } else if error.is_about_input() {
+        Stopped::Input(error.to_string())
+    } else {
+        Stopped::Failed(error.into())
     }
 }
 

@@ -19,7 +19,7 @@ pub enum DataError {
     #[error(
         "too little text{}: {got} tokens in {files} files, want {want} or more for one batch and \
          one evaluation window of {sequence} tokens; add files, or lower batch or sequence",
-        of_source(.source_name)
+        of_source(.source_name.as_deref())
     )]
     TooSmall { source_name: Option<String>, got: u64, files: usize, want: u64, sequence: u32 },
 
@@ -62,8 +62,8 @@ pub enum DataError {
     Download { address: String, cause: String, help: String },
 }
 
-fn of_source(name: &Option<String>) -> String {
-    name.as_ref().map_or_else(String::new, |name| format!(" in source {name:?}"))
+fn of_source(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!(" in source {name:?}"))
 }
 
 impl DataError {

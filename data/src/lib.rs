@@ -2,8 +2,10 @@
 //!
 //! Reading order: `settings` (what the caller decides), `prepare` (from files to shards), `read`
 //! (one module per format), `tokenizer`, `shards` (the files of tokens), `record` and `dataset`
-//! (what the shards were made of).
+//! (what the shards were made of), `download` (files at a distance).
 
+pub mod download;
+pub mod inspect;
 pub mod map;
 pub mod tokenizer;
 

@@ -107,7 +107,7 @@ impl Tokenizer {
             return Err(DataError::VocabularyTooSmall { tokens: size, vocab_size });
         }
         let vocabulary = Vocabulary { size, ..self.vocabulary };
-        Ok(Self { end_token, vocabulary, ..self })
+        Ok(Self { vocabulary, end_token, ..self })
     }
 
     /// Ids are below this; the model may have more.

@@ -3,7 +3,7 @@
 //! Reads the environment through the caller, and directories through `glob`.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Looks up an environment variable. An empty value counts as unset, as in a shell's `:-`.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -33,8 +33,13 @@ fn expanded_note(pattern: &str, expanded: &str) -> String {
     if pattern == expanded { String::new() } else { format!(" (that is {expanded:?})") }
 }
 
-/// The files that the patterns name: sorted, each once, no directories. A pattern that matches no
-/// file is an error. Relative patterns start at the process's directory.
+/// What is taken from a directory that is named itself; others want a pattern.
+const KNOWN_EXTENSIONS: [&str; 10] =
+    ["txt", "md", "rst", "html", "jsonl", "ndjson", "parquet", "tokens", "npy", "bin"];
+
+/// The files that the patterns name: sorted, each once, no directories. A pattern that matches one
+/// directory and nothing else stands for all files of text or tokens below it, packed or not. A
+/// pattern that matches no file is an error. Relative patterns start at the process's directory.
 pub fn expand(patterns: &[String], env: Environment<'_>) -> Result<Vec<PathBuf>, GlobError> {
     let mut files = BTreeSet::new();
     for pattern in patterns {
@@ -45,28 +50,44 @@ pub fn expand(patterns: &[String], env: Environment<'_>) -> Result<Vec<PathBuf>,
 
 fn matches(pattern: &str, env: Environment<'_>) -> Result<Vec<PathBuf>, GlobError> {
     let expanded = variables(pattern, env)?;
+    let (mut files, mut directories): (Vec<_>, Vec<_>) =
+        paths(pattern, &expanded)?.into_iter().partition(|path| path.is_file());
+    if files.is_empty() && directories.len() == 1 {
+        let directory = glob::Pattern::escape(&directories.remove(0).to_string_lossy());
+        files = paths(pattern, &format!("{directory}/**/*"))?;
+        files.retain(|path| is_known(path) && path.is_file());
+    }
+    if files.is_empty() {
+        return Err(GlobError::Nothing { pattern: pattern.to_owned(), expanded });
+    }
+    Ok(files)
+}
+
+/// Whether a file below a directory is one of text or tokens, by its name.
+fn is_known(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+    let extension = name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty());
+    extension.is_some_and(|(_, extension)| KNOWN_EXTENSIONS.contains(&extension))
+}
+
+/// Whatever matches.
+fn paths(pattern: &str, expanded: &str) -> Result<Vec<PathBuf>, GlobError> {
     let syntax = |what: String| GlobError::Syntax { pattern: pattern.to_owned(), what };
     let options = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
         require_literal_leading_dot: false,
     };
-    let paths = glob::glob_with(&expanded, options).map_err(|error| syntax(error.to_string()))?;
-    let mut files = Vec::new();
-    for path in paths {
-        let path = path.map_err(|error| GlobError::Unreadable {
+    let paths = glob::glob_with(expanded, options).map_err(|error| syntax(error.to_string()))?;
+    let read = |path: glob::GlobResult| {
+        path.map_err(|error| GlobError::Unreadable {
             pattern: pattern.to_owned(),
             path: error.path().to_owned(),
             source: error.into(),
-        })?;
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        return Err(GlobError::Nothing { pattern: pattern.to_owned(), expanded });
-    }
-    Ok(files)
+        })
+    };
+    paths.map(read).collect()
 }
 
 /// Replaces a leading `~` and every `${..}`. Values from the environment are taken literally:
@@ -141,7 +162,6 @@ fn closing(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 
@@ -210,6 +230,15 @@ mod tests {
         assert_eq!(names(&[pattern("**/*.rs")]), ["a.rs", "b.rs", "deep/er/c.rs"]);
         assert_eq!(names(&[pattern("*.rs"), pattern("a.*")]), ["a.rs", "b.rs"]);
         assert_eq!(names(&[pattern("deep/*")]), ["deep/d.txt"]);
+        // A directory alone stands for what is known below it.
+        for name in ["deep/er/e.JSONL.gz", "deep/.txt", "deep/f.parquet"] {
+            file(name);
+        }
+        let known = ["deep/d.txt", "deep/er/e.JSONL.gz", "deep/f.parquet"];
+        assert_eq!(names(&[pattern("deep")]), known);
+        assert_eq!(names(&[pattern("dee*")]), known);
+        fs::create_dir(root.join("empty")).unwrap();
+        assert!(expand(&[pattern("empty")], &env).is_err());
         assert!(expand(&[pattern("a.rs"), pattern("z*")], &env).is_err());
         fs::remove_dir_all(root).unwrap();
     }

@@ -50,12 +50,11 @@ impl<'a> ShardWriter<'a> {
 
     pub(crate) fn write(&mut self, mut tokens: &[u32]) -> Result<(), DataError> {
         while !tokens.is_empty() {
-            let shard = match &mut self.open {
-                Some(shard) => shard,
-                None => {
-                    let name = format!("{}-{:05}.tokens", self.prefix, self.finished.len());
-                    self.open.insert(OpenShard::create(self.dir, name, self.vocabulary)?)
-                }
+            let shard = if let Some(shard) = &mut self.open {
+                shard
+            } else {
+                let name = format!("{}-{:05}.tokens", self.prefix, self.finished.len());
+                self.open.insert(OpenShard::create(self.dir, name, self.vocabulary)?)
             };
             let room = (self.tokens_max - shard.tokens).min(tokens.len() as u64) as usize;
             shard.write(&tokens[..room])?;

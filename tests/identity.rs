@@ -268,15 +268,20 @@ fn a_division_by_hand_and_a_growing_batch_train_as_one_cell_does() {
 }
 
 #[test]
-fn a_model_without_multi_token_prediction_is_cut_as_well() {
-    let without = |grid| {
-        let mut job = job(grid, Precision::F32);
-        job.model.num_nextn_predict_layers = 0;
-        train(&job, tokens(), 1)
-    };
-    let (one, cut) = (without((1, 1, 1)), without((2, 1, 1)));
-    let off = largest_difference(&cut.losses, &one.losses);
-    assert!(off < 1e-4, "losses differ by {off}: {:?}", cut.losses);
+fn models_of_any_depth_of_prediction_and_dense_ones_are_cut_as_well() {
+    for (depth, experts) in [(0, 8), (2, 8), (1, 0)] {
+        let run = |grid| {
+            let mut job = job(grid, Precision::F32);
+            job.model.num_nextn_predict_layers = depth;
+            job.model.n_routed_experts = experts;
+            train(&job, tokens(), 1)
+        };
+        let (one, cut) = (run((1, 1, 1)), run((2, 2, 1)));
+        let off = largest_difference(&cut.losses, &one.losses);
+        let what = format!("depth {depth}, {experts} experts");
+        assert!(off < 1e-4, "{what}: losses differ by {off}: {:?}", cut.losses);
+        assert!(one.losses[STEPS as usize - 1] < 0.8 * one.losses[0], "{what}: {:?}", one.losses);
+    }
 }
 
 #[test]

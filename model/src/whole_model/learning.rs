@@ -1,6 +1,7 @@
 //! One process: the model learns, evaluates and predicts.
 
 use shoal_plan::job::Precision;
+use shoal_plan::numerics::{Moments, ScaleFormat, Scales};
 
 use super::harness::{scale_of, small, tokens, train_whole, update, windows};
 use crate::cut::Cut;
@@ -17,8 +18,17 @@ fn repeated(start: usize, n: usize) -> Vec<u32> {
 
 #[test]
 fn the_model_learns_a_repeating_text_and_continues_it() {
-    for precision in Precision::ALL {
-        let mut stage = Stage::new(Cut::whole(small()), &StageOptions::new(precision, 1));
+    let fp32 = ScaleFormat::Fp32;
+    let other = StageOptions {
+        scales: Scales { weights: fp32, activations: fp32, gradients: fp32 },
+        moments: Moments::F32,
+        weight_decay_exclude: vec![],
+        ema_decay: 0.9,
+        ..StageOptions::new(Precision::Fp8, 1)
+    };
+    let defaults = Precision::ALL.map(|precision| StageOptions::new(precision, 1));
+    for options in defaults.into_iter().chain([other]) {
+        let mut stage = Stage::new(Cut::whole(small()), &options);
         let mut last = f64::INFINITY;
         for step in 1..=80 {
             let windows: Vec<_> = (0..4).map(|i| repeated(step as usize * 4 + i * 3, 21)).collect();
@@ -28,10 +38,14 @@ fn the_model_learns_a_repeating_text_and_continues_it() {
             last = stage.take_losses().main_sum * f64::from(scale.main);
             stage.update(&update(step, 1e-2));
         }
-        assert!(last < 0.3, "{precision}: {last} nats a token");
-        let logits = stage.logits(&repeated(5, 20)).unwrap();
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-        assert_eq!(best as u32, repeated(25, 1)[0], "{precision}");
+        assert!(last < 0.3, "{options:?}: {last} nats a token");
+        let best = |stage: &Stage| {
+            let logits = stage.logits(&repeated(5, 20)).unwrap();
+            (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+        };
+        assert_eq!(best(&stage) as u32, repeated(25, 1)[0], "{options:?}");
+        stage.swap_ema();
+        assert_eq!(best(&stage) as u32, repeated(25, 1)[0], "the average of {options:?}");
     }
 }
 

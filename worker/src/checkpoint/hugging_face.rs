@@ -3,6 +3,7 @@
 //!
 //! Source of the fields: the released config of DeepSeek-V3 and `DeepseekV3Config`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -22,7 +23,7 @@ struct Config<'a> {
     architectures: [&'static str; 1],
     model_type: &'static str,
     #[serde(flatten)]
-    model: &'a ModelConfig,
+    model: Cow<'a, ModelConfig>,
     /// MLA has as many key-value heads as query heads.
     num_key_value_heads: u32,
     scoring_func: &'static str,
@@ -82,10 +83,15 @@ pub fn write_hf_files(
 }
 
 fn config(model: &ModelConfig) -> Config<'_> {
+    let mut stored = Cow::Borrowed(model);
+    if model.n_routed_experts == 0 {
+        // `transformers` asks this field alone which layers are dense.
+        stored.to_mut().first_k_dense_replace = model.num_hidden_layers;
+    }
     Config {
         architectures: ["DeepseekV3ForCausalLM"],
         model_type: "deepseek_v3",
-        model,
+        model: stored,
         num_key_value_heads: model.num_attention_heads,
         scoring_func: "sigmoid",
         topk_method: "noaux_tc",
@@ -122,6 +128,18 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::scratch::Scratch;
+
+    #[test]
+    fn a_dense_models_layers_are_dense_for_transformers_as_well() {
+        let dense = ModelConfig { n_routed_experts: 0, ..ModelConfig::tiny() };
+        let json = serde_json::to_value(config(&dense)).unwrap();
+        assert_eq!(
+            (&json["n_routed_experts"], &json["first_k_dense_replace"]),
+            (&0.into(), &4.into())
+        );
+        let experts = serde_json::to_value(config(&ModelConfig::tiny())).unwrap();
+        assert_eq!(experts["first_k_dense_replace"], 1);
+    }
 
     #[test]
     fn the_config_is_deepseek_v3s_and_holds_every_size_of_the_model() {

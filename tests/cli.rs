@@ -100,7 +100,7 @@ const BAD: [(&str, &[&str]); 8] = [
     ),
     ("  data:\n    files: HERE/text.txt\n  parallelism:\n    stages: 9\n", &["stages", ":9:"]),
     (
-        "  data:\n    files: HERE/text.txt\n  parallelism:\n    expert_shards: 3\n",
+        "  data:\n    files: HERE/text.txt\n  parallelism:\n    expert_shards: 17\n",
         &["expert_shards", ":9:"],
     ),
     (

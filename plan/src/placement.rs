@@ -101,10 +101,10 @@ fn cut_layers(job: &Job) -> Result<Vec<StagePlan>, PlanError> {
 }
 
 /// Experts to shards: consecutive ranges, as the manifest lists them or as even as they can be,
-/// larger ones first.
+/// larger ones first. The shards of a dense model have none.
 fn cut_experts(job: &Job) -> Result<Vec<Range<u32>>, PlanError> {
     let (experts, shards) = (job.model.n_routed_experts, job.grid.expert_shards);
-    if shards > experts.max(1) {
+    if experts > 0 && shards > experts {
         return Err(PlanError::TooManyShards { shards, experts });
     }
     if !job.division.experts.is_empty() {

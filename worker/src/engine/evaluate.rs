@@ -125,7 +125,99 @@ impl Sums {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use shoal_plan::grid::Grid;
+    use shoal_plan::job::{Job, Precision};
+    use shoal_plan::placement::make_plan;
+    use shoal_plan::plan::{Generation, RunId, WorkerId};
+
     use super::*;
+    use crate::checkpoint::scratch::Scratch;
+    use crate::comm::{Membership, Mesh, Timeouts};
+    use crate::data::{self, Split};
+    use crate::engine::{Cell, Inputs};
+
+    fn job(grid: Grid) -> Job {
+        let mut job = Job { grid, ..Job::example() };
+        job.model.hidden_size = 32;
+        job.model.intermediate_size = 48;
+        job.model.moe_intermediate_size = 16;
+        (job.training.sequence, job.training.batch, job.training.microbatch) = (16, 8, 2);
+        job.training.precision = Precision::F32;
+        job.evaluation.tokens_max = 11 * 16 + 5;
+        job
+    }
+
+    /// The token shards of a text.
+    fn tokens(scratch: &Scratch) {
+        let text = scratch.path().join("text.txt");
+        let lines = (0..400_u32).map(|i| format!("fish {} swims {}\n", i % 97, i * 7 % 31));
+        std::fs::write(&text, lines.collect::<String>()).unwrap();
+        let settings = data::Settings {
+            bytes_max: 1 << 20,
+            heldout_fraction: 0.01,
+            sequence: 16,
+            windows_min_train: 8,
+            windows_min_heldout: 1,
+        };
+        data::prepare(&[text], &settings, &scratch.path().join("data"), &mut |_, _| {}).unwrap();
+    }
+
+    /// What every cell of a grid finds, on one worker.
+    fn evaluations(scratch: &Scratch, grid: Grid) -> Vec<Vec<Evaluation>> {
+        let (me, job) = (WorkerId(0), job(grid));
+        let plan = make_plan(&job, &[me], Generation(1)).unwrap();
+        let membership = Membership {
+            run: RunId("evaluate".into()),
+            secret: [7; 32],
+            generation: Generation(1),
+            me,
+            hosts: plan.hosts.clone(),
+            peers: BTreeMap::new(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mesh = Mesh::open(membership, listener, Timeouts::default()).unwrap();
+        let mut inputs = Inputs::open(&job, &plan, scratch.path(), None).unwrap();
+        let train = TokenShards::open(&scratch.path().join("data"), Split::Train).unwrap();
+        inputs.sets.insert("a_set_of_its_own".into(), train);
+        let inputs = Arc::new(inputs);
+        let cells: Vec<_> = (grid.cells())
+            .map(|cell| {
+                let (inputs, comm) = (Arc::clone(&inputs), Box::new(mesh.endpoint(cell)));
+                thread::spawn(move || {
+                    Cell::new(inputs, comm).unwrap().into_trainer().evaluate_all().unwrap()
+                })
+            })
+            .collect();
+        cells.into_iter().map(|cell| cell.join().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_grid_evaluates_the_same_windows_of_every_set() {
+        let scratch = Scratch::new("evaluate");
+        tokens(&scratch);
+        let one = evaluations(&scratch, Grid::ONE).remove(0);
+        let found: Vec<(&str, u64)> = one.iter().map(|e| (&*e.set, e.tokens)).collect();
+        let heldout = TokenShards::open(&scratch.path().join("data"), Split::Heldout).unwrap();
+        // The held-out text is shorter than `tokens_max`, the other set longer.
+        let short = heldout.windows(16);
+        assert!(short < 11, "{short} windows held out");
+        assert_eq!(found, [("a_set_of_its_own", 11 * 16), ("heldout", short * 16)]);
+        for (stages, expert_shards, replicas) in [(2, 1, 1), (1, 2, 1), (2, 2, 2)] {
+            let grid = Grid { stages, expert_shards, replicas };
+            let cells = evaluations(&scratch, grid);
+            assert!(cells.iter().all(|cell| *cell == cells[0]), "{grid:?}: cells disagree");
+            for (got, want) in cells[0].iter().zip(&one) {
+                assert_eq!((&got.set, got.tokens), (&want.set, want.tokens), "{grid:?}");
+                // FP32 sums of some hundred terms in another order.
+                let off = (got.loss / want.loss - 1.0).abs();
+                assert!(off < 1e-5, "{grid:?}: {} is off by {off}", got.set);
+            }
+        }
+    }
 
     #[test]
     fn sums_survive_the_wire_and_a_short_message_is_named() {

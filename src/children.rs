@@ -22,6 +22,8 @@ pub(crate) struct Start<'a> {
     pub run_dir: &'a RunDir,
     /// Compute threads of each.
     pub threads: usize,
+    /// Worker n's is the nth after it; 0: any.
+    pub metrics_port: u16,
 }
 
 /// The processes, by worker.
@@ -92,10 +94,16 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
         .append(true)
         .open(&log_path)
         .with_context(|| format!("opening {}", log_path.display()))?;
+    let metrics_port = match start.metrics_port {
+        0 => 0,
+        // Whether there are so many ports was checked before.
+        first => first.saturating_add(worker.0 as u16),
+    };
     let mut child = Command::new(program)
         .arg("worker")
         .args(["--join", &start.join.to_string(), "--run", &start.run.0])
         .args(["--id", &worker.0.to_string(), "--threads", &start.threads.to_string()])
+        .args(["--metrics-port", &metrics_port.to_string()])
         .arg("--run-dir")
         .arg(start.run_dir.path())
         .stdin(Stdio::piped())

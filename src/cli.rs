@@ -81,6 +81,9 @@ pub(crate) struct Launch {
     /// Delete what an earlier run left in the run directory and start over
     #[arg(long)]
     pub fresh: bool,
+    /// Start even if memory, disk or open files look too short
+    #[arg(long)]
+    pub force: bool,
 }
 
 impl Launch {
@@ -135,6 +138,9 @@ pub(crate) struct Worker {
     /// Compute threads
     #[arg(long)]
     pub threads: usize,
+    /// Where Prometheus finds it; 0: any free port
+    #[arg(long, default_value_t = 0)]
+    pub metrics_port: u16,
 }
 
 #[cfg(test)]

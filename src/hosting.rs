@@ -10,9 +10,11 @@ use shoal_plan::plan::{RunId, WorkerId};
 use shoal_worker::Secret;
 use shoal_worker::daemon::{self, Options};
 use shoal_worker::engine::CellEngines;
+use shoal_worker::metrics::Metrics;
 use tokio::sync::oneshot;
 
-use crate::{cli, logging};
+use crate::run_dir::RunDir;
+use crate::{cli, logging, scrape};
 
 /// The orderly way out gets this long after the launcher is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -38,16 +40,26 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         run_dir: args.run_dir,
         threads: args.threads,
     };
+    let (worker, metrics_dir) = (options.worker, RunDir::scrape_targets_of(&options.run_dir));
+    let metrics =
+        Metrics::new(worker.0, &options.run.0).context("registering the worker's metrics")?;
     let launcher_gone = watch_launcher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .context("starting the event loop")?;
-    let reason = runtime.block_on(daemon::run(options, CellEngines, async move {
-        // An error means that the watching thread ended, which is the same news.
-        let _ = launcher_gone.await;
-    }))?;
+    let served = metrics.clone();
+    let engines = CellEngines::new(metrics);
+    let reason = runtime.block_on(async {
+        let address = scrape::serve(args.metrics_port, move || served.text()).await?;
+        scrape::announce(&metrics_dir, &worker.to_string(), address)?;
+        let ended = daemon::run(options, engines, async move {
+            // An error means that the watching thread ended, which is the same news.
+            let _ = launcher_gone.await;
+        });
+        anyhow::Ok(ended.await?)
+    })?;
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())

@@ -21,8 +21,10 @@ use crate::finish::Finish;
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
+use crate::preflight::{self, Has, Needs};
 use crate::resume::{Earlier, take_over};
 use crate::run_dir::RunDir;
+use crate::scrape;
 use crate::show;
 use crate::signals::Signals;
 use crate::terminal::{data as print, note};
@@ -48,6 +50,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
+    check_machine(&run_dir, &loaded, args.force)?;
     tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
     show_plan(&run_dir, &loaded)?;
@@ -56,6 +59,27 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
+}
+
+/// Refuses a launch that this machine is too small for, before anything is started.
+fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), Stopped> {
+    let taken = preflight::taken_ports(loaded.job());
+    if !taken.is_empty() {
+        let what = format!("ports that are taken already: {taken:?}");
+        let help = "choose another, or 0 for any free ones";
+        return Err(loaded.error_at("spec.metrics.port", &what, help));
+    }
+    let needs = Needs::of(loaded.job(), &loaded.plan, loaded.text_bytes());
+    let short = needs.short_of(&Has::here(run_dir.path()));
+    if short.is_empty() {
+        return Ok(());
+    }
+    let found = format!("this machine is too small for the run:\n  {}", short.join("\n  "));
+    if force {
+        note(&format!("warning: {found}"));
+        return Ok(());
+    }
+    Err(Stopped::Input(format!("{found}\nestimates; --force starts all the same")))
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -107,12 +131,17 @@ async fn train(
     };
     let coordinator =
         shoal_coordinator::serve(settings).await.context("starting the coordinator")?;
+    scrape::withdraw(&run_dir.scrape_targets());
+    let figures = coordinator.metrics.clone();
+    let scraped = scrape::serve(job.metrics.port, move || figures.text()).await?;
+    scrape::announce(&run_dir.scrape_targets(), "coordinator", scraped)?;
     let start = Start {
         join: coordinator.address,
         run: &run,
         secret: &secret.to_hex(),
         run_dir,
         threads: threads(job.workers.threads, job.workers.local),
+        metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
     let children = Children::start(job.workers.local, &start)?;
     let training = Training {
@@ -124,8 +153,9 @@ async fn train(
         checkpoint: resume_from.map(|standing| standing.step),
         job,
     };
-    let done = training.run().await?;
-    Ok((done, signals))
+    let done = training.run().await;
+    scrape::withdraw(&run_dir.scrape_targets());
+    Ok((done?, signals))
 }
 
 /// What is left (curve, samples) may be cut short: the summary is written and no worker runs.

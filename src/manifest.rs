@@ -69,6 +69,17 @@ impl Loaded {
         self.files.iter().map(Vec::len).sum()
     }
 
+    /// Of all files on this machine, packed as they are.
+    pub(crate) fn text_bytes(&self) -> u64 {
+        let files = self.files.iter().flatten().chain(self.evaluation_files.values().flatten());
+        files.filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
+    }
+
+    /// An error at the value of a path such as `spec.metrics.port`.
+    pub(crate) fn error_at(&self, path: &str, what: &str, help: &str) -> Stopped {
+        Stopped::Input(self.manifest.error_at(path, what, help).to_string())
+    }
+
     /// An error about the text, at the line that names the files.
     pub(crate) fn text_error(&self, what: &str) -> Stopped {
         let help = "add files, or lower training.batch or training.sequence";

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use shoal_plan::arithmetic;
 use shoal_plan::job::Job;
+use shoal_plan::memory::cell_bytes;
 use shoal_plan::plan::Plan;
 
 use crate::progress::short;
@@ -37,7 +38,7 @@ pub(crate) struct Has {
 impl Needs {
     /// For all workers of this plan on one machine. `text_bytes` become tokens.
     pub(crate) fn of(job: &Job, plan: &Plan, text_bytes: u64) -> Self {
-        let cells: u64 = plan.grid.cells().map(|id| cell_bytes(job, plan, id)).sum();
+        let cells: u64 = plan.grid.cells().map(|id| cell_bytes(job, plan, id).total()).sum();
         let workers = u64::from(job.workers.local);
         let parameters = arithmetic::parameters(&job.model).total;
         // BF16 weights, FP32 masters, two moments; one more with an average.
@@ -62,7 +63,8 @@ impl Needs {
         let mut check = |what: &str, need: u64, has: Option<u64>, unit: &str, lower: &str| {
             if let Some(has) = has.filter(|has| *has < need) {
                 let (need, has) = (short(need as f64), short(has as f64));
-                findings.push(format!("{what}: about {need}{unit} needed, {has}{unit} there; {lower}"));
+                findings
+                    .push(format!("{what}: about {need}{unit} needed, {has}{unit} there; {lower}"));
             }
         };
         check(

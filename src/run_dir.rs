@@ -14,7 +14,8 @@ use shoal_plan::plan::WorkerId;
 /// What a run writes directly into its directory. Nothing else there is ever touched.
 const FILES: [&str; 6] =
     ["lock", "manifest.json", "metrics.jsonl", "summary.json", "plan.json", "ledger.jsonl"];
-const DIRECTORIES: [&str; 3] = ["checkpoints", "logs", "data"];
+const DIRECTORIES: [&str; 4] = ["checkpoints", "logs", "data", SCRAPE_TARGETS];
+const SCRAPE_TARGETS: &str = "targets";
 
 /// A run directory, locked for as long as this lives.
 pub(crate) struct RunDir {
@@ -113,6 +114,16 @@ impl RunDir {
         self.path.join("metrics.jsonl")
     }
 
+    /// Where every process of the run says where Prometheus finds it.
+    pub(crate) fn scrape_targets(&self) -> PathBuf {
+        Self::scrape_targets_of(&self.path)
+    }
+
+    /// The same of a run directory that another process has opened.
+    pub(crate) fn scrape_targets_of(path: &Path) -> PathBuf {
+        path.join(SCRAPE_TARGETS)
+    }
+
     pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
@@ -204,6 +215,7 @@ fn is_ours(directory: &str, entry: &Path) -> bool {
             name.starts_with("step-") || name.starts_with(".step-") || best
         }
         "logs" => ends_with("log"),
+        SCRAPE_TARGETS => ends_with("json"),
         "data" => {
             let named = ["dataset.json", "tokenizer.json"].contains(&name.as_ref());
             named || ends_with("tokens") || name.ends_with(".partial")

@@ -1,15 +1,35 @@
 //! `/metrics` for Prometheus, on this machine's loopback only.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use anyhow::Context;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use serde_json::json;
 use tokio::net::TcpListener;
+
+use crate::run_dir::write_atomically;
 
 /// Prometheus's text format.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Says where `name` is found, as one of the files that Prometheus's `file_sd_configs` reads.
+pub(crate) fn announce(directory: &Path, name: &str, address: SocketAddr) -> anyhow::Result<()> {
+    let targets = json!([{ "targets": [address.to_string()], "labels": { "process": name } }]);
+    let path = directory.join(format!("{name}.json"));
+    write_atomically(&path, format!("{targets:#}\n").as_bytes())
+}
+
+/// The processes of this run are gone: nobody need look for them. What stays costs nothing.
+pub(crate) fn withdraw(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "json") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
 
 /// Answers `GET /metrics` with `text` until the process ends; port 0 takes any free one. Returns
 /// where it listens.

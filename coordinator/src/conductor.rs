@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::checkpoints::{self, Keep};
 use crate::error::Error;
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::news::{Command, News};
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Effect, Event, State};
@@ -61,6 +62,9 @@ pub(crate) struct Conductor {
     started: Instant,
     sessions: BTreeMap<ConnectionId, Session>,
     news: mpsc::UnboundedSender<News>,
+    metrics: Metrics,
+    /// When the last step was committed, or training began.
+    stepped: Option<Instant>,
     /// Results of manifests that were written on other threads.
     written: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     /// What carrying out an effect gave rise to.
@@ -71,6 +75,7 @@ impl Conductor {
     pub(crate) fn new(
         settings: Settings,
         news: mpsc::UnboundedSender<News>,
+        metrics: Metrics,
     ) -> Result<Self, Error> {
         Ok(Self {
             ledger: Ledger::open(&settings.run_dir, settings.resume_from.map(|at| at.step))?,
@@ -80,6 +85,8 @@ impl Conductor {
             started: Instant::now(),
             sessions: BTreeMap::new(),
             news,
+            metrics,
+            stepped: None,
             written: mpsc::unbounded_channel(),
             follow_ups: VecDeque::new(),
         })
@@ -156,10 +163,27 @@ impl Conductor {
             }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
             Effect::News(news) => {
+                self.measure(&news);
                 // Nobody listens when the launcher has given up; the workers still get their word.
                 self.news.send(news).ok();
             }
         }
+    }
+
+    /// Steps come as fast as the slowest worker: the time between two is the cluster's.
+    fn measure(&mut self, news: &News) {
+        let seconds = match news {
+            News::Started => {
+                self.stepped = Some(Instant::now());
+                None
+            }
+            News::Step(_) => {
+                let before = self.stepped.replace(Instant::now());
+                before.map(|before| before.elapsed().as_secs_f64())
+            }
+            _ => None,
+        };
+        self.metrics.observe(news, seconds);
     }
 
     fn send(&mut self, connection: ConnectionId, message: ToWorker) {

@@ -9,6 +9,9 @@ pub enum Error {
     #[error("opening a port for the workers on 127.0.0.1")]
     Listen { source: io::Error },
 
+    #[error("registering the metrics")]
+    Metrics { source: prometheus::Error },
+
     #[error("{doing} {}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 

@@ -10,12 +10,14 @@ mod conductor;
 mod door;
 mod error;
 mod ledger;
+mod metrics;
 mod news;
 mod server;
 mod settings;
 pub mod state;
 
 pub use error::Error;
+pub use metrics::Metrics;
 pub use news::{Cause, Command, Failure, News};
 pub use server::{Running, serve};
 pub use settings::{MakePlan, Settings};

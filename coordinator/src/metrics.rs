@@ -7,7 +7,7 @@ use prometheus::{
     TextEncoder, histogram_opts, opts,
 };
 use shoal_plan::arithmetic;
-use shoal_plan::report::StepRow;
+use shoal_plan::report::{Outcome, StepRow};
 
 use crate::news::News;
 use crate::settings::Settings;
@@ -142,4 +142,68 @@ impl Metrics {
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(())
     }
+
+    /// Takes in one piece of news; `seconds` is the time since the step before.
+    pub(crate) fn observe(&self, news: &News, seconds: Option<f64>) {
+        match news {
+            News::Joined { joined, .. } => self.workers.set((*joined).into()),
+            News::Planned(plan) => self.generation.set(whole(plan.generation.0)),
+            News::Started | News::Finished { .. } | News::Failed(_) => {}
+            News::Step(report) => {
+                self.step.set(whole(report.step()));
+                self.steps.inc();
+                if let Some(seconds) = seconds {
+                    self.step_seconds.observe(seconds);
+                }
+                match &report.outcome {
+                    Outcome::Trained(row) => self.trained(row),
+                    Outcome::Skipped(skipped) => {
+                        let worker = skipped.worker.0.to_string();
+                        self.nonfinite.with_label_values(&[&worker]).inc();
+                    }
+                }
+            }
+            News::Evaluated { evaluations, .. } => {
+                for evaluation in evaluations {
+                    let loss = self.evaluation_loss.with_label_values(&[&evaluation.set]);
+                    loss.set(evaluation.loss);
+                }
+            }
+            News::RolledBack { to, .. } => {
+                self.rollbacks.inc();
+                self.step.set(whole(*to));
+            }
+            News::CheckpointCommitted { step } => {
+                self.checkpoints.inc();
+                self.checkpoint_step.set(whole(*step));
+            }
+            News::CheckpointFailed { .. } => self.checkpoint_failures.inc(),
+        }
+    }
+
+    fn trained(&self, row: &StepRow) {
+        self.tokens.inc_by(row.tokens);
+        for (part, loss) in [
+            ("total", row.loss),
+            ("main", row.main_loss),
+            ("mtp", row.mtp_loss),
+            ("balance", row.balance_loss),
+        ] {
+            self.loss.with_label_values(&[part]).set(loss);
+        }
+        self.grad_norm.set(row.grad_norm);
+        self.learning_rate.set(row.lr);
+    }
+
+    /// Everything, in the text format 0.0.4.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        encoded.expect("the registry holds no two metrics of one name");
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::conductor::{Conductor, Inbound, Outgoing, Session};
 use crate::door::{self, Guarded, Limits, Pass};
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::news::{Command, News};
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
@@ -45,6 +46,7 @@ pub struct Running {
     /// Ends after `News::Finished` or `News::Failed`, when the workers have gone.
     pub news: mpsc::UnboundedReceiver<News>,
     pub commands: mpsc::Sender<Command>,
+    pub metrics: Metrics,
 }
 
 /// Starts a coordinator on a free port of 127.0.0.1: without TLS nothing else is offered.
@@ -60,7 +62,8 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
     let (news_sender, news) = mpsc::unbounded_channel();
     let (commands, command_receiver) = mpsc::channel(16);
     let (inbox_sender, inbox) = mpsc::channel(INBOX);
-    let conductor = Conductor::new(settings, news_sender)?;
+    let metrics = Metrics::new(&settings).map_err(|source| Error::Metrics { source })?;
+    let conductor = Conductor::new(settings, news_sender, metrics.clone())?;
 
     let (accepted_sender, accepted) = mpsc::channel(1);
     tokio::spawn(door::accept(listener, limits, accepted_sender));
@@ -89,7 +92,7 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
             () = conductor.conduct(inbox, command_receiver) => {}
         }
     });
-    Ok(Running { address, news, commands })
+    Ok(Running { address, news, commands, metrics })
 }
 
 /// Refuses whoever does not know the run's secret, in the same words whatever is wrong with it.

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::WorkerId;
 
+/// What follows a set's name where the average of the parameters was held against it.
+pub const OF_AVERAGE: &str = "-ema";
+
 /// The set of text that is kept back from the training data.
 pub const HELDOUT: &str = "heldout";
 

@@ -28,6 +28,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::{Membership, Mesh, Timeouts};
 use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory};
+use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
 pub use cell::{Cell, Inputs};
 pub use error::EngineError;
@@ -35,8 +36,17 @@ pub use snapshot::load as load_checkpoint;
 pub use step::Trainer;
 
 /// Starts engines over TCP meshes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CellEngines;
+#[derive(Clone, Debug)]
+pub struct CellEngines {
+    metrics: Metrics,
+}
+
+impl CellEngines {
+    /// Engines that are watched.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+}
 
 /// What a cell's thread tells the engine.
 #[derive(Debug)]
@@ -127,8 +137,10 @@ impl EngineFactory for CellEngines {
         let mesh = Arc::new(Mutex::new(None));
         let conductor = {
             let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
+            let watched = (self.metrics.clone(), events);
             std::thread::spawn(move || {
-                if let Err(error) = conduct(assignment, &control, &mesh, &events) {
+                let (metrics, events) = watched;
+                if let Err(error) = conduct(assignment, &control, &mesh, (&metrics, &events)) {
                     report(&events, failed(0, &error));
                 }
             })
@@ -170,7 +182,7 @@ fn conduct(
     assignment: Assignment,
     control: &Arc<Control>,
     shared_mesh: &Mutex<Option<Mesh>>,
-    events: &UnboundedSender<EngineEvent>,
+    (metrics, events): (&Metrics, &UnboundedSender<EngineEvent>),
 ) -> Result<(), EngineError> {
     let Assignment { job, plan, run_dir, resume_from, standing, .. } = &assignment;
     size_pool(assignment.threads);
@@ -190,12 +202,16 @@ fn conduct(
     let mut threads = Vec::new();
     for cell in &cells {
         let (inputs, control, news) = (Arc::clone(&inputs), Arc::clone(control), news.clone());
-        let (cell, comm) = (*cell, mesh.endpoint(*cell));
-        threads.push(std::thread::spawn(move || cell::run(cell, &inputs, comm, &control, &news)));
+        let (cell, clock) = (*cell, Arc::new(CellClock::default()));
+        let comm = Metered::new(mesh.endpoint(cell), metrics.clone(), Arc::clone(&clock));
+        let watch = StepWatch::new(metrics.clone(), clock);
+        threads.push(std::thread::spawn(move || {
+            cell::run((cell, watch), &inputs, comm, &control, &news);
+        }));
     }
     drop(news);
     *shared_mesh.lock().unwrap_or_else(PoisonError::into_inner) = Some(mesh);
-    Gathering { n_cells: cells.len(), ..Gathering::default() }.pump(&gathered, events);
+    Gathering { n_cells: cells.len(), ..Gathering::default() }.pump(&gathered, metrics, events);
     for thread in threads {
         drop(thread.join());
     }
@@ -228,10 +244,14 @@ impl Gathering {
     fn pump(
         mut self,
         gathered: &Receiver<(CellId, CellNews)>,
+        metrics: &Metrics,
         events: &UnboundedSender<EngineEvent>,
     ) {
         while let Ok((cell, news)) = gathered.recv() {
             if let Some(event) = self.take(cell, news) {
+                if let EngineEvent::StepDone { step, .. } = &event {
+                    metrics.step_done(*step);
+                }
                 report(events, event);
             }
         }

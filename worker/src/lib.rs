@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod comm;
 pub mod daemon;
 pub mod engine;
+pub mod metrics;
 pub mod sample;
 pub mod session;
 

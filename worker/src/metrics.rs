@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder, histogram_opts, opts,
+    Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    histogram_opts, opts,
 };
 use shoal_plan::grid::CellId;
 
@@ -105,15 +105,44 @@ impl Metrics {
     }
 
     /// One cell has done a step that took `total`.
-    pub(crate) fn cell_step(&self, clock: &CellClock, total: Duration) {
-        let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
-        let (bubble, communication) = (take(&clock.bubble_ns), take(&clock.communication_ns));
+    fn cell_step(&self, clock: &CellClock, total: Duration) {
+        let (bubble, communication) = clock.take();
         let compute = total.saturating_sub(bubble + communication);
         for (phase, time) in
             [("bubble", bubble), ("communication", communication), ("compute", compute)]
         {
             self.phases.with_label_values(&[phase]).observe(time.as_secs_f64());
         }
+    }
+}
+
+/// Measures the steps of one cell.
+pub(crate) struct StepWatch {
+    metrics: Metrics,
+    clock: Arc<CellClock>,
+}
+
+impl StepWatch {
+    pub(crate) fn new(metrics: Metrics, clock: Arc<CellClock>) -> Self {
+        Self { metrics, clock }
+    }
+
+    /// Runs a step and notes how long it took.
+    pub(crate) fn step<T>(&self, run: impl FnOnce() -> T) -> T {
+        // What came before the step, such as an evaluation, is not its own.
+        self.clock.take();
+        let started = Instant::now();
+        let result = run();
+        self.metrics.cell_step(&self.clock, started.elapsed());
+        result
+    }
+}
+
+impl CellClock {
+    /// Bubble and communication since the last call.
+    fn take(&self) -> (Duration, Duration) {
+        let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
+        (take(&self.bubble_ns), take(&self.communication_ns))
     }
 }
 
@@ -251,11 +280,7 @@ mod tests {
             Ok(())
         }
 
-        fn reduce_scatter(
-            &mut self,
-            _: &[CellId],
-            _: Sum<'_>,
-        ) -> Result<Range<usize>, CommError> {
+        fn reduce_scatter(&mut self, _: &[CellId], _: Sum<'_>) -> Result<Range<usize>, CommError> {
             Ok(0..1)
         }
 
@@ -307,7 +332,8 @@ mod tests {
         }
         // The phases of a step add up to it.
         let sums = text.lines().filter(|line| line.starts_with("shoal_step_duration_seconds_sum"));
-        let sum: f64 = sums.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+        let sum: f64 =
+            sums.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
         assert!((sum - 1.0).abs() < 1e-6, "{sum}");
     }
 }

@@ -21,6 +21,7 @@ use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::checkpoint::directory;
 use crate::comm::Comm;
+use crate::metrics::StepWatch;
 
 /// What all cells of a worker read and none changes.
 pub struct Inputs {
@@ -129,6 +130,8 @@ pub struct Cell {
     pub(super) trainer: Trainer,
     /// The same on all cells.
     pub(super) standing: Standing,
+    /// Of a worker's cells.
+    pub(super) watch: Option<StepWatch>,
 }
 
 impl Cell {
@@ -144,7 +147,7 @@ impl Cell {
             }
         }
         let standing = inputs.standing;
-        Ok(Self { trainer: Trainer::new(inputs, chunks, comm), standing })
+        Ok(Self { trainer: Trainer::new(inputs, chunks, comm), standing, watch: None })
     }
 
     /// The trainer alone, at the step the cell starts from.
@@ -155,7 +158,7 @@ impl Cell {
 
 /// Runs a cell on its own thread until it has trained, was told to end, or failed.
 pub(super) fn run(
-    id: CellId,
+    (id, watch): (CellId, StepWatch),
     inputs: &Arc<Inputs>,
     comm: impl Comm + 'static,
     control: &Control,
@@ -165,6 +168,7 @@ pub(super) fn run(
     let mut step = 0;
     let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
         step = cell.standing.step + 1;
+        cell.watch = Some(watch);
         tell(news, id, CellNews::Ready);
         if !control.wait_for_begin() {
             return Ok(None);

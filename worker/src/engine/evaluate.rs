@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use shoal_data::TokenShards;
-use shoal_model::{BatchTokens, Evaluated};
+use shoal_model::{BatchTokens, Evaluated, Stage};
 use shoal_plan::grid::CellId;
-use shoal_plan::report::Evaluation;
+use shoal_plan::report::{Evaluation, OF_AVERAGE};
 use shoal_plan::schedule::Work;
 
 use super::cell::batch_of;
@@ -30,7 +30,27 @@ impl Trainer {
     /// Evaluates every set, in the order of their names. Every cell returns the same figures.
     pub(super) fn evaluate_all(&mut self) -> Result<Vec<Evaluation>, EngineError> {
         let inputs = Arc::clone(&self.inputs);
-        inputs.sets.iter().map(|(name, shards)| self.evaluate_set(name, shards)).collect()
+        let mut evaluations = Vec::new();
+        for (name, shards) in &inputs.sets {
+            evaluations.push(self.evaluate_set(name, shards)?);
+        }
+        if inputs.job.training.ema > 0.0 {
+            evaluations.extend(self.evaluate_average()?);
+        }
+        Ok(evaluations)
+    }
+
+    /// The same with the average of the parameters in their place, as sets `NAME-ema`.
+    fn evaluate_average(&mut self) -> Result<Vec<Evaluation>, EngineError> {
+        let inputs = Arc::clone(&self.inputs);
+        self.chunks.iter_mut().for_each(Stage::swap_ema);
+        let evaluations = inputs
+            .sets
+            .iter()
+            .map(|(name, shards)| self.evaluate_set(&format!("{name}{OF_AVERAGE}"), shards));
+        let evaluations: Result<Vec<Evaluation>, EngineError> = evaluations.collect();
+        self.chunks.iter_mut().for_each(Stage::swap_ema);
+        evaluations
     }
 
     /// Evaluates the first windows of a set, at most `evaluation.tokens_max` tokens and one window
@@ -129,6 +149,7 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
+    use shoal_data::{EndToken, Part, Settings, Source, TokenizerChoice, prepare};
     use shoal_plan::grid::Grid;
     use shoal_plan::job::{Job, Precision};
     use shoal_plan::placement::make_plan;
@@ -137,7 +158,6 @@ mod tests {
     use super::*;
     use crate::checkpoint::scratch::Scratch;
     use crate::comm::{Membership, Mesh, Timeouts};
-    use crate::data::{self, Split};
     use crate::engine::{Cell, Inputs};
 
     fn job(grid: Grid) -> Job {
@@ -156,14 +176,20 @@ mod tests {
         let text = scratch.path().join("text.txt");
         let lines = (0..400_u32).map(|i| format!("fish {} swims {}\n", i % 97, i * 7 % 31));
         std::fs::write(&text, lines.collect::<String>()).unwrap();
-        let settings = data::Settings {
+        let (files, weight, field) = (vec![text], 1.0, "text".to_owned());
+        let settings = Settings {
+            sources: vec![Source { name: "text".to_owned(), files, weight, field }],
+            tokenizer: TokenizerChoice::Bytes,
+            vocab_size: 256,
+            end_token: EndToken::Auto,
+            eval_sets: BTreeMap::new(),
             bytes_max: 1 << 20,
             heldout_fraction: 0.01,
             sequence: 16,
             windows_min_train: 8,
             windows_min_heldout: 1,
         };
-        data::prepare(&[text], &settings, &scratch.path().join("data"), &mut |_, _| {}).unwrap();
+        prepare(&settings, &scratch.path().join("data"), &mut |_| {}).unwrap();
     }
 
     /// What every cell of a grid finds, on one worker.
@@ -181,7 +207,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mesh = Mesh::open(membership, listener, Timeouts::default()).unwrap();
         let mut inputs = Inputs::open(&job, &plan, scratch.path(), None).unwrap();
-        let train = TokenShards::open(&scratch.path().join("data"), Split::Train).unwrap();
+        let train = TokenShards::open(&scratch.path().join("data"), Part::Train(0)).unwrap();
         inputs.sets.insert("a_set_of_its_own".into(), train);
         let inputs = Arc::new(inputs);
         let cells: Vec<_> = (grid.cells())
@@ -201,7 +227,7 @@ mod tests {
         tokens(&scratch);
         let one = evaluations(&scratch, Grid::ONE).remove(0);
         let found: Vec<(&str, u64)> = one.iter().map(|e| (&*e.set, e.tokens)).collect();
-        let heldout = TokenShards::open(&scratch.path().join("data"), Split::Heldout).unwrap();
+        let heldout = TokenShards::open(&scratch.path().join("data"), Part::Heldout).unwrap();
         // The held-out text is shorter than `tokens_max`, the other set longer.
         let short = heldout.windows(16);
         assert!(short < 11, "{short} windows held out");

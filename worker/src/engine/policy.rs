@@ -82,7 +82,13 @@ impl Cell {
         let inputs = Arc::clone(&self.trainer.inputs);
         let step = self.standing.step + 1;
         let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
-        let (outcome, taken) = match self.trainer.train_step(step, stop_wanted) {
+        let Self { trainer, watch, .. } = self;
+        let mut train = || trainer.train_step(step, stop_wanted);
+        let trained = match watch {
+            Some(watch) => watch.step(&mut train),
+            None => train(),
+        };
+        let (outcome, taken) = match trained {
             Ok(done) => {
                 self.standing.trained(sequences);
                 (Outcome::Trained(done.row), Taken { stop: done.stop, after_skip: None })

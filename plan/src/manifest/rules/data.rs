@@ -5,15 +5,13 @@ use std::collections::BTreeSet;
 use super::super::complaint::quote;
 use super::{Broken, Facts, broken};
 use crate::job::TokenizerChoice;
+use crate::report::{HELDOUT, OF_AVERAGE};
 
 /// Values that a byte can take.
 const BYTES: u32 = 256;
 
 /// The smallest vocabulary a byte-level BPE makes sense for: bytes, an end token, some merges.
 const BPE_MIN: u32 = 264;
-
-/// The set that every run has.
-const HELDOUT: &str = "heldout";
 
 pub(super) fn files_are_named(facts: &Facts<'_>) -> Option<Broken> {
     if facts.job.data.patterns().all(|pattern| !pattern.trim().is_empty()) {
@@ -67,10 +65,14 @@ pub(super) fn tokenizer_fits(facts: &Facts<'_>) -> Option<Broken> {
 pub(super) fn sets_are_named(facts: &Facts<'_>) -> Option<Broken> {
     const PATH: &str = "spec.evaluation.sets";
     for (name, files) in &facts.job.evaluation.sets {
-        if !is_plain(name) || name == HELDOUT {
+        if !is_plain(name) || name == HELDOUT || name.ends_with(OF_AVERAGE) {
             let what =
                 format!("wanted a name of letters, digits, `-` and `_`, got {}", quote(name));
-            return broken(PATH, what, "`heldout` is the text that is kept back from training");
+            return broken(
+                PATH,
+                what,
+                "`heldout` is the text that is kept back from training, and `-ema` marks averages",
+            );
         }
         if files.is_empty() || files.iter().any(|file| file.trim().is_empty()) {
             return broken(PATH, format!("{name}: wanted at least one file or pattern"), "");

@@ -120,3 +120,58 @@ pub(crate) fn taken_ports(job: &Job) -> Vec<u16> {
     let ports = first..=first.saturating_add(count);
     ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_err()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_plan::placement::make_plan;
+    use shoal_plan::plan::{Generation, WorkerId};
+
+    use super::*;
+
+    fn needs(change: impl Fn(&mut Job)) -> Needs {
+        let mut job = Job::example();
+        change(&mut job);
+        let workers: Vec<WorkerId> = (0..job.workers.local).map(WorkerId).collect();
+        let plan = make_plan(&job, &workers, Generation(1)).unwrap();
+        Needs::of(&job, &plan, 1_000_000)
+    }
+
+    #[test]
+    fn more_work_needs_more_and_what_is_short_says_what_to_lower() {
+        let small = needs(|_| {});
+        assert!(needs(|job| job.training.microbatch = 8).memory_bytes > small.memory_bytes);
+        assert!(needs(|job| job.checkpoint.keep = 9).disk_bytes > small.disk_bytes);
+        assert!(needs(|job| job.training.ema = 0.9).disk_bytes > small.disk_bytes);
+        let enough = |bytes: u64| Some(bytes);
+        let has = Has {
+            memory_bytes: enough(small.memory_bytes),
+            disk_bytes: enough(small.disk_bytes),
+            files: enough(small.files),
+        };
+        assert!(small.short_of(&has).is_empty());
+        assert!(small.short_of(&Has::default()).is_empty(), "what is not known is not short");
+        let poor = Has { memory_bytes: Some(1000), disk_bytes: Some(2000), files: Some(3) };
+        let findings = small.short_of(&poor);
+        assert_eq!(findings.len(), 3);
+        assert!(findings[0].contains("spec.training.microbatch"), "{findings:?}");
+        assert!(findings[1].contains("spec.checkpoint.keep"), "{findings:?}");
+        assert!(findings[2].contains("ulimit -n"), "{findings:?}");
+    }
+
+    #[test]
+    fn available_memory_is_read_from_the_systems_own_table() {
+        let text = "MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:     50 kB\n";
+        assert_eq!(available_bytes(text), Some(51_200));
+        assert_eq!(available_bytes("MemTotal: 100 kB\n"), None);
+    }
+
+    #[test]
+    fn a_port_that_another_process_listens_on_is_named() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut job = Job::example();
+        assert!(taken_ports(&job).is_empty(), "any free port is free");
+        job.metrics.port = port;
+        assert!(taken_ports(&job).contains(&port));
+    }
+}

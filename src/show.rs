@@ -267,8 +267,8 @@ mod tests {
         let args =
             cli::Launch { manifest, run_dir: Some("here".into()), fresh: true, force: false };
         let text = next(&args, &tiny_job());
-        let longer = "launch a.yaml --set x=1 --set training.steps=600 --run-dir here\n";
+        let longer = "launch a.yaml --set x=1 --set training.steps=20 --run-dir here\n";
         assert!(text.contains(longer) && !text.contains("--fresh"), "{text}");
-        assert!(text.contains("--set workers.local=2 --run-dir runs/example-on-2\n"), "{text}");
+        assert!(text.contains("--set workers.local=1 --run-dir runs/a-on-1\n"), "{text}");
     }
 }

@@ -1,0 +1,139 @@
+//! What Prometheus reads from a run while it trains, and that the documentation lists it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A slow machine gets this many looks, a tenth of a second apart.
+const LOOKS: u32 = 1200;
+
+struct Run {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start() -> Run {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("metrics");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let lines = (0..4000_u32).map(|i| format!("fish {} swims {} miles\n", i % 97, i * 7 % 31));
+    fs::write(dir.join("text.txt"), lines.collect::<String>()).unwrap();
+    let manifest = format!(
+        "apiVersion: shoal/v1\nkind: Training\nspec:\n  \
+         model: {{hidden_size: 32, intermediate_size: 48, moe_intermediate_size: 16}}\n  \
+         data: {{files: [\"{}\"]}}\n  \
+         training: {{steps: 100000, batch: 2, sequence: 16, warmup_steps: 1}}\n  \
+         evaluation: {{every: 2, tokens_max: 64}}\n  \
+         parallelism: {{stages: 2}}\n  workers: {{local: 2, threads: 1}}\n  \
+         checkpoint: {{every: 2}}\n",
+        dir.join("text.txt").display()
+    );
+    fs::write(dir.join("job.yaml"), manifest).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .arg("launch")
+        .arg(dir.join("job.yaml"))
+        .arg("--run-dir")
+        .arg(dir.join("run"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Run { child, dir }
+}
+
+/// The address that a process of the run announced.
+fn target(run: &Run, process: &str) -> String {
+    let path = run.dir.join("run/targets").join(format!("{process}.json"));
+    for _ in 0..LOOKS {
+        if let Ok(text) = fs::read_to_string(&path) {
+            let targets: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(targets[0]["labels"]["process"], process);
+            return targets[0]["targets"][0].as_str().unwrap().to_owned();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{process} did not announce itself");
+}
+
+fn scrape(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+    answer
+}
+
+/// Scrapes until the line begins with `wanted` and ends with another value than 0.
+fn scrape_until(address: &str, wanted: &str) -> String {
+    for _ in 0..LOOKS {
+        let answer = scrape(address);
+        let line = answer.lines().find(|line| line.starts_with(wanted));
+        if line.is_some_and(|line| !line.ends_with(" 0")) {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{wanted} stays 0 at {address}");
+}
+
+/// Names of ours that have a `# TYPE` line.
+fn names(answer: &str) -> BTreeSet<String> {
+    let types = answer.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let name = |line: &str| line.split(' ').next().unwrap().to_owned();
+    types.map(name).filter(|name| name.starts_with("shoal_")).collect()
+}
+
+#[test]
+fn both_daemons_serve_what_the_documentation_lists() {
+    let run = start();
+    let (coordinator, worker) = (target(&run, "coordinator"), target(&run, "worker-1"));
+    let of_run = scrape_until(&coordinator, "shoal_checkpoints_total");
+    let of_worker = scrape_until(&worker, "shoal_worker_steps_total");
+    let of_run = of_run + &scrape_until(&coordinator, "shoal_evaluation_loss");
+    for wanted in [
+        "shoal_train_loss{part=\"mtp\"}",
+        "shoal_model_parameters{kind=\"active\"}",
+        "shoal_workers 2",
+        "shoal_plan_generation 1",
+        "grid=\"2x1x1\"",
+    ] {
+        assert!(of_run.contains(wanted), "want {wanted} in:\n{of_run}");
+    }
+    for wanted in [
+        "shoal_step_duration_seconds_count{phase=\"bubble\"}",
+        "shoal_collective_bytes_total{direction=\"received\",op=\"recv\"}",
+        "shoal_worker_info{run_id=",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(of_worker.contains(wanted), "want {wanted} in:\n{of_worker}");
+    }
+    let documented =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
+    let listed = |name: &String| !documented.contains(&format!("| `{name}` |"));
+    let missing: Vec<String> =
+        names(&of_run).into_iter().chain(names(&of_worker)).filter(listed).collect();
+    assert!(missing.is_empty(), "docs/metrics.md does not list {missing:?}");
+    // What nobody has caused yet has no line: a run without a step that was not finite.
+    let quiet = ["shoal_nonfinite_total"];
+    let served = names(&of_run).into_iter().chain(names(&of_worker)).collect::<BTreeSet<String>>();
+    let rows = documented.lines().filter_map(|line| line.strip_prefix("| `shoal_"));
+    for row in rows {
+        let name = format!("shoal_{}", row.split('`').next().unwrap());
+        assert!(served.contains(&name) || quiet.contains(&&*name), "{name} is not served");
+    }
+}

@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use crate::children::{Children, Start};
 use crate::cli;
 use crate::clock::Stopwatch;
+use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::finish::Finish;
 use crate::logging;
@@ -48,14 +49,23 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
-    tokenise::tokenise(&run_dir, &loaded)?;
+    let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
     show_plan(&run_dir, &loaded)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
+    let epochs = Epochs::new(job, &dataset);
+    note(&epochs.overview(&job.training));
     let runtime = event_loop()?;
-    let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
+    let work = Work { metrics: &mut metrics, epochs };
+    let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
+}
+
+/// What follows the run as it goes.
+struct Work<'a> {
+    metrics: &'a mut Metrics,
+    epochs: Epochs,
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -85,7 +95,7 @@ fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
 async fn train(
     run_dir: &RunDir,
     loaded: &Loaded,
-    metrics: &mut Metrics,
+    work: Work<'_>,
     resume_from: Option<Standing>,
 ) -> Result<(Done, Signals), Stopped> {
     let job = loaded.job();
@@ -117,7 +127,8 @@ async fn train(
     let children = Children::start(job.workers.local, &start)?;
     let training = Training {
         run_dir,
-        metrics,
+        metrics: work.metrics,
+        epochs: work.epochs,
         children,
         coordinator,
         signals: &mut signals,

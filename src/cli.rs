@@ -1,9 +1,13 @@
 //! The command line: verbs and their options, and nothing they do.
 
+mod text;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -11,6 +15,7 @@ Examples:
   shoal launch job.yaml --set training.steps=50 --set workers.local=2
   shoal launch job.yaml --run-dir runs/second-try
   shoal validate job.yaml
+  shoal data stats ~/notes/**/*.md
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by Ctrl-C.";
 
@@ -20,6 +25,7 @@ Examples:
   shoal launch job.yaml --set training.steps=50 --set workers.local=2
   shoal launch job.yaml --run-dir runs/second-try
   shoal validate job.yaml
+  shoal data stats ~/notes/**/*.md
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest; stopped by a signal after
 writing a checkpoint: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
@@ -48,6 +54,9 @@ pub(crate) enum Verb {
     Launch(Launch),
     /// Check a manifest and show its plan; starts nothing
     Validate(Validate),
+    /// Look at text, count it, and train tokenizers; starts no run
+    #[command(subcommand)]
+    Data(Data),
     /// Print the manifest's JSON Schema, for editors
     ///
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor

@@ -1,5 +1,7 @@
 //! How a verb ends, and the exit code that says so.
 
+use shoal_data::DataError;
+
 use crate::signals::Signal;
 
 /// Every way a verb can end without having done what was asked.
@@ -28,6 +30,16 @@ impl Stopped {
             Self::Input(text) => Some(text.clone()),
             Self::Failed(error) => Some(format!("{error:#}")),
             Self::Signal(_) => None,
+        }
+    }
+}
+
+impl From<DataError> for Stopped {
+    fn from(error: DataError) -> Self {
+        if error.is_about_input() {
+            Self::Input(error.to_string())
+        } else {
+            Self::Failed(error.into())
         }
     }
 }

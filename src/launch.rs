@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use crate::children::{Children, Start};
 use crate::cli;
 use crate::clock::Stopwatch;
+use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::finish::Finish;
 use crate::logging;
@@ -51,12 +52,15 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         return Ok(());
     }
     check_machine(&run_dir, &loaded, args.force)?;
-    tokenise::tokenise(&run_dir, &loaded)?;
+    let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
     show_plan(&run_dir, &loaded)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
+    let epochs = Epochs::new(job, &dataset);
+    note(&epochs.overview(&job.training));
     let runtime = event_loop()?;
-    let (done, signals) = runtime.block_on(train(&run_dir, &loaded, &mut metrics, resume_from))?;
+    let work = Work { metrics: &mut metrics, epochs };
+    let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
 }
@@ -80,6 +84,12 @@ fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), S
         return Ok(());
     }
     Err(Stopped::Input(format!("{found}\nestimates; --force starts all the same")))
+}
+
+/// What follows the run as it goes.
+struct Work<'a> {
+    metrics: &'a mut Metrics,
+    epochs: Epochs,
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -109,7 +119,7 @@ fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
 async fn train(
     run_dir: &RunDir,
     loaded: &Loaded,
-    metrics: &mut Metrics,
+    work: Work<'_>,
     resume_from: Option<Standing>,
 ) -> Result<(Done, Signals), Stopped> {
     let job = loaded.job();
@@ -146,7 +156,8 @@ async fn train(
     let children = Children::start(job.workers.local, &start)?;
     let training = Training {
         run_dir,
-        metrics,
+        metrics: work.metrics,
+        epochs: work.epochs,
         children,
         coordinator,
         signals: &mut signals,

@@ -4,7 +4,10 @@ mod children;
 mod cli;
 mod clock;
 mod curve;
+mod data;
+mod epochs;
 mod exit;
+mod fetch;
 mod finish;
 mod hosting;
 mod launch;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
+        Verb::Data(verb) => data::run(&verb),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())
@@ -57,6 +61,10 @@ fn main() -> ExitCode {
 fn validate(args: &cli::Validate) -> Result<(), Stopped> {
     let loaded = manifest::read(&args.manifest)?;
     terminal::data(&show::job(loaded.job(), loaded.n_files()));
+    let remote = loaded.remote_files();
+    if !remote.is_empty() {
+        terminal::data(&remote);
+    }
     terminal::data(&show::plan(loaded.job(), &loaded.plan));
     terminal::note(&format!("{} is valid", args.manifest.file.display()));
     Ok(())

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use shoal_data::DataError;
+use shoal_data::download::Downloads;
+use shoal_plan::globs::is_address;
 use shoal_plan::job::Job;
 use shoal_plan::manifest::{Manifest, parse};
 use shoal_plan::placement::make_plan;
@@ -15,10 +18,10 @@ use crate::exit::Stopped;
 /// A manifest that can run on this machine.
 pub(crate) struct Loaded {
     manifest: Manifest,
-    /// The text files of each source, sorted.
+    /// The text files of each source that are on this machine, sorted.
     pub files: Vec<Vec<PathBuf>>,
-    /// Those of each further evaluation set, by its name.
-    pub evaluation_files: BTreeMap<String, Vec<PathBuf>>,
+    /// Files at a distance, of sources and evaluation sets, and where they are kept once fetched.
+    pub remote: BTreeMap<String, PathBuf>,
     /// Where the manifest lies: relative paths in it start there.
     pub directory: PathBuf,
     /// The plan of a launch's first generation: pure, so the coordinator's is the same.
@@ -32,18 +35,16 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
         .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;
     let manifest = parse(&name, &text, &args.overrides, &|path: &Path| fs::read_to_string(path))
         .map_err(|error| Stopped::Input(error.to_string()))?;
-    let environment =
-        |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
     let files = manifest.files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
-    let evaluation_files = manifest
-        .evaluation_files(&environment)
-        .map_err(|error| Stopped::Input(error.to_string()))?;
+    // The sets' patterns must match, too; `fetch` looks them up again, with what it fetched.
+    manifest.evaluation_files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
+    let remote = remote(&manifest)?;
     let directory = args.file.parent().unwrap_or(Path::new("")).to_path_buf();
     let workers: Vec<WorkerId> = (0..manifest.job.workers.local).map(WorkerId).collect();
     let plan = make_plan(&manifest.job, &workers, Generation(1)).map_err(|error| {
         Stopped::Input(manifest.error_at("spec.workers", &error.to_string(), "").to_string())
     })?;
-    let loaded = Loaded { manifest, files, evaluation_files, directory, plan };
+    let loaded = Loaded { manifest, files, remote, directory, plan };
     let found = loaded
         .files
         .iter()
@@ -51,12 +52,32 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
         .filter_map(|file| fs::metadata(file).ok())
         .map(|file| file.len())
         .sum();
-    // What a packed file holds is known when it is read.
-    let plain = loaded.files.iter().flatten().all(|file| is_plain(file));
+    // What a packed file or one at a distance holds is known when it is read.
+    let plain =
+        loaded.remote.is_empty() && loaded.files.iter().flatten().all(|file| is_plain(file));
     match shortage(&loaded.manifest.job, found).filter(|_| plain) {
         None => Ok(loaded),
         Some(what) => Err(loaded.text_error(&what)),
     }
+}
+
+/// The environment as patterns see it.
+pub(crate) fn environment(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
+/// Checks every address, and finds its place in the cache. Fetches nothing.
+fn remote(manifest: &Manifest) -> Result<BTreeMap<String, PathBuf>, Stopped> {
+    let mut remote = BTreeMap::new();
+    for (address, path) in manifest.addresses() {
+        let wrong = |error: DataError| {
+            Stopped::Input(manifest.error_at(&path, &error.to_string(), "").to_string())
+        };
+        let downloads = Downloads::new(&environment).map_err(wrong)?;
+        let place = downloads.place(&address).map_err(wrong)?;
+        remote.insert(address, place);
+    }
+    Ok(remote)
 }
 
 impl Loaded {
@@ -66,7 +87,18 @@ impl Loaded {
 
     /// Files of all sources.
     pub(crate) fn n_files(&self) -> usize {
-        self.files.iter().map(Vec::len).sum()
+        let entries = self.job().data.sources.iter().flat_map(|source| &source.files);
+        let at_a_distance = entries.filter(|entry| is_address(entry)).count();
+        self.files.iter().map(Vec::len).sum::<usize>() + at_a_distance
+    }
+
+    /// A line for each file at a distance; empty without any.
+    pub(crate) fn remote_files(&self) -> String {
+        let line = |(address, place): (&String, &PathBuf)| match place.is_file() {
+            true => format!("  remote: {address} (in the cache: {})", place.display()),
+            false => format!("  remote: {address} (fetched at the launch)"),
+        };
+        self.remote.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     /// Of all files on this machine, packed as they are.

@@ -1,5 +1,7 @@
 //! How far training is: a bar on a terminal, otherwise a plain line now and then.
 
+mod reading;
+
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,6 +10,8 @@ use shoal_plan::report::{SkippedStep, StepRow};
 use crate::clock::Stopwatch;
 use crate::metrics::EvaluationRow;
 use crate::terminal;
+
+pub(crate) use reading::Reading;
 
 /// Plain lines come at most this often, unless a tenth of the run went by.
 const LINE_SECONDS: f64 = 2.0;
@@ -123,29 +127,6 @@ impl Progress {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
         }
-    }
-}
-
-/// A bar for reading text, in bytes: for more text than a moment's. Nothing without a terminal.
-pub(crate) struct Reading(ProgressBar);
-
-impl Reading {
-    pub(crate) fn start() -> Self {
-        let bar = if terminal::redraws() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("reading {bar:24} {bytes} of {total_bytes}")
-            .expect("the template names known keys");
-        Self(bar.with_style(style))
-    }
-
-    pub(crate) fn show(&self, done_bytes: u64, total_bytes: u64) {
-        self.0.set_length(total_bytes);
-        self.0.set_position(done_bytes);
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }
 

@@ -1,18 +1,25 @@
 //! Two pieces of text by the model itself: its last checkpoint, loaded again in this process.
 
 use anyhow::Context;
-use shoal_data::{Part, TokenShards};
+use shoal_data::{Part, TokenShards, Tokenizer};
 use shoal_plan::job::Job;
 use shoal_worker::sample::{Sampling, generate};
 
 use crate::run_dir::RunDir;
 use crate::terminal::harmless;
 
-/// Bytes of held-out text the model is asked to continue.
-const PROMPT_BYTES: usize = 48;
+/// How long prompts and samples are, in tokens.
+struct Lengths {
+    /// Of held-out text that the model is asked to continue.
+    prompt: usize,
+    /// That it writes, at most.
+    sample: usize,
+}
 
-/// Bytes it writes.
-const SAMPLE_BYTES: usize = 160;
+const OF_BYTES: Lengths = Lengths { prompt: 48, sample: 160 };
+
+/// A token of a tokenizer is three or four bytes of most texts.
+const OF_TOKENIZERS: Lengths = Lengths { prompt: 16, sample: 56 };
 
 /// A little below 1: fewer slips, still lively.
 const TEMPERATURE: f32 = 0.7;
@@ -25,23 +32,29 @@ pub(crate) struct Sample {
 
 /// Continues the starts of two pieces of held-out text.
 pub(crate) fn draw(run_dir: &RunDir, job: &Job, step: u64) -> anyhow::Result<Vec<Sample>> {
-    let heldout =
-        TokenShards::open(&run_dir.data(), Part::Heldout).context("opening the held-out text")?;
+    let data = run_dir.data();
+    let tokenizer = Tokenizer::open(&data).context("opening the tokenizer")?;
+    let heldout = TokenShards::open(&data, Part::Heldout).context("opening the held-out text")?;
+    let lengths = if tokenizer.is_bytes() { OF_BYTES } else { OF_TOKENIZERS };
     let windows = heldout.windows(job.training.sequence);
     let mut starts = vec![0, windows / 2];
     starts.dedup();
-    let prompt = |window: u64| -> Vec<u8> {
-        let tokens = heldout.window(window, job.training.sequence);
-        tokens.iter().take(PROMPT_BYTES).map(|token| *token as u8).collect()
+    let prompt = |window: u64| -> Vec<u32> {
+        let mut tokens = heldout.window(window, job.training.sequence);
+        tokens.truncate(lengths.prompt);
+        tokens
     };
-    let prompts: Vec<Vec<u8>> = starts.into_iter().map(prompt).collect();
-    let borrowed: Vec<&[u8]> = prompts.iter().map(Vec::as_slice).collect();
-    let sampling =
-        Sampling { tokens: SAMPLE_BYTES, temperature: TEMPERATURE, seed: job.training.seed };
-    let texts = generate(&run_dir.checkpoint(step), job, &borrowed, &sampling)
-        .context("writing samples")?;
+    let prompts: Vec<Vec<u32>> = starts.into_iter().map(prompt).collect();
+    let sampling = Sampling {
+        tokens: lengths.sample,
+        vocabulary: tokenizer.n_tokens(),
+        end_token: tokenizer.end_token(),
+        temperature: TEMPERATURE,
+        seed: job.training.seed,
+    };
+    let texts =
+        generate(&run_dir.checkpoint(step), job, &prompts, &sampling).context("writing samples")?;
+    let text = |tokens: &[u32]| harmless(&tokenizer.decode(tokens));
     let samples = prompts.iter().zip(&texts);
-    Ok(samples
-        .map(|(prompt, text)| Sample { prompt: harmless(prompt), text: harmless(text) })
-        .collect())
+    Ok(samples.map(|(prompt, new)| Sample { prompt: text(prompt), text: text(new) }).collect())
 }

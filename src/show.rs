@@ -85,7 +85,7 @@ fn range(range: &std::ops::Range<u32>) -> String {
 }
 
 /// Columns as wide as their widest entry, two spaces apart, indented by two.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..n_columns)
         .map(|i| {

@@ -2,28 +2,35 @@
 
 use std::path::{Path, PathBuf};
 
-use shoal_data::{DataError, Dataset, Settings, Source};
+use shoal_data::{
+    DataError, Dataset, Settings, Source, Tokenizer, TokenizerChoice as TokenizerMade,
+};
 use shoal_plan::job::{EndToken, Job, TokenizerChoice};
 
 use crate::exit::Stopped;
+use crate::fetch::{Texts, texts};
 use crate::manifest::Loaded;
 use crate::progress::{Reading, short};
 use crate::run_dir::RunDir;
-use crate::terminal::note;
+use crate::terminal::{harmless, note};
 
 /// Turns the text into token shards, or finds that an earlier launch did.
 pub(crate) fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<Dataset, Stopped> {
-    let settings = settings(loaded);
-    let reading = Reading::start();
-    let mut show = |at: shoal_data::Progress<'_>| reading.show(at.done, at.all);
+    let mut reading = Reading::start();
+    let settings = settings(loaded, texts(loaded, &mut reading)?);
+    let mut show = |at: shoal_data::Progress<'_>| reading.show(at);
     let prepared = shoal_data::prepare(&settings, &run_dir.data(), &mut show);
+    let trained_on = reading.trained_on();
     drop(reading);
     let dataset = prepared.map_err(|error| data_error(loaded, error))?;
+    let tokenizer = Tokenizer::open(&run_dir.data())?;
     note(&told(&dataset));
+    note(&told_tokenizer(&settings.tokenizer, trained_on, &dataset, &tokenizer));
     Ok(dataset)
 }
 
-fn settings(loaded: &Loaded) -> Settings {
+/// What the job says about its text, with the files that were found and fetched.
+pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Settings {
     let job = loaded.job();
     let source = |(source, files): (&shoal_plan::job::DataSource, &Vec<PathBuf>)| Source {
         name: source.name.clone(),
@@ -32,7 +39,7 @@ fn settings(loaded: &Loaded) -> Settings {
         field: source.field.clone(),
     };
     Settings {
-        sources: job.data.sources.iter().zip(&loaded.files).map(source).collect(),
+        sources: job.data.sources.iter().zip(&texts.sources).map(source).collect(),
         tokenizer: tokenizer(job, &loaded.directory),
         vocab_size: job.model.vocab_size,
         end_token: match &job.data.end_token {
@@ -45,19 +52,48 @@ fn settings(loaded: &Loaded) -> Settings {
         sequence: job.training.sequence,
         windows_min_train: job.training.batch.into(),
         windows_min_heldout: 1,
-        eval_sets: loaded.evaluation_files.clone(),
+        eval_sets: texts.sets,
     }
 }
 
 /// A relative path starts at the manifest, as `spec.model.config` does.
-fn tokenizer(job: &Job, directory: &Path) -> shoal_data::TokenizerChoice {
+fn tokenizer(job: &Job, directory: &Path) -> TokenizerMade {
     match &job.data.tokenizer {
-        TokenizerChoice::Bytes => shoal_data::TokenizerChoice::Bytes,
-        TokenizerChoice::Bpe => {
-            shoal_data::TokenizerChoice::Bpe { vocab_size: job.model.vocab_size }
-        }
-        TokenizerChoice::File(path) => shoal_data::TokenizerChoice::File(directory.join(path)),
+        TokenizerChoice::Bytes => TokenizerMade::Bytes,
+        TokenizerChoice::Bpe => TokenizerMade::Bpe { vocab_size: job.model.vocab_size },
+        TokenizerChoice::File(path) => TokenizerMade::File(directory.join(path)),
     }
+}
+
+/// `tokenizer: BPE of 8192 tokens, trained on 12.3MB; 3.42 bytes per token; ...`.
+fn told_tokenizer(
+    choice: &TokenizerMade,
+    trained_on: Option<u64>,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+) -> String {
+    let what = match (choice, trained_on) {
+        (TokenizerMade::Bytes, _) => "bytes".to_owned(),
+        (TokenizerMade::Bpe { .. }, trained_on) => {
+            let on = trained_on.map(|bytes| format!(", trained on {}B", short(bytes as f64)));
+            format!("BPE of {} tokens{}", dataset.n_tokens, on.unwrap_or_default())
+        }
+        (TokenizerMade::File(path), _) => {
+            format!("{} of {} tokens", path.display(), dataset.n_tokens)
+        }
+    };
+    let end = dataset.end_token.map_or_else(
+        || "no end token".to_owned(),
+        |token| format!("documents end with {}", name_of(tokenizer, token)),
+    );
+    let bytes = dataset.bytes as f64 / dataset.tokens.max(1) as f64;
+    format!("tokenizer: {what}; {bytes:.2} bytes per token; {end}")
+}
+
+/// A token by its name and number. Names come from files of others.
+fn name_of(tokenizer: &Tokenizer, token: u32) -> String {
+    let name = tokenizer.special_name(token).unwrap_or_default();
+    format!("{} ({token})", harmless(name.as_bytes()))
 }
 
 /// One line about the text, and one for each source of a mixture.
@@ -95,7 +131,6 @@ fn told(dataset: &Dataset) -> String {
 fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
     match error {
         DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
-        error if error.is_about_input() => Stopped::Input(error.to_string()),
-        error => Stopped::Failed(error.into()),
+        error => error.into(),
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::children::Children;
 use crate::clock::Stopwatch;
+use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::metrics::{EvaluationRow, Metrics};
 use crate::progress::Progress;
@@ -40,6 +41,7 @@ pub(crate) struct Done {
 pub(crate) struct Training<'a> {
     pub run_dir: &'a RunDir,
     pub metrics: &'a mut Metrics,
+    pub epochs: Epochs,
     pub children: Children,
     pub coordinator: Running,
     pub signals: &'a mut Signals,
@@ -140,6 +142,9 @@ impl Training<'_> {
     }
 
     fn step(&mut self, report: StepReport, progress: &mut Progress) -> Result<(), Stopped> {
+        for line in self.epochs.begun(&report) {
+            progress.say(&line);
+        }
         match report.outcome {
             Outcome::Trained(row) => {
                 let seconds = progress.step(&row);

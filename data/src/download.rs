@@ -53,11 +53,6 @@ pub enum FilesError {
     Data(#[from] DataError),
 }
 
-/// Whether an entry of a list of files is an address, and not a path or a pattern.
-pub fn is_remote(entry: &str) -> bool {
-    ["https://", "http://", "hf://"].iter().any(|scheme| entry.starts_with(scheme))
-}
-
 /// The files of a source: local patterns expanded and sorted, then downloads in their order.
 pub fn resolve(
     entries: &[String],
@@ -65,7 +60,7 @@ pub fn resolve(
     told: Told<'_>,
 ) -> Result<Vec<PathBuf>, FilesError> {
     let (remote, local): (Vec<String>, Vec<String>) =
-        entries.iter().cloned().partition(|entry| is_remote(entry));
+        entries.iter().cloned().partition(|entry| globs::is_address(entry));
     let mut files = if local.is_empty() { Vec::new() } else { globs::expand(&local, env)? };
     if !remote.is_empty() {
         let downloads = Downloads::new(env)?;

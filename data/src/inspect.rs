@@ -108,16 +108,27 @@ pub fn window(dir: &Path, part: Part<'_>, index: u64) -> Result<Vec<ShownToken>,
     Ok(shown(&tokenizer, &shards.window(index, dataset.sequence)))
 }
 
+/// What `stats` reads, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    pub files: &'a [PathBuf],
+    /// Where a document's text is in JSON Lines and Parquet.
+    pub field: &'a str,
+    pub tokenizer: &'a Tokenizer,
+    /// Of a window, in tokens.
+    pub sequence: u32,
+    /// Bytes of text at most.
+    pub bytes_max: u64,
+}
+
 /// Reads all documents of some files and counts. Keeps 16 bytes of every document, to find copies,
 /// and its length.
 pub fn stats(
-    files: &[PathBuf],
-    field: &str,
-    tokenizer: &Tokenizer,
-    sequence: u32,
+    counted: &Counted<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Stats, DataError> {
-    let stream = Stream { files, field, tokenizer, limit: u64::MAX };
+    let Counted { files, field, tokenizer, sequence, bytes_max } = *counted;
+    let stream = Stream { files, field, tokenizer, limit: bytes_max };
     let mut stats = Stats::default();
     let mut copies: BTreeMap<[u8; 16], u64> = BTreeMap::new();
     let mut lengths: Vec<u64> = Vec::new();
@@ -199,7 +210,9 @@ mod tests {
             ["one", "two!", "one", "a longer one", ""].map(|text| text.as_bytes().to_vec()).into();
         let files = write_files(&scratch, &contents);
         let tokenizer = Tokenizer::bytes().for_model(&EndToken::Auto, 300).unwrap();
-        let got = stats(&files, "text", &tokenizer, 5, &mut |_, _| {}).unwrap();
+        let (field, sequence, bytes_max) = ("text", 5, u64::MAX);
+        let counted = Counted { files: &files, field, tokenizer: &tokenizer, sequence, bytes_max };
+        let got = stats(&counted, &mut |_, _| {}).unwrap();
         let want = Stats {
             files: 5,
             documents: 4,
@@ -213,6 +226,8 @@ mod tests {
             replaced_documents: 0,
         };
         assert_eq!(got, want);
+        let first = stats(&Counted { bytes_max: 6, ..counted }, &mut |_, _| {}).unwrap();
+        assert_eq!((first.bytes, first.documents), (6, 2));
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod shards;
 
 pub use dataset::{Dataset, SetFacts, SourceFacts};
 pub use error::DataError;
-pub use prepare::{Phase, Progress, prepare};
+pub use prepare::{Phase, Progress, prepare, sample_text, tokenizer_for};
 pub use record::FILE_NAME;
 pub use settings::{EndToken, Settings, Source, TokenizerChoice};
 pub use shards::{Part, TokenShards, Vocabulary};

@@ -20,6 +20,7 @@ use crate::shards::write::ShardWriter;
 use crate::shards::{Vocabulary, windows};
 use crate::tokenizer::{FILE_NAME as TOKENIZER_FILE, Tokenizer, train_bpe};
 use heldout::{Needs, is_chosen};
+pub use sample::sample_text;
 use tokenise::{Stream, for_each_chunk};
 
 /// The field of evaluation sets in JSON Lines and Parquet.
@@ -74,7 +75,10 @@ pub fn prepare(
         }
     }
     fs::create_dir_all(dir).map_err(io_error("creating", dir))?;
-    let tokenizer = make_tokenizer(settings, dir, progress)?;
+    let (tokenizer, json) = make_tokenizer(settings, progress)?;
+    if let Some(json) = json {
+        write_aside(dir, TOKENIZER_FILE, &json)?;
+    }
     let mut sources = Vec::new();
     for index in 0..settings.sources.len() {
         sources.push(write_source(settings, index, &tokenizer, dir, progress)?);
@@ -134,15 +138,26 @@ fn enough(dataset: Dataset, settings: &Settings) -> Result<Dataset, DataError> {
     Ok(dataset)
 }
 
-fn make_tokenizer(settings: &Settings, dir: &Path, tell: Tell<'_>) -> Result<Tokenizer, DataError> {
+/// The tokenizer that `prepare` would make or read for these settings; nothing is written.
+pub fn tokenizer_for(
+    settings: &Settings,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Tokenizer, DataError> {
+    settings.check()?;
+    Ok(make_tokenizer(settings, progress)?.0)
+}
+
+/// With its `tokenizer.json`, if it has one.
+fn make_tokenizer(
+    settings: &Settings,
+    tell: Tell<'_>,
+) -> Result<(Tokenizer, Option<Vec<u8>>), DataError> {
     let vocab_size = settings.vocab_size;
-    let tokenizer = match &settings.tokenizer {
-        TokenizerChoice::Bytes => Tokenizer::bytes(),
+    let (tokenizer, json) = match &settings.tokenizer {
+        TokenizerChoice::Bytes => (Tokenizer::bytes(), None),
         TokenizerChoice::File(path) => {
             let json = fs::read(path).map_err(io_error("reading", path))?;
-            let tokenizer = Tokenizer::from_json(&json, path)?;
-            write_aside(dir, TOKENIZER_FILE, &json)?;
-            tokenizer
+            (Tokenizer::from_json(&json, path)?, Some(json))
         }
         TokenizerChoice::Bpe { vocab_size: tokens } if *tokens > vocab_size => {
             return Err(DataError::VocabularyTooSmall { tokens: *tokens, vocab_size });
@@ -152,11 +167,10 @@ fn make_tokenizer(settings: &Settings, dir: &Path, tell: Tell<'_>) -> Result<Tok
             let json = train_bpe(&texts, *tokens, &mut |done, all| {
                 tell(Progress { phase: Phase::TrainingTokenizer, subject: "bpe", done, all });
             })?;
-            write_aside(dir, TOKENIZER_FILE, &json)?;
-            Tokenizer::from_json(&json, &dir.join(TOKENIZER_FILE))?
+            (Tokenizer::from_json(&json, Path::new(TOKENIZER_FILE))?, Some(json))
         }
     };
-    tokenizer.for_model(&settings.end_token, vocab_size)
+    Ok((tokenizer.for_model(&settings.end_token, vocab_size)?, json))
 }
 
 fn write_source(

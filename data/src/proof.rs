@@ -57,6 +57,16 @@ fn stories(n: usize) -> Vec<Vec<u8>> {
     (0..n).map(|at| format!("story {at}: {}", part(at)).into_bytes()).collect()
 }
 
+/// Documents below the held-out fraction are held out: the first 8 bytes of the hash, as 0 <= x < 1.
+fn place_of(content: &[u8]) -> f64 {
+    let hash = blake3::hash(content);
+    u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap()) as f64 / 2_f64.powi(64)
+}
+
+fn is_heldout(content: &[u8]) -> bool {
+    place_of(content) < f64::from(SETTINGS.heldout_fraction)
+}
+
 fn tokens(dir: &Path, part: Part<'_>) -> Vec<u32> {
     let shards = TokenShards::open(dir, part).unwrap();
     shards.tokens(0..shards.n_tokens())
@@ -290,24 +300,27 @@ fn a_trained_tokenizer_is_kept_and_its_shards_decode_to_the_documents() {
     want.sort_unstable();
     assert!(found == want);
 
-    // What is held out was not trained on: other held-out text, the same tokenizer.
+    // What is held out was not trained on: other held-out text, the same tokenizer; other training
+    // text, another one.
     let json = fs::read(dir.join(tokenizer::FILE_NAME)).unwrap();
-    let again = prepare_files(&files, &settings, &dir).unwrap();
-    assert!(again.reused);
-    let heldout = tokens(&dir, Part::Heldout);
-    let first = tokenizer.decode(&heldout[..20]);
-    let chosen = contents.iter().position(|content| content.starts_with(&first)).unwrap();
-    fs::write(&files[chosen], vec![b'q'; contents[chosen].len()]).unwrap();
-    let other = scratch.path().join("other");
-    let qs = blake3::hash(&vec![b'q'; contents[chosen].len()]);
-    let fraction = 0.2_f64;
-    let place = u64::from_le_bytes(qs.as_bytes()[..8].try_into().unwrap()) as f64 / 2_f64.powi(64);
-    if place < fraction {
-        prepare_files(&files, &settings, &other).unwrap();
-        assert!(fs::read(other.join(tokenizer::FILE_NAME)).unwrap() == json);
-    }
+    assert!(prepare_files(&files, &settings, &dir).unwrap().reused);
+    let n = contents[0].len();
+    let side = |heldout: bool, of: &dyn Fn(u32) -> Vec<u8>| {
+        (0..).map(of).find(|content| is_heldout(content) == heldout).unwrap()
+    };
+    let filled = |at: u32| format!("{at:q>n$}").into_bytes();
+    let replace = |at: usize, with: &[u8], name: &str| {
+        fs::write(&files[at], with).unwrap();
+        let other = scratch.path().join(name);
+        let dataset = prepare_files(&files, &settings, &other).unwrap();
+        fs::write(&files[at], &contents[at]).unwrap();
+        assert!(!dataset.sources[0].heldout_is_tail);
+        fs::read(other.join(tokenizer::FILE_NAME)).unwrap() == json
+    };
+    let at = |heldout: bool| contents.iter().position(|one| is_heldout(one) == heldout).unwrap();
+    assert!(replace(at(true), &side(true, &filled), "heldout"));
+    assert!(!replace(at(false), &side(false, &filled), "train"));
     // A damaged tokenizer is made again.
-    fs::write(&files[chosen], &contents[chosen]).unwrap();
     fs::remove_file(dir.join(tokenizer::FILE_NAME)).unwrap();
     assert!(!prepare_files(&files, &settings, &dir).unwrap().reused);
     assert!(fs::read(dir.join(tokenizer::FILE_NAME)).unwrap() == json);
@@ -357,16 +370,22 @@ fn a_mixture_has_training_shards_per_source_and_one_heldout_stream() {
 fn a_long_document_is_read_in_pieces_and_stays_on_one_side() {
     let scratch = Scratch::new("long");
     let line = b"a line of a long document\n";
-    let long: Vec<u8> = line.iter().copied().cycle().take(9 << 20).collect();
-    let files = write_files(&scratch, &[long.clone(), long[..8 << 20].to_vec(), b"short".to_vec()]);
-    let dir = scratch.path().join("data");
     let settings = Settings { bytes_max: 1 << 30, heldout_fraction: 0.4, ..SETTINGS };
+    // Both of more than one piece, and on different sides.
+    let of = |bytes: usize, heldout: bool| -> Vec<u8> {
+        let long = |bytes: usize| line.iter().copied().cycle().take(bytes).collect::<Vec<u8>>();
+        let is_on_it = |content: &Vec<u8>| (place_of(content) < 0.4) == heldout;
+        (bytes..).map(long).find(is_on_it).unwrap()
+    };
+    let (heldout, train) = (of(9 << 20, true), of(8 << 20, false));
+    let files = write_files(&scratch, &[heldout.clone(), train.clone()]);
+    let dir = scratch.path().join("data");
     let dataset = prepare_files(&files, &settings, &dir).unwrap();
-    assert_eq!((dataset.documents, dataset.tokens), (3, (17 << 20) + 5));
-    let joined = [stream(&dir, Part::Train(0)), stream(&dir, Part::Heldout)].concat();
-    assert_eq!(joined.len() as u64, dataset.tokens);
+    assert_eq!((dataset.documents, dataset.tokens), (2, (heldout.len() + train.len()) as u64));
+    assert!(stream(&dir, Part::Heldout) == heldout);
+    assert!(stream(&dir, Part::Train(0)) == train);
     // On the disk as in the record: every byte counted once.
     let ended = Settings { vocab_size: 300, ..settings };
     let ends = prepare_files(&files, &ended, &scratch.path().join("ends")).unwrap();
-    assert_eq!(ends.tokens, dataset.tokens + 3);
+    assert_eq!(ends.tokens, dataset.tokens + 2);
 }

@@ -106,7 +106,7 @@ impl Settings {
     }
 
     /// Bytes of text that source `index` may read.
-    pub(crate) fn bytes_max_of(&self, index: usize) -> u64 {
+    pub fn bytes_max_of(&self, index: usize) -> u64 {
         if self.sources.len() == 1 {
             return self.bytes_max;
         }

@@ -37,6 +37,12 @@ fn expanded_note(pattern: &str, expanded: &str) -> String {
 const KNOWN_EXTENSIONS: [&str; 10] =
     ["txt", "md", "rst", "html", "jsonl", "ndjson", "parquet", "tokens", "npy", "bin"];
 
+/// Whether an entry of a list of files is an address (`https://`, `hf://`), and no path or pattern.
+/// Addresses are not expanded: what is behind them is fetched at the launch.
+pub fn is_address(entry: &str) -> bool {
+    ["https://", "http://", "hf://"].iter().any(|scheme| entry.starts_with(scheme))
+}
+
 /// The files that the patterns name: sorted, each once, no directories. A pattern that matches one
 /// directory and nothing else stands for all files of text or tokens below it, packed or not. A
 /// pattern that matches no file is an error. Relative patterns start at the process's directory.

@@ -78,22 +78,39 @@ pub fn parse(
 }
 
 impl Manifest {
-    /// The files of each source, in the order of `Data::sources`; see `globs`. A pattern that
-    /// matches nothing is an error at its line.
+    /// The files of each source that are on this machine, in the order of `Data::sources`; see
+    /// `globs`. A pattern that matches nothing is an error at its line. Addresses are passed over.
     pub fn files(&self, env: globs::Environment<'_>) -> Result<Vec<Vec<PathBuf>>, ManifestError> {
         let sources = self.job.data.sources.iter().enumerate();
         let of_one = |(at, source): (usize, &DataSource)| {
-            let path = if self.root.locate("spec.data.sources").1 {
-                format!("spec.data.sources[{at}].files")
-            } else {
-                "spec.data.files".to_owned()
-            };
-            self.expand(&source.files, &path, env)
+            self.expand(&source.files, &self.path_of_source(at), env)
         };
         sources.map(of_one).collect()
     }
 
-    /// The files of each further evaluation set, by its name.
+    /// Where the files of a source were written, for `error_at`.
+    fn path_of_source(&self, at: usize) -> String {
+        if self.root.locate("spec.data.sources").1 {
+            format!("spec.data.sources[{at}].files")
+        } else {
+            "spec.data.files".to_owned()
+        }
+    }
+
+    /// Every address among the files of sources and evaluation sets, once, with its place in the
+    /// manifest, for `error_at`.
+    pub fn addresses(&self) -> BTreeMap<String, String> {
+        let sources = self.job.data.sources.iter().enumerate();
+        let sources = sources.map(|(at, source)| (self.path_of_source(at), &source.files));
+        let sets = self.job.evaluation.sets.iter();
+        let sets = sets.map(|(name, files)| (format!("spec.evaluation.sets.{name}"), files));
+        let entries = sources.chain(sets).flat_map(|(path, files)| {
+            files.iter().enumerate().map(move |(i, entry)| (entry.clone(), format!("{path}[{i}]")))
+        });
+        entries.filter(|(entry, _)| globs::is_address(entry)).collect()
+    }
+
+    /// The files of each further evaluation set that are on this machine, by its name.
     pub fn evaluation_files(
         &self,
         env: globs::Environment<'_>,
@@ -114,7 +131,8 @@ impl Manifest {
         env: globs::Environment<'_>,
     ) -> Result<Vec<PathBuf>, ManifestError> {
         let mut files = Vec::new();
-        for (i, pattern) in patterns.iter().enumerate() {
+        let local = patterns.iter().enumerate().filter(|(_, entry)| !globs::is_address(entry));
+        for (i, pattern) in local {
             match globs::expand(std::slice::from_ref(pattern), env) {
                 Ok(found) => files.extend(found),
                 Err(error) => {

@@ -13,8 +13,12 @@ use crate::engine::{EngineError, load_checkpoint};
 /// What to write and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
-    /// Tokens added to each prompt.
+    /// Tokens added to each prompt, at most.
     pub tokens: usize,
+    /// Only ids below this are drawn: a model may have more than its tokenizer. Not zero.
+    pub vocabulary: u32,
+    /// Ends a text early.
+    pub end_token: Option<u32>,
     /// Divides the logits; lower is safer and duller. Above 0.
     pub temperature: f32,
     pub seed: u64,
@@ -22,28 +26,42 @@ pub struct Sampling {
 
 /// Continues each prompt from the model in `checkpoint` (a `step-N` directory).
 ///
-/// Returns the new bytes only. The context is cut to the last `max_position_embeddings` tokens.
+/// Returns the new tokens only, without the end token. The context is cut to the last `max_position_embeddings` tokens.
 pub fn generate(
     checkpoint: &Path,
     job: &Job,
-    prompts: &[&[u8]],
+    prompts: &[Vec<u32>],
     sampling: &Sampling,
-) -> Result<Vec<Vec<u8>>, EngineError> {
+) -> Result<Vec<Vec<u32>>, EngineError> {
     let cut = Cut::whole(job.model.clone());
     let mut stage = Stage::new(cut, &StageOptions::from(&job.training));
     load_checkpoint(&mut stage, checkpoint)?;
     let mut random = Random::new(sampling.seed);
     let positions = job.model.max_position_embeddings as usize;
-    let continue_one = |prompt: &&[u8]| -> Result<Vec<u8>, EngineError> {
-        let mut tokens: Vec<u32> = prompt.iter().copied().map(u32::from).collect();
-        for _ in 0..sampling.tokens {
-            let context = &tokens[tokens.len().saturating_sub(positions)..];
-            let logits = stage.logits(context)?;
-            tokens.push(draw(&logits, sampling.temperature, &mut random));
+    let mut logits = |context: &[u32]| Ok(stage.logits(context)?);
+    let write = |prompt: &Vec<u32>| write(prompt, positions, sampling, &mut random, &mut logits);
+    prompts.iter().map(write).collect()
+}
+
+/// What `logits` of the last `positions` tokens, at most, make of a prompt.
+fn write(
+    prompt: &[u32],
+    positions: usize,
+    sampling: &Sampling,
+    random: &mut Random,
+    logits: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>, EngineError>,
+) -> Result<Vec<u32>, EngineError> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..sampling.tokens {
+        let logits = logits(&tokens[tokens.len().saturating_sub(positions)..])?;
+        let known = &logits[..logits.len().min(sampling.vocabulary as usize)];
+        let token = draw(known, sampling.temperature, random);
+        if Some(token) == sampling.end_token {
+            break;
         }
-        Ok(tokens[prompt.len()..].iter().map(|token| *token as u8).collect())
-    };
-    prompts.iter().map(continue_one).collect()
+        tokens.push(token);
+    }
+    Ok(tokens.split_off(prompt.len()))
 }
 
 /// Draws an index with probability softmax(`logits` / `temperature`).
@@ -73,5 +91,26 @@ mod tests {
         // 3000 expected, standard deviation 27: five of them on each side.
         assert!((2860..3140).contains(&ones), "{ones}");
         assert!((0..100).all(|_| draw(&logits, 0.01, &mut random) == 1));
+    }
+
+    #[test]
+    fn a_text_ends_at_the_end_token_and_has_no_token_beyond_the_tokenizer() {
+        let sampling =
+            Sampling { tokens: 5, vocabulary: 4, end_token: Some(3), temperature: 0.01, seed: 1 };
+        let mut random = Random::new(1);
+        // Token n + 1 follows token n; 5 is beyond the vocabulary and always the likeliest.
+        let mut contexts = Vec::new();
+        let mut next = |context: &[u32]| {
+            contexts.push(context.to_vec());
+            let mut logits = vec![0.0, 0.0, 0.0, 0.0, 0.0, 9.0];
+            logits[*context.last().unwrap() as usize + 1] = 5.0;
+            Ok(logits)
+        };
+        let text = write(&[0, 0, 0], 2, &sampling, &mut random, &mut next).unwrap();
+        assert_eq!(text, [1, 2]);
+        assert_eq!(contexts, [[0, 0], [0, 1], [1, 2]]);
+        let endless = Sampling { end_token: None, tokens: 2, ..sampling };
+        let text = write(&[0], 2, &endless, &mut random, &mut |_| Ok(vec![0.0, 9.0])).unwrap();
+        assert_eq!(text, [1, 1]);
     }
 }

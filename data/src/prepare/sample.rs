@@ -2,6 +2,7 @@
 //! file, and nothing of what will be held out.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use super::heldout::{Needs, is_chosen};
 use super::tokenise::hash_of;
@@ -31,24 +32,60 @@ pub(super) fn training_text(settings: &Settings, tell: Tell<'_>) -> Result<Vec<S
     Ok(texts)
 }
 
-/// The same share of every file, from its start.
+/// The same share of every file of a source, from its start, without what will be held out.
 fn text_of(
     source: &Source,
     settings: &Settings,
     bytes_max: u64,
     tell: Tell<'_>,
 ) -> Result<Vec<String>, DataError> {
-    let files = source.files.iter().map(|path| look_at(path)).collect::<Result<Vec<_>, _>>()?;
-    let all: u64 = files.iter().map(|file| file.bytes).sum();
     // Pieces, and whether their documents are held out.
     let mut pieces: Vec<(String, bool)> = Vec::new();
+    let mut told =
+        |done, all| tell(Progress { phase: Phase::Sampling, subject: &source.name, done, all });
+    starts(&source.files, &source.field, bytes_max, &mut told, &mut |text, hash| {
+        pieces.push((text, is_chosen(&hash, settings.heldout_fraction)));
+    })?;
+    Ok(without_heldout(pieces, settings))
+}
+
+/// Text of files to train a tokenizer on with `train_bpe`: at most `bytes_max` bytes, the same
+/// share of every file, from its start. `progress` is told the bytes of files done and in all.
+///
+/// # Errors
+/// Files that cannot be read, or that hold only ready-made tokens.
+pub fn sample_text(
+    files: &[PathBuf],
+    field: &str,
+    bytes_max: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<String>, DataError> {
+    let mut texts = Vec::new();
+    starts(files, field, bytes_max, progress, &mut |text, _| texts.push(text))?;
+    if texts.iter().all(String::is_empty) {
+        let what = "no text to train a tokenizer on: the files are empty or ready-made tokens";
+        return Err(DataError::Settings { what: what.into() });
+    }
+    Ok(texts)
+}
+
+/// Hands over pieces of text with the hashes of their documents.
+fn starts(
+    files: &[PathBuf],
+    field: &str,
+    bytes_max: u64,
+    progress: &mut dyn FnMut(u64, u64),
+    take: &mut dyn FnMut(String, blake3::Hash),
+) -> Result<(), DataError> {
+    let files = files.iter().map(|path| look_at(path)).collect::<Result<Vec<_>, _>>()?;
+    let all: u64 = files.iter().map(|file| file.bytes).sum();
     let mut read_bytes = 0;
     for file in &files {
         let share = bytes_max as f64 * (file.bytes as f64 / all.max(1) as f64);
         let mut left = if all <= bytes_max { bytes_max } else { share.ceil() as u64 };
         let reading = Reading {
             file,
-            field: &source.field,
+            field,
             // Ids are not looked at.
             vocabulary: Vocabulary { size: u32::MAX, id: 0 },
             end_token: None,
@@ -59,14 +96,13 @@ fn text_of(
             let Body::Text(mut text) = piece.body else { return Ok(ControlFlow::Break(())) };
             text.truncate(left.min(text.len() as u64) as usize);
             left -= text.len() as u64;
-            let chosen = is_chosen(&hash, settings.heldout_fraction);
-            pieces.push((String::from_utf8_lossy(&text).into_owned(), chosen));
+            take(String::from_utf8_lossy(&text).into_owned(), hash);
             Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         read_bytes += file.bytes;
-        tell(Progress { phase: Phase::Sampling, subject: &source.name, done: read_bytes, all });
+        progress(read_bytes, all);
     }
-    Ok(without_heldout(pieces, settings))
+    Ok(())
 }
 
 /// Leaves out the chosen documents, or the tail where a tail is held out.

@@ -101,9 +101,9 @@ impl Loaded {
         self.remote.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    /// Of all files on this machine, packed as they are.
+    /// Of all text to train on that is on this machine, packed as it is.
     pub(crate) fn text_bytes(&self) -> u64 {
-        let files = self.files.iter().flatten().chain(self.evaluation_files.values().flatten());
+        let files = self.files.iter().flatten();
         files.filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
     }
 

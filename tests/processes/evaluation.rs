@@ -5,7 +5,7 @@ use std::fs;
 use crate::place::{Place, json};
 
 /// A learning rate far too high: after the first steps the held-out loss gets no better.
-const RESTLESS: &str = "    steps: 400\n    lr: 0.3\n    lr_schedule: constant\n  evaluation:\n    every: 2\n    patience: 3\n\
+const RESTLESS: &str = "    steps: 400\n    lr: 0.3\n    lr_schedule: constant\n    mtp_weight_final: 0.3\n    bias_speed_until: 1\n  evaluation:\n    every: 2\n    patience: 3\n\
                         \x20 checkpoint:\n    every: 50\n    keep: 1\n";
 
 #[test]

@@ -36,7 +36,10 @@ pub fn difference(old: &Job, new: &Job) -> Vec<Change> {
         if change.path == "spec.training.steps" && old.training.steps < new.training.steps {
             change.harmless = true;
             change.note = match new.training.lr_schedule {
-                LrSchedule::Constant => "harmless: more steps, at the same learning rate",
+                LrSchedule::Constant => {
+                    "harmless: more steps, at the same learning rate; weights that change at a \
+                     share of the steps change later"
+                }
                 LrSchedule::Cosine | LrSchedule::Wsd | LrSchedule::V3 => {
                     "harmless: more steps; the learning rate from here on follows the longer \
                      schedule, so losses differ from a run planned so from the start"

@@ -26,11 +26,16 @@ pub(crate) fn job(job: &Job, n_files: usize) -> String {
     format!(
         "{}: {} parameters, {} at work on each token, {}; {} steps of {batch} tokens from {n_files} files",
         job.name,
-        short(parameters.total as f64),
-        short(parameters.active as f64),
+        count(parameters.total),
+        count(parameters.active),
         training.precision,
         training.steps,
     )
+}
+
+/// Parameters as people count them: 671.0B is not 671.0G.
+fn count(parameters: u64) -> String {
+    short(parameters as f64).replace('G', "B")
 }
 
 /// The plan as a table of cells, and the reasons below it.

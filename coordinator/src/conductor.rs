@@ -181,7 +181,14 @@ impl Conductor {
                 let before = self.stepped.replace(Instant::now());
                 before.map(|before| before.elapsed().as_secs_f64())
             }
-            _ => None,
+            News::Joined { .. }
+            | News::Planned(_)
+            | News::Evaluated { .. }
+            | News::RolledBack { .. }
+            | News::CheckpointCommitted { .. }
+            | News::CheckpointFailed { .. }
+            | News::Finished { .. }
+            | News::Failed(_) => None,
         };
         self.metrics.observe(news, seconds);
     }

@@ -2,9 +2,10 @@
 //!
 //! Names and units: `docs/metrics.md`. Fed with the same news the launcher hears.
 
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder, histogram_opts, opts,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use shoal_plan::arithmetic;
 use shoal_plan::report::{Outcome, StepRow};
@@ -42,42 +43,29 @@ impl Metrics {
         let registry = Registry::new();
         let (start, factor, count) = BUCKETS_S;
         let buckets = prometheus::exponential_buckets(start, factor, count)?;
-        let job = &settings.job;
-        let parameters = arithmetic::parameters(&job.model);
-        let info = Opts::new("shoal_run_info", "What is trained.")
-            .const_label("run_id", settings.run.0.clone())
-            .const_label("name", job.name.clone())
-            .const_label("precision", job.training.precision.to_string())
-            .const_label("grid", job.grid.to_string());
-        let info = IntGauge::with_opts(info)?;
-        info.set(1);
-        let build = Opts::new("shoal_build_info", "The program's version.")
-            .const_label("version", env!("CARGO_PKG_VERSION"));
-        let build = IntGauge::with_opts(build)?;
-        build.set(1);
-        let counts = GaugeVec::new(
-            opts!("shoal_model_parameters", "Parameters of the network."),
-            &["kind"],
-        )?;
-        counts.with_label_values(&["total"]).set(parameters.total as f64);
-        counts.with_label_values(&["active"]).set(parameters.active as f64);
+        let facts = facts(settings)?;
         let metrics = Self {
             step: IntGauge::new("shoal_step", "The last committed step.")?,
             steps: IntCounter::new("shoal_steps_total", "Steps committed since the start.")?,
             tokens: IntCounter::new("shoal_tokens_total", "Target tokens trained.")?,
             loss: GaugeVec::new(
-                opts!("shoal_train_loss", "Training loss of the last step, in nats per token."),
+                Opts::new("shoal_train_loss", "Training loss of the last step, in nats per token."),
                 &["part"],
             )?,
             grad_norm: Gauge::new("shoal_grad_norm", "Global gradient norm before clipping.")?,
             learning_rate: Gauge::new("shoal_learning_rate", "Learning rate of the last step.")?,
-            step_seconds: Histogram::with_opts(histogram_opts!(
-                "shoal_step_interval_seconds",
-                "Time from one committed step to the next.",
-                buckets
-            ))?,
+            step_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "shoal_step_interval_seconds",
+                    "Time from one committed step to the next.",
+                )
+                .buckets(buckets),
+            )?,
             evaluation_loss: GaugeVec::new(
-                opts!("shoal_evaluation_loss", "Loss of the last evaluation, in nats per token."),
+                Opts::new(
+                    "shoal_evaluation_loss",
+                    "Loss of the last evaluation, in nats per token.",
+                ),
                 &["set"],
             )?,
             workers: IntGauge::new("shoal_workers", "Workers that have joined.")?,
@@ -92,9 +80,9 @@ impl Metrics {
                 "The step of the newest complete checkpoint.",
             )?,
             nonfinite: IntCounterVec::new(
-                opts!(
+                Opts::new(
                     "shoal_nonfinite_total",
-                    "Steps that were skipped because a value was not finite."
+                    "Steps that were skipped because a value was not finite.",
                 ),
                 &["worker"],
             )?,
@@ -104,20 +92,12 @@ impl Metrics {
             )?,
             registry,
         };
-        metrics.register(info, build, counts)?;
+        metrics.register(facts)?;
         Ok(metrics)
     }
 
-    fn register(
-        &self,
-        info: IntGauge,
-        build: IntGauge,
-        counts: GaugeVec,
-    ) -> prometheus::Result<()> {
-        let all: [Box<dyn prometheus::core::Collector>; 18] = [
-            Box::new(info),
-            Box::new(build),
-            Box::new(counts),
+    fn register(&self, facts: Vec<Box<dyn Collector>>) -> prometheus::Result<()> {
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(self.step.clone()),
             Box::new(self.steps.clone()),
             Box::new(self.tokens.clone()),
@@ -134,7 +114,7 @@ impl Metrics {
             Box::new(self.nonfinite.clone()),
             Box::new(self.rollbacks.clone()),
         ];
-        for one in all {
+        for one in facts.into_iter().chain(all) {
             self.registry.register(one)?;
         }
         #[cfg(target_os = "linux")]
@@ -202,6 +182,30 @@ impl Metrics {
         encoded.expect("the registry holds no two metrics of one name");
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+/// What does not change: which run this is, of which program, and how large the network.
+fn facts(settings: &Settings) -> prometheus::Result<Vec<Box<dyn Collector>>> {
+    let job = &settings.job;
+    let parameters = arithmetic::parameters(&job.model);
+    let info = Opts::new("shoal_run_info", "What is trained.")
+        .const_label("run_id", settings.run.0.clone())
+        .const_label("name", job.name.clone())
+        .const_label("precision", job.training.precision.to_string())
+        .const_label("grid", job.grid.to_string());
+    let info = IntGauge::with_opts(info)?;
+    info.set(1);
+    let build = Opts::new("shoal_build_info", "The program's version.")
+        .const_label("version", env!("CARGO_PKG_VERSION"));
+    let build = IntGauge::with_opts(build)?;
+    build.set(1);
+    let counts = GaugeVec::new(
+        Opts::new("shoal_model_parameters", "Parameters of the network."),
+        &["kind"],
+    )?;
+    counts.with_label_values(&["total"]).set(parameters.total as f64);
+    counts.with_label_values(&["active"]).set(parameters.active as f64);
+    Ok(vec![Box::new(info), Box::new(build), Box::new(counts)])
 }
 
 fn whole(number: u64) -> i64 {

@@ -31,7 +31,9 @@ fn rows(text: &mut String, before: &str, schema: &Value, definitions: &Value) {
             Value::Null => String::new(),
             Value::Object(_) if nested => String::new(),
             Value::String(text) => format!("`{text}`"),
-            other => format!("`{other}`"),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                format!("`{other}`")
+            }
         };
         let meaning = property["description"].as_str().or(inner["description"].as_str());
         let meaning = meaning.unwrap_or_default().replace('\n', " ");
@@ -73,11 +75,10 @@ fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
     if let Some(choices) = choices {
         return choices.iter().flat_map(names).map(code).collect::<Vec<_>>().join(", ");
     }
-    let kind = match &inner["type"] {
-        Value::Array(kinds) => kinds.iter().filter_map(kind).collect::<Vec<_>>().join(" or "),
-        one => kind(one).unwrap_or_default().to_owned(),
+    let mut text = match inner["type"].as_array() {
+        Some(kinds) => kinds.iter().filter_map(kind).collect::<Vec<_>>().join(" or "),
+        None => kind(&inner["type"]).unwrap_or_default().to_owned(),
     };
-    let mut text = kind;
     if inner["items"].is_object() {
         let items = resolved(&inner["items"], definitions);
         let of = values(items, items, definitions);

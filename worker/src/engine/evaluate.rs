@@ -127,7 +127,7 @@ impl Trainer {
 impl Sums {
     const BYTES: usize = 24;
 
-    fn to_bytes(&self) -> Vec<u8> {
+    fn to_bytes(self) -> Vec<u8> {
         let words = [self.loss.to_bits(), self.targets, self.bytes];
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }

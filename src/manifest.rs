@@ -94,16 +94,19 @@ impl Loaded {
 
     /// A line for each file at a distance; empty without any.
     pub(crate) fn remote_files(&self) -> String {
-        let line = |(address, place): (&String, &PathBuf)| match place.is_file() {
-            true => format!("  remote: {address} (in the cache: {})", place.display()),
-            false => format!("  remote: {address} (fetched at the launch)"),
+        let line = |(address, place): (&String, &PathBuf)| {
+            if place.is_file() {
+                format!("  remote: {address} (in the cache: {})", place.display())
+            } else {
+                format!("  remote: {address} (fetched at the launch)")
+            }
         };
         self.remote.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     /// Of all text to train on that is on this machine, packed as it is.
     pub(crate) fn text_bytes(&self) -> u64 {
-        let files = self.files.iter().flatten();
+        let files = self.files.iter().flatten().chain(self.remote.values());
         files.filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
     }
 

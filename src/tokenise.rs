@@ -1,5 +1,6 @@
 //! From the manifest's text to token shards in the run directory, once.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use shoal_data::{
@@ -110,7 +111,8 @@ fn told(dataset: &Dataset) -> String {
     if dataset.sources.len() > 1 {
         let weights: f32 = dataset.weights().iter().sum();
         for source in &dataset.sources {
-            text += &format!(
+            let _ = write!(
+                text,
                 "\n  {}: {:.0} % of the sequences, {} tokens{}",
                 source.name,
                 100.0 * source.weight / weights,
@@ -121,16 +123,19 @@ fn told(dataset: &Dataset) -> String {
     }
     let replaced: u64 = dataset.sources.iter().map(|source| source.set.replaced_documents).sum();
     if replaced > 0 {
-        text +=
-            &format!("\n  {replaced} documents are not UTF-8: what could not be read is U+FFFD");
+        let _ = write!(
+            text,
+            "\n  {replaced} documents are not UTF-8: what could not be read is U+FFFD"
+        );
     }
     text
 }
 
 /// Text that cannot do is the manifest's fault; a disk that cannot is not.
 fn data_error(loaded: &Loaded, error: DataError) -> Stopped {
-    match error {
-        DataError::NoFiles | DataError::TooSmall { .. } => loaded.text_error(&error.to_string()),
-        error => error.into(),
+    if matches!(error, DataError::NoFiles | DataError::TooSmall { .. }) {
+        loaded.text_error(&error.to_string())
+    } else {
+        error.into()
     }
 }

@@ -1,6 +1,7 @@
 //! `shoal data stats`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -159,7 +160,8 @@ fn shown(report: &Report) -> String {
     let replaced: u64 = all.map(|row| row.stats.replaced_documents).sum();
     let mut text = table(&rows);
     if replaced > 0 {
-        text += &format!("  {replaced} documents are not UTF-8 and partly replaced by U+FFFD\n");
+        let what = "documents are not UTF-8 and partly replaced by U+FFFD";
+        let _ = writeln!(text, "  {replaced} {what}");
     }
     text + &format!("  median and longest in tokens; windows of {} tokens", report.sequence)
 }

@@ -1,5 +1,6 @@
 //! How far the reading of text is: a bar on a terminal, otherwise a plain line now and then.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -118,9 +119,10 @@ impl Pace {
         let seconds = now - self.started_seconds;
         let rate = done.saturating_sub(self.started_bytes) as f64 / seconds;
         if seconds > 0.0 && rate > 0.0 {
-            text += &format!(", {}B/s", short(rate));
+            let _ = write!(text, ", {}B/s", short(rate));
             if let Some(all) = all {
-                text += &format!(", {} left", duration(all.saturating_sub(done) as f64 / rate));
+                let left = duration(all.saturating_sub(done) as f64 / rate);
+                let _ = write!(text, ", {left} left");
             }
         }
         text

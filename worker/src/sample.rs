@@ -43,13 +43,16 @@ pub fn generate(
     prompts.iter().map(write).collect()
 }
 
+/// The network: a context to the logits of the token after it.
+type Logits<'a> = &'a mut dyn FnMut(&[u32]) -> Result<Vec<f32>, EngineError>;
+
 /// What `logits` of the last `positions` tokens, at most, make of a prompt.
 fn write(
     prompt: &[u32],
     positions: usize,
     sampling: &Sampling,
     random: &mut Random,
-    logits: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>, EngineError>,
+    logits: Logits<'_>,
 ) -> Result<Vec<u32>, EngineError> {
     let mut tokens = prompt.to_vec();
     for _ in 0..sampling.tokens {

@@ -1,0 +1,190 @@
+//! Every manifest below `examples/` trains: with the real binary, shortened to two steps.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use shoal_plan::arithmetic::parameters;
+use shoal_plan::job::Job;
+use shoal_plan::manifest::parse;
+
+/// What makes a run short and leaves its grid, its processes and its precision as they are.
+const SHORT: [&str; 6] = [
+    "training.sequence=16",
+    "training.microbatch=2",
+    "training.warmup_steps=1",
+    "evaluation.tokens_max=64",
+    "data.max_mb=0.2",
+    "checkpoint.every=1000",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The manifests, by their names below `examples/`.
+fn examples() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root().join("examples")];
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                let name = path.strip_prefix(root().join("examples")).unwrap();
+                found.push(name.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    assert!(found.iter().all(|name| name.ends_with(".yaml")), "{found:?}");
+    found
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(root().join("examples").join(name)).unwrap()
+}
+
+fn job(name: &str) -> Job {
+    let nothing_else = |_: &Path| -> std::io::Result<String> { unreachable!("no other file") };
+    parse(name, &text(name), &[], &nothing_else).unwrap().job
+}
+
+/// The binary, where a person would run it. `TEXT` is the reader's own, not the example's.
+fn shoal(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    command.args(args).current_dir(root()).env_remove("TEXT").stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// A directory for one run, empty.
+fn run_dir(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples").join(name);
+    let _ = fs::remove_dir_all(&path);
+    path
+}
+
+/// Launches an example, shortened, and returns what it told people on standard error.
+fn launch(name: &str, run_dir: &Path, steps: u32) -> String {
+    let steps = format!("training.steps={steps}");
+    let manifest = format!("examples/{name}");
+    let mut args = vec!["launch", &manifest, "--run-dir", run_dir.to_str().unwrap()];
+    for change in [steps.as_str()].iter().chain(&SHORT) {
+        args.extend(["--set", change]);
+    }
+    let output = shoal(&args);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{name}: {told}");
+    told
+}
+
+fn is_finite(value: &Value) -> bool {
+    value.as_f64().is_some_and(f64::is_finite)
+}
+
+/// The lines of `metrics.jsonl` about steps, without the speed.
+fn steps(run_dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut rows: Vec<Value> = rows.filter(|row| row["evaluation"].is_null()).collect();
+    for row in &mut rows {
+        row.as_object_mut().unwrap().remove("tokens_per_second").unwrap();
+    }
+    rows
+}
+
+#[test]
+fn every_example_trains_two_steps_to_finite_losses() {
+    for name in examples() {
+        let run_dir = run_dir(&name);
+        launch(&name, &run_dir, 2);
+        let rows = steps(&run_dir);
+        assert_eq!(rows.len(), 2, "{name}");
+        assert!(rows.iter().all(|row| is_finite(&row["loss"])), "{name}: {rows:?}");
+        let summary = fs::read_to_string(run_dir.join("summary.json")).unwrap();
+        let summary: Value = serde_json::from_str(&summary).unwrap();
+        let job = job(&name);
+        assert_eq!(summary["workers"], job.workers.local, "{name}");
+        assert!(is_finite(&summary["train_loss"]), "{name}: {summary}");
+        let evaluations = summary["evaluations"].as_object().unwrap();
+        assert_eq!(evaluations.len(), 1 + job.evaluation.sets.len(), "{name}: {summary}");
+        let per_byte = |row: &Value| is_finite(&row["loss"]) && is_finite(&row["bits_per_byte"]);
+        assert!(evaluations.values().all(per_byte), "{name}: {summary}");
+        fs::remove_dir_all(&run_dir).unwrap();
+    }
+}
+
+#[test]
+fn the_example_of_going_on_loses_nothing_by_the_stop() {
+    let (stopped, alone) = (run_dir("stopped"), run_dir("alone"));
+    launch("resume.yaml", &stopped, 2);
+    let told = launch("resume.yaml", &stopped, 4);
+    assert!(told.contains("continuing after step 2"), "{told}");
+    launch("resume.yaml", &alone, 4);
+    assert_eq!(steps(&alone).len(), 4);
+    assert_eq!(steps(&stopped), steps(&alone), "bit-equal");
+}
+
+#[test]
+fn every_example_is_valid_as_it_stands() {
+    for name in examples() {
+        let output = shoal(&["validate", &format!("examples/{name}")]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn every_example_trains_on_versions_that_are_locked() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    for name in examples() {
+        let manifest = text(&name);
+        let crates = manifest.lines().filter_map(|line| line.split_once("/src/*/"));
+        let crates: Vec<&str> = crates.filter_map(|(_, rest)| rest.split('/').next()).collect();
+        assert!(!crates.is_empty(), "{name} needs text that is on every machine");
+        for one in crates {
+            let (package, version) = one.rsplit_once('-').unwrap();
+            let entry = format!("name = \"{package}\"\nversion = \"{version}\"");
+            assert!(lock.contains(&entry), "{one} is not in Cargo.lock: change examples/{name}");
+        }
+    }
+}
+
+#[test]
+fn every_example_says_how_to_run_it() {
+    for name in examples() {
+        let command = format!("#   cargo run --release -- launch examples/{name}");
+        let with_text = format!("#   TEXT=~/notes cargo run --release -- launch examples/{name}");
+        let manifest = text(&name);
+        let mut lines = manifest.lines();
+        assert!(lines.any(|line| line == command || line == with_text), "{name}");
+    }
+}
+
+#[test]
+fn the_dense_baseline_differs_from_the_quickstart_in_the_experts_alone() {
+    let (mixture, dense) = (job("quickstart.yaml"), job("dense-baseline.yaml"));
+    assert_eq!(dense.training, mixture.training);
+    assert_eq!(dense.data, mixture.data);
+    let (mixture, dense) = (parameters(&mixture.model), parameters(&dense.model));
+    assert_eq!(dense.total, dense.active);
+    let ratio = dense.active as f64 / mixture.active as f64;
+    assert!((ratio - 1.0).abs() < 0.01, "{dense:?}, {mixture:?}");
+    assert!(mixture.total > 2 * dense.total, "{dense:?}, {mixture:?}");
+}
+
+#[test]
+fn the_examples_of_precision_differ_in_nothing_else() {
+    let mut jobs = ["fp8", "bf16", "f32"].map(|name| job(&format!("precision/{name}.yaml")));
+    let mut seen: Vec<String> = Vec::new();
+    for job in &mut jobs {
+        seen.push(job.training.precision.to_string());
+        job.training.precision = shoal_plan::job::Precision::F32;
+        job.name.clear();
+    }
+    assert_eq!(seen, ["fp8", "bf16", "f32"]);
+    assert!(jobs.iter().all(|job| *job == jobs[0]));
+}

@@ -39,7 +39,8 @@ impl From<DataError> for Stopped {
         if error.is_about_input() {
             Self::Input(error.to_string())
         } else {
-            Self::Failed(error.into())
+            // Its words hold those of its cause already.
+            Self::Failed(anyhow::anyhow!(error.to_string()))
         }
     }
 }

@@ -79,10 +79,9 @@ impl DataError {
             | Self::EndToken { .. }
             | Self::Changed { .. }
             | Self::OldVersion { .. } => true,
-            Self::Io { .. }
-            | Self::ChangedWhileRead { .. }
-            | Self::Damaged { .. }
-            | Self::Download { .. } => false,
+            // A file that is not there was named wrongly.
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::ChangedWhileRead { .. } | Self::Damaged { .. } | Self::Download { .. } => false,
         }
     }
 

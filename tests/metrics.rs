@@ -63,9 +63,14 @@ fn target(run: &Run, process: &str) -> String {
             assert_eq!(targets[0]["labels"]["process"], process);
             return targets[0]["targets"][0].as_str().unwrap().to_owned();
         }
-        std::thread::sleep(Duration::from_millis(100));
+        wait();
     }
     panic!("{process} did not announce itself");
+}
+
+#[expect(clippy::disallowed_methods, reason = "other processes keep their own time")]
+fn wait() {
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 fn scrape(address: &str) -> String {
@@ -87,7 +92,7 @@ fn scrape_until(address: &str, wanted: &str) -> String {
         if line.is_some_and(|line| !line.ends_with(" 0")) {
             return answer;
         }
-        std::thread::sleep(Duration::from_millis(100));
+        wait();
     }
     panic!("{wanted} stays 0 at {address}");
 }

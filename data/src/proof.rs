@@ -306,7 +306,7 @@ fn a_trained_tokenizer_is_kept_and_its_shards_decode_to_the_documents() {
     assert!(prepare_files(&files, &settings, &dir).unwrap().reused);
     let n = contents[0].len();
     let side = |heldout: bool, of: &dyn Fn(u32) -> Vec<u8>| {
-        (0..).map(of).find(|content| is_heldout(content) == heldout).unwrap()
+        (0..10_000).map(of).find(|content| is_heldout(content) == heldout).unwrap()
     };
     let filled = |at: u32| format!("{at:q>n$}").into_bytes();
     let replace = |at: usize, with: &[u8], name: &str| {
@@ -375,7 +375,7 @@ fn a_long_document_is_read_in_pieces_and_stays_on_one_side() {
     let of = |bytes: usize, heldout: bool| -> Vec<u8> {
         let long = |bytes: usize| line.iter().copied().cycle().take(bytes).collect::<Vec<u8>>();
         let is_on_it = |content: &Vec<u8>| (place_of(content) < 0.4) == heldout;
-        (bytes..).map(long).find(is_on_it).unwrap()
+        (bytes..bytes + 10_000).map(long).find(is_on_it).unwrap()
     };
     let (heldout, train) = (of(9 << 20, true), of(8 << 20, false));
     let files = write_files(&scratch, &[heldout.clone(), train.clone()]);

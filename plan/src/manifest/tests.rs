@@ -240,7 +240,7 @@ fn wrong_types_say_what_was_wanted() {
     value("lr_schedule: cosin", &["wanted one of cosine, wsd, v3, constant", "`cosine`?"]);
     check("  training: fast\n", &["spec.training: wanted a section", "got the text `fast`"]);
     check("  model: {norm_topk_prob: yes}\n", &["wanted true or false, got the text `yes`"]);
-    check("  model: 3\n", &["wanted a preset (tiny) or a section, got 3"]);
+    check("  model: 3\n", &["wanted a preset (tiny, small, ", "deepseek-v3) or a section, got 3"]);
 }
 
 #[test]

@@ -9,7 +9,10 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 
-const EXAMPLES: &str = "\
+/// What both helps begin with.
+macro_rules! examples {
+    () => {
+        "\
 Examples:
   shoal launch examples/quickstart.yaml
   shoal launch job.yaml --set training.steps=50 --set workers.local=2
@@ -17,16 +20,19 @@ Examples:
   shoal validate job.yaml
   shoal data stats ~/notes/**/*.md
 
-Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by Ctrl-C.";
+"
+    };
+}
 
-const MORE: &str = "\
-Examples:
-  shoal launch examples/quickstart.yaml
-  shoal launch job.yaml --set training.steps=50 --set workers.local=2
-  shoal launch job.yaml --run-dir runs/second-try
-  shoal validate job.yaml
-  shoal data stats ~/notes/**/*.md
+const EXAMPLES: &str = concat!(
+    examples!(),
+    "\
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by Ctrl-C."
+);
 
+const MORE: &str = concat!(
+    examples!(),
+    "\
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest; stopped by a signal after
 writing a checkpoint: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 
@@ -34,7 +40,8 @@ writing a checkpoint: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 model and exits when its launcher does. See `shoal worker --help`.
 
 Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/logs hold
-(default info).";
+(default info)."
+);
 
 /// Train DeepSeek-V3-style mixture-of-experts models across worker processes.
 #[derive(Debug, Parser)]

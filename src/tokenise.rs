@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use shoal_data::{
     DataError, Dataset, Settings, Source, Tokenizer, TokenizerChoice as TokenizerMade,
 };
-use shoal_plan::job::{EndToken, Job, TokenizerChoice};
+use shoal_plan::job::{Job, TokenizerChoice};
 
 use crate::exit::Stopped;
 use crate::fetch::{Texts, texts};
@@ -43,11 +43,7 @@ pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Settings {
         sources: job.data.sources.iter().zip(&texts.sources).map(source).collect(),
         tokenizer: tokenizer(job, &loaded.directory),
         vocab_size: job.model.vocab_size,
-        end_token: match &job.data.end_token {
-            EndToken::Auto => shoal_data::EndToken::Auto,
-            EndToken::None => shoal_data::EndToken::None,
-            EndToken::Token(token) => shoal_data::EndToken::Token(token.clone()),
-        },
+        end_token: job.data.end_token.clone(),
         bytes_max: job.data.bytes_max,
         heldout_fraction: job.data.heldout_fraction,
         sequence: job.training.sequence,

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use shoal_plan::arithmetic::parameters;
 use shoal_plan::job::Job;
-use shoal_plan::manifest::parse;
+use shoal_plan::manifest::{SCHEMA_FILE, parse, schema};
 
 /// What makes a run short and leaves its grid, its processes and its precision as they are. Samples
 /// at the end read as many tokens as the model has positions.
@@ -194,4 +194,25 @@ fn the_examples_of_precision_differ_in_nothing_else() {
     }
     assert_eq!(seen, ["fp8", "bf16", "f32"]);
     assert!(jobs.iter().all(|job| *job == jobs[0]));
+}
+
+#[test]
+fn the_schema_takes_every_example_and_every_example_names_it() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let examples = examples();
+    assert!(!examples.is_empty());
+    for name in examples {
+        let path = root().join("examples").join(&name);
+        let text = text(&name);
+        let errors: Vec<String> = validator
+            .iter_errors(&serde_saphyr::from_str(&text).unwrap())
+            .map(|error| error.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+        let first = text.lines().next().unwrap();
+        let named = first.strip_prefix("# yaml-language-server: $schema=").unwrap_or_default();
+        let named = path.parent().unwrap().join(named);
+        let schema = root().join(SCHEMA_FILE).canonicalize().unwrap();
+        assert_eq!(named.canonicalize().unwrap_or_default(), schema, "{}", path.display());
+    }
 }

@@ -11,6 +11,8 @@ use place::{DEATH_SECONDS, Place, json, keys, signal, wait};
 
 #[path = "processes/evaluation.rs"]
 mod evaluation;
+#[path = "processes/network.rs"]
+mod network;
 #[path = "processes/place.rs"]
 mod place;
 #[path = "processes/recovery.rs"]

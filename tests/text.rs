@@ -13,6 +13,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
 
+#[path = "processes/network.rs"]
+mod network;
 #[path = "text/run.rs"]
 mod run;
 

@@ -175,11 +175,10 @@ mod tests {
     use super::*;
     use crate::EndToken;
     use crate::proof::{SETTINGS, documents as some_documents, prepare_files, write_files};
-    use crate::scratch::Scratch;
 
     #[test]
     fn documents_and_windows_are_shown_token_by_token() {
-        let scratch = Scratch::new("inspect");
+        let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("a.jsonl");
         fs::write(&path, "{\"t\": \"a\u{e9}\"}\n{\"t\": \"second\"}\n").unwrap();
         let tokenizer = Tokenizer::bytes().for_model(&EndToken::Auto, 300).unwrap();
@@ -205,7 +204,7 @@ mod tests {
 
     #[test]
     fn copies_lengths_and_windows_are_counted() {
-        let scratch = Scratch::new("stats");
+        let scratch = tempfile::tempdir().unwrap();
         let contents: Vec<Vec<u8>> =
             ["one", "two!", "one", "a longer one", ""].map(|text| text.as_bytes().to_vec()).into();
         let files = write_files(&scratch, &contents);

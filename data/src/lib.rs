@@ -20,7 +20,7 @@ mod shards;
 
 pub use dataset::{Dataset, SetFacts, SourceFacts};
 pub use error::DataError;
-pub use prepare::{Phase, Progress, prepare, sample_text, tokenizer_for};
+pub use prepare::{EVAL_FIELD, Phase, Progress, prepare, sample_text, tokenizer_for};
 pub use record::FILE_NAME;
 pub use settings::{EndToken, Settings, Source, TokenizerChoice};
 pub use shards::{Part, TokenShards, Vocabulary};
@@ -28,5 +28,3 @@ pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
 mod proof;
-#[cfg(test)]
-mod scratch;

@@ -24,7 +24,7 @@ pub use sample::sample_text;
 use tokenise::{Stream, for_each_chunk};
 
 /// The field of evaluation sets in JSON Lines and Parquet.
-pub(crate) const EVAL_FIELD: &str = "text";
+pub const EVAL_FIELD: &str = "text";
 
 /// What `prepare` is busy with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

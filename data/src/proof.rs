@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
-use crate::scratch::Scratch;
 use crate::tokenizer::tests::text;
 use crate::*;
 
@@ -35,7 +35,7 @@ pub(crate) fn prepare_files(
     prepare(&settings, dir, &mut |_| {})
 }
 
-pub(crate) fn write_files(scratch: &Scratch, contents: &[Vec<u8>]) -> Vec<PathBuf> {
+pub(crate) fn write_files(scratch: &TempDir, contents: &[Vec<u8>]) -> Vec<PathBuf> {
     let write = |(at, content): (usize, &Vec<u8>)| {
         let path = scratch.path().join(format!("text-{at:03}.txt"));
         fs::write(&path, content).unwrap();
@@ -78,7 +78,7 @@ fn stream(dir: &Path, part: Part<'_>) -> Vec<u8> {
 
 #[test]
 fn every_document_is_on_exactly_one_side_in_order_and_copies_stay_together() {
-    let scratch = Scratch::new("sides");
+    let scratch = tempfile::tempdir().unwrap();
     let mut contents = documents(60, 300);
     contents[31] = contents[7].clone();
     contents[48] = contents[7].clone();
@@ -117,7 +117,7 @@ fn every_document_is_on_exactly_one_side_in_order_and_copies_stay_together() {
 fn one_source_of_bytes_gives_the_tokens_it_always_gave() {
     // The hashes are those of the shards that the first version wrote for the same files.
     let check = |contents: &[Vec<u8>], train: &str, heldout: &str| {
-        let scratch = Scratch::new("as-ever");
+        let scratch = tempfile::tempdir().unwrap();
         let files = write_files(&scratch, contents);
         let dir = scratch.path().join("data");
         prepare_files(&files, &SETTINGS, &dir).unwrap();
@@ -138,7 +138,7 @@ fn one_source_of_bytes_gives_the_tokens_it_always_gave() {
 
 #[test]
 fn one_single_file_is_split_at_its_tail() {
-    let scratch = Scratch::new("tail");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(1, 2000));
     let dir = scratch.path().join("data");
     let dataset = prepare_files(&files, &SETTINGS, &dir).unwrap();
@@ -150,7 +150,7 @@ fn one_single_file_is_split_at_its_tail() {
 
 #[test]
 fn no_more_than_the_limit_is_read() {
-    let scratch = Scratch::new("limit");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(5, 1000));
     let dir = scratch.path().join("data");
     let settings = Settings { bytes_max: 2500, ..SETTINGS };
@@ -169,7 +169,7 @@ fn no_more_than_the_limit_is_read() {
 
 #[test]
 fn a_second_call_uses_what_is_there_and_rebuilds_what_is_damaged() {
-    let scratch = Scratch::new("reuse");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(20, 500));
     let dir = scratch.path().join("data");
     let first = prepare_files(&files, &SETTINGS, &dir).unwrap();
@@ -197,7 +197,7 @@ fn a_second_call_uses_what_is_there_and_rebuilds_what_is_damaged() {
 fn changed_sources_are_refused_by_name() {
     let contents = documents(20, 500);
     let check = |change: &dyn Fn(&mut Vec<PathBuf>, &mut Settings), wants: &[&str]| {
-        let scratch = Scratch::new("changed");
+        let scratch = tempfile::tempdir().unwrap();
         let mut files = write_files(&scratch, &contents);
         let dir = scratch.path().join("data");
         let mut settings = SETTINGS;
@@ -237,7 +237,7 @@ fn changed_sources_are_refused_by_name() {
 
 #[test]
 fn shards_of_the_version_before_ask_for_a_fresh_start() {
-    let scratch = Scratch::new("old");
+    let scratch = tempfile::tempdir().unwrap();
     fs::write(scratch.path().join(FILE_NAME), r#"{"schema_version": 1, "sources": []}"#).unwrap();
     let files = write_files(&scratch, &documents(2, 500));
     let error = prepare_files(&files, &SETTINGS, scratch.path()).unwrap_err().to_string();
@@ -246,7 +246,7 @@ fn shards_of_the_version_before_ask_for_a_fresh_start() {
 
 #[test]
 fn too_little_text_says_how_much_is_wanted() {
-    let scratch = Scratch::new("small");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(2, 40));
     let dir = scratch.path().join("data");
     let error = prepare_files(&files, &SETTINGS, &dir).unwrap_err().to_string();
@@ -259,7 +259,7 @@ fn too_little_text_says_how_much_is_wanted() {
 
 #[test]
 fn every_document_ends_with_the_end_token() {
-    let scratch = Scratch::new("ends");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(30, 200));
     let dir = scratch.path().join("data");
     let dataset = prepare_files(&files, &Settings { vocab_size: 512, ..SETTINGS }, &dir).unwrap();
@@ -276,7 +276,7 @@ fn every_document_ends_with_the_end_token() {
 
 #[test]
 fn a_trained_tokenizer_is_kept_and_its_shards_decode_to_the_documents() {
-    let scratch = Scratch::new("bpe");
+    let scratch = tempfile::tempdir().unwrap();
     let contents = stories(40);
     let files = write_files(&scratch, &contents);
     let dir = scratch.path().join("data");
@@ -328,7 +328,7 @@ fn a_trained_tokenizer_is_kept_and_its_shards_decode_to_the_documents() {
 
 #[test]
 fn a_mixture_has_training_shards_per_source_and_one_heldout_stream() {
-    let scratch = Scratch::new("mixture");
+    let scratch = tempfile::tempdir().unwrap();
     let files = write_files(&scratch, &documents(40, 300));
     let dir = scratch.path().join("data");
     let own = scratch.path().join("own.jsonl");
@@ -368,7 +368,7 @@ fn a_mixture_has_training_shards_per_source_and_one_heldout_stream() {
 
 #[test]
 fn a_long_document_is_read_in_pieces_and_stays_on_one_side() {
-    let scratch = Scratch::new("long");
+    let scratch = tempfile::tempdir().unwrap();
     let line = b"a line of a long document\n";
     let settings = Settings { bytes_max: 1 << 30, heldout_fraction: 0.4, ..SETTINGS };
     // Both of more than one piece, and on different sides.

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+pub use shoal_plan::job::EndToken;
+use shoal_plan::job::is_plain_name;
 
 use crate::error::DataError;
 
@@ -57,18 +59,6 @@ pub enum TokenizerChoice {
     File(PathBuf),
 }
 
-/// The token after every document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EndToken {
-    /// Bytes: id 256 where the model's vocabulary is larger than 256, else none. A trained BPE:
-    /// `<|endoftext|>`. A `tokenizer.json`: the special token with one of the usual names.
-    Auto,
-    None,
-    /// The token of this name.
-    Token(String),
-}
-
 impl Settings {
     /// Refuses what no text could satisfy.
     pub(crate) fn check(&self) -> Result<(), DataError> {
@@ -81,7 +71,7 @@ impl Settings {
         }
         let mut names = BTreeSet::new();
         for Source { name, weight, field, .. } in &self.sources {
-            if !is_plain(name) {
+            if !is_plain_name(name) {
                 return wrong(format!("source {name:?}: want a name of letters, digits, - and _"));
             }
             if !names.insert(name) {
@@ -95,7 +85,7 @@ impl Settings {
             }
         }
         for (name, files) in &self.eval_sets {
-            if !is_plain(name) {
+            if !is_plain_name(name) {
                 return wrong(format!("evaluation set {name:?}: want letters, digits, - and _"));
             }
             if files.is_empty() {
@@ -113,9 +103,4 @@ impl Settings {
         let sum: f64 = self.sources.iter().map(|source| f64::from(source.weight)).sum();
         (self.bytes_max as f64 * f64::from(self.sources[index].weight) / sum) as u64
     }
-}
-
-fn is_plain(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    !name.is_empty() && name.len() <= 64 && name.bytes().all(plain)
 }

@@ -14,7 +14,7 @@ use crate::schedule::{Pipeline, Schedule};
 
 mod data;
 
-pub use data::{Data, DataSource, EndToken, TokenizerChoice};
+pub use data::{Data, DataSource, EndToken, TokenizerChoice, is_plain_name};
 
 /// Everything the user decided, defaults filled in, relations checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use shoal_data::inspect::{self, Counted, epochs};
-use shoal_data::{Settings, Tokenizer, tokenizer_for};
+use shoal_data::{EVAL_FIELD, Settings, Tokenizer, tokenizer_for};
 
 use super::{SEQUENCE, json, tokenizer};
 use crate::cli::{self, Output};
@@ -17,9 +17,6 @@ use crate::progress::{Reading, short};
 use crate::show::table;
 use crate::terminal::data as print;
 use crate::tokenise;
-
-/// The field of evaluation sets in JSON Lines and Parquet, as at a launch.
-const SET_FIELD: &str = "text";
 
 /// Figures about all text, by name.
 #[derive(Serialize)]
@@ -84,7 +81,7 @@ fn of_manifest(args: &cli::Stats, file: &str) -> Result<Report, Stopped> {
     let mut evaluation_sets = BTreeMap::new();
     let (sequence, tokenizer, bytes_max) = (settings.sequence, &tokenizer, u64::MAX);
     for (name, files) in &settings.eval_sets {
-        let counted = Counted { files, field: SET_FIELD, tokenizer, sequence, bytes_max };
+        let counted = Counted { files, field: EVAL_FIELD, tokenizer, sequence, bytes_max };
         let row = Row { stats: count(name, &counted, &mut reading)?, epochs: None };
         evaluation_sets.insert(name.clone(), row);
     }

@@ -7,31 +7,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::network::SMALL_NETWORK;
+
 /// Whatever a test waits for comes long before this, or never.
 pub(crate) const PATIENCE_SECONDS: u32 = 60;
 
 /// A worker's death ends the job within this: a promise to the user, not a measurement.
 pub(crate) const DEATH_SECONDS: u32 = 10;
 
-/// A network and a grid that train a step in a moment.
-const SMALL: &str = "  model:
-    preset: tiny
-    hidden_size: 32
-    intermediate_size: 48
-    moe_intermediate_size: 16
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    n_routed_experts: 4
-    num_experts_per_tok: 2
-    n_group: 2
-    topk_group: 1
-    q_lora_rank: 16
-    kv_lora_rank: 16
-    qk_nope_head_dim: 8
-    qk_rope_head_dim: 8
-    v_head_dim: 8
-    max_position_embeddings: 64
-  parallelism:
+/// A grid of four cells, each on a worker of its own.
+const GRID: &str = "  parallelism:
     stages: 2
     expert_shards: 2
   workers:
@@ -69,7 +54,11 @@ impl Place {
         let data = format!("  data:\n    files: {}/*.txt\n    heldout: 0.2\n", path.display());
         let training =
             format!("  training:\n    batch: 4\n    sequence: 32\n    warmup_steps: 2\n{training}");
-        fs::write(path.join("job.yaml"), format!("{head}{SMALL}{data}{training}")).unwrap();
+        fs::write(
+            path.join("job.yaml"),
+            format!("{head}  model:\n{SMALL_NETWORK}{GRID}{data}{training}"),
+        )
+        .unwrap();
         Self(path)
     }
 

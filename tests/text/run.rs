@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::network::SMALL_NETWORK;
 use crate::{Place, json, json_file, story};
 
 /// A network and a grid of two workers that train a step in a moment.
@@ -15,23 +16,7 @@ metadata:
   name: text
 spec:
   model:
-    preset: tiny
-    vocab_size: {vocab_size}
-    hidden_size: 32
-    intermediate_size: 48
-    moe_intermediate_size: 16
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    n_routed_experts: 4
-    num_experts_per_tok: 2
-    n_group: 2
-    topk_group: 1
-    q_lora_rank: 16
-    kv_lora_rank: 16
-    qk_nope_head_dim: 8
-    qk_rope_head_dim: 8
-    v_head_dim: 8
-    max_position_embeddings: 64
+{SMALL_NETWORK}    vocab_size: {vocab_size}
   parallelism:
     stages: 2
   workers:

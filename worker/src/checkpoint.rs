@@ -12,8 +12,6 @@ mod newest;
 #[cfg(test)]
 mod proof;
 mod reader;
-#[cfg(test)]
-pub(crate) mod scratch;
 mod write;
 
 use std::fs;

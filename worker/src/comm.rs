@@ -89,6 +89,17 @@ pub enum Sum<'a> {
     U64(&'a mut [u64]),
 }
 
+impl Sum<'_> {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(*values),
+            Self::F64(values) => size_of_val(*values),
+            Self::U64(values) => size_of_val(*values),
+        }
+    }
+}
+
 /// What an endpoint moved so far, in payload bytes; a cell's part for itself is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {

@@ -211,7 +211,7 @@ impl<C: Comm> Comm for Metered<C> {
     }
 
     fn all_reduce(&mut self, group: &[CellId], data: Sum<'_>) -> Result<(), CommError> {
-        let bytes = if group.len() > 1 { size(&data) } else { 0 };
+        let bytes = if group.len() > 1 { data.bytes() } else { 0 };
         self.watch("all_reduce", bytes, |comm| comm.all_reduce(group, data), |()| bytes)
     }
 
@@ -220,7 +220,7 @@ impl<C: Comm> Comm for Metered<C> {
         group: &[CellId],
         data: Sum<'_>,
     ) -> Result<Range<usize>, CommError> {
-        let bytes = if group.len() > 1 { size(&data) } else { 0 };
+        let bytes = if group.len() > 1 { data.bytes() } else { 0 };
         let run = |comm: &mut C| comm.reduce_scatter(group, data);
         self.watch("reduce_scatter", bytes, run, |_| bytes / group.len())
     }
@@ -249,14 +249,6 @@ fn now() -> Instant {
 
 fn total(parts: &[Vec<u8>]) -> usize {
     parts.iter().map(Vec::len).sum()
-}
-
-fn size(data: &Sum<'_>) -> usize {
-    match data {
-        Sum::F32(values) => size_of_val(*values),
-        Sum::F64(values) => size_of_val(*values),
-        Sum::U64(values) => size_of_val(*values),
-    }
 }
 
 #[cfg(test)]

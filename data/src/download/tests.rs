@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use tempfile::TempDir;
 
 use super::*;
-use crate::scratch::Scratch;
 
 /// Serves one answer per connection, then closes it. The requests come out of the channel.
 fn serve(answers: Vec<Vec<u8>>) -> (String, Receiver<String>) {
@@ -39,7 +39,7 @@ fn answer(status: &str, headers: &str, length: usize, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn downloads(scratch: &Scratch) -> Downloads {
+fn downloads(scratch: &TempDir) -> Downloads {
     Downloads { cache: scratch.path().join("downloads"), token: Some("secret".into()) }
 }
 
@@ -52,7 +52,7 @@ const TEXT: &[u8] = b"{\"text\": \"a text from far away\"}\n";
 
 #[test]
 fn a_file_is_fetched_once_and_its_origin_kept() {
-    let scratch = Scratch::new("fetch");
+    let scratch = tempfile::tempdir().unwrap();
     let downloads = downloads(&scratch);
     let (address, requests) = serve(vec![answer("200 OK", "etag: \"a\"\r\n", TEXT.len(), TEXT)]);
     let mut told = Vec::new();
@@ -73,7 +73,7 @@ fn a_file_is_fetched_once_and_its_origin_kept() {
 
 #[test]
 fn a_cut_transfer_goes_on_where_it_was() {
-    let scratch = Scratch::new("cut-transfer");
+    let scratch = tempfile::tempdir().unwrap();
     let (address, requests) = serve(vec![
         answer("200 OK", "etag: \"a\"\r\n", TEXT.len(), &TEXT[..10]),
         answer(
@@ -92,7 +92,7 @@ fn a_cut_transfer_goes_on_where_it_was() {
 
 #[test]
 fn a_later_call_goes_on_unless_the_file_changed() {
-    let scratch = Scratch::new("changed-transfer");
+    let scratch = tempfile::tempdir().unwrap();
     let downloads = downloads(&scratch);
     let other = b"{\"text\": \"another text by now\"}\n";
     let (address, requests) = serve(vec![
@@ -111,7 +111,7 @@ fn a_later_call_goes_on_unless_the_file_changed() {
 
 #[test]
 fn without_an_etag_a_cut_transfer_begins_anew() {
-    let scratch = Scratch::new("no-etag");
+    let scratch = tempfile::tempdir().unwrap();
     let whole = answer("200 OK", "etag: W/\"weak\"\r\n", TEXT.len(), TEXT);
     let (address, requests) =
         serve(vec![answer("200 OK", "etag: W/\"weak\"\r\n", TEXT.len(), &TEXT[..10]), whole]);
@@ -121,7 +121,7 @@ fn without_an_etag_a_cut_transfer_begins_anew() {
 
 #[test]
 fn redirections_are_followed_and_the_hubs_hash_is_checked() {
-    let scratch = Scratch::new("redirect");
+    let scratch = tempfile::tempdir().unwrap();
     let sha256 = "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c";
     let to = |hash: &str| {
         let headers = format!("location: /elsewhere\r\nx-linked-etag: \"{hash}\"\r\n");
@@ -148,7 +148,7 @@ fn redirections_are_followed_and_the_hubs_hash_is_checked() {
 
 #[test]
 fn failures_name_address_cause_and_way_out() {
-    let scratch = Scratch::new("failures");
+    let scratch = tempfile::tempdir().unwrap();
     let downloads = downloads(&scratch);
     let (address, _) = serve(vec![answer("404 Not Found", "", 0, b"")]);
     let error = fetch(&downloads, &address).unwrap_err();
@@ -168,7 +168,7 @@ fn failures_name_address_cause_and_way_out() {
 
 #[test]
 fn a_list_of_files_may_mix_patterns_and_addresses() {
-    let scratch = Scratch::new("mixed");
+    let scratch = tempfile::tempdir().unwrap();
     fs::write(scratch.path().join("b.txt"), "b").unwrap();
     fs::write(scratch.path().join("a.txt"), "a").unwrap();
     let (address, _) = serve(vec![answer("200 OK", "", TEXT.len(), TEXT)]);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::TempDir;
 
 use ::parquet::basic::Compression;
 use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -13,7 +14,6 @@ use ::parquet::schema::parser::parse_message_type;
 
 use super::*;
 use crate::files::look_at;
-use crate::scratch::Scratch;
 use crate::shards::write::ShardWriter;
 
 const VOCABULARY: Vocabulary = Vocabulary { size: 1000, id: 0 };
@@ -55,7 +55,7 @@ fn refused(path: &Path, field: &str, wants: &[&str]) {
     assert!(wants.iter().all(|want| error.contains(want)), "{error}");
 }
 
-fn file(scratch: &Scratch, name: &str, bytes: &[u8]) -> PathBuf {
+fn file(scratch: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = scratch.path().join(name);
     fs::write(&path, bytes).unwrap();
     path
@@ -102,7 +102,7 @@ fn parquet_file(path: &Path, rows: &[Option<&str>], compression: Compression) {
 
 #[test]
 fn json_lines_are_documents_in_every_packing() {
-    let scratch = Scratch::new("jsonl");
+    let scratch = tempfile::tempdir().unwrap();
     let lines = "\u{feff}{\"id\": 1, \"text\": \"one\\n\\u00e9\"}\r\n\n{\"text\": \"\"}\n\
                  {\"text\": null}\n  {\"text\": \"two\", \"meta\": {\"text\": [1]}}";
     for (name, bytes) in [
@@ -118,7 +118,7 @@ fn json_lines_are_documents_in_every_packing() {
 
 #[test]
 fn a_wrong_json_line_is_named_with_what_is_there() {
-    let scratch = Scratch::new("bad-jsonl");
+    let scratch = tempfile::tempdir().unwrap();
     let check = |line: &str, field: &str, wants: &[&str]| {
         let lines = format!("{{\"text\": \"fine\", \"a\": {{\"b\": \"fine\"}}}}\n{line}\n");
         let path = file(&scratch, "x.jsonl", lines.as_bytes());
@@ -143,7 +143,7 @@ fn a_wrong_json_line_is_named_with_what_is_there() {
 
 #[test]
 fn a_line_without_end_is_refused_before_it_fills_the_memory() {
-    let scratch = Scratch::new("bomb");
+    let scratch = tempfile::tempdir().unwrap();
     let mut packed = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
     packed.write_all(b"{\"text\": \"").unwrap();
     for _ in 0..110 {
@@ -155,7 +155,7 @@ fn a_line_without_end_is_refused_before_it_fills_the_memory() {
 
 #[test]
 fn plain_text_is_one_document_and_an_empty_file_none() {
-    let scratch = Scratch::new("plain");
+    let scratch = tempfile::tempdir().unwrap();
     assert_eq!(texts(&file(&scratch, "a.txt", b"one\ntwo"), "text"), ["one\ntwo"]);
     assert_eq!(texts(&file(&scratch, "a.rs.gz", &gz(b"fn")), "text"), ["fn"]);
     for name in ["e.txt", "e.jsonl", "e.bin"] {
@@ -179,7 +179,7 @@ fn plain_text_is_one_document_and_an_empty_file_none() {
 
 #[test]
 fn packed_files_that_are_cut_or_damaged_say_so() {
-    let scratch = Scratch::new("cut");
+    let scratch = tempfile::tempdir().unwrap();
     let text: Vec<u8> = (0..200_000_u32).flat_map(|at| at.wrapping_mul(at).to_le_bytes()).collect();
     for (name, packed) in [("a.txt.gz", gz(&text)), ("a.txt.zst", zst(&text))] {
         for keep in [5, packed.len() / 2, packed.len() - 3] {
@@ -193,7 +193,7 @@ fn packed_files_that_are_cut_or_damaged_say_so() {
 
 #[test]
 fn parquet_rows_are_documents_in_every_compression() {
-    let scratch = Scratch::new("parquet");
+    let scratch = tempfile::tempdir().unwrap();
     let rows: Vec<String> = (0..250).map(|at| format!("row {at} ümlaut")).collect();
     let mut all: Vec<Option<&str>> = rows.iter().map(|row| Some(row.as_str())).collect();
     all[5] = None;
@@ -222,7 +222,7 @@ fn parquet_rows_are_documents_in_every_compression() {
 
 #[test]
 fn no_damage_to_a_parquet_file_brings_us_down() {
-    let scratch = Scratch::new("hostile-parquet");
+    let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.parquet");
     let rows: Vec<String> = (0..120).map(|at| format!("row {at}")).collect();
     let rows: Vec<Option<&str>> = rows.iter().map(|row| Some(row.as_str())).collect();
@@ -258,7 +258,7 @@ fn npy(dict: &str, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn ready_made_ids_are_cut_at_the_end_token() {
-    let scratch = Scratch::new("ids");
+    let scratch = tempfile::tempdir().unwrap();
     let ids = [5_u16, 6, 9, 9, 7, 8];
     let narrow: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     let wide: Vec<u8> = ids.iter().flat_map(|id| u32::from(*id).to_le_bytes()).collect();
@@ -292,7 +292,7 @@ fn ready_made_ids_are_cut_at_the_end_token() {
 
 #[test]
 fn wrong_ids_are_refused_with_their_place() {
-    let scratch = Scratch::new("bad-ids");
+    let scratch = tempfile::tempdir().unwrap();
     let check = |name: &str, bytes: &[u8], wants: &[&str]| {
         refused(&file(&scratch, name, bytes), "text", &[&[name], wants].concat());
     };

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use tempfile::TempDir;
 
 use super::*;
 use crate::proof::{SETTINGS, prepare_files};
 use crate::record::FILE_NAME;
-use crate::scratch::Scratch;
 use crate::settings::Settings;
 
-fn prepared(scratch: &Scratch) -> PathBuf {
+fn prepared(scratch: &TempDir) -> PathBuf {
     let text = scratch.path().join("text");
     fs::write(&text, (0..1000u32).map(|at| (at % 251) as u8).collect::<Vec<_>>()).unwrap();
     let dir = scratch.path().join("data");
@@ -20,7 +20,7 @@ fn prepared(scratch: &Scratch) -> PathBuf {
 
 #[test]
 fn windows_overlap_by_one_token_and_end_with_the_stream() {
-    let scratch = Scratch::new("windows");
+    let scratch = tempfile::tempdir().unwrap();
     let shards = TokenShards::open(&prepared(&scratch), Part::Train(0)).unwrap();
     assert_eq!((shards.n_tokens(), shards.windows(16), shards.windows(899)), (900, 56, 1));
     assert_eq!((shards.windows(900), shards.windows(1)), (0, 899));
@@ -31,7 +31,7 @@ fn windows_overlap_by_one_token_and_end_with_the_stream() {
 
 #[test]
 fn any_damage_to_a_shard_is_named() {
-    let scratch = Scratch::new("damage");
+    let scratch = tempfile::tempdir().unwrap();
     let dir = prepared(&scratch);
     let path = dir.join("train-text-00000.tokens");
     let good = fs::read(&path).unwrap();

@@ -123,11 +123,10 @@ impl OpenShard {
 mod tests {
     use super::super::TokenShards;
     use super::*;
-    use crate::scratch::Scratch;
 
     #[test]
     fn a_stream_cut_into_many_shards_reads_as_one_in_both_widths() {
-        let scratch = Scratch::new("many-shards");
+        let scratch = tempfile::tempdir().unwrap();
         for vocabulary in [Vocabulary::BYTES, Vocabulary { size: 1 << 20, id: 7 }] {
             let scale = if vocabulary.token_bytes() == 2 { 2 } else { 5000 };
             let text: Vec<u32> = (0..103).map(|at| at * scale).collect();

@@ -46,12 +46,19 @@ pub enum TokenizerChoice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndToken {
-    /// Whatever the tokenizer has for it. Bytes have one if the vocabulary has room for it.
+    /// Bytes: id 256 where the model's vocabulary is larger than 256, else none. A trained BPE:
+    /// `<|endoftext|>`. A `tokenizer.json`: the special token with one of the usual names.
     Auto,
     /// None: documents follow each other without a mark.
     None,
     /// A token of the tokenizer, as text.
     Token(String),
+}
+
+/// Whether a source or an evaluation set may be named so: it also names files.
+pub fn is_plain_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !name.is_empty() && name.len() <= 64 && name.chars().all(plain)
 }
 
 impl Data {

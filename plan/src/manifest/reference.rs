@@ -85,7 +85,8 @@ fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
         text =
             if text.contains("list") && !of.is_empty() { format!("{text} of: {of}") } else { text };
     }
-    let (low, high) = (number(property, "inimum"), number(property, "aximum"));
+    let low = bound(property, "minimum", ("exclusiveMinimum", "above"));
+    let high = bound(property, "maximum", ("exclusiveMaximum", "below"));
     if let (Some(low), Some(high)) = (low, high) {
         let _ = write!(text, ", {low} to {high}");
     }
@@ -112,18 +113,11 @@ fn kind(kind: &Value) -> Option<&'static str> {
     })
 }
 
-/// A bound, `minimum` or `exclusiveMinimum`, in words.
-fn number(property: &Value, name: &str) -> Option<String> {
-    let own = if name == "inimum" {
-        ("minimum", "exclusiveMinimum", "above ")
-    } else {
-        ("maximum", "exclusiveMaximum", "below ")
-    };
+/// A bound in words: under its own keyword, or `beyond` it under another.
+fn bound(property: &Value, own: &str, (exclusive, beyond): (&str, &str)) -> Option<String> {
     let short = |value: f64| if value >= 1e6 { format!("{value:e}") } else { value.to_string() };
-    if let Some(value) = property[own.0].as_f64() {
-        return Some(short(value));
-    }
-    property[own.1].as_f64().map(|value| format!("{}{}", own.2, short(value)))
+    let outside = || property[exclusive].as_f64().map(|value| format!("{beyond} {}", short(value)));
+    property[own].as_f64().map(short).or_else(outside)
 }
 
 fn code(word: &str) -> String {

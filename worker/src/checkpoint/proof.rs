@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, FILE_NAME, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::standing::Standing;
 
-use super::scratch::Scratch;
 use super::{
     CheckpointReader, NamedTensor, StoredType, TensorKind, directory, newest_good,
     partial_directory, write_file,
@@ -84,7 +84,7 @@ fn write_checkpoint(checkpoints: &Path, step: u64, operations: usize) -> usize {
     done
 }
 
-fn checkpoints_of(scratch: &Scratch, steps: &[u64]) -> PathBuf {
+fn checkpoints_of(scratch: &TempDir, steps: &[u64]) -> PathBuf {
     let checkpoints = scratch.path().join("checkpoints");
     for step in steps {
         write_checkpoint(&checkpoints, *step, usize::MAX);
@@ -94,7 +94,7 @@ fn checkpoints_of(scratch: &Scratch, steps: &[u64]) -> PathBuf {
 
 #[test]
 fn what_was_written_is_read_by_name_kind_and_shape() {
-    let scratch = Scratch::new("round-trip");
+    let scratch = tempfile::tempdir().unwrap();
     let checkpoints = checkpoints_of(&scratch, &[5]);
     let newest = newest_good(&checkpoints).unwrap();
     assert_eq!(newest.step, Some(5));
@@ -136,10 +136,10 @@ fn what_was_written_is_read_by_name_kind_and_shape() {
 
 #[test]
 fn a_crash_between_any_two_operations_leaves_a_checkpoint_to_resume_from() {
-    let all = write_checkpoint(Scratch::new("count").path(), 1, usize::MAX);
+    let all = write_checkpoint(tempfile::tempdir().unwrap().path(), 1, usize::MAX);
     assert_eq!(all, 12);
     for operations in 0..=all {
-        let scratch = Scratch::new("crash");
+        let scratch = tempfile::tempdir().unwrap();
         let checkpoints = checkpoints_of(&scratch, &[1]);
         write_checkpoint(&checkpoints, 2, operations);
         let newest = newest_good(&checkpoints).unwrap();
@@ -164,7 +164,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_damage_named() {
         paths.sort();
         paths
     };
-    let n_files = files(&checkpoints_of(&Scratch::new("files"), &[2])).len();
+    let n_files = files(&checkpoints_of(&tempfile::tempdir().unwrap(), &[2])).len();
     assert_eq!(n_files, 11);
     let damages: [(&str, Damage); 4] = [
         ("flipped", |path| {
@@ -182,7 +182,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_damage_named() {
     ];
     for (damage, apply) in damages {
         for at in 0..n_files {
-            let scratch = Scratch::new("damaged");
+            let scratch = tempfile::tempdir().unwrap();
             let checkpoints = checkpoints_of(&scratch, &[1, 2]);
             let path = files(&checkpoints).swap_remove(at);
             apply(&path);
@@ -199,7 +199,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_damage_named() {
 fn a_manifest_that_lies_is_refused() {
     let good = || manifest(2, vec![]);
     let check = |change: &dyn Fn(&mut CheckpointManifest), want: &str| {
-        let scratch = Scratch::new("manifest");
+        let scratch = tempfile::tempdir().unwrap();
         let checkpoints = checkpoints_of(&scratch, &[2]);
         let path = directory(&checkpoints, 2);
         let files = super::newest::read_manifest(&path).unwrap().files;
@@ -225,7 +225,7 @@ fn a_manifest_that_lies_is_refused() {
 }
 
 /// A checkpoint of one file with this header and so much data.
-fn hand_made(scratch: &Scratch, header: &str, data_bytes: usize) -> PathBuf {
+fn hand_made(scratch: &TempDir, header: &str, data_bytes: usize) -> PathBuf {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
     bytes.resize(bytes.len() + data_bytes, 0);
@@ -246,7 +246,7 @@ fn a_hostile_header_is_refused() {
         format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{start},{}]}}"#, start + 4)
     };
     let check = |header: String, data_bytes: usize, want: &str| {
-        let scratch = Scratch::new("hostile");
+        let scratch = tempfile::tempdir().unwrap();
         let directory = hand_made(&scratch, &header, data_bytes);
         let got = match CheckpointReader::open(&directory) {
             Ok(_) => "opened".to_string(),
@@ -268,7 +268,7 @@ fn a_hostile_header_is_refused() {
 
 #[test]
 fn tensors_that_cannot_be_read_back_are_not_written() {
-    let scratch = Scratch::new("unwritable");
+    let scratch = tempfile::tempdir().unwrap();
     let tensor = |name: &'static str, n: usize| NamedTensor {
         name,
         shape: vec![2, 2],

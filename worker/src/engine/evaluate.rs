@@ -155,8 +155,9 @@ mod tests {
     use shoal_plan::placement::make_plan;
     use shoal_plan::plan::{Generation, RunId, WorkerId};
 
+    use tempfile::TempDir;
+
     use super::*;
-    use crate::checkpoint::scratch::Scratch;
     use crate::comm::{Membership, Mesh, Timeouts};
     use crate::engine::{Cell, Inputs};
 
@@ -172,7 +173,7 @@ mod tests {
     }
 
     /// The token shards of a text.
-    fn tokens(scratch: &Scratch) {
+    fn tokens(scratch: &TempDir) {
         let text = scratch.path().join("text.txt");
         let lines = (0..400_u32).map(|i| format!("fish {} swims {}\n", i % 97, i * 7 % 31));
         std::fs::write(&text, lines.collect::<String>()).unwrap();
@@ -193,7 +194,7 @@ mod tests {
     }
 
     /// What every cell of a grid finds, on one worker.
-    fn evaluations(scratch: &Scratch, grid: Grid) -> Vec<Vec<Evaluation>> {
+    fn evaluations(scratch: &TempDir, grid: Grid) -> Vec<Vec<Evaluation>> {
         let (me, job) = (WorkerId(0), job(grid));
         let plan = make_plan(&job, &[me], Generation(1)).unwrap();
         let membership = Membership {
@@ -223,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_grid_evaluates_the_same_windows_of_every_set() {
-        let scratch = Scratch::new("evaluate");
+        let scratch = tempfile::tempdir().unwrap();
         tokens(&scratch);
         let one = evaluations(&scratch, Grid::ONE).remove(0);
         let found: Vec<(&str, u64)> = one.iter().map(|e| (&*e.set, e.tokens)).collect();

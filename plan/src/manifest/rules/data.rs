@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::complaint::quote;
 use super::{Broken, Facts, broken};
-use crate::job::TokenizerChoice;
+use crate::job::{TokenizerChoice, is_plain_name};
 use crate::report::{HELDOUT, OF_AVERAGE};
 
 /// Values that a byte can take.
@@ -20,17 +20,12 @@ pub(super) fn files_are_named(facts: &Facts<'_>) -> Option<Broken> {
     broken("spec.data.files", "wanted file names or patterns, got an empty text".to_owned(), "")
 }
 
-fn is_plain(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    !name.is_empty() && name.len() <= 64 && name.chars().all(plain)
-}
-
 pub(super) fn sources_are_named(facts: &Facts<'_>) -> Option<Broken> {
     const PATH: &str = "spec.data.sources";
     let mut seen = BTreeSet::new();
     for source in &facts.job.data.sources {
         let name = &source.name;
-        if !is_plain(name) {
+        if !is_plain_name(name) {
             let what =
                 format!("wanted a name of letters, digits, `-` and `_`, got {}", quote(name));
             return broken(PATH, what, "the name also names files");
@@ -65,7 +60,7 @@ pub(super) fn tokenizer_fits(facts: &Facts<'_>) -> Option<Broken> {
 pub(super) fn sets_are_named(facts: &Facts<'_>) -> Option<Broken> {
     const PATH: &str = "spec.evaluation.sets";
     for (name, files) in &facts.job.evaluation.sets {
-        if !is_plain(name) || name == HELDOUT || name.ends_with(OF_AVERAGE) {
+        if !is_plain_name(name) || name == HELDOUT || name.ends_with(OF_AVERAGE) {
             let what =
                 format!("wanted a name of letters, digits, `-` and `_`, got {}", quote(name));
             return broken(

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
+use tempfile::TempDir;
 
 use shoal_kernels::{bf16_to_f32, f32_to_bf16};
 use shoal_model::StageOptions;
@@ -14,7 +15,6 @@ use shoal_plan::numerics;
 use shoal_plan::standing::Standing;
 
 use super::*;
-use crate::checkpoint::scratch::Scratch;
 
 const GRID: Grid = Grid { stages: 2, expert_shards: 2, replicas: 1 };
 const EXPERTS: [Range<u32>; 2] = [0..4, 4..6];
@@ -85,8 +85,8 @@ fn whole(options: &StageOptions) -> Stage {
 }
 
 /// Writes a complete checkpoint.
-fn written(grid: Grid, cells: &BTreeMap<CellId, Vec<Stage>>) -> Scratch {
-    let scratch = Scratch::new("snapshot");
+fn written(grid: Grid, cells: &BTreeMap<CellId, Vec<Stage>>) -> TempDir {
+    let scratch = tempfile::tempdir().unwrap();
     let mut files = Vec::new();
     for (cell, stages) in cells {
         let stages: Vec<&Stage> = stages.iter().collect();

@@ -10,7 +10,6 @@ use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
 use shoal_plan::standing::Standing;
 use shoal_worker::Secret;
-use shoal_worker::checkpoint;
 use tokio::runtime::Runtime;
 
 use crate::children::{Children, Start};
@@ -95,7 +94,7 @@ struct Work<'a> {
 /// What to resume from. A damaged checkpoint is passed over, and said so.
 fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<Standing>> {
     let found =
-        checkpoint::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint")?;
+        shoal_weights::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint")?;
     for warning in &found.warnings {
         note(&format!("warning: {warning}"));
     }

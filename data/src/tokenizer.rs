@@ -3,6 +3,7 @@
 //! Text never makes a special token: `<|endoftext|>` inside a document is five or so ordinary
 //! tokens. Special tokens come from us alone.
 
+mod beside;
 mod bytes_of;
 mod end_token;
 mod train;

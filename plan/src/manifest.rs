@@ -77,6 +77,13 @@ pub fn parse(
     }
 }
 
+/// The network that a Hugging Face `config.json` describes. `path` is for messages.
+pub fn model_of_config(path: &Path, text: &str) -> Result<ModelConfig, ManifestError> {
+    let sources = Sources::new(&path.display().to_string(), text);
+    let read = || model_section::of_config(tree::parse(text, 0)?, 0);
+    read().map_err(|complaint| sources.explain(&[complaint]))
+}
+
 impl Manifest {
     /// The files of each source that are on this machine, in the order of `Data::sources`; see
     /// `globs`. A pattern that matches nothing is an error at its line. Addresses are passed over.

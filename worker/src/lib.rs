@@ -2,9 +2,8 @@
 //! runs the cells, and collectives and checkpoints serve it.
 //!
 //! Reading order: `session` (the protocol, pure), `daemon` (its rim), `engine` (the cells),
-//! `engine/step.rs` (one training step), `comm`, `checkpoint`, `sample`.
+//! `engine/step.rs` (one training step), `comm`, `sample`; files of weights are in the crate `shoal-weights`.
 
-pub mod checkpoint;
 pub mod comm;
 pub mod daemon;
 pub mod engine;

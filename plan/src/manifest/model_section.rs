@@ -124,7 +124,15 @@ fn from_config(
         Complaint::new(at, "spec.model.config", what).help("relative paths start at the manifest")
     })?;
     let source = sources.add(shown, text.clone());
-    let config = tree::parse(&text, source)?;
+    fields_of_config(tree::parse(&text, source)?, source)
+}
+
+/// The model that a configuration describes.
+pub(super) fn of_config(config: Node, source: usize) -> Result<ModelConfig, Complaint> {
+    reader::read(&fields_of_config(config, source)?, "")
+}
+
+fn fields_of_config(config: Node, source: usize) -> Result<Node, Complaint> {
     if !matches!(config.value, Value::Map(_)) {
         let what = format!("wanted a JSON object, got {}", config.value);
         return Err(Complaint::new(At::start(source), "", what));

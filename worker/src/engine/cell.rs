@@ -19,9 +19,9 @@ use super::error::EngineError;
 use super::policy::Ended;
 use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
-use crate::checkpoint::directory;
 use crate::comm::Comm;
 use crate::metrics::StepWatch;
+use shoal_weights::directory;
 
 /// What all cells of a worker read and none changes.
 pub struct Inputs {

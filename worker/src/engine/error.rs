@@ -6,8 +6,8 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 
-use crate::checkpoint::CheckpointError;
 use crate::comm::CommError;
+use shoal_weights::CheckpointError;
 
 /// What the vote found. All cells agree on it.
 #[derive(Clone, Debug, PartialEq, Eq)]

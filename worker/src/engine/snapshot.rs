@@ -15,7 +15,7 @@ use shoal_plan::grid::{CellId, Grid};
 
 use super::cell::Inputs;
 use super::error::EngineError;
-use crate::checkpoint::{
+use shoal_weights::{
     CheckpointReader, NamedTensor, StoredType, TensorKind, partial_directory, write_file,
     write_hf_files,
 };

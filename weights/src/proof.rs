@@ -10,7 +10,7 @@ use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, FILE_NAME, SCHE
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::standing::Standing;
 
-use super::{
+use crate::{
     CheckpointReader, NamedTensor, StoredType, TensorKind, directory, newest_good,
     partial_directory, write_file,
 };
@@ -121,7 +121,7 @@ fn what_was_written_is_read_by_name_kind_and_shape() {
     let bias = reader.read_f32(TensorKind::Model, BIAS, &[4]).unwrap();
     assert_eq!(bytemuck::cast_slice::<f32, u8>(&bias), bytes(TensorKind::Model, BIAS, 5, 16));
 
-    let check = |error: super::CheckpointError, want: &str| {
+    let check = |error: crate::CheckpointError, want: &str| {
         assert!(error.to_string().contains(want), "{error}");
     };
     check(
@@ -202,7 +202,7 @@ fn a_manifest_that_lies_is_refused() {
         let scratch = tempfile::tempdir().unwrap();
         let checkpoints = checkpoints_of(&scratch, &[2]);
         let path = directory(&checkpoints, 2);
-        let files = super::newest::read_manifest(&path).unwrap().files;
+        let files = crate::newest::read_manifest(&path).unwrap().files;
         let mut manifest = CheckpointManifest { files, ..good() };
         change(&mut manifest);
         write_manifest(&path, &manifest);

@@ -1,4 +1,7 @@
-//! Checkpoints as files in `checkpoints/step-N/`: the model under its Hugging Face names, so that
+//! Files of weights, in and out. `Weights` opens any directory with a model in it: a checkpoint of
+//! ours, the run it belongs to, or a directory from Hugging Face.
+//!
+//! Checkpoints are files in `checkpoints/step-N/`: the model under its Hugging Face names, so that
 //! it opens in `transformers`, and the optimizer's state under the same names in files beside it.
 //!
 //! Cells write into `.step-N.partial/` and sync; the coordinator then writes the manifest and
@@ -9,6 +12,7 @@
 
 mod hugging_face;
 mod newest;
+mod open;
 #[cfg(test)]
 mod proof;
 mod reader;
@@ -22,6 +26,7 @@ use shoal_plan::grid::CellId;
 
 pub use hugging_face::write_hf_files;
 pub use newest::{Newest, Warning, newest_good};
+pub use open::Weights;
 pub use reader::CheckpointReader;
 pub use write::{NamedTensor, write_file};
 
@@ -68,6 +73,13 @@ pub enum CheckpointError {
 
     #[error("checkpoint {}: {kind} {name} is {got}, want {want}", path.display())]
     Tensor { path: PathBuf, kind: TensorKind, name: String, got: String, want: String },
+
+    /// Nothing of a model is there, or nothing that can be read.
+    #[error("{}: {what}; {help}", path.display())]
+    NoModel { path: PathBuf, what: String, help: String },
+
+    #[error("{0}")]
+    Config(#[from] shoal_plan::manifest::ManifestError),
 
     #[error("tensor {name:?} cannot be written to {}: {what}", path.display())]
     Unwritable { path: PathBuf, name: String, what: String },

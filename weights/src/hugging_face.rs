@@ -11,8 +11,8 @@ use serde::Serialize;
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::model::ModelConfig;
 
-use super::write::write_parts;
-use super::{CheckpointError, StoredType};
+use crate::write::write_parts;
+use crate::{CheckpointError, StoredType};
 
 /// How the name of a router bias ends: the one kind of weight stored in F32.
 const BIAS_ENDING: &str = ".e_score_correction_bias";

@@ -16,7 +16,7 @@ use shoal_data::map::complete_file;
 use shoal_kernels::bf16_to_f32;
 use shoal_plan::checkpoint::CheckpointManifest;
 
-use super::{CheckpointError, StoredType, TensorKind, io_error, is_plain, newest};
+use crate::{CheckpointError, StoredType, TensorKind, io_error, is_plain, newest};
 
 /// Tensors by kind and name.
 pub struct CheckpointReader {

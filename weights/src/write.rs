@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 use shoal_plan::checkpoint::CheckpointFile;
 
-use super::{CheckpointError, StoredType, io_error, is_plain};
+use crate::{CheckpointError, StoredType, io_error, is_plain};
 
 /// Tensors start at multiples of this: the header is padded with spaces.
 const ALIGNMENT: usize = 8;

@@ -9,7 +9,7 @@ use shoal_plan::checkpoint::{
     CheckpointFile, CheckpointManifest, FILE_NAME, ManifestError, SCHEMA_VERSION,
 };
 
-use super::{CheckpointError, directory, io_error, is_plain};
+use crate::{CheckpointError, directory, io_error, is_plain};
 
 /// A manifest is a few hundred bytes a file; one beyond this is not ours.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -150,6 +150,8 @@ fn is_damage(error: &CheckpointError) -> bool {
         CheckpointError::Schema { .. }
         | CheckpointError::Missing { .. }
         | CheckpointError::Tensor { .. }
+        | CheckpointError::NoModel { .. }
+        | CheckpointError::Config(_)
         | CheckpointError::Unwritable { .. } => false,
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: verbs and their options, and nothing they do.
 
+mod runs;
 mod text;
 
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 
 /// What both helps begin with.
@@ -64,6 +66,9 @@ pub(crate) enum Verb {
     /// Look at text, count it, and train tokenizers; starts no run
     #[command(subcommand)]
     Data(Data),
+    /// Hold finished runs against each other: losses, rates, a plot
+    #[command(after_help = runs::COMPARE_EXAMPLES)]
+    Compare(Compare),
     /// Print the manifest's JSON Schema, for editors
     ///
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor

@@ -3,6 +3,7 @@
 mod children;
 mod cli;
 mod clock;
+mod compare;
 mod curve;
 mod data;
 mod epochs;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
         Verb::Data(verb) => data::run(&verb),
+        Verb::Compare(args) => compare::compare(&args),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())

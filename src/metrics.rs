@@ -78,6 +78,12 @@ impl Line {
     }
 }
 
+/// What the lines in force of a finished or running run say; the file is left as it is.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Known> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(keep(&text, u64::MAX).1)
+}
+
 /// The lines of a run that are in force, in memory and in the file.
 pub(crate) struct Metrics {
     file: File,
@@ -87,12 +93,12 @@ pub(crate) struct Metrics {
 
 /// What the lines in force say.
 #[derive(Default)]
-struct Known {
-    rows: Vec<StepRow>,
+pub(crate) struct Known {
+    pub rows: Vec<StepRow>,
     /// How long each of them took, over all launches of the run.
-    seconds: Vec<f64>,
+    pub seconds: Vec<f64>,
     skipped: Vec<SkippedStep>,
-    evaluations: Vec<EvaluationRow>,
+    pub evaluations: Vec<EvaluationRow>,
 }
 
 /// How the run ended, for `summary.json`.

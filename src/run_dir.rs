@@ -157,6 +157,14 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> 
     write().with_context(|| format!("writing {}", path.display()))
 }
 
+/// The job that the run in `path` was recorded with, whether or not it is under way.
+pub(crate) fn recorded_job_of(path: &Path) -> anyhow::Result<Job> {
+    let path = path.join("manifest.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not from this version of shoal", path.display()))
+}
+
 /// Takes the lock and leaves the process id in the file, for whoever is refused.
 fn lock(path: &Path) -> anyhow::Result<File> {
     let name = path.join("lock");

@@ -185,6 +185,11 @@ impl Quantized {
         &self.codes
     }
 
+    /// Bytes in memory: one for each code, and the scales.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + self.scales.len() * self.scales.format().bytes()
+    }
+
     pub fn scales(&self) -> &Scales {
         &self.scales
     }

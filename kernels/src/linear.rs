@@ -94,6 +94,14 @@ impl Operand {
         }
     }
 
+    /// Bytes in memory, scales included.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(x) | Self::Bf16(x) => x.bytes().len(),
+            Self::Fp8(x) => x.bytes(),
+        }
+    }
+
     #[must_use]
     pub fn gather_rows(&self, index: &[u32]) -> Self {
         match self {
@@ -177,6 +185,14 @@ impl Weight {
         match self {
             Self::F32(w) | Self::Bf16(w) => w.cols(),
             Self::Fp8(w) => w.cols(),
+        }
+    }
+
+    /// Bytes in memory, scales included.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(w) | Self::Bf16(w) => w.bytes().len(),
+            Self::Fp8(w) => w.bytes(),
         }
     }
 

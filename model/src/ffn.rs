@@ -10,6 +10,7 @@ use shoal_kernels::tensor::{DType, Tensor};
 
 use crate::arithmetic::Arithmetic;
 use crate::halves::{Cached, Deferred};
+use crate::memory::Memory;
 use crate::names::of_layer;
 use crate::parameters::{Id, Parameters};
 
@@ -39,6 +40,12 @@ pub(crate) struct FfnGradients {
     h: Operand,
     d_g: Operand,
     d_u: Operand,
+}
+
+impl FfnKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        memory.cached_linear_inputs += self.g.bytes() + self.u.bytes();
+    }
 }
 
 impl Ffn {
@@ -114,6 +121,14 @@ pub(crate) struct DenseKept {
     x: Tensor,
     n: Arc<Operand>,
     ffn: FfnKept,
+}
+
+impl DenseKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        memory.cached_residual += self.x.bytes().len();
+        memory.cached_linear_inputs += self.n.bytes();
+        self.ffn.add_to(memory);
+    }
 }
 
 impl Dense {

@@ -20,12 +20,14 @@
 //! In precision bf16 what is FP8 here is BF16; in f32 everything is FP32.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shoal_kernels::linear::{self, Math, Operand};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::Tensor;
 
+use crate::memory::Memory;
 use crate::parameters::{Id, Parameters};
 
 /// One side of a weight gradient.
@@ -44,6 +46,23 @@ pub(crate) struct Deferred {
     pub(crate) parameter: Id,
     pub(crate) x: Cached,
     pub(crate) d_y: Cached,
+}
+
+/// Adds what the deferred weight halves of one microbatch hold. Experts share the rows that came
+/// for them, and two Linears their input: each counts once.
+pub(crate) fn add_to(deferred: &[Deferred], memory: &mut Memory) {
+    let mut seen = BTreeSet::new();
+    for side in deferred.iter().flat_map(|deferred| [&deferred.x, &deferred.d_y]) {
+        let (address, bytes) = match side {
+            Cached::Whole(operand) | Cached::Rows(operand, _) => {
+                (Arc::as_ptr(operand).addr(), operand.bytes())
+            }
+            Cached::Plain(tensor, _) => (Arc::as_ptr(tensor).addr(), tensor.bytes().len()),
+        };
+        if seen.insert(address) {
+            memory.deferred += bytes;
+        }
+    }
 }
 
 impl Cached {

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::ffn::{Dense, DenseKept};
 use crate::findings::NonFinite;
 use crate::halves::Deferred;
+use crate::memory::Memory;
 use crate::mla::{Mla, MlaKept};
 use crate::moe::{Moe, MoeKept};
 use crate::parameters::Parameters;
@@ -133,6 +134,14 @@ impl Layer {
 }
 
 impl LayerKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        self.attention.add_to(memory);
+        match &self.feed_forward {
+            FeedForwardKept::Dense(kept) => kept.add_to(memory),
+            FeedForwardKept::Moe(kept) => kept.add_to(memory),
+        }
+    }
+
     /// What the router decided, if the layer has one.
     pub(crate) fn moe(&self) -> Option<&MoeKept> {
         match &self.feed_forward {

@@ -16,6 +16,7 @@ use crate::arithmetic::Arithmetic;
 use crate::batch::BatchShape;
 use crate::columns::{columns, joined};
 use crate::halves::{Cached, Deferred};
+use crate::memory::Memory;
 use crate::names::of_layer;
 use crate::parameters::{Id, Parameters};
 
@@ -64,6 +65,20 @@ struct Latents {
     key_value: (Tensor, Arc<Operand>),
     /// [T, rope], one for all heads, not rotated yet.
     k_rope: Tensor,
+}
+
+impl MlaKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        let Latents { n, query, key_value, k_rope } = &self.latents;
+        memory.cached_residual += self.x.bytes().len();
+        memory.cached_attention += self.o.bytes().len() + size_of_val(&self.lse[..]);
+        memory.cached_attention += key_value.0.bytes().len() + k_rope.bytes().len();
+        memory.cached_linear_inputs += n.bytes() + key_value.1.bytes();
+        if let Some((before, after)) = query {
+            memory.cached_attention += before.bytes().len();
+            memory.cached_linear_inputs += after.bytes();
+        }
+    }
 }
 
 impl Mla {

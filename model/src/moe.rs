@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::ffn::{Ffn, FfnKept};
 use crate::findings::NonFinite;
 use crate::halves::{Cached, Deferred};
+use crate::memory::Memory;
 use crate::names::of_layer;
 use crate::parameters::{Id, Parameters};
 use crate::run::Run;
@@ -58,6 +59,20 @@ pub(crate) struct MoeKept {
     sent: Vec<Outgoing>,
     experts: ExpertsKept,
     shared: Option<FfnKept>,
+}
+
+impl MoeKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        let Routing { scores, chosen, gates, .. } = &self.routing;
+        memory.cached_residual += self.x.bytes().len();
+        memory.cached_routing +=
+            size_of_val(&scores[..]) + size_of_val(&chosen[..]) + size_of_val(&gates[..]);
+        memory.cached_linear_inputs += self.n.bytes();
+        self.experts.add_to(memory);
+        if let Some(shared) = &self.shared {
+            shared.add_to(memory);
+        }
+    }
 }
 
 impl Moe {

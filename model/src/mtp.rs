@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::findings::NonFinite;
 use crate::halves::{Cached, Deferred};
 use crate::layer::{Layer, LayerKept};
+use crate::memory::Memory;
 use crate::names::{EMBEDDING, of_layer};
 use crate::parameters::{Id, Parameters};
 use crate::run::Run;
@@ -48,6 +49,14 @@ pub(crate) struct MtpKept {
     pub(crate) layer: LayerKept,
     /// The layer's output, before the norm.
     x: Tensor,
+}
+
+impl MtpKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        memory.cached_residual += self.x.bytes().len();
+        memory.cached_heads += self.eh.bytes();
+        self.layer.add_to(memory);
+    }
 }
 
 impl Mtp {

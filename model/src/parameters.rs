@@ -16,6 +16,7 @@ use shoal_plan::numerics::ParameterGroup;
 
 use crate::arithmetic::Arithmetic;
 use crate::initial;
+use crate::memory::Memory;
 use crate::names::{Role, Specification};
 use crate::options::StageOptions;
 
@@ -130,6 +131,20 @@ impl Parameters {
             let master = &self.arena(entry.specification.class).master[entry.span.clone()];
             self.arithmetic.compute(&entry.specification, master)
         });
+    }
+
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        for class in CLASSES {
+            self.arena(class).add_to(memory);
+        }
+        for (entry, compute) in self.entries.iter().zip(&self.compute) {
+            match (compute, entry.specification.role) {
+                (Compute::Weight(weight), Role::Linear) => memory.linear_weights += weight.bytes(),
+                (Compute::Weight(weight), _) => memory.other_weights += weight.bytes(),
+                (Compute::Table(table), _) => memory.other_weights += size_of_val(&table[..]),
+                (Compute::Master, _) => {}
+            }
+        }
     }
 
     /// Every parameter of this cell, in arena order.

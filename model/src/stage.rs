@@ -18,8 +18,9 @@ use crate::batch::BatchShape;
 use crate::cut::Cut;
 use crate::error::Error;
 use crate::findings::{Findings, NonFinite, Pass};
-use crate::halves::Deferred;
+use crate::halves::{self, Deferred};
 use crate::layer::{Layer, LayerKept};
+use crate::memory::Memory;
 use crate::moe::{Moe, MoeKept};
 use crate::names::{self, EMBEDDING, of_bias};
 use crate::optimizer::{self, Update};
@@ -221,6 +222,24 @@ impl Stage {
         self.counts.fill(0);
         self.losses = Losses::default();
         self.findings = Findings::default();
+    }
+
+    /// What the stage holds at this moment.
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory::default();
+        self.parameters.add_to(&mut memory);
+        for kept in self.kept.values() {
+            for layer in &kept.layers {
+                layer.add_to(&mut memory);
+            }
+            if let Some(tail) = &kept.tail {
+                tail.add_to(&mut memory);
+            }
+        }
+        for deferred in self.deferred.values() {
+            halves::add_to(deferred, &mut memory);
+        }
+        memory
     }
 
     /// Routed layers in the order of `Cut::moe_layers`.

@@ -20,6 +20,7 @@ use crate::cut::Cut;
 use crate::error::Error;
 use crate::findings::NonFinite;
 use crate::halves::Deferred;
+use crate::memory::Memory;
 use crate::mtp::{Mtp, MtpKept};
 use crate::names::{FINAL_NORM, HEAD};
 use crate::parameters::{Id, Parameters};
@@ -50,6 +51,17 @@ pub(crate) struct TailKept {
     pub(crate) main_sum: f64,
     /// As in `Losses`.
     pub(crate) mtp_sum: f64,
+}
+
+impl TailKept {
+    pub(crate) fn add_to(&self, memory: &mut Memory) {
+        memory.cached_residual += self.x.bytes().len();
+        memory.cached_heads += self.d_n.bytes().len();
+        for (mtp, d_normed) in &self.mtp {
+            memory.cached_heads += d_normed.bytes().len();
+            mtp.add_to(memory);
+        }
+    }
 }
 
 impl Tail {

@@ -7,6 +7,7 @@ mod gradients;
 mod harness;
 mod identity;
 mod learning;
+mod memory;
 mod options;
 mod precisions;
 mod uneven;

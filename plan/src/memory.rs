@@ -4,6 +4,8 @@
 use crate::arithmetic::{dense_linears, layer_norms, mtp_own, routed_linears, router};
 use crate::grid::CellId;
 use crate::job::{Job, Precision};
+use crate::model::ModelConfig;
+use crate::numerics::{ScaleFormat, Scales};
 use crate::plan::Plan;
 use crate::schedule::Slot;
 
@@ -33,13 +35,23 @@ impl CellBytes {
     }
 }
 
-/// Bytes that a microbatch leaves behind, for each token.
+/// Bytes that a microbatch leaves behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct TokenBytes {
-    /// Of the cell's own sequences.
+    /// For each token of the cell's own sequences.
     own: u64,
-    /// In the routed experts, all of them together; a shard has its part, of all cells' tokens.
+    /// For each token of the group that has sent a row to this shard: all of them, at most.
+    received: u64,
+    /// For each token of the group in the routed experts, all of them together; a shard has its part.
     routed: u64,
+}
+
+#[cfg(test)]
+impl TokenBytes {
+    /// Where every token of the group comes to one shard.
+    fn all(self) -> u64 {
+        self.own + self.received + self.routed
+    }
 }
 
 /// The memory of a cell.
@@ -100,21 +112,34 @@ fn activations(job: &Job, plan: &Plan, id: CellId, chunks: &[Vec<u32>]) -> u64 {
     let experts = &plan.experts[at.expert_shard as usize];
     // Tokens of the whole group come to a shard as often as it owns their experts.
     let group = plan.grid.expert_group(id).into_iter().map(|cell| tokens(plan.grid.column(cell)));
-    let routed = group.sum::<u64>() * u64::from(experts.end - experts.start);
+    let group = group.sum::<u64>();
+    let routed = group * u64::from(experts.end - experts.start);
     let routed = routed.div_ceil(u64::from(model.n_routed_experts.max(1)));
     // A silly batch of a silly model is more bytes than 64 bits can count.
     let bytes = |layers: &[u32], of: fn(&Job, u32) -> TokenBytes| {
         let layers = layers.iter().map(|layer| of(job, *layer));
         layers.fold(0_u64, |sum, layer| {
-            let routed = layer.routed.saturating_mul(routed);
-            sum.saturating_add(layer.own.saturating_mul(own)).saturating_add(routed)
+            let parts = [(layer.own, own), (layer.received, group), (layer.routed, routed)];
+            parts
+                .into_iter()
+                .fold(sum, |sum, (bytes, n)| sum.saturating_add(bytes.saturating_mul(n)))
         })
     };
-    let kept: Vec<u64> = chunks.iter().map(|layers| bytes(layers, layer_activations)).collect();
-    let operands: Vec<u64> = chunks.iter().map(|layers| bytes(layers, layer_operands)).collect();
-    let last = at.stage + 1 == plan.grid.stages;
-    let heads = if last { 1 + u64::from(model.num_nextn_predict_layers) } else { 0 };
-    let logits = heads * own * u64::from(model.vocab_size) * 4;
+    let mut kept: Vec<u64> = chunks.iter().map(|layers| bytes(layers, layer_activations)).collect();
+    let mut operands: Vec<u64> =
+        chunks.iter().map(|layers| bytes(layers, layer_operands)).collect();
+    if let (true, Some(kept), Some(operands)) =
+        (at.stage + 1 == plan.grid.stages, kept.last_mut(), operands.last_mut())
+    {
+        let (row, d) = (Widths::of(job), u64::from(model.hidden_size));
+        let modules = u64::from(model.num_nextn_predict_layers);
+        // What each head's norm read, the gradient of what the head read, and `eh_proj`'s input.
+        let heads = 2 * row.plain(d) + modules * (2 * row.plain(d) + row.plain(2 * d));
+        *kept = kept.saturating_add(heads.saturating_mul(own));
+        let projections = modules * (row.plain(2 * d) + row.plain(d));
+        *operands = operands.saturating_add(projections.saturating_mul(own));
+    }
+    let logits = if at.stage + 1 == plan.grid.stages { logits(model, own) } else { 0 };
     largest_moment(job, at.stage, &kept, &operands).saturating_add(logits)
 }
 
@@ -144,55 +169,118 @@ fn largest_moment(job: &Job, stage: u32, kept: &[u64], operands: &[u64]) -> u64 
     u64::try_from(most).unwrap_or(u64::MAX)
 }
 
-/// Bytes of one value that a Linear reads, and of one between operations.
-fn widths(precision: Precision) -> (u64, u64) {
-    match precision {
-        Precision::Fp8 => (1, 2),
-        Precision::Bf16 => (2, 2),
-        Precision::F32 => (4, 4),
+/// FP32 logits of as many rows as the heads have alive at a time: four million values, or 64 rows
+/// (`kernels/src/cross_entropy.rs`).
+fn logits(model: &ModelConfig, tokens: u64) -> u64 {
+    let vocabulary = u64::from(model.vocab_size);
+    4 * tokens.saturating_mul(vocabulary).min((64 * vocabulary).max(4 << 20))
+}
+
+/// How wide rows of values are.
+#[derive(Clone, Copy)]
+struct Widths {
+    precision: Precision,
+    /// Of activations and of gradients.
+    scales: [ScaleFormat; 2],
+}
+
+impl Widths {
+    fn of(job: &Job) -> Self {
+        let Scales { activations, gradients, .. } = job.training.scales;
+        Self { precision: job.training.precision, scales: [activations, gradients] }
+    }
+
+    /// A row that a Linear reads.
+    fn input(self, columns: u64) -> u64 {
+        self.operand(columns, self.scales[0])
+    }
+
+    /// A row of the gradient of what a Linear gives.
+    fn gradient(self, columns: u64) -> u64 {
+        self.operand(columns, self.scales[1])
+    }
+
+    fn operand(self, columns: u64, scale: ScaleFormat) -> u64 {
+        match self.precision {
+            Precision::Fp8 => columns + columns.div_ceil(128) * scale.bytes(),
+            Precision::Bf16 => 2 * columns,
+            Precision::F32 => 4 * columns,
+        }
+    }
+
+    /// A row between operations.
+    fn plain(self, columns: u64) -> u64 {
+        match self.precision {
+            Precision::Fp8 | Precision::Bf16 => 2 * columns,
+            Precision::F32 => 4 * columns,
+        }
     }
 }
 
 /// What tokens leave behind in one layer between forward and backward: what enters the two norms,
-/// what enters the Linears, queries, keys and values, and the inputs of `SwiGLU`.
+/// what enters the Linears, the output of attention, what the router decided, and the inputs of
+/// `SwiGLU`. Queries, keys and values are computed again.
 fn layer_activations(job: &Job, layer: u32) -> TokenBytes {
-    let model = &job.model;
-    let (narrow, wide) = widths(job.training.precision);
+    let (model, row) = (&job.model, Widths::of(job));
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
-    let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
-    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
-    let attention = narrow * d + (narrow + wide) * latents + wide * heads * (2 * qk + 2 * v);
+    let latent = |rank: u64| row.plain(rank) + row.input(rank);
+    let latents = model.q_lora_rank.map_or(0, |rank| latent(rank.into()))
+        + latent(model.kv_lora_rank.into())
+        + row.plain(model.qk_rope_head_dim.into());
+    let attention = row.plain(heads * u64::from(model.v_head_dim)) + 4 * heads;
+    let blocks = 2 * (row.plain(d) + row.input(d));
+    let own = blocks + latents + attention;
     let moe = u64::from(model.moe_intermediate_size);
-    let (hidden, routed) = if model.is_moe(layer) {
-        let rows = u64::from(model.num_experts_per_tok);
-        let shared = u64::from(model.n_shared_experts);
-        (narrow * 2 * moe * shared, narrow * rows * (d + 2 * moe))
-    } else {
-        (narrow * 2 * u64::from(model.intermediate_size), 0)
+    if !model.is_moe(layer) {
+        let hidden = 2 * row.input(model.intermediate_size.into());
+        return TokenBytes { own: own + hidden, ..TokenBytes::default() };
+    }
+    let chosen = u64::from(model.num_experts_per_tok);
+    let router = 4 * u64::from(model.n_routed_experts) + 8 * chosen;
+    let shared = match model.n_shared_experts {
+        0 => 0,
+        shared => 2 * row.input(u64::from(shared) * moe),
     };
-    TokenBytes { own: 2 * wide * d + attention + narrow * d + hidden, routed }
+    TokenBytes {
+        own: own + router + shared,
+        received: row.input(d),
+        routed: chosen * 2 * row.input(moe),
+    }
 }
 
 /// What tokens leave behind in one layer between the halves of backward: of each Linear, its input
 /// and the gradient of its output.
 fn layer_operands(job: &Job, layer: u32) -> TokenBytes {
-    let model = &job.model;
-    let (narrow, wide) = widths(job.training.precision);
+    let (model, row) = (&job.model, Widths::of(job));
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
     let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
     let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
-    let latents = u64::from(model.q_lora_rank.unwrap_or(0)) + u64::from(model.kv_lora_rank);
-    let inputs = narrow * (d + latents) + wide * heads * v;
-    let gradients = narrow * (latents + rope + heads * (qk + nope + v) + d);
+    let kv = u64::from(model.kv_lora_rank);
+    let query =
+        model.q_lora_rank.map_or(0, |rank| row.input(rank.into()) + row.gradient(rank.into()));
+    let inputs = row.input(d) + row.input(kv) + row.plain(heads * v);
+    let gradients = row.gradient(heads * qk)
+        + row.gradient(kv + rope)
+        + row.gradient(heads * (nope + v))
+        + row.gradient(d);
+    let attention = query + inputs + gradients;
+    // Both of the block's ends, and of each Linear between them.
+    let ends = row.input(d) + row.gradient(d);
+    let between = |width: u64| row.input(width) + 2 * row.gradient(width);
     let moe = u64::from(model.moe_intermediate_size);
-    let (hidden, routed) = if model.is_moe(layer) {
-        let rows = u64::from(model.num_experts_per_tok);
-        let shared = u64::from(model.n_shared_experts);
-        (2 * shared.min(1) * d + 3 * moe * shared, rows * (2 * d + 3 * moe))
-    } else {
-        (2 * d + 3 * u64::from(model.intermediate_size), 0)
+    if !model.is_moe(layer) {
+        let hidden = ends + between(model.intermediate_size.into());
+        return TokenBytes { own: attention + hidden, ..TokenBytes::default() };
+    }
+    let shared = match model.n_shared_experts {
+        0 => 0,
+        shared => ends + between(u64::from(shared) * moe),
     };
-    TokenBytes { own: inputs + gradients + narrow * hidden, routed: narrow * routed }
+    TokenBytes {
+        own: attention + shared,
+        received: ends,
+        routed: u64::from(model.num_experts_per_tok) * between(moe),
+    }
 }
 
 #[cfg(test)]
@@ -200,7 +288,6 @@ mod tests {
     use super::*;
     use crate::arithmetic::parameters;
     use crate::grid::Grid;
-    use crate::model::ModelConfig;
     use crate::numerics::Moments;
     use crate::placement::make_plan;
     use crate::plan::{Generation, WorkerId};
@@ -258,11 +345,14 @@ mod tests {
         let mut job = Job::example();
         let mut bytes = |precision, layer| {
             job.training.precision = precision;
-            let TokenBytes { own, routed } = layer_activations(&job, layer);
-            own + routed
+            layer_activations(&job, layer).all()
         };
-        for layer in [0, 1] {
-            let [fp8, bf16, f32] = Precision::ALL.map(|precision| bytes(precision, layer));
+        // Scores, choices, gates and log-sum-exps are FP32 in every precision.
+        let model = ModelConfig::tiny();
+        let router = 4 * model.n_routed_experts + 8 * model.num_experts_per_tok;
+        for (layer, same) in [(0, 0), (1, router)] {
+            let same = u64::from(same + 4 * model.num_attention_heads);
+            let [fp8, bf16, f32] = Precision::ALL.map(|precision| bytes(precision, layer) - same);
             assert_eq!(2 * bf16, f32, "layer {layer}");
             assert!(fp8 < bf16, "layer {layer}: {fp8} and {bf16}");
         }
@@ -274,8 +364,7 @@ mod tests {
         let plain: Vec<CellBytes> = (0..4).map(|stage| bytes_of(&job, stage)).collect();
         job.schedule = Schedule::ZbH1;
         for (stage, plain) in (0..3).zip(&plain) {
-            let TokenBytes { own, routed } = layer_operands(&job, stage);
-            let operands = u64::from(job.training.sequence) * (own + routed);
+            let operands = u64::from(job.training.sequence) * layer_operands(&job, stage).all();
             let wanted = plain.activations + u64::from(stage) * operands;
             assert_eq!(bytes_of(&job, stage), CellBytes { activations: wanted, ..*plain });
         }
@@ -297,7 +386,7 @@ mod tests {
         assert_eq!(CellBytes { activations: plain.activations, ..interleaved }, plain);
         // Equal layers. Before a backward half of a stage is in flight five times, where 1F1B has a
         // whole one twice; in the middle of it, one of them is between its halves.
-        let bytes = |of: TokenBytes| u64::from(job.training.sequence) * (of.own + of.routed);
+        let bytes = |of: TokenBytes| u64::from(job.training.sequence) * of.all();
         let (kept, operands) = (bytes(layer_activations(&job, 0)), bytes(layer_operands(&job, 0)));
         assert_eq!(plain.activations, 2 * kept + 2 * kept.max(operands));
         assert_eq!(interleaved.activations, 4 * kept + kept.max(operands));

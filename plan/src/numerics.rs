@@ -40,6 +40,16 @@ pub enum ScaleFormat {
     Fp32,
 }
 
+impl ScaleFormat {
+    /// Of one scale.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Pow2 => 1,
+            Self::Fp32 => 4,
+        }
+    }
+}
+
 /// The scales of each class of tensors. Read in precision `fp8` only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -13,6 +13,7 @@ use crate::arithmetic::Arithmetic;
 use crate::ffn::{Ffn, FfnKept};
 use crate::findings::{Findings, NonFinite};
 use crate::halves::{Cached, Deferred};
+use crate::memory::Memory;
 use crate::parameters::Parameters;
 
 /// The experts this cell owns, ascending.
@@ -30,6 +31,15 @@ pub(super) struct ExpertsKept {
     segments: Vec<Segment>,
     /// `None` for an expert without rows.
     activations: Vec<Option<FfnKept>>,
+}
+
+impl ExpertsKept {
+    pub(super) fn add_to(&self, memory: &mut Memory) {
+        memory.cached_linear_inputs += self.received.rows.bytes();
+        for kept in self.activations.iter().flatten() {
+            kept.add_to(memory);
+        }
+    }
 }
 
 impl Experts {

@@ -7,6 +7,8 @@ use shoal_kernels::adamw::{self, AdamStep, Average};
 use shoal_kernels::bf16;
 use shoal_plan::numerics;
 
+use crate::memory::Memory;
+
 /// All numbers of one class.
 #[derive(Clone, Debug)]
 pub(crate) struct Arena {
@@ -33,6 +35,16 @@ pub enum Moments<'a> {
 }
 
 impl Arena {
+    pub(super) fn add_to(&self, memory: &mut Memory) {
+        memory.masters += size_of_val(&self.master[..]);
+        memory.gradients += size_of_val(&self.gradient[..]);
+        memory.average += size_of_val(&self.average[..]);
+        memory.moments += match &self.moments {
+            Vectors::Bf16(first, second) => size_of_val(&first[..]) + size_of_val(&second[..]),
+            Vectors::F32(first, second) => size_of_val(&first[..]) + size_of_val(&second[..]),
+        };
+    }
+
     pub(super) fn zeros(n: usize, moments: numerics::Moments, averaged: bool) -> Self {
         let moments = match moments {
             numerics::Moments::Bf16 => Vectors::Bf16(vec![0; n], vec![0; n]),

@@ -186,8 +186,7 @@ impl Stage {
         Ok(match (input, self.embedding) {
             (Some(x), None) => x,
             (None, Some(id)) => {
-                let (table, d) = (self.parameters.table(id), self.cut.config.hidden_size as usize);
-                embedding::forward(table, d, batch.inputs, self.arithmetic.activation)
+                self.parameters.embedded(id, batch.inputs, self.arithmetic.activation)
             }
             (Some(_), Some(_)) | (None, None) => panic!("only the first stage has an embedding"),
         })

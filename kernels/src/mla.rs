@@ -3,11 +3,15 @@
 //! DeepSeek-V3 report 2.1.1. T rows, H heads; a head's query and key are `nope` plain and `rope`
 //! rotated columns, its value `value` columns. Columns are those of the checkpoint: query per head
 //! `[nope | rope]`, key and value per head `[nope | value]`, one rotated key for all heads. `RoPE`
-//! turns the neighbouring pair (2i, 2i + 1) by `position * theta^(-2i / rope)`; the position is
-//! `row % tokens_per_sequence`.
+//! turns the neighbouring pair (2i, 2i + 1) by `position * theta^(-2i / rope)`, more slowly and with
+//! another length where `yarn` says so; the position is `row % tokens_per_sequence`.
+
+mod yarn;
 
 use crate::spread::{self, ROWS};
 use crate::tensor::Tensor;
+
+pub use self::yarn::Yarn;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadShape {
@@ -18,6 +22,7 @@ pub struct HeadShape {
     pub value: usize,
     pub tokens_per_sequence: usize,
     pub rope_theta: f32,
+    pub yarn: Option<Yarn>,
 }
 
 impl HeadShape {
@@ -25,9 +30,16 @@ impl HeadShape {
     fn qk(&self) -> usize {
         self.nope + self.rope
     }
+
+    /// By how much pair `i` turns from one position to the next, in radians.
+    fn frequency(&self, i: usize) -> f64 {
+        let theta = f64::from(self.rope_theta);
+        let plain = theta.powf(-2.0 * i as f64 / self.rope as f64);
+        plain * self.yarn.map_or(1.0, |yarn| yarn.slowing(i, self.rope, theta))
+    }
 }
 
-/// Cosines and sines of the positions of one sequence, `(tokens, rope / 2)`.
+/// Cosines and sines of the positions of one sequence, `(tokens, rope / 2)`, times `Yarn::magnitude`.
 struct Rotation {
     pairs: usize,
     cos_sin: Vec<(f32, f32)>,
@@ -43,16 +55,16 @@ impl Rotation {
         assert!(s.tokens_per_sequence > 0, "mla: a sequence has tokens");
         let (pairs, tokens) = (s.rope / 2, s.tokens_per_sequence.min(rows));
         let mut cos_sin = vec![(0.0, 0.0); tokens * pairs];
+        let length = s.yarn.map_or(1.0, |yarn| yarn.magnitude);
         for i in 0..pairs {
-            let exponent = -2.0 * i as f64 / s.rope as f64;
-            let frequency = f64::from(s.rope_theta).powf(exponent);
+            let frequency = s.frequency(i);
             let (step_sin, step_cos) = frequency.sin_cos();
             let (mut sin, mut cos) = (0.0, 1.0);
             for position in 0..tokens {
                 if position.is_multiple_of(FRESH) {
                     (sin, cos) = (position as f64 * frequency).sin_cos();
                 }
-                cos_sin[position * pairs + i] = (cos as f32, sin as f32);
+                cos_sin[position * pairs + i] = ((length * cos) as f32, (length * sin) as f32);
                 (cos, sin) = (cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin);
             }
         }
@@ -73,7 +85,7 @@ fn rotate(x: &[f32], turn: &[(f32, f32)], out: &mut [f32]) {
     }
 }
 
-/// Adds the pairs of `x`, turned back, to `out`.
+/// Adds the pairs of `x`, turned back (the transpose of `rotate`), to `out`.
 fn add_rotated_back(x: &[f32], turn: &[(f32, f32)], out: &mut [f32]) {
     let (pairs, _) = x.as_chunks::<2>();
     let (out, _) = out.as_chunks_mut::<2>();

@@ -14,8 +14,8 @@ pub struct Cut {
     pub layers: Range<u32>,
     /// Holds the embedding.
     pub first: bool,
-    /// Holds the final norm and the head; with multi-token prediction, its module and a copy of the
-    /// embedding.
+    /// Holds the final norm and the head; with multi-token prediction, its modules. With either these
+    /// or a tied head, a copy of the embedding.
     pub last: bool,
     /// Routed experts of every shard, the same in every layer: consecutive, from 0 to E, of any
     /// length from 1 on. Of a dense model all are empty.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use shoal_kernels::attention::{self, AttentionShape};
 use shoal_kernels::linear::Operand;
-use shoal_kernels::mla::{self as heads, HeadShape};
+use shoal_kernels::mla::{self as heads, HeadShape, Yarn};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::tensor::{DType, Tensor};
-use shoal_plan::model::ModelConfig;
+use shoal_plan::model::{ModelConfig, RopeScaling};
 
 use crate::arithmetic::Arithmetic;
 use crate::batch::BatchShape;
@@ -214,6 +214,7 @@ impl Mla {
             value: self.config.v_head_dim as usize,
             tokens_per_sequence: shape.tokens,
             rope_theta: self.config.rope_theta,
+            yarn: self.config.rope_scaling.as_ref().map(yarn),
         }
     }
 
@@ -225,8 +226,18 @@ impl Mla {
             heads: self.config.num_attention_heads as usize,
             qk_dim,
             v_dim: self.config.v_head_dim as usize,
-            scale: (qk_dim as f32).powf(-0.5),
+            scale: self.config.softmax_scale(),
         }
+    }
+}
+
+fn yarn(scaling: &RopeScaling) -> Yarn {
+    Yarn {
+        factor: scaling.factor.into(),
+        beta_fast: scaling.beta_fast.into(),
+        beta_slow: scaling.beta_slow.into(),
+        original_positions: scaling.original_max_position_embeddings.into(),
+        magnitude: scaling.rotation_factor(),
     }
 }
 

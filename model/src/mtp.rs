@@ -89,7 +89,7 @@ impl Mtp {
         run: &mut Run<'_>,
     ) -> Result<(Tensor, MtpKept), Error> {
         let out = self.arithmetic.activation;
-        let e = embedding::forward(p.table(self.embedding), hidden.cols(), &inputs, out);
+        let e = p.embedded(self.embedding, &inputs, out);
         let e = rmsnorm::forward(&e, p.values(self.e_norm), self.eps);
         let h = rmsnorm::forward(hidden, p.values(self.h_norm), self.eps);
         let eh = Arc::new(Operand::prepare(&joined(&e, &h), self.arithmetic.wide));
@@ -129,7 +129,7 @@ impl Mtp {
         let d_eh = self.arithmetic.round(d_eh);
         let d = hidden.cols();
 
-        let e = embedding::forward(p.table(self.embedding), d, &kept.inputs, out);
+        let e = p.embedded(self.embedding, &kept.inputs, out);
         let (gain, d_gain) = p.values_and_gradient(self.e_norm);
         let d_e = rmsnorm::backward(&e, gain, self.eps, &columns(&d_eh, 0..d), d_gain);
         embedding::backward(&kept.inputs, &d_e, p.values_and_gradient(self.embedding).1);

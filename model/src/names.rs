@@ -4,17 +4,19 @@
 //! under `model.layers.{num_hidden_layers}`, further modules under the numbers that follow; their
 //! copies of embedding and head are not stored twice.
 
+use shoal_plan::model::ModelConfig;
 use shoal_plan::numerics::ParameterGroup;
 
 use crate::cut::Cut;
 use crate::parameters::Class;
 
-/// The embedding: on the first stage, and a copy on the last under the same name, which only the
-/// multi-token-prediction module reads.
+/// The embedding: on the first stage, and a copy on the last under the same name, for
+/// multi-token-prediction modules and a tied head.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The norm before the head.
 pub const FINAL_NORM: &str = "model.norm.weight";
-/// The head, shared with the multi-token-prediction module.
+/// The head, shared with the multi-token-prediction modules. With tied embeddings there is none: the
+/// head is `EMBEDDING`, see `head`.
 pub const HEAD: &str = "lm_head.weight";
 
 /// What a parameter is used for, which decides the form it has in compute.
@@ -26,6 +28,8 @@ pub enum Role {
     Wide,
     /// The embedding: BF16 in precisions fp8 and bf16.
     Table,
+    /// The embedding where the head multiplies by it as well: the same.
+    Tied,
     /// A norm's gain: always FP32, starts at 1.
     Gain,
     /// The router's weight: always FP32.
@@ -46,12 +50,17 @@ impl Specification {
     pub(crate) fn group(&self) -> Option<ParameterGroup> {
         match self.role {
             Role::Gain => Some(ParameterGroup::Norms),
-            Role::Table => Some(ParameterGroup::Embedding),
+            Role::Table | Role::Tied => Some(ParameterGroup::Embedding),
             Role::Router => Some(ParameterGroup::Router),
             Role::Wide => (self.name == HEAD).then_some(ParameterGroup::Head),
             Role::Linear => None,
         }
     }
+}
+
+/// Name of the matrix that the head multiplies by.
+pub fn head(config: &ModelConfig) -> &'static str {
+    if config.tie_word_embeddings { EMBEDDING } else { HEAD }
 }
 
 /// Name of a layer's tensor.
@@ -74,15 +83,18 @@ pub fn specifications(cut: &Cut) -> Vec<Specification> {
     let config = &cut.config;
     let (d, v) = (config.hidden_size as usize, config.vocab_size as usize);
     let mut list = List { cut, all: Vec::new() };
-    if cut.first || !cut.mtp_layers().is_empty() {
-        list.push(EMBEDDING.into(), &[v, d], Class::Embedding, Role::Table);
+    if cut.first || (cut.last && config.embedding_is_at_both_ends()) {
+        let role = if config.tie_word_embeddings { Role::Tied } else { Role::Table };
+        list.push(EMBEDDING.into(), &[v, d], Class::Embedding, role);
     }
     for layer in cut.layers.clone() {
         list.decoder_layer(layer);
     }
     if cut.last {
         list.gain(FINAL_NORM.into(), d);
-        list.push(HEAD.into(), &[v, d], Class::Dense, Role::Wide);
+        if !config.tie_word_embeddings {
+            list.push(HEAD.into(), &[v, d], Class::Dense, Role::Wide);
+        }
     }
     for layer in cut.mtp_layers() {
         list.gain(of_layer(layer, "enorm.weight"), d);
@@ -171,7 +183,6 @@ impl List<'_> {
 #[cfg(test)]
 mod tests {
     use shoal_plan::arithmetic::parameters;
-    use shoal_plan::model::ModelConfig;
 
     use super::*;
 
@@ -203,6 +214,7 @@ mod tests {
             for n_routed_experts in [0, 16] {
                 let tiny = ModelConfig { n_routed_experts, ..ModelConfig::tiny() };
                 configs.push(Some(ModelConfig { num_nextn_predict_layers: depth, ..tiny.clone() }));
+                configs.push(Some(ModelConfig { tie_word_embeddings: true, ..tiny.clone() }));
                 configs.push(Some(ModelConfig { first_k_dense_replace: 9, ..tiny }));
             }
         }

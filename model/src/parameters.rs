@@ -9,6 +9,7 @@ mod arena;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use shoal_kernels::embedding;
 use shoal_kernels::linear::{self, Math, Operand, Weight};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
@@ -118,7 +119,7 @@ impl Parameters {
             let pieces = pieces(mine.map(|entry| (entry, entry.span.clone())), &mut arena.master);
             spread::map(pieces, |(entry, values)| match entry.specification.role {
                 Role::Gain => values.fill(1.0),
-                Role::Linear | Role::Wide | Role::Table | Role::Router => {
+                Role::Linear | Role::Wide | Role::Table | Role::Tied | Role::Router => {
                     initial::normal(seed, &entry.specification.name, deviation, values);
                 }
             });
@@ -292,13 +293,19 @@ impl Parameters {
         (weight_of(&self.compute[id.0]), &mut arena.gradient[span])
     }
 
-    /// The embedding's rows as compute reads them.
-    pub(crate) fn table(&self, id: Id) -> &[f32] {
-        match &self.compute[id.0] {
+    /// The embedding's rows of some tokens, [T, D], rounded to `out`.
+    pub(crate) fn embedded(&self, id: Id, tokens: &[u32], out: DType) -> Tensor {
+        let width = self.entry(id).specification.shape[1];
+        let table = match &self.compute[id.0] {
             Compute::Table(values) => values,
             Compute::Master => self.values(id),
+            // A tied head's weight is kept in the dtype of the activations.
+            Compute::Weight(Weight::F32(rows) | Weight::Bf16(rows)) if rows.dtype() == out => {
+                return rows.gather_rows(tokens);
+            }
             Compute::Weight(_) => panic!("a Linear's weight is not a table"),
-        }
+        };
+        embedding::forward(table, width, tokens, out)
     }
 
     /// The master of a norm or of a router, which is what compute reads.
@@ -377,7 +384,7 @@ impl Arithmetic {
     fn compute(self, specification: &Specification, master: &[f32]) -> Compute {
         let math = match specification.role {
             Role::Linear => self.weight,
-            Role::Wide => self.wide,
+            Role::Wide | Role::Tied => self.wide,
             Role::Table if self.wide == Math::F32 => return Compute::Master,
             Role::Table => {
                 let rounded = Tensor::from_f32(DType::Bf16, &specification.shape, master);
@@ -439,6 +446,19 @@ mod tests {
     }
 
     #[test]
+    fn a_tied_table_gives_the_rows_of_a_table_of_its_own() {
+        let whole = |tie_word_embeddings| {
+            Cut::whole(ModelConfig { tie_word_embeddings, ..ModelConfig::tiny() })
+        };
+        for (precision, dtype) in [(Precision::F32, DType::F32), (Precision::Fp8, DType::Bf16)] {
+            let rows = |p: &Parameters| p.embedded(p.id(names::EMBEDDING), &[7, 0, 7], dtype);
+            let (tied, plain) = (tiny(&whole(true), precision), tiny(&whole(false), precision));
+            assert_eq!(rows(&tied), rows(&plain), "{precision}");
+            assert!(!tied.contains(names::HEAD) && plain.contains(names::HEAD));
+        }
+    }
+
+    #[test]
     fn gradients_come_beside_what_asked_for_them_in_any_order() {
         let mut parameters = tiny(&Cut::whole(ModelConfig::tiny()), Precision::F32);
         let names: Vec<String> = parameters.names().map(String::from).collect();
@@ -459,9 +479,10 @@ mod tests {
         let mut parameters = tiny(&Cut::whole(ModelConfig::tiny()), Precision::Fp8);
         parameters.master_mut(names::EMBEDDING).fill(1.001);
         let id = parameters.id(names::EMBEDDING);
-        assert!(parameters.table(id)[0] < 0.5);
+        let first = |p: &Parameters| p.embedded(id, &[0], DType::Bf16).to_f32()[0];
+        assert!(first(&parameters) < 0.5);
         parameters.prepare();
         // 1.001 rounded to BF16.
-        assert!((parameters.table(id)[0] - 1.0).abs() < f32::EPSILON);
+        assert!((first(&parameters) - 1.0).abs() < f32::EPSILON);
     }
 }

@@ -22,7 +22,7 @@ use crate::findings::NonFinite;
 use crate::halves::Deferred;
 use crate::memory::Memory;
 use crate::mtp::{Mtp, MtpKept};
-use crate::names::{FINAL_NORM, HEAD};
+use crate::names::{self, FINAL_NORM};
 use crate::parameters::{Id, Parameters};
 use crate::run::Run;
 
@@ -33,6 +33,7 @@ pub(crate) struct Tail {
     layer: u32,
     eps: f32,
     norm: Id,
+    /// The embedding's, where they are tied.
     head: Id,
     /// By depth, from 1.
     pub(crate) mtp: Vec<Mtp>,
@@ -77,7 +78,7 @@ impl Tail {
             layer: config.num_hidden_layers,
             eps: config.rms_norm_eps,
             norm: p.id(FINAL_NORM),
-            head: p.id(HEAD),
+            head: p.id(names::head(config)),
             mtp: cut.mtp_layers().map(mtp).collect(),
         }
     }

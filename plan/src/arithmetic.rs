@@ -20,7 +20,8 @@ pub struct Parameters {
 /// The parameters of the whole network, MTP modules included.
 pub fn parameters(model: &ModelConfig) -> Parameters {
     let d = u64::from(model.hidden_size);
-    let outside = 2 * u64::from(model.vocab_size) * d + d;
+    let tables = if model.tie_word_embeddings { 1 } else { 2 };
+    let outside = tables * u64::from(model.vocab_size) * d + d;
     let mut sum = Parameters { total: outside, active: outside };
     for layer in 0..model.num_hidden_layers + model.num_nextn_predict_layers {
         let shared = dense_linears(model, layer) + layer_norms(model);
@@ -127,6 +128,15 @@ mod tests {
         let got = parameters(&ModelConfig::tiny());
         assert_eq!(got.total, total);
         assert_eq!(got.total - got.active, 4 * 12 * expert);
+    }
+
+    #[test]
+    fn a_tied_head_is_no_parameter_and_costs_as_much_time() {
+        let tied = ModelConfig { tie_word_embeddings: true, ..ModelConfig::tiny() };
+        let (got, plain) = (parameters(&tied), parameters(&ModelConfig::tiny()));
+        assert_eq!((got.total + 256 * 256, got.active + 256 * 256), (plain.total, plain.active));
+        let flops = |model| flops_per_token(model, 256).to_bits();
+        assert_eq!(flops(&tied), flops(&ModelConfig::tiny()));
     }
 
     #[test]

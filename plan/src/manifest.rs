@@ -77,11 +77,12 @@ pub fn parse(
     }
 }
 
-/// The network that a Hugging Face `config.json` describes. `path` is for messages.
+/// The network that a Hugging Face `config.json` describes, if it keeps every rule for networks.
+/// `path` is for messages.
 pub fn model_of_config(path: &Path, text: &str) -> Result<ModelConfig, ManifestError> {
     let sources = Sources::new(&path.display().to_string(), text);
     let read = || model_section::of_config(tree::parse(text, 0)?, 0);
-    read().map_err(|complaint| sources.explain(&[complaint]))
+    read().map_err(|complaints: Vec<Complaint>| sources.explain(&complaints))
 }
 
 impl Manifest {

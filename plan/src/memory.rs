@@ -63,11 +63,12 @@ pub fn cell_bytes(job: &Job, plan: &Plan, id: CellId) -> CellBytes {
     let chunks = chunks(job, plan, id);
     // What the arithmetic reads in BF16 (f32: FP32): embedding, head, norms, router, eh_proj.
     let mut wide = 0;
-    if first || (last && 0 < model.num_nextn_predict_layers) {
-        wide += u64::from(model.vocab_size) * d;
+    let table = u64::from(model.vocab_size) * d;
+    if first || (last && model.embedding_is_at_both_ends()) {
+        wide += table;
     }
     if last {
-        wide += u64::from(model.vocab_size) * d + d;
+        wide += if model.tie_word_embeddings { d } else { table + d };
         wide += u64::from(model.num_nextn_predict_layers) * mtp_own(model);
     }
     let experts = &plan.experts[at.expert_shard as usize];
@@ -418,5 +419,18 @@ mod tests {
         let embedding = u64::from(model.vocab_size * model.hidden_size);
         let rest = parameters(model).total - routed + embedding;
         assert_eq!(both, routed + 3 * rest);
+    }
+
+    /// A copy at each end of the pipeline, whatever reads the second; one on a single stage.
+    #[test]
+    fn a_tied_table_is_held_once_by_each_end() {
+        for (stages, mtp, copies) in [(1, 1, 1), (1, 0, 1), (2, 0, 2), (2, 1, 2), (3, 0, 2)] {
+            let mut job = Job::example();
+            job.grid = Grid { stages, expert_shards: 1, replicas: 1 };
+            (job.model.tie_word_embeddings, job.model.num_nextn_predict_layers) = (true, mtp);
+            let masters: u64 = (0..stages).map(|cell| bytes_of(&job, cell).masters / 4).sum();
+            let table = u64::from(job.model.vocab_size * job.model.hidden_size);
+            assert_eq!(masters, parameters(&job.model).total + (copies - 1) * table);
+        }
     }
 }

@@ -3,11 +3,14 @@
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2.1 and 4.2, and the released config.
 
 mod presets;
+mod rope;
 
 use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use rope::{RopeScaling, RopeScalingType};
 
 /// One DeepSeek-V3-style network. `job` checks every relation between the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,10 +59,16 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// The base of the rotation frequencies.
     pub rope_theta: f32,
+    /// Slows the rotation down, for texts longer than those of pre-training; null does not.
+    #[serde(default)]
+    pub rope_scaling: Option<RopeScaling>,
     /// The longest sequence.
     pub max_position_embeddings: u32,
     /// Standard deviation of the initial weights.
     pub initializer_range: f32,
+    /// Whether the head multiplies by the embedding table instead of a matrix of its own.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
 }
 
 impl ModelConfig {
@@ -73,6 +82,18 @@ impl ModelConfig {
     pub fn is_moe(&self, layer: u32) -> bool {
         let first = self.first_k_dense_replace.min(self.num_hidden_layers);
         0 < self.n_routed_experts && first <= layer
+    }
+
+    /// Whether the last stage of a pipeline holds a copy of the embedding: MTP modules look tokens up
+    /// in it, and a tied head multiplies by it.
+    pub fn embedding_is_at_both_ends(&self) -> bool {
+        self.tie_word_embeddings || 0 < self.num_nextn_predict_layers
+    }
+
+    /// What attention multiplies the products of queries and keys by.
+    pub fn softmax_scale(&self) -> f32 {
+        let plain = f64::from(self.qk_head_dim()).powf(-0.5);
+        (plain * self.rope_scaling.map_or(1.0, |scaling| scaling.softmax_factor())) as f32
     }
 
     /// The layers of the MTP modules, numbered on from the main model's.

@@ -33,10 +33,8 @@ struct Config<'a> {
     hidden_act: &'static str,
     attention_bias: bool,
     attention_dropout: f32,
-    rope_scaling: Option<()>,
     /// Positions rotate neighbouring pairs, as in `DeepSeek`'s own code.
     rope_interleave: bool,
-    tie_word_embeddings: bool,
     use_cache: bool,
     pretraining_tp: u32,
     /// Tokens are bytes: none begins or ends a text.
@@ -100,9 +98,7 @@ fn config(model: &ModelConfig) -> Config<'_> {
         hidden_act: "silu",
         attention_bias: false,
         attention_dropout: 0.0,
-        rope_scaling: None,
         rope_interleave: true,
-        tie_word_embeddings: false,
         use_cache: true,
         pretraining_tp: 1,
         bos_token_id: None,

@@ -8,14 +8,28 @@
 //! renames the directory. So a directory named `step-N` with a manifest is complete, and damage
 //! since then shows in sizes and hashes. A crash at any point leaves the checkpoint before intact.
 //!
-//! Pickled files (`.pt`, `.bin`) are never read.
+//! Files from elsewhere are held against their config before anything is read, and nothing in them
+//! is taken on trust. Pickled files (`.pt`, `.bin`) are never read.
 
+mod blocks;
+mod config;
+#[cfg(test)]
+mod fixtures;
+pub mod header;
+mod hub;
+#[cfg(test)]
+mod hub_proof;
 mod hugging_face;
+pub mod index;
+pub mod listing;
 mod newest;
+mod numbers;
 mod open;
+mod pickle;
 #[cfg(test)]
 mod proof;
 mod reader;
+mod tensor_file;
 mod write;
 
 use std::fs;
@@ -24,17 +38,28 @@ use std::path::{Path, PathBuf};
 
 use shoal_plan::grid::CellId;
 
+pub use blocks::Block;
+pub use config::{CONFIG_FILE, StoredConfig};
+pub use hub::Hub;
 pub use hugging_face::write_hf_files;
 pub use newest::{Newest, Warning, newest_good};
-pub use open::Weights;
+pub use open::{Weights, place};
 pub use reader::CheckpointReader;
+pub use tensor_file::TensorFile;
 pub use write::{NamedTensor, write_file};
+
+/// Of a longer list of problems the rest is only counted.
+const PROBLEMS_SHOWN: usize = 20;
 
 /// How numbers lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredType {
     F32,
     Bf16,
+    /// Read only.
+    F16,
+    /// With scales beside them.
+    F8E4m3,
 }
 
 /// What a file of tensors holds.
@@ -71,6 +96,13 @@ pub enum CheckpointError {
     #[error("checkpoint {}: no {kind} named {name}", path.display())]
     Missing { path: PathBuf, kind: TensorKind, name: String },
 
+    #[error("{}: no tensor named {name}", path.display())]
+    NoTensor { path: PathBuf, name: String },
+
+    /// Tensors that are not what the config, or the index, says.
+    #[error("{}: {}", path.display(), listed(problems))]
+    Unfit { path: PathBuf, problems: Vec<String> },
+
     #[error("checkpoint {}: {kind} {name} is {got}, want {want}", path.display())]
     Tensor { path: PathBuf, kind: TensorKind, name: String, got: String, want: String },
 
@@ -86,19 +118,24 @@ pub enum CheckpointError {
 }
 
 impl StoredType {
+    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::F8E4m3];
+
     /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
+            Self::F8E4m3 => 1,
         }
     }
 
     /// Its name in a safetensors header.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+            Self::F8E4m3 => "F8_E4M3",
         }
     }
 }
@@ -156,6 +193,21 @@ fn is_plain(name: &str) -> bool {
         && name.bytes().all(is_allowed)
         && !name.starts_with('.')
         && !name.contains("..")
+}
+
+/// The first of many problems, a line each, and how many there are.
+fn listed(problems: &[String]) -> String {
+    let (n, shown) = (problems.len(), problems.len().min(PROBLEMS_SHOWN));
+    let what = if n == 1 { "1 tensor is" } else { &format!("{n} tensors are") };
+    let mut text = format!("{what} not as config.json and the index say:");
+    for problem in &problems[..shown] {
+        text.push_str("\n  ");
+        text.push_str(problem);
+    }
+    if shown < n {
+        text.push_str(&format!("\n  ... and {} more", n - shown));
+    }
+    text
 }
 
 /// Attaches the path and what was being done to an I/O error.

@@ -150,6 +150,8 @@ fn is_damage(error: &CheckpointError) -> bool {
         CheckpointError::Schema { .. }
         | CheckpointError::Missing { .. }
         | CheckpointError::Tensor { .. }
+        | CheckpointError::NoTensor { .. }
+        | CheckpointError::Unfit { .. }
         | CheckpointError::NoModel { .. }
         | CheckpointError::Config(_)
         | CheckpointError::Unwritable { .. } => false,

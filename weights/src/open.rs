@@ -2,44 +2,48 @@
 //! run, or a directory from Hugging Face.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use shoal_model::Stage;
 use shoal_plan::checkpoint::FILE_NAME;
-use shoal_plan::manifest::model_of_config;
 use shoal_plan::model::ModelConfig;
 
-use crate::{CheckpointError, CheckpointReader, TensorKind, io_error, newest_good};
-
-/// A `config.json` is a few kilobytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+use crate::config::{CONFIG_FILE, StoredConfig};
+use crate::hub::Hub;
+use crate::listing::layer_of;
+use crate::{CheckpointError, CheckpointReader, TensorKind, newest_good};
 
 /// A model on disk: its sizes, and its tensors by their Hugging Face names.
 pub struct Weights {
     directory: PathBuf,
     config: ModelConfig,
-    reader: CheckpointReader,
+    source: Source,
+    /// The parameters' average is read in their place.
+    averaged: bool,
+}
+
+/// Who wrote it.
+enum Source {
+    Checkpoint(CheckpointReader),
+    Hub(Hub),
 }
 
 impl Weights {
     /// Opens `directory`: a checkpoint (`RUN/checkpoints/step-N`), a run directory (its newest good
     /// checkpoint), or a Hugging Face directory (`config.json` and safetensors).
+    ///
+    /// Of a Hugging Face directory the names, shapes and dtypes of all tensors are compared with
+    /// what its config asks for; every mismatch is in the error.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
-        let directory = match newest_good(&directory.join("checkpoints"))?.directory {
-            Some(checkpoint) if !directory.join("config.json").exists() => checkpoint,
-            Some(_) | None => directory.to_path_buf(),
+        let directory = place(directory)?;
+        let config = StoredConfig::read(&directory)?;
+        let (config, source) = if directory.join(FILE_NAME).exists() {
+            (config.model, Source::Checkpoint(CheckpointReader::open(&directory)?))
+        } else {
+            let hub = Hub::open(&directory, config)?;
+            (hub.config().clone(), Source::Hub(hub))
         };
-        let config = read_config(&directory.join("config.json"))?;
-        if !directory.join(FILE_NAME).exists() {
-            return Err(CheckpointError::NoModel {
-                path: directory,
-                what: format!("there is no {FILE_NAME}"),
-                help: "wanted a checkpoint or a run of shoal".into(),
-            });
-        }
-        let reader = CheckpointReader::open(&directory)?;
-        Ok(Self { directory, config, reader })
+        Ok(Self { directory, config, source, averaged: false })
     }
 
     /// Where `config.json` is.
@@ -47,24 +51,81 @@ impl Weights {
         &self.directory
     }
 
+    /// What there is. A Hugging Face model whose multi-token-prediction modules were dropped has
+    /// none, whatever its `config.json` says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
+    /// What was found that a person should know.
+    pub fn notes(&self) -> &[String] {
+        match &self.source {
+            Source::Checkpoint(_) => &[],
+            Source::Hub(hub) => hub.notes(),
+        }
+    }
+
+    /// The same, but for the parameters' average in their place.
+    ///
+    /// # Errors
+    /// None is there.
+    pub fn averaged(self) -> Result<Self, CheckpointError> {
+        let has_average = match &self.source {
+            Source::Checkpoint(reader) => reader.names(TensorKind::Average).next().is_some(),
+            Source::Hub(_) => false,
+        };
+        if !has_average {
+            return Err(CheckpointError::NoModel {
+                path: self.directory,
+                what: "no average of the parameters is kept there".into(),
+                help: "training.ema above 0 keeps one from the run's start".into(),
+            });
+        }
+        Ok(Self { averaged: true, ..self })
+    }
+
+    /// The directory from Hugging Face, if it is one.
+    pub fn hub(&self) -> Option<&Hub> {
+        match &self.source {
+            Source::Checkpoint(_) => None,
+            Source::Hub(hub) => Some(hub),
+        }
+    }
+
     /// The values of a tensor of exactly this shape, as exact as they were stored: a checkpoint's
-    /// masters rather than its BF16 weights.
+    /// masters rather than its BF16 weights, and of FP8 what codes and scales give.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let has_master = self.reader.names(TensorKind::Master).any(|master| master == name);
-        let kind = if has_master { TensorKind::Master } else { TensorKind::Model };
-        self.reader.read_widened(kind, name, shape)
+        match &self.source {
+            Source::Checkpoint(reader) => {
+                let wide = if self.averaged { TensorKind::Average } else { TensorKind::Master };
+                let kind = if reader.contains(wide, name) { wide } else { TensorKind::Model };
+                reader.read_widened(kind, name, shape)
+            }
+            Source::Hub(hub) => {
+                if let Some(entry) = hub.entry(name)
+                    && entry.shape != shape
+                {
+                    return Err(CheckpointError::Tensor {
+                        path: self.directory.clone(),
+                        kind: TensorKind::Model,
+                        name: name.to_owned(),
+                        got: entry.to_string(),
+                        want: format!("the shape {shape:?}"),
+                    });
+                }
+                hub.values(name)
+            }
+        }
     }
 
     /// Fills the parameters and router biases that a stage owns, and prepares it to compute. The
-    /// optimizer's state is left as it is.
+    /// optimizer's state is left as it is, and so are multi-token-prediction modules that are not
+    /// there.
     pub fn fill(&self, stage: &mut Stage) -> Result<(), CheckpointError> {
+        let there = |name: &str| layer_of(name).is_none_or(|n| n < self.config.mtp_layers().end);
         let parameters = stage.parameters_mut();
         let names: Vec<String> = parameters.names().map(str::to_owned).collect();
-        for name in &names {
+        for name in names.iter().filter(|name| there(name)) {
             let values = self.read(name, &parameters.shape(name).to_vec())?;
             parameters.master_mut(name).copy_from_slice(&values);
         }
@@ -72,7 +133,7 @@ impl Weights {
         parameters.prepare();
         let biases: Vec<(String, usize)> =
             stage.biases().into_iter().map(|(name, values)| (name, values.len())).collect();
-        for (name, experts) in biases {
+        for (name, experts) in biases.into_iter().filter(|(name, _)| there(name)) {
             let values = self.read(&name, &[experts])?;
             stage.set_bias(&name, &values).expect("the shape was read from the stage");
         }
@@ -86,12 +147,14 @@ impl fmt::Debug for Weights {
     }
 }
 
-fn read_config(path: &Path) -> Result<ModelConfig, CheckpointError> {
-    let bytes = fs::metadata(path).map_err(io_error("reading", path))?.len();
-    if bytes > CONFIG_BYTES_MAX {
-        let what = format!("{bytes} bytes, want at most {CONFIG_BYTES_MAX}");
-        return Err(CheckpointError::Damaged { path: path.to_path_buf(), what });
+/// Where the model that `directory` means is: itself, or the newest good checkpoint of a run.
+///
+/// # Errors
+/// Checkpoints that could be read by another shoal or another user.
+pub fn place(directory: &Path) -> Result<PathBuf, CheckpointError> {
+    if directory.join(CONFIG_FILE).exists() {
+        return Ok(directory.to_path_buf());
     }
-    let text = fs::read_to_string(path).map_err(io_error("reading", path))?;
-    Ok(model_of_config(path, &text)?)
+    let newest = newest_good(&directory.join("checkpoints"))?.directory;
+    Ok(newest.unwrap_or_else(|| directory.to_path_buf()))
 }

@@ -6,13 +6,25 @@ use crate::compare::{
 };
 use crate::tensor::DType;
 
-const SIZES: [(usize, HeadShape); 5] = [
+const SIZES: [(usize, HeadShape); 7] = [
     (1, shape(1, 0, 2, 1, 1)),
     (0, shape(2, 4, 2, 3, 5)),
     (127, shape(3, 1, 6, 5, 127)),
     (129, shape(4, 32, 16, 32, 43)),
     (258, shape(2, 3, 4, 129, 129)),
+    (150, HeadShape { yarn: Some(YARN), ..shape(2, 3, 16, 5, 150) }),
+    // No magnitude, and an original length that turns no pair as often as `beta_fast` says.
+    (40, HeadShape { yarn: Some(SHORT), ..shape(1, 2, 8, 3, 20) }),
 ];
+
+const YARN: Yarn = Yarn {
+    factor: 4.0,
+    beta_fast: 8.0,
+    beta_slow: 0.5,
+    original_positions: 300.0,
+    magnitude: 1.25,
+};
+const SHORT: Yarn = Yarn { original_positions: 9.0, magnitude: 1.0, ..YARN };
 
 const fn shape(
     heads: usize,
@@ -21,15 +33,39 @@ const fn shape(
     value: usize,
     tokens_per_sequence: usize,
 ) -> HeadShape {
-    HeadShape { heads, nope, rope, value, tokens_per_sequence, rope_theta: 10_000.0 }
+    HeadShape { heads, nope, rope, value, tokens_per_sequence, rope_theta: 10_000.0, yarn: None }
+}
+
+/// How often pair `i` turns within the original length decides where between the two frequencies it
+/// lies: the paper's formula in pairs, with the ends of the line rounded outwards.
+fn plain_frequency(i: usize, s: &HeadShape) -> f64 {
+    let theta = f64::from(s.rope_theta);
+    let plain = theta.powf(-2.0 * i as f64 / s.rope as f64);
+    let Some(yarn) = s.yarn else { return plain };
+    // Pair p turns `original / (2 pi theta^(2p / rope))` times.
+    let pair_of = |turns: f64| {
+        let wavelength = yarn.original_positions / turns;
+        (wavelength / std::f64::consts::TAU).log(theta) * s.rope as f64 / 2.0
+    };
+    let first = pair_of(yarn.beta_fast).floor().max(0.0);
+    let last = pair_of(yarn.beta_slow).ceil().min(s.rope as f64 - 1.0);
+    let kept = if (i as f64) <= first {
+        1.0
+    } else if last <= i as f64 {
+        0.0
+    } else {
+        (last - i as f64) / (last - first)
+    };
+    plain * kept + plain / yarn.factor * (1.0 - kept)
 }
 
 /// `x` turned by its position, from the definition.
-fn plain_rotate(x: &[f64], position: usize, theta: f64) -> Vec<f64> {
-    let angle = |i: usize| position as f64 * theta.powf(-2.0 * i as f64 / x.len() as f64);
+fn plain_rotate(x: &[f64], position: usize, s: &HeadShape) -> Vec<f64> {
+    let length = s.yarn.map_or(1.0, |yarn| yarn.magnitude);
     let pair = |i: usize| {
-        let (a, b, angle) = (x[2 * i], x[2 * i + 1], angle(i));
-        [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+        let (a, b, angle) = (x[2 * i], x[2 * i + 1], position as f64 * plain_frequency(i, s));
+        let (cos, sin) = (length * angle.cos(), length * angle.sin());
+        [a * cos - b * sin, a * sin + b * cos]
     };
     (0..x.len() / 2).flat_map(pair).collect()
 }
@@ -40,7 +76,7 @@ fn plain(q: &[f64], kv: &[f64], k_rope: &[f64], s: &HeadShape) -> Vec<f64> {
     let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for at in 0..rows * s.heads {
         let (row, position) = (at / s.heads, at / s.heads % s.tokens_per_sequence);
-        let turned = |x: &[f64]| plain_rotate(x, position, f64::from(s.rope_theta));
+        let turned = |x: &[f64]| plain_rotate(x, position, s);
         let q = &q[at * s.qk()..][..s.qk()];
         let kv = &kv[at * (s.nope + s.value)..][..s.nope + s.value];
         queries.extend([&q[..s.nope], &turned(&q[s.nope..])].concat());

@@ -10,6 +10,7 @@ use crate::exchange::{Alone, Exchange};
 use crate::findings::{Findings, NonFinite};
 use crate::halves;
 use crate::run::Run;
+use crate::tail::Tail;
 
 /// Nothing is differentiated.
 const NO_SCALE: LossScale = LossScale { main: 0.0, mtp: 0.0, balance: 0.0 };
@@ -133,16 +134,29 @@ impl Stage {
 
     /// Logits `[V]` of the token after `tokens`, with the whole model in this stage.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        let batch = Batch { sequences: 1, inputs: tokens, targets: tokens };
+        let (tail, x) = self.through_whole_model(&batch)?;
+        Ok(tail.logits(&self.parameters, &x.gather_rows(&[tokens.len() as u32 - 1])))
+    }
+
+    /// Logits [T, V] of the main head after every input, sequence by sequence, with the whole model in
+    /// this stage. Targets are not looked at. Counts nothing and keeps nothing; all T x V numbers are
+    /// alive at once, so long texts are to be asked for in pieces.
+    pub fn all_logits(&self, batch: &Batch<'_>) -> Result<Vec<f32>, Error> {
+        let (tail, x) = self.through_whole_model(batch)?;
+        Ok(tail.logits(&self.parameters, &x))
+    }
+
+    /// The heads, and what the main one reads before its norm [T, D].
+    fn through_whole_model(&self, batch: &Batch<'_>) -> Result<(&Tail, Tensor), Error> {
         let whole = self.cut.first && self.cut.experts.len() == 1;
         let (Some(tail), true) = (&self.tail, whole) else {
             let layers = &self.cut.layers;
             return Err(Error::NotWhole { first: layers.start, end: layers.end });
         };
-        let batch = Batch { sequences: 1, inputs: tokens, targets: tokens };
         let shape = batch.checked(self.cut.config.vocab_size)?;
-        let x = self.enter(0, &batch, shape, None)?;
-        let x = self.through_layers(x, shape, &mut Alone)?;
-        Ok(tail.logits(&self.parameters, &x.gather_rows(&[tokens.len() as u32 - 1])))
+        let x = self.enter(0, batch, shape, None)?;
+        Ok((tail, self.through_layers(x, shape, &mut Alone)?))
     }
 
     fn through_layers(
@@ -172,8 +186,7 @@ impl Stage {
         Ok(match (input, self.embedding) {
             (Some(x), None) => x,
             (None, Some(id)) => {
-                let (table, d) = (self.parameters.table(id), self.cut.config.hidden_size as usize);
-                embedding::forward(table, d, batch.inputs, self.arithmetic.activation)
+                self.parameters.embedded(id, batch.inputs, self.arithmetic.activation)
             }
             (Some(_), Some(_)) | (None, None) => panic!("only the first stage has an embedding"),
         })

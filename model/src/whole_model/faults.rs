@@ -200,6 +200,7 @@ fn slots_out_of_order_and_strange_neighbours_are_refused() {
     let last = Cut { layers: 1..3, first: false, ..Cut::whole(small()) };
     let mut last = Stage::new(last, &StageOptions::new(Precision::F32, 1));
     assert!(matches!(last.logits(&[1]), Err(Error::NotWhole { first: 1, end: 3 })));
+    assert!(matches!(last.all_logits(&tokens.batch()), Err(Error::NotWhole { .. })));
     for wrong in [
         None,
         Some(Tensor::zeros(DType::Bf16, &[5, 24])),

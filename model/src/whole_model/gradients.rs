@@ -1,7 +1,7 @@
 //! Every parameter's gradient against differences of the loss, in f32.
 
 use shoal_plan::job::Precision;
-use shoal_plan::model::ModelConfig;
+use shoal_plan::model::{ModelConfig, RopeScaling};
 
 use super::harness::{scale_of, small, tokens, train_whole, weighted, windows};
 use crate::batch::Batch;
@@ -128,6 +128,21 @@ fn the_same_without_multi_token_prediction_and_with_two_shared_experts() {
 fn the_same_with_two_and_three_tokens_more_predicted() {
     for num_nextn_predict_layers in [2, 3] {
         check(ModelConfig { num_nextn_predict_layers, num_hidden_layers: 2, ..small() });
+    }
+}
+
+#[test]
+fn the_same_with_a_tied_head_and_positions_that_are_scaled() {
+    let scaling =
+        RopeScaling { mscale: Some(0.5), mscale_all_dim: Some(0.8), ..RopeScaling::yarn(4.0, 16) };
+    let rope_scaling = Some(scaling);
+    // A tied head's logits bend more, and a step along the table moves every layer: calmer weights, and
+    // no choice of experts that could flip.
+    let all = ModelConfig { num_experts_per_tok: 6, n_group: 1, topk_group: 1, ..small() };
+    let tied =
+        ModelConfig { tie_word_embeddings: true, rope_scaling, initializer_range: 0.15, ..all };
+    for num_nextn_predict_layers in [0, 1] {
+        check(ModelConfig { num_nextn_predict_layers, num_hidden_layers: 2, ..tied.clone() });
     }
 }
 

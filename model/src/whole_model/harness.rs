@@ -230,9 +230,8 @@ impl Cluster {
         for id in grid.cells().filter(|id| grid.cell(*id).replica == 0) {
             self.sum(&grid.replica_group(id), Class::Expert);
         }
-        // Without multi-token prediction the last stage has no copy.
-        let mtp = self.stages().any(|stage| !stage.cut().mtp_layers().is_empty());
-        let holders = if mtp { grid.embedding_group() } else { grid.stage_group(0) };
+        let both_ends = self.columns[0][0].cut().config.embedding_is_at_both_ends();
+        let holders = if both_ends { grid.embedding_group() } else { grid.stage_group(0) };
         self.sum(&holders, Class::Embedding);
     }
 

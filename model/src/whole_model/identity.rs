@@ -51,6 +51,17 @@ fn every_grid_has_the_uncut_models_gradients_whatever_the_number_of_tokens_predi
     }
 }
 
+#[test]
+fn the_same_with_a_tied_head_which_an_mtp_module_shares_or_not() {
+    for num_nextn_predict_layers in [0, 1] {
+        same_gradients(&tied(num_nextn_predict_layers));
+    }
+}
+
+fn tied(num_nextn_predict_layers: u32) -> ModelConfig {
+    ModelConfig { tie_word_embeddings: true, num_nextn_predict_layers, ..small() }
+}
+
 fn same_gradients(config: &ModelConfig) {
     let windows = step_windows(0, 23);
     let mut whole = Cluster::new(config, Grid::ONE, Precision::F32, 8);
@@ -154,10 +165,29 @@ fn the_same_grid_gives_the_same_bits_twice_whatever_the_threads() {
 }
 
 #[test]
+fn both_ends_of_a_pipeline_keep_one_tied_table() {
+    for num_nextn_predict_layers in [0, 1] {
+        let config = ModelConfig { initializer_range: 0.05, ..tied(num_nextn_predict_layers) };
+        let (want, _) = losses(&config, Grid::ONE, Precision::F32, 1e-3);
+        for grid in GRIDS {
+            let (got, cluster) = losses(&config, grid, Precision::F32, 1e-3);
+            assert_same_losses(&got, &want, 1e-4, grid);
+            assert_copies_agree(&cluster);
+        }
+    }
+}
+
+#[test]
 fn the_norm_counts_every_parameter_once() {
+    for config in [small(), tied(0), tied(1)] {
+        counted_once(&config);
+    }
+}
+
+fn counted_once(config: &ModelConfig) {
     let windows = step_windows(0, 23);
     let norm = |grid: Grid| {
-        let mut cluster = Cluster::new(&small(), grid, Precision::F32, 1);
+        let mut cluster = Cluster::new(config, grid, Precision::F32, 1);
         cluster.gradients(&windows);
         let mut sum = 0.0;
         for (number, column) in cluster.columns.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! One process: the model learns, evaluates and predicts.
 
+use shoal_kernels::compare::{Tolerance, assert_close};
 use shoal_plan::job::Precision;
 use shoal_plan::numerics::{Moments, ScaleFormat, Scales};
 
@@ -106,4 +107,28 @@ fn an_abandoned_step_changes_nothing() {
         assert_eq!(stage.parameters().master(name), clean.parameters().master(name), "{name}");
     }
     assert_eq!(stage.biases(), clean.biases());
+}
+
+#[test]
+fn all_logits_are_those_after_every_start_of_every_sequence_and_give_the_loss() {
+    let windows = windows(2, 9, 23, 1);
+    let tokens = tokens(&windows);
+    let stage = Stage::new(Cut::whole(small()), &StageOptions::new(Precision::F32, 1));
+    let all = stage.all_logits(&tokens.batch()).unwrap();
+    assert_eq!(all.len(), 2 * 8 * 23);
+    let (mut loss, mut rows) = (0.0, all.chunks(23));
+    for window in &windows {
+        for at in 1..window.len() {
+            let (got, want) = (rows.next().unwrap(), stage.logits(&window[..at]).unwrap());
+            assert_close("logits", got, &want, Tolerance::F32);
+            let sum: f64 = got.iter().map(|logit| f64::from(*logit).exp()).sum();
+            loss += sum.ln() - f64::from(got[window[at] as usize]);
+        }
+    }
+    let Evaluated::Loss { loss_sum, .. } =
+        stage.evaluate(&tokens.batch(), None, &mut Alone).unwrap()
+    else {
+        panic!("the last stage has a loss")
+    };
+    assert!((loss - loss_sum).abs() < 1e-4, "{loss} want {loss_sum}");
 }

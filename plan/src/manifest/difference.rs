@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::job::Job;
 use crate::learning_rate::LrSchedule;
@@ -52,9 +52,11 @@ pub fn difference(old: &Job, new: &Job) -> Vec<Change> {
 
 fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
-        for (key, value) in old {
+        let added = new.keys().filter(|key| !old.contains_key(*key));
+        for key in old.keys().chain(added) {
             let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            compare(&inner, value, &new[key], changes);
+            let of = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
+            compare(&inner, &of(old), &of(new), changes);
         }
     } else if old != new {
         let (path, harmless, note) = meaning(path);
@@ -104,7 +106,7 @@ fn show(value: &Value) -> String {
 mod tests {
     use super::*;
     use crate::job::Precision;
-    use crate::model::ModelConfig;
+    use crate::model::{ModelConfig, RopeScaling};
     use crate::schedule::Schedule;
 
     fn check(change: impl Fn(&mut Job), wanted: &str) {
@@ -170,5 +172,26 @@ mod tests {
             |job| job.model = ModelConfig { q_lora_rank: None, ..ModelConfig::tiny() },
             "spec.model.q_lora_rank: 96 -> null (changes the numbers)",
         );
+        check(
+            |job| job.model.tie_word_embeddings = true,
+            "spec.model.tie_word_embeddings: false -> true (changes the numbers)",
+        );
+        check(
+            |job| job.model.rope_scaling = Some(RopeScaling::yarn(4.0, 64)),
+            "spec.model.rope_scaling: null -> {\"",
+        );
+    }
+
+    #[test]
+    fn a_weight_that_was_not_written_before_is_a_change() {
+        let mut old = Job::example();
+        old.model.rope_scaling = Some(RopeScaling::yarn(4.0, 64));
+        let mut new = old.clone();
+        new.model.rope_scaling =
+            Some(RopeScaling { mscale: Some(0.5), ..RopeScaling::yarn(4.0, 64) });
+        let path = "spec.model.rope_scaling.mscale";
+        let line = |old: &Job, new: &Job| difference(old, new)[0].to_string();
+        assert_eq!(line(&old, &new), format!("{path}: null -> 0.5 (changes the numbers)"));
+        assert_eq!(line(&new, &old), format!("{path}: 0.5 -> null (changes the numbers)"));
     }
 }

@@ -1,35 +1,38 @@
 //! `spec.model`: a preset's name; a section with `preset` and fields that differ; or a section
 //! with `config`, the path of a Hugging Face `config.json`.
 
+mod rope;
+
 use std::path::Path;
 
 use super::complaint::{Complaint, Sources, quote};
 use super::nearest::nearest;
 use super::tree::{self, At, Node, Value};
-use super::{ReadFile, reader};
+use super::{ReadFile, reader, rules};
 use crate::model::ModelConfig;
 
 const PATH: &str = "spec.model";
 
-/// The fields that `config.json` may leave out. `transformers` drops the first (it has no MTP), and
-/// gives the others these values.
-const CONFIG_DEFAULTS: [(&str, Value); 5] = [
+/// The fields that `config.json` may leave out. No MTP modules where nothing is said of them; the others
+/// have these values in `transformers`.
+const CONFIG_DEFAULTS: [(&str, Value); 7] = [
     ("num_nextn_predict_layers", Value::Whole(0)),
     ("first_k_dense_replace", Value::Whole(3)),
     ("norm_topk_prob", Value::Bool(true)),
     ("q_lora_rank", Value::Null),
     ("initializer_range", Value::Real(0.02)),
+    ("rope_scaling", Value::Null),
+    ("tie_word_embeddings", Value::Bool(false)),
 ];
 
 /// What the network is, whatever a `config.json` says: a file that says otherwise is refused.
-const FIXED: [(&str, &str); 8] = [
+const FIXED: [(&str, &str); 7] = [
     ("model_type", "deepseek_v3"),
     ("scoring_func", "sigmoid"),
     ("topk_method", "noaux_tc"),
     ("hidden_act", "silu"),
     ("moe_layer_freq", "1"),
     ("attention_bias", "false"),
-    ("tie_word_embeddings", "false"),
     ("rope_interleave", "true"),
 ];
 
@@ -50,7 +53,13 @@ pub(super) fn read(
             names.extend(fields.entries().iter().map(|entry| entry.key.as_str()));
             reader::refuse_unknown(given.entries(), PATH, &names)?;
             let base = base(&given, sources, read_file)?;
-            base.overlay(without_source(given), PATH)?
+            let unscaled = given.get("rope_scaling").is_some_and(|node| node.value == Value::Null);
+            let mut merged = base.overlay(without_source(given), PATH)?;
+            if unscaled {
+                // An empty section gives nothing; here, null takes away what a file has.
+                *merged.section_entry("rope_scaling", At::NOWHERE) = Node::default();
+            }
+            merged
         }
         other @ (Value::Bool(_) | Value::Whole(_) | Value::Real(_) | Value::List(_)) => {
             let what = format!(
@@ -127,9 +136,20 @@ fn from_config(
     fields_of_config(tree::parse(&text, source)?, source)
 }
 
-/// The model that a configuration describes.
-pub(super) fn of_config(config: Node, source: usize) -> Result<ModelConfig, Complaint> {
-    reader::read(&fields_of_config(config, source)?, "")
+/// The model that a configuration describes, held against the rules for models.
+pub(super) fn of_config(config: Node, source: usize) -> Result<ModelConfig, Vec<Complaint>> {
+    let fields = fields_of_config(config, source)?;
+    let model = reader::read(&fields, "")?;
+    let mut root = Node { at: At::start(source), ..Node::default() };
+    root.put(PATH, fields);
+    rules::check_model(&model, &root).map_err(|mut complaints| {
+        for complaint in &mut complaints {
+            let in_file = complaint.path.strip_prefix(PATH).and_then(|path| path.strip_prefix('.'));
+            complaint.path = in_file.unwrap_or(&complaint.path).to_owned();
+        }
+        complaints
+    })?;
+    Ok(model)
 }
 
 fn fields_of_config(config: Node, source: usize) -> Result<Node, Complaint> {
@@ -138,7 +158,7 @@ fn fields_of_config(config: Node, source: usize) -> Result<Node, Complaint> {
         return Err(Complaint::new(At::start(source), "", what));
     }
     check_fixed(&config)?;
-    let theta = rope_theta(&config)?;
+    let rope = rope::read(&config)?;
 
     let mut model = Node { at: At::start(source), value: Value::Map(Vec::new()) };
     for (key, value) in CONFIG_DEFAULTS {
@@ -150,9 +170,11 @@ fn fields_of_config(config: Node, source: usize) -> Result<Node, Complaint> {
             *model.section_entry(&entry.key, entry.key_at) = entry.node.clone();
         }
     }
-    if let Some(theta) = theta {
-        let at = theta.at;
-        *model.section_entry("rope_theta", at) = theta;
+    for (key, node) in [("rope_theta", rope.theta), ("rope_scaling", Some(rope.scaling))] {
+        if let Some(node) = node {
+            let at = node.at;
+            *model.section_entry(key, at) = node;
+        }
     }
     // Types and missing keys are complained about in the words of the file itself.
     reader::read::<ModelConfig>(&model, "")?;
@@ -192,28 +214,4 @@ fn check_fixed(config: &Node) -> Result<(), Complaint> {
         return Err(Complaint::new(at, "num_key_value_heads", what));
     }
     Ok(())
-}
-
-/// `rope_parameters.rope_theta`, as `transformers` 5 writes it. Scaling in either form is refused.
-fn rope_theta(config: &Node) -> Result<Option<Node>, Complaint> {
-    let yarn = |at: At, path: &str| {
-        let what = "RoPE scaling (YaRN) is not supported for training yet";
-        let help = "remove it and set max_position_embeddings to the length before the extension \
-                    (DeepSeek-V3: 4096)";
-        Err(Complaint::new(at, path, what).help(help))
-    };
-    if let Some(scaling) = config.get("rope_scaling")
-        && scaling.value != Value::Null
-    {
-        return yarn(scaling.at, "rope_scaling");
-    }
-    let Some(parameters) = config.get("rope_parameters") else { return Ok(None) };
-    for key in ["rope_type", "type"] {
-        if let Some(kind) = parameters.get(key)
-            && kind.value != Value::Text("default".to_owned())
-        {
-            return yarn(kind.at, &format!("rope_parameters.{key}"));
-        }
-    }
-    Ok(parameters.get("rope_theta").cloned())
 }

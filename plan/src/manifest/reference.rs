@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::schema::{Section, sections_of_spec};
+use super::schema::{Section, section_of, sections_of_spec};
 
 /// Where the tables lie in the repository, below text that people wrote.
 pub const REFERENCE_FILE: &str = "docs/manifest.md";
@@ -54,7 +54,9 @@ fn with_defaults(inner: &Value, property: &Value) -> Value {
     let mut inner = inner.clone();
     if let Some(properties) = inner["properties"].as_object_mut() {
         for (key, value) in properties {
-            value["default"] = property["default"][key].clone();
+            if let Some(default) = property["default"].get(key) {
+                value["default"] = default.clone();
+            }
         }
     }
     inner
@@ -62,11 +64,7 @@ fn with_defaults(inner: &Value, property: &Value) -> Value {
 
 /// Follows one reference, however it is written.
 fn resolved<'a>(schema: &'a Value, definitions: &'a Value) -> &'a Value {
-    let direct = schema["$ref"].as_str();
-    match direct.and_then(|path| path.strip_prefix("#/$defs/")) {
-        Some(name) => &definitions[name],
-        None => schema,
-    }
+    section_of(schema).map_or(schema, |name| &definitions[name])
 }
 
 /// What may stand there, in a few words.
@@ -79,6 +77,9 @@ fn values(property: &Value, inner: &Value, definitions: &Value) -> String {
         Some(kinds) => kinds.iter().filter_map(kind).collect::<Vec<_>>().join(" or "),
         None => kind(&inner["type"]).unwrap_or_default().to_owned(),
     };
+    if property["anyOf"].is_array() {
+        text += " or null";
+    }
     if inner["items"].is_object() {
         let items = resolved(&inner["items"], definitions);
         let of = values(items, items, definitions);

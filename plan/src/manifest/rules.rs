@@ -12,6 +12,7 @@ pub(super) use bounds::{Bound, all as bounds};
 use super::complaint::{Complaint, quote};
 use super::tree::Node;
 use crate::job::Job;
+use crate::model::ModelConfig;
 
 /// A rule that does not hold.
 struct Broken {
@@ -31,12 +32,18 @@ struct Facts<'a> {
 /// These come first: the others divide.
 const BASICS: [Rule; 1] = [name_is_plain];
 
-const RELATIONS: [Rule; 26] = [
+/// Of the model alone.
+const OF_MODEL: [Rule; 7] = [
     model::groups_divide_experts,
     model::groups_can_be_scored,
     model::kept_groups_exist,
     model::kept_groups_have_enough_experts,
     model::rope_turns_pairs,
+    model::scaling_lengthens,
+    model::scaling_ramp_rises,
+];
+
+const RELATIONS: [Rule; 21] = [
     parallelism::experts_fill_shards,
     parallelism::listed_experts_add_up,
     parallelism::stages_have_layers,
@@ -66,7 +73,17 @@ pub(super) fn check(job: &Job, root: &Node) -> Result<(), Vec<Complaint>> {
     let basics = BASICS.iter().filter_map(|rule| rule(&facts));
     let bounds = bounds(job).into_iter().filter_map(|bound| bound.broken(root));
     facts.refuse(basics.chain(bounds).collect())?;
-    facts.refuse(RELATIONS.iter().filter_map(|rule| rule(&facts)).collect())
+    let relations = OF_MODEL.iter().chain(&RELATIONS);
+    facts.refuse(relations.filter_map(|rule| rule(&facts)).collect())
+}
+
+/// Checks the rules that look at a model alone, which stands at `spec.model` of `root`.
+pub(super) fn check_model(model: &ModelConfig, root: &Node) -> Result<(), Vec<Complaint>> {
+    let job = Job { model: model.clone(), ..Job::example() };
+    let facts = Facts { job: &job, root };
+    let bounds = bounds::of_model(model).into_iter();
+    facts.refuse(bounds.filter_map(|bound| bound.broken(root)).collect())?;
+    facts.refuse(OF_MODEL.iter().filter_map(|rule| rule(&facts)).collect())
 }
 
 impl Facts<'_> {

@@ -80,21 +80,42 @@ fn finished(mut schema: Value, defaults: &Value, path: &str, bounds: &[Bound]) -
         take(&mut schema, key);
     }
     schema["additionalProperties"] = false.into();
+    let mut inner = schema.get("$defs").cloned().unwrap_or_default();
     let properties = schema["properties"].as_object_mut().expect("a section has keys");
     for (key, property) in properties {
-        // `uint32` and the like say nothing that the bounds do not.
-        take(property, "format");
         if let Some(default) = defaults.get(key) {
             property["default"] = short(default);
         }
         let path = format!("{path}.{key}");
-        if let Some(bound) = bounds.iter().find(|bound| bound.path == path) {
-            for (keyword, value) in bound.keywords() {
-                property[keyword] = short(&value.into());
-            }
+        bounded(property, &path, bounds);
+        let section = section_of(property).and_then(|name| inner.get_mut(name));
+        let properties = section.and_then(|section| section.get_mut("properties")?.as_object_mut());
+        for (key, property) in properties.into_iter().flatten() {
+            bounded(property, &format!("{path}.{key}"), bounds);
         }
     }
+    if inner.is_object() {
+        schema["$defs"] = inner;
+    }
     schema
+}
+
+/// Writes down the bounds of one key.
+fn bounded(property: &mut Value, path: &str, bounds: &[Bound]) {
+    // `uint32` and the like say nothing that the bounds do not.
+    take(property, "format");
+    if let Some(bound) = bounds.iter().find(|bound| bound.path == path) {
+        for (keyword, value) in bound.keywords() {
+            property[keyword] = short(&value.into());
+        }
+    }
+}
+
+/// The name of the section that a key holds, or holds where it is not null.
+pub(super) fn section_of(property: &Value) -> Option<&str> {
+    let choices = property["anyOf"].as_array().into_iter().flatten();
+    let mut all = std::iter::once(property).chain(choices);
+    all.find_map(|choice| choice["$ref"].as_str()?.strip_prefix("#/$defs/"))
 }
 
 /// A preset's name, or a section.

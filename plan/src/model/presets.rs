@@ -47,8 +47,10 @@ impl ModelConfig {
             v_head_dim: 32,
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             max_position_embeddings: 1024,
             initializer_range: 0.02,
+            tie_word_embeddings: false,
         }
     }
 
@@ -109,8 +111,10 @@ impl ModelConfig {
             v_head_dim: 128,
             rms_norm_eps: 1e-5,
             rope_theta: 50_000.0,
+            rope_scaling: None,
             max_position_embeddings: 8192,
             initializer_range: 0.02,
+            tie_word_embeddings: false,
         }
     }
 
@@ -140,8 +144,10 @@ impl ModelConfig {
             v_head_dim: 128,
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             max_position_embeddings: 4096,
             initializer_range: 0.006,
+            tie_word_embeddings: false,
         }
     }
 }

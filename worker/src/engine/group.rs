@@ -21,10 +21,11 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// The groups of `cell`. The last stage holds a copy of the embedding only for MTP.
-    pub(super) fn of(grid: Grid, cell: CellId, mtp: bool) -> Self {
+    /// The groups of `cell`. The last stage may hold a copy of the embedding, see
+    /// `ModelConfig::embedding_is_at_both_ends`.
+    pub(super) fn of(grid: Grid, cell: CellId, both_ends: bool) -> Self {
         let stage = grid.cell(cell).stage;
-        let holders = if mtp { grid.embedding_group() } else { grid.stage_group(0) };
+        let holders = if both_ends { grid.embedding_group() } else { grid.stage_group(0) };
         Self {
             stage: grid.stage_group(stage),
             replicas: grid.replica_group(cell),

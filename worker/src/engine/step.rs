@@ -55,8 +55,7 @@ impl Trainer {
         let id = comm.cell();
         let Plan { grid, .. } = inputs.plan;
         let at = grid.cell(id);
-        let mtp = inputs.job.model.num_nextn_predict_layers > 0;
-        let groups = Groups::of(grid, id, mtp);
+        let groups = Groups::of(grid, id, inputs.job.model.embedding_is_at_both_ends());
         Self { id, at, chunks, comm, groups, early: Early::new(), found: None, inputs }
     }
 

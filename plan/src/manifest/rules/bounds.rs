@@ -3,6 +3,7 @@
 use super::super::tree::Node;
 use super::Broken;
 use crate::job::Job;
+use crate::model::{ModelConfig, RopeScaling};
 
 /// The values a number may have.
 pub(in super::super) struct Bound {
@@ -95,12 +96,12 @@ pub(in super::super) fn all(job: &Job) -> Vec<Bound> {
         within("spec.checkpoint.every", job.checkpoint.every as f64, 1.0, 1e9),
         whole("spec.checkpoint.keep", job.checkpoint.keep, 1.0),
     ];
-    bounds.extend(model_bounds(job));
+    bounds.extend(of_model(&job.model));
     bounds
 }
 
-fn model_bounds(job: &Job) -> Vec<Bound> {
-    let model = &job.model;
+/// Bounds of a model's numbers.
+pub(super) fn of_model(model: &ModelConfig) -> Vec<Bound> {
     let width = |path: &'static str, value: u32| within(path, value, 1.0, 131_072.0);
     let count = |path: &'static str, value: u32| within(path, value, 1.0, 4096.0);
     let mut bounds = vec![
@@ -127,5 +128,21 @@ fn model_bounds(job: &Job) -> Vec<Bound> {
         within("spec.model.initializer_range", model.initializer_range, 0.0, 10.0).above(),
     ];
     bounds.extend(model.q_lora_rank.map(|rank| width("spec.model.q_lora_rank", rank)));
+    bounds.extend(of_scaling(model.rope_scaling));
     bounds
+}
+
+/// Bounds of `rope_scaling`; also of a model without it, for the schema.
+fn of_scaling(scaling: Option<RopeScaling>) -> [Bound; 6] {
+    let scaling = scaling.unwrap_or(RopeScaling::yarn(1.0, 1));
+    let original = scaling.original_max_position_embeddings;
+    let (mscale, all_dim) = (scaling.mscale, scaling.mscale_all_dim);
+    [
+        within("spec.model.rope_scaling.factor", scaling.factor, 1.0, 65_536.0),
+        within("spec.model.rope_scaling.original_max_position_embeddings", original, 1.0, 1e9),
+        within("spec.model.rope_scaling.beta_fast", scaling.beta_fast, 0.0, 1e6).above(),
+        within("spec.model.rope_scaling.beta_slow", scaling.beta_slow, 0.0, 1e6).above(),
+        within("spec.model.rope_scaling.mscale", mscale.unwrap_or(0.0), 0.0, 100.0),
+        within("spec.model.rope_scaling.mscale_all_dim", all_dim.unwrap_or(0.0), 0.0, 100.0),
+    ]
 }

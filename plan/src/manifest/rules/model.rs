@@ -68,6 +68,29 @@ pub(super) fn rope_turns_pairs(facts: &Facts<'_>) -> Option<Broken> {
     broken("spec.model.qk_rope_head_dim", what, "")
 }
 
+pub(super) fn scaling_lengthens(facts: &Facts<'_>) -> Option<Broken> {
+    let model = &facts.job.model;
+    let original = model.rope_scaling?.original_max_position_embeddings;
+    let all = model.max_position_embeddings;
+    if original <= all {
+        return None;
+    }
+    broken(
+        "spec.model.rope_scaling.original_max_position_embeddings",
+        format!("{original} positions before scaling, but max_position_embeddings is {all}"),
+        format!("wanted at most {all}: the longest sequence of pre-training"),
+    )
+}
+
+pub(super) fn scaling_ramp_rises(facts: &Facts<'_>) -> Option<Broken> {
+    let scaling = facts.job.model.rope_scaling?;
+    if scaling.beta_slow <= scaling.beta_fast {
+        return None;
+    }
+    let what = format!("{} turns, but beta_fast is {}", scaling.beta_slow, scaling.beta_fast);
+    broken("spec.model.rope_scaling.beta_slow", what, "wanted at most beta_fast")
+}
+
 fn divisors(n: u32) -> String {
     let all = (1..=n).filter(|divisor| n.is_multiple_of(*divisor));
     all.map(|divisor| divisor.to_string()).collect::<Vec<_>>().join(", ")

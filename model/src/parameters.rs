@@ -51,8 +51,6 @@ struct Entry {
 #[derive(Clone, Debug)]
 enum Compute {
     Weight(Weight),
-    /// The embedding, rounded to BF16.
-    Table(Vec<f32>),
     /// Compute reads the master.
     Master,
 }
@@ -142,7 +140,6 @@ impl Parameters {
             match (compute, entry.specification.role) {
                 (Compute::Weight(weight), Role::Linear) => memory.linear_weights += weight.bytes(),
                 (Compute::Weight(weight), _) => memory.other_weights += weight.bytes(),
-                (Compute::Table(table), _) => memory.other_weights += size_of_val(&table[..]),
                 (Compute::Master, _) => {}
             }
         }
@@ -297,9 +294,8 @@ impl Parameters {
     pub(crate) fn embedded(&self, id: Id, tokens: &[u32], out: DType) -> Tensor {
         let width = self.entry(id).specification.shape[1];
         let table = match &self.compute[id.0] {
-            Compute::Table(values) => values,
             Compute::Master => self.values(id),
-            // A tied head's weight is kept in the dtype of the activations.
+            // Kept in the dtype of the activations.
             Compute::Weight(Weight::F32(rows) | Weight::Bf16(rows)) if rows.dtype() == out => {
                 return rows.gather_rows(tokens);
             }
@@ -384,12 +380,8 @@ impl Arithmetic {
     fn compute(self, specification: &Specification, master: &[f32]) -> Compute {
         let math = match specification.role {
             Role::Linear => self.weight,
-            Role::Wide | Role::Tied => self.wide,
             Role::Table if self.wide == Math::F32 => return Compute::Master,
-            Role::Table => {
-                let rounded = Tensor::from_f32(DType::Bf16, &specification.shape, master);
-                return Compute::Table(rounded.to_f32());
-            }
+            Role::Wide | Role::Tied | Role::Table => self.wide,
             Role::Gain | Role::Router => return Compute::Master,
         };
         let [n, k] = specification.shape[..] else {
@@ -402,7 +394,7 @@ impl Arithmetic {
 fn weight_of(compute: &Compute) -> &Weight {
     match compute {
         Compute::Weight(weight) => weight,
-        Compute::Table(_) | Compute::Master => panic!("a table or a gain is not a Linear's weight"),
+        Compute::Master => panic!("a gain is not a Linear's weight"),
     }
 }
 

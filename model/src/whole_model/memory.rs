@@ -47,11 +47,12 @@ fn the_planner_expects_what_a_cell_holds() {
             let logits = 4 * 192 * u64::from(job.model.vocab_size);
             let held = forward.cached().max(between.cached()) as u64 + logits;
             assert_eq!(planned.activations, held, "{what}");
-            // The estimate counts norms and routers, which compute reads from the masters, and not
-            // the scales of weights; the embedding is kept in FP32 in every precision.
+            // The estimate counts what compute reads from the masters (norms, routers, in f32 the
+            // embedding), and not
+            // the scales of weights.
             let weights = (forward.linear_weights + forward.other_weights) as f64;
             let off = weights / planned.weights as f64 - 1.0;
-            assert!(off.abs() < 0.05, "{off} {what}");
+            assert!(off.abs() < 0.03, "{off} {what}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The end of a launch: figures, curve, samples, where everything is, what to try next.
 
+use shoal_plan::arithmetic;
 use shoal_plan::job::Job;
 use shoal_plan::report::HELDOUT;
 
@@ -39,12 +40,18 @@ impl Finish<'_> {
             return Err(Stopped::Signal(signal));
         }
         self.tell_early_end();
-        let summary = self.metrics.summary(&Ending {
+        let mut summary = self.metrics.summary(&Ending {
             best: self.done.best,
             no_improvement: self.done.no_improvement,
             workers: self.job.workers.local,
             wall_seconds: self.watch.seconds(),
         });
+        // What the figures are the price of: runs of different networks stand side by side.
+        let parameters = arithmetic::parameters(&self.job.model);
+        let flops = arithmetic::flops_per_token(&self.job.model, self.job.training.sequence);
+        summary["parameters"] = parameters.total.into();
+        summary["parameters_active"] = parameters.active.into();
+        summary["flops_per_token"] = flops.into();
         self.run_dir.write_json("summary.json", &summary)?;
         self.curve();
         heading("Results");

@@ -96,7 +96,7 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
         .with_context(|| format!("opening {}", log_path.display()))?;
     let metrics_port = match start.metrics_port {
         0 => 0,
-        // Past the last port there is no other: that worker says that it is taken.
+        // The manifest's rules leave a port for every worker.
         first => first.saturating_add(worker.0 as u16),
     };
     let mut child = Command::new(program)

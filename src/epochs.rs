@@ -54,7 +54,7 @@ impl Epochs {
 #[cfg(test)]
 mod tests {
     use shoal_plan::plan::WorkerId;
-    use shoal_plan::report::{Outcome, SkippedStep};
+    use shoal_plan::report::{Outcome, Pass, SkippedStep};
 
     use super::*;
 
@@ -70,7 +70,8 @@ mod tests {
     /// A step of a run in which all have so many sequences.
     fn report(step: u64, sequences: u64) -> StepReport {
         let (skipped, worker) = ("inf in the loss".to_owned(), WorkerId(0));
-        let outcome = Outcome::Skipped(SkippedStep { step, skipped, worker, in_a_row: 1 });
+        let pass = Pass::Forward;
+        let outcome = Outcome::Skipped(SkippedStep { step, skipped, worker, in_a_row: 1, pass });
         StepReport { first_sequence: (step - 1) * sequences, sequences, outcome }
     }
 

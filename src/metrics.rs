@@ -12,6 +12,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shoal_plan::report::{Evaluation, HELDOUT, SkippedStep, StepRow};
+use shoal_plan::routing::RouterHealth;
 use shoal_plan::standing::{Best, Standing};
 
 use crate::run_dir::write_atomically;
@@ -210,6 +211,7 @@ impl Metrics {
             "tokens_per_second": tokens as f64 / seconds.iter().sum::<f64>(),
             "wall_seconds": ending.wall_seconds,
             "workers": ending.workers,
+            "router": router(rows),
         })
     }
 
@@ -232,6 +234,23 @@ impl Known {
         self.skipped.retain(|skipped| skipped.step <= step);
         self.evaluations.retain(|row| row.step <= step);
     }
+}
+
+/// The routers over the last steps, as `train_loss` is taken; dropped tokens over all. Null for a
+/// dense model.
+fn router(rows: &[StepRow]) -> Value {
+    let health = |row: &StepRow| RouterHealth::of(&row.router);
+    let tail: Vec<RouterHealth> =
+        rows[rows.len().saturating_sub(TRAIN_LOSS_STEPS)..].iter().filter_map(health).collect();
+    let Some(last) = tail.last() else { return Value::Null };
+    let mean = |of: fn(&RouterHealth) -> f64| tail.iter().map(of).sum::<f64>() / tail.len() as f64;
+    json!({
+        "load_entropy": mean(|health| health.load_entropy),
+        "load_max": mean(|health| health.load_max),
+        "dropped_tokens": rows.iter().flat_map(|row| &row.router).map(|layer| layer.dropped).sum::<u64>(),
+        "bias_min": last.bias_min,
+        "bias_max": last.bias_max,
+    })
 }
 
 fn text(line: &Line) -> anyhow::Result<String> {
@@ -293,6 +312,8 @@ fn seconds(line: &str, tokens: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use shoal_plan::plan::WorkerId;
+    use shoal_plan::report::Pass;
+    use shoal_plan::routing::Routing;
 
     use super::*;
 
@@ -307,6 +328,7 @@ mod tests {
             grad_norm: 1.0,
             lr: 2e-3,
             tokens: 2048,
+            router: vec![Routing::of(1, &[3, 5], 8, &[0.25, -0.5])],
         }
     }
 
@@ -321,7 +343,7 @@ mod tests {
 
     fn skipped(step: u64) -> SkippedStep {
         let (skipped, worker) = ("layer 3 forward".to_owned(), WorkerId(1));
-        SkippedStep { step, skipped, worker, in_a_row: 1 }
+        SkippedStep { step, skipped, worker, in_a_row: 1, pass: Pass::Forward }
     }
 
     fn ending() -> Ending {
@@ -341,7 +363,7 @@ mod tests {
         let mut wanted =
             ["step", "loss", "main_loss", "mtp_loss", "balance_loss", "grad_norm", "lr"]
                 .into_iter()
-                .chain(["tokens", "tokens_per_second"])
+                .chain(["tokens", "router", "tokens_per_second"])
                 .collect::<Vec<_>>();
         wanted.sort_unstable();
         assert_eq!(keys, wanted);
@@ -380,6 +402,8 @@ mod tests {
         let mean = (12..=21).map(|step| 5.0 / f64::from(step)).sum::<f64>() / 10.0;
         assert!((summary["train_loss"].as_f64().unwrap() - mean).abs() < 1e-12);
         assert_eq!(summary["workers"].as_u64(), Some(4));
+        let router = &summary["router"];
+        assert_eq!((router["dropped_tokens"].as_u64(), router["load_max"].as_f64()), (Some(0), Some(1.25)));
         assert_eq!(summary["steps"].as_u64(), Some(21));
         assert_eq!(summary["tokens"].as_u64(), Some(21 * 2048));
         assert!((summary["tokens_per_second"].as_f64().unwrap() - 4096.0).abs() < 1.0);
@@ -412,7 +436,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let back = r#"{"rolled_back_to":2,"from":4,"passed_over":16}"#;
         assert_eq!(text.lines().nth(6), Some(back), "{text}");
-        let skip = r#"{"step":4,"skipped":"layer 3 forward","worker":1,"in_a_row":1}"#;
+        let skip = r#"{"step":4,"skipped":"layer 3 forward","worker":1,"in_a_row":1,"pass":"forward"}"#;
         assert_eq!(text.lines().nth(5), Some(skip), "{text}");
         let standing = Standing { rollbacks: 1, ..at(4) };
         let again = Metrics::open(&path, &standing).unwrap();

@@ -95,7 +95,7 @@ impl Progress {
         if let Shown::Bar(bar) = &self.shown {
             bar.set_position(skipped.step);
         }
-        let SkippedStep { step, skipped, worker, in_a_row } = skipped;
+        let SkippedStep { step, skipped, worker, in_a_row, .. } = skipped;
         self.say(&format!("step {step} skipped: {skipped} on {worker} ({in_a_row} in a row)"));
     }
 

@@ -127,6 +127,17 @@ pub(crate) fn summary(summary: &Value) -> String {
             rows.push(vec![format!("{set} loss"), text]);
         }
     }
+    let router = |key: &str| summary["router"][key].as_f64();
+    if let (Some(entropy), Some(load)) = (router("load_entropy"), router("load_max")) {
+        let text = format!(
+            "load entropy {entropy:.3} of 1, busiest expert {load:.2} x the mean, {} tokens dropped, \
+             biases {:.3} to {:.3}",
+            summary["router"]["dropped_tokens"],
+            router("bias_min").unwrap_or(f64::NAN),
+            router("bias_max").unwrap_or(f64::NAN)
+        );
+        rows.push(vec!["routers".to_owned(), text]);
+    }
     let speed = format!(
         "{} tokens/s with {} workers",
         short(number("tokens_per_second")),
@@ -261,6 +272,11 @@ mod tests {
         );
         assert!(text.contains("300 (2 of them skipped), 614.4k tokens"), "{text}");
         assert!(text.contains("rollbacks      1: the run went back"), "{text}");
+        more["router"] = json!({ "load_entropy": 0.9876, "load_max": 1.5, "dropped_tokens": 0,
+            "bias_min": -0.0625, "bias_max": 0.03125 });
+        let text = summary(&more);
+        let routers = "load entropy 0.988 of 1, busiest expert 1.50 x the mean, 0 tokens dropped";
+        assert!(text.contains(routers) && text.contains("biases -0.062 to 0.031"), "{text}");
         let mut stopped = object;
         stopped["heldout_nats_per_byte"] = Value::Null;
         assert!(!summary(&stopped).contains("held-out"));

@@ -3,17 +3,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_plan::checkpoint::CheckpointManifest;
-use shoal_proto::ToWorker;
+use shoal_proto::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::checkpoints::{self, Keep};
 use crate::error::Error;
 use crate::ledger::Ledger;
-use crate::metrics::Metrics;
+use crate::metrics::{Committed, Metrics, Rejected};
 use crate::news::{Command, News};
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Effect, Event, State};
@@ -65,6 +65,8 @@ pub(crate) struct Conductor {
     metrics: Metrics,
     /// When the last step was committed, or training began.
     stepped: Option<Instant>,
+    /// When the run went back, until all train again.
+    went_back: Option<Instant>,
     /// Results of manifests that were written on other threads.
     written: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     /// What carrying out an effect gave rise to.
@@ -87,6 +89,7 @@ impl Conductor {
             news,
             metrics,
             stepped: None,
+            went_back: None,
             written: mpsc::unbounded_channel(),
             follow_ups: VecDeque::new(),
         })
@@ -135,11 +138,32 @@ impl Conductor {
             if let Event::HungUp { connection, .. } = &event {
                 self.sessions.remove(connection);
             }
+            let heard = self.hear(&event);
             let now_ms = self.started.elapsed().as_millis() as u64;
             for effect in self.state.apply(now_ms, event) {
+                if let (Effect::Close { connection, .. }, Some(speaker)) = (&effect, heard)
+                    && *connection == speaker
+                    && self.state.worker_of(speaker).is_none()
+                {
+                    self.metrics.rejected(Rejected::Refused);
+                }
                 self.carry_out(effect);
             }
+            self.metrics.workers(&self.state.workers());
         }
+    }
+
+    /// Notes who spoke, and what a worker says of its speed. Returns the speaker of a message that
+    /// was understood.
+    fn hear(&self, event: &Event) -> Option<ConnectionId> {
+        let Event::Message { connection, message } = event else { return None };
+        if let Some(worker) = self.state.worker_of(*connection) {
+            self.metrics.heard(worker, unix_seconds());
+            if let FromWorker::StepDone { compute_seconds, .. } = message {
+                self.metrics.computed(worker, *compute_seconds);
+            }
+        }
+        Some(*connection)
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -175,6 +199,10 @@ impl Conductor {
         let seconds = match news {
             News::Started => {
                 self.stepped = Some(Instant::now());
+                self.went_back.take().map(|then| then.elapsed().as_secs_f64())
+            }
+            News::RolledBack { .. } => {
+                self.went_back = Some(Instant::now());
                 None
             }
             News::Step(_) => {
@@ -184,7 +212,6 @@ impl Conductor {
             News::Joined { .. }
             | News::Planned(_)
             | News::Evaluated { .. }
-            | News::RolledBack { .. }
             | News::CheckpointCommitted { .. }
             | News::CheckpointFailed { .. }
             | News::Finished { .. }
@@ -204,15 +231,32 @@ impl Conductor {
     fn commit(&self, manifest: CheckpointManifest) {
         let (checkpoints, keep) = (self.checkpoints.clone(), self.keep);
         let (sync, done) = (self.ledger.syncer(), self.written.0.clone());
+        let metrics = self.metrics.clone();
         tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
             // The rows a checkpoint stands on must not be younger than it after a power cut.
             let result = sync
                 .and_then(|sync| sync())
-                .and_then(|()| checkpoints::commit(&checkpoints, &manifest, keep))
-                .map_err(|error| in_full(&error));
-            done.send(Event::CheckpointWritten { step: manifest.standing.step, result }).ok();
+                .and_then(|()| checkpoints::commit(&checkpoints, &manifest, keep));
+            let step = manifest.standing.step;
+            let committed = Committed {
+                step,
+                bytes: manifest.files.iter().map(|file| file.bytes).sum(),
+                seconds: started.elapsed().as_secs_f64(),
+                unix_seconds: unix_seconds(),
+            };
+            metrics.committed(&committed, result.as_ref().copied());
+            let result = result.map_err(|error| in_full(&error));
+            done.send(Event::CheckpointWritten { step, result }).ok();
         });
     }
+}
+
+/// Now, for people and Prometheus: nothing is decided by it.
+#[expect(clippy::disallowed_methods, reason = "a timestamp for Prometheus is wall time")]
+fn unix_seconds() -> f64 {
+    // A clock before 1970 is set wrong, and its owner will see it in the metrics.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 fn event(command: Command) -> Event {

@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep};
 
+use crate::metrics::{Metrics, Rejected};
+
 /// How many, and how long without a hello.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -51,6 +53,8 @@ pub(crate) struct Guarded {
     stream: TcpStream,
     pass: Pass,
     deadline: Pin<Box<Sleep>>,
+    /// Until it has counted itself as turned away.
+    metrics: Option<Metrics>,
     /// Gives the place back when the connection is dropped.
     _place: OwnedSemaphorePermit,
 }
@@ -62,6 +66,9 @@ impl Guarded {
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.pass.is_admitted() && self.deadline.as_mut().poll(cx).is_ready() {
+            if let Some(metrics) = self.metrics.take() {
+                metrics.rejected(Rejected::NoHello);
+            }
             return Err(io::Error::new(io::ErrorKind::TimedOut, "no hello before the deadline"));
         }
         Ok(())
@@ -103,6 +110,7 @@ pub(crate) async fn accept(
     listener: TcpListener,
     limits: Limits,
     accepted: mpsc::Sender<io::Result<Guarded>>,
+    metrics: Metrics,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
     loop {
@@ -116,6 +124,7 @@ pub(crate) async fn accept(
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            metrics.rejected(Rejected::Connections);
             tracing::warn!(limits.connections_max, "a connection too many was closed");
             continue;
         };
@@ -124,7 +133,8 @@ pub(crate) async fn accept(
             continue;
         }
         let deadline = Box::pin(sleep(limits.hello_deadline));
-        let guarded = Guarded { stream, pass: Pass::default(), deadline, _place: place };
+        let (pass, metrics) = (Pass::default(), Some(metrics.clone()));
+        let guarded = Guarded { stream, pass, deadline, metrics, _place: place };
         if accepted.send(Ok(guarded)).await.is_err() {
             return;
         }

@@ -1,25 +1,37 @@
-//! What the coordinator tells Prometheus about a run: losses, steps, workers, checkpoints.
+//! What the coordinator tells Prometheus about a run: losses, steps, routers, workers, checkpoints.
 //!
-//! Names and units: `docs/metrics.md`. Fed with the same news the launcher hears.
+//! Names and units: `docs/metrics.md`. Fed with the same news the launcher hears, and by the rims:
+//! whatever reads a clock stands there.
 
-use prometheus::core::Collector;
+mod book;
+mod checkpoints;
+mod workers;
+
+use std::collections::BTreeMap;
+
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
 };
 use shoal_plan::arithmetic;
+use shoal_plan::job::Job;
+use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Outcome, StepRow};
 
+use crate::error::Error;
 use crate::news::News;
 use crate::settings::Settings;
+use book::Book;
+use checkpoints::Checkpoints;
+use workers::Workers;
 
-/// A millisecond to a minute and a half: a tiny step on a laptop, a large one on slow links.
-const BUCKETS_S: (f64, f64, usize) = (1e-3, 2.0, 17);
+pub(crate) use checkpoints::Committed;
+pub(crate) use workers::{AuthFailure, Rejected, WorkerState};
 
 /// The figures of one run. Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    job: Job,
     step: IntGauge,
     steps: IntCounter,
     tokens: IntCounter,
@@ -28,107 +40,92 @@ pub struct Metrics {
     learning_rate: Gauge,
     step_seconds: Histogram,
     evaluation_loss: GaugeVec,
-    workers: IntGauge,
-    generation: IntGauge,
-    checkpoints: IntCounter,
-    checkpoint_failures: IntCounter,
-    checkpoint_step: IntGauge,
+    epoch: IntGauge,
     nonfinite: IntCounterVec,
-    rollbacks: IntCounter,
+    recoveries: IntCounterVec,
+    recovery_seconds: Histogram,
+    routers: Routers,
+    workers: Workers,
+    checkpoints: Checkpoints,
+}
+
+/// By layer: there are as many as the network has.
+#[derive(Clone, Debug)]
+struct Routers {
+    entropy: GaugeVec,
+    busiest: GaugeVec,
+    bias: GaugeVec,
+    dropped: IntCounter,
 }
 
 impl Metrics {
     /// Nothing has happened yet.
     pub fn new(settings: &Settings) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let (start, factor, count) = BUCKETS_S;
-        let buckets = prometheus::exponential_buckets(start, factor, count)?;
-        let facts = facts(settings)?;
-        let metrics = Self {
-            step: IntGauge::new("shoal_step", "The last committed step.")?,
-            steps: IntCounter::new("shoal_steps_total", "Steps committed since the start.")?,
-            tokens: IntCounter::new("shoal_tokens_total", "Target tokens trained.")?,
-            loss: GaugeVec::new(
-                Opts::new("shoal_train_loss", "Training loss of the last step, in nats per token."),
+        let book = Book::new(&registry);
+        facts(&book, settings)?;
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            job: settings.job.clone(),
+            step: book.integer("shoal_step", "The last committed step.")?,
+            steps: book.counter("shoal_steps_total", "Steps committed since the start.")?,
+            tokens: book.counter("shoal_tokens_total", "Target tokens trained.")?,
+            loss: book.gauges(
+                "shoal_train_loss",
+                "Training loss of the last step, in nats per token.",
                 &["part"],
             )?,
-            grad_norm: Gauge::new("shoal_grad_norm", "Global gradient norm before clipping.")?,
-            learning_rate: Gauge::new("shoal_learning_rate", "Learning rate of the last step.")?,
-            step_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "shoal_step_interval_seconds",
-                    "Time from one committed step to the next.",
-                )
-                .buckets(buckets),
+            grad_norm: book.gauge("shoal_grad_norm", "Global gradient norm before clipping.")?,
+            learning_rate: book
+                .gauge("shoal_learning_rate", "Learning rate of the last step.")?,
+            step_seconds: book.seconds(
+                "shoal_step_interval_seconds",
+                "Time from one committed step to the next.",
             )?,
-            evaluation_loss: GaugeVec::new(
-                Opts::new(
-                    "shoal_evaluation_loss",
-                    "Loss of the last evaluation, in nats per token.",
-                ),
+            evaluation_loss: book.gauges(
+                "shoal_evaluation_loss",
+                "Loss of the last evaluation, in nats per token.",
                 &["set"],
             )?,
-            workers: IntGauge::new("shoal_workers", "Workers that have joined.")?,
-            generation: IntGauge::new("shoal_plan_generation", "Number of the plan in force.")?,
-            checkpoints: IntCounter::new("shoal_checkpoints_total", "Checkpoints completed.")?,
-            checkpoint_failures: IntCounter::new(
-                "shoal_checkpoint_failures_total",
-                "Checkpoints that could not be completed.",
+            epoch: book.integer(
+                "shoal_membership_epoch",
+                "Number of the plan in force: who trains, and what. 0 before the first.",
             )?,
-            checkpoint_step: IntGauge::new(
-                "shoal_checkpoint_last_step",
-                "The step of the newest complete checkpoint.",
+            nonfinite: book.counters(
+                "shoal_nonfinite_total",
+                "Steps that were skipped because a value was not finite, by where it was met.",
+                ("where", &["forward", "backward", "gradient"]),
             )?,
-            nonfinite: IntCounterVec::new(
-                Opts::new(
-                    "shoal_nonfinite_total",
-                    "Steps that were skipped because a value was not finite.",
-                ),
-                &["worker"],
-            )?,
-            rollbacks: IntCounter::new(
-                "shoal_rollbacks_total",
+            recoveries: book.counters(
+                "shoal_recoveries_total",
                 "How often the run went back to a checkpoint.",
+                ("cause", &["nonfinite"]),
             )?,
+            recovery_seconds: book.seconds(
+                "shoal_recovery_duration_seconds",
+                "Time from going back to a checkpoint until all workers train again.",
+            )?,
+            routers: Routers::new(&book)?,
+            workers: Workers::new(&book)?,
+            checkpoints: Checkpoints::new(&book)?,
             registry,
-        };
-        metrics.register(facts)?;
-        Ok(metrics)
+        })
     }
 
-    fn register(&self, facts: Vec<Box<dyn Collector>>) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 15] = [
-            Box::new(self.step.clone()),
-            Box::new(self.steps.clone()),
-            Box::new(self.tokens.clone()),
-            Box::new(self.loss.clone()),
-            Box::new(self.grad_norm.clone()),
-            Box::new(self.learning_rate.clone()),
-            Box::new(self.step_seconds.clone()),
-            Box::new(self.evaluation_loss.clone()),
-            Box::new(self.workers.clone()),
-            Box::new(self.generation.clone()),
-            Box::new(self.checkpoints.clone()),
-            Box::new(self.checkpoint_failures.clone()),
-            Box::new(self.checkpoint_step.clone()),
-            Box::new(self.nonfinite.clone()),
-            Box::new(self.rollbacks.clone()),
-        ];
-        for one in facts.into_iter().chain(all) {
-            self.registry.register(one)?;
-        }
-        #[cfg(target_os = "linux")]
-        self.registry
-            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(())
-    }
-
-    /// Takes in one piece of news; `seconds` is the time since the step before.
+    /// Takes in one piece of news; `seconds` is the time since what it ends: of a step since the one
+    /// before, of a start since the run went back.
     pub(crate) fn observe(&self, news: &News, seconds: Option<f64>) {
         match news {
-            News::Joined { joined, .. } => self.workers.set((*joined).into()),
-            News::Planned(plan) => self.generation.set(whole(plan.generation.0)),
-            News::Started | News::Finished { .. } | News::Failed(_) => {}
+            News::Planned(plan) => {
+                self.epoch.set(whole(plan.generation.0));
+                self.workers.planned(&self.job, plan);
+            }
+            News::Started => {
+                if let Some(seconds) = seconds {
+                    self.recovery_seconds.observe(seconds);
+                }
+            }
             News::Step(report) => {
                 self.step.set(whole(report.step()));
                 self.steps.inc();
@@ -138,8 +135,7 @@ impl Metrics {
                 match &report.outcome {
                     Outcome::Trained(row) => self.trained(row),
                     Outcome::Skipped(skipped) => {
-                        let worker = skipped.worker.0.to_string();
-                        self.nonfinite.with_label_values(&[&worker]).inc();
+                        self.nonfinite.with_label_values(&[&skipped.pass.to_string()]).inc();
                     }
                 }
             }
@@ -150,14 +146,16 @@ impl Metrics {
                 }
             }
             News::RolledBack { to, .. } => {
-                self.rollbacks.inc();
+                // Nothing else makes a run go back today.
+                self.recoveries.with_label_values(&["nonfinite"]).inc();
                 self.step.set(whole(*to));
             }
-            News::CheckpointCommitted { step } => {
-                self.checkpoints.inc();
-                self.checkpoint_step.set(whole(*step));
-            }
-            News::CheckpointFailed { .. } => self.checkpoint_failures.inc(),
+            // Checkpoints are counted where they are committed.
+            News::CheckpointCommitted { .. }
+            | News::CheckpointFailed { .. }
+            | News::Joined { .. }
+            | News::Finished { .. }
+            | News::Failed(_) => {}
         }
     }
 
@@ -173,6 +171,37 @@ impl Metrics {
         }
         self.grad_norm.set(row.grad_norm);
         self.learning_rate.set(row.lr);
+        self.routers.routed(row);
+    }
+
+    /// So many workers are in each state.
+    pub(crate) fn workers(&self, count: &BTreeMap<WorkerState, u32>) {
+        self.workers.states(count);
+    }
+
+    /// A worker was heard at this Unix time.
+    pub(crate) fn heard(&self, worker: WorkerId, unix_seconds: f64) {
+        self.workers.heard(worker, unix_seconds);
+    }
+
+    /// A worker computed for so long in one step.
+    pub(crate) fn computed(&self, worker: WorkerId, seconds: f64) {
+        self.workers.computed(worker, seconds);
+    }
+
+    /// A call without the run's secret was refused.
+    pub(crate) fn auth_failed(&self, why: AuthFailure) {
+        self.workers.auth_failed(why);
+    }
+
+    /// A connection or a call was turned away.
+    pub(crate) fn rejected(&self, why: Rejected) {
+        self.workers.rejected(why);
+    }
+
+    /// The last act of a checkpoint is over.
+    pub(crate) fn committed(&self, what: &Committed, result: Result<(), &Error>) {
+        self.checkpoints.committed(what, result);
     }
 
     /// Everything, in the text format 0.0.4.
@@ -184,30 +213,69 @@ impl Metrics {
     }
 }
 
+impl Routers {
+    fn new(book: &Book) -> prometheus::Result<Self> {
+        Ok(Self {
+            entropy: book.gauges(
+                "shoal_router_load_entropy_ratio",
+                "Entropy of the experts' shares of the tokens; 1: all experts have as many.",
+                &["layer"],
+            )?,
+            busiest: book.gauges(
+                "shoal_router_load_max_ratio",
+                "Tokens of the busiest expert as a multiple of the mean.",
+                &["layer"],
+            )?,
+            bias: book.gauges(
+                "shoal_router_bias",
+                "Least and largest of the biases that balance the experts.",
+                &["layer", "bound"],
+            )?,
+            dropped: book.counter(
+                "shoal_router_dropped_tokens_total",
+                "Choices of an expert that no expert has counted. Always 0.",
+            )?,
+        })
+    }
+
+    fn routed(&self, row: &StepRow) {
+        for routing in &row.router {
+            let layer = routing.layer.to_string();
+            self.entropy.with_label_values(&[&layer]).set(routing.load_entropy);
+            self.busiest.with_label_values(&[&layer]).set(routing.load_max);
+            self.bias.with_label_values(&[&*layer, "min"]).set(routing.bias_min.into());
+            self.bias.with_label_values(&[&*layer, "max"]).set(routing.bias_max.into());
+            self.dropped.inc_by(routing.dropped);
+        }
+    }
+}
+
 /// What does not change: which run this is, of which program, and how large the network.
-fn facts(settings: &Settings) -> prometheus::Result<Vec<Box<dyn Collector>>> {
+fn facts(book: &Book, settings: &Settings) -> prometheus::Result<()> {
     let job = &settings.job;
     let parameters = arithmetic::parameters(&job.model);
-    let info = Opts::new("shoal_run_info", "What is trained.")
-        .const_label("run_id", settings.run.0.clone())
-        .const_label("name", job.name.clone())
-        .const_label("precision", job.training.precision.to_string())
-        .const_label("grid", job.grid.to_string());
-    let info = IntGauge::with_opts(info)?;
-    info.set(1);
-    let build = Opts::new("shoal_build_info", "The program's version.")
-        .const_label("version", env!("CARGO_PKG_VERSION"));
-    let build = IntGauge::with_opts(build)?;
-    build.set(1);
-    let counts = GaugeVec::new(
-        Opts::new("shoal_model_parameters", "Parameters of the network."),
-        &["kind"],
+    book.fact(
+        "shoal_run_info",
+        "What is trained.",
+        &[
+            ("run_id", settings.run.0.clone()),
+            ("name", job.name.clone()),
+            ("precision", job.training.precision.to_string()),
+            ("grid", job.grid.to_string()),
+        ],
     )?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    book.fact("shoal_build_info", "The program's version.", &[("version", version)])?;
+    let counts =
+        book.gauges("shoal_model_parameters", "Parameters of the network.", &["kind"])?;
     counts.with_label_values(&["total"]).set(parameters.total as f64);
     counts.with_label_values(&["active"]).set(parameters.active as f64);
-    Ok(vec![Box::new(info), Box::new(build), Box::new(counts)])
+    Ok(())
 }
 
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::conductor::{Conductor, Inbound, Outgoing, Session};
 use crate::door::{self, Guarded, Limits, Pass};
 use crate::error::Error;
-use crate::metrics::Metrics;
+use crate::metrics::{AuthFailure, Metrics, Rejected};
 use crate::news::{Command, News};
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
@@ -66,8 +66,9 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
     let conductor = Conductor::new(settings, news_sender, metrics.clone())?;
 
     let (accepted_sender, accepted) = mpsc::channel(1);
-    tokio::spawn(door::accept(listener, limits, accepted_sender));
-    let sessions = Sessions { inbox: inbox_sender, opened: AtomicU64::new(0), limits };
+    tokio::spawn(door::accept(listener, limits, accepted_sender, metrics.clone()));
+    let opened = AtomicU64::new(0);
+    let sessions = Sessions { inbox: inbox_sender, opened, limits, metrics: metrics.clone() };
     let service = CoordinatorServer::new(sessions)
         .max_decoding_message_size(FROM_WORKER_BYTES_MAX)
         .max_encoding_message_size(TO_WORKER_BYTES_MAX);
@@ -79,7 +80,7 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(8))
         .http2_max_local_error_reset_streams(Some(8))
-        .add_service(InterceptedService::new(service, only_members(secret)))
+        .add_service(InterceptedService::new(service, only_members(secret, metrics.clone())))
         .serve_with_incoming(ReceiverStream::new(accepted));
     tokio::spawn(async move {
         // The server ends with the run: dropping it closes the port.
@@ -98,12 +99,17 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
 /// Refuses whoever does not know the run's secret, in the same words whatever is wrong with it.
 fn only_members(
     secret: Secret,
+    metrics: Metrics,
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| {
-        let given = request.metadata().get(SECRET_KEY).and_then(|value| value.to_str().ok());
-        if given.and_then(|text| Secret::from_hex(text).ok()).as_ref() == Some(&secret) {
-            return Ok(request);
-        }
+        let given = request.metadata().get(SECRET_KEY);
+        let read = given.map(|value| value.to_str().ok().and_then(|hex| Secret::from_hex(hex).ok()));
+        metrics.auth_failed(match read {
+            Some(Some(given)) if given == secret => return Ok(request),
+            Some(Some(_)) => AuthFailure::Wrong,
+            Some(None) => AuthFailure::Malformed,
+            None => AuthFailure::Missing,
+        });
         tracing::warn!("a connection without the run's secret was refused");
         Err(Status::unauthenticated("the secret of this run is missing or wrong"))
     }
@@ -121,6 +127,7 @@ struct Sessions {
     inbox: mpsc::Sender<Inbound>,
     opened: AtomicU64,
     limits: Limits,
+    metrics: Metrics,
 }
 
 #[tonic::async_trait]
@@ -140,7 +147,8 @@ impl Coordinator for Sessions {
             return Err(Status::unavailable("the run has ended"));
         }
         let (inbox, limits) = (self.inbox.clone(), self.limits);
-        let reader = Reader { connection, messages: request.into_inner(), pass, inbox };
+        let (messages, metrics) = (request.into_inner(), self.metrics.clone());
+        let reader = Reader { connection, messages, pass, inbox, metrics };
         tokio::spawn(async move {
             tokio::select! {
                 () = reader.read(limits) => {}
@@ -161,13 +169,18 @@ struct Reader {
     messages: Streaming<raw::FromWorker>,
     pass: Pass,
     inbox: mpsc::Sender<Inbound>,
+    metrics: Metrics,
 }
 
 impl Reader {
     async fn read(mut self, limits: Limits) {
         let connection = self.connection;
         let first = tokio::time::timeout(limits.hello_deadline, self.next()).await;
-        let late = || Event::BadMessage { connection, why: "no hello in time".to_owned() };
+        let metrics = self.metrics.clone();
+        let late = || {
+            metrics.rejected(Rejected::NoHello);
+            Event::BadMessage { connection, why: "no hello in time".to_owned() }
+        };
         let mut event = first.unwrap_or_else(|_| late());
         if let Event::Message { message: FromWorker::Hello(_), .. } = event {
             self.pass.admit();
@@ -186,7 +199,10 @@ impl Reader {
         match self.messages.message().await {
             Ok(Some(raw)) => match FromWorker::try_from(raw) {
                 Ok(message) => Event::Message { connection, message },
-                Err(error) => Event::BadMessage { connection, why: error.to_string() },
+                Err(error) => {
+                    self.metrics.rejected(Rejected::BadMessage);
+                    Event::BadMessage { connection, why: error.to_string() }
+                }
             },
             Ok(None) => Event::HungUp { connection, why: "closed by the worker".to_owned() },
             Err(status) => Event::HungUp { connection, why: status.message().to_owned() },

@@ -19,6 +19,7 @@ use shoal_plan::standing::Standing;
 use shoal_proto::{FromWorker, ToWorker};
 
 use crate::ledger::LedgerRow;
+use crate::metrics::WorkerState;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
 use cause::{Sign, Signs};
@@ -134,6 +135,19 @@ struct Member {
     finished: Option<Ending>,
     /// It waits to be told from where to go on.
     going_back: Option<Standing>,
+}
+
+impl Member {
+    fn state(&self, phase: Phase) -> WorkerState {
+        match phase {
+            _ if !self.connected => WorkerState::Lost,
+            _ if self.finished.is_some() => WorkerState::Finished,
+            Phase::Training | Phase::Stopping => WorkerState::Training,
+            Phase::Gathering | Phase::Preparing if self.ready => WorkerState::Ready,
+            Phase::Gathering | Phase::Preparing => WorkerState::Joining,
+            Phase::Ended => WorkerState::Finished,
+        }
+    }
 }
 
 /// The coordinator of one run.
@@ -276,7 +290,16 @@ impl State {
         }
     }
 
-    fn worker_of(&self, connection: ConnectionId) -> Option<WorkerId> {
+    /// How many workers are how far.
+    pub(crate) fn workers(&self) -> BTreeMap<WorkerState, u32> {
+        let mut count = BTreeMap::new();
+        for member in self.members.values() {
+            *count.entry(member.state(self.phase)).or_default() += 1;
+        }
+        count
+    }
+
+    pub(crate) fn worker_of(&self, connection: ConnectionId) -> Option<WorkerId> {
         let mut members = self.members.iter();
         members.find(|(_, member)| member.connection == connection).map(|(worker, _)| *worker)
     }

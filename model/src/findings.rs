@@ -3,15 +3,7 @@
 use std::fmt;
 
 use shoal_kernels::tensor::Tensor;
-
-/// Where in a step a value was met. In the order in which they run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pass {
-    Forward,
-    Backward,
-    /// In an accumulated gradient, after passes that were finite everywhere.
-    Gradient,
-}
+pub use shoal_plan::report::Pass;
 
 /// A value that is not finite, and where it was met first on a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use shoal_kernels::adamw;
 use shoal_kernels::tensor::Tensor;
+use shoal_plan::routing::Routing;
 
 use crate::arithmetic::Arithmetic;
 use crate::batch::BatchShape;
@@ -165,6 +166,16 @@ impl Stage {
     /// summed over the stage's cells before `update`.
     pub fn counts_mut(&mut self) -> &mut [u64] {
         &mut self.counts
+    }
+
+    /// How evenly the experts of every layer of `Cut::moe_layers` were chosen since the last update,
+    /// of `tokens` tokens in all. Valid after the counts were summed.
+    pub fn routing(&self, tokens: u64) -> Vec<Routing> {
+        let config = &self.cut.config;
+        let choices = tokens * u64::from(config.num_experts_per_tok);
+        let counts = self.counts.chunks_exact(config.n_routed_experts.max(1) as usize);
+        let layers = self.moes().zip(counts);
+        layers.map(|(moe, counts)| Routing::of(moe.layer(), counts, choices, &moe.bias)).collect()
     }
 
     /// Where a number was first not finite since the last update: `layer 2 forward`,

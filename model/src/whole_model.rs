@@ -1,7 +1,8 @@
 //! Tests of the whole network: gradients against differences, grids against the uncut model,
-//! unequal parts, learning, what precision and options change, and everything that can go wrong
+//! unequal parts, learning, balance of the experts, what precision and options change, and everything that can go wrong
 //! between cells.
 
+mod balance;
 mod faults;
 mod gradients;
 mod harness;

@@ -5,7 +5,7 @@
 //! Reading order: `grid` (cells), `model` (the network's sizes), `numerics` (how numbers are kept), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
 //! (who hosts which cell, and why), `schedule` (slots), `batch` and `samples` (which text when),
-//! `learning_rate` (how fast it learns when), `standing` (how a run stands, beside its tensors).
+//! `learning_rate` (how fast it learns when), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
 
 pub mod arithmetic;
 mod balance;
@@ -22,6 +22,7 @@ pub mod numerics;
 pub mod placement;
 pub mod plan;
 pub mod report;
+pub mod routing;
 pub mod samples;
 pub mod schedule;
 pub mod standing;

@@ -1,8 +1,11 @@
 //! What a run tells the person: what became of each step, every evaluation, and how it ended.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::plan::WorkerId;
+use crate::routing::Routing;
 
 /// What follows a set's name where the average of the parameters was held against it.
 pub const OF_AVERAGE: &str = "-ema";
@@ -12,7 +15,7 @@ pub const HELDOUT: &str = "heldout";
 
 /// One line of `metrics.jsonl`, but for the rate, which the rim measures. Losses are in nats per
 /// target token; every figure is global and the same on all cells.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
     /// 1-based.
     pub step: u64,
@@ -26,6 +29,29 @@ pub struct StepRow {
     pub lr: f64,
     /// Target tokens of this step.
     pub tokens: u64,
+    /// By layer; none of a dense model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router: Vec<Routing>,
+}
+
+/// Where in a step a value was met. In the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    Forward,
+    Backward,
+    /// In an accumulated gradient, after passes that were finite everywhere.
+    Gradient,
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Gradient => "gradient",
+        })
+    }
 }
 
 /// A step without an update: a value was not finite, so all cells left everything as it was.
@@ -38,6 +64,7 @@ pub struct SkippedStep {
     pub worker: WorkerId,
     /// Skipped steps in a row, this one included.
     pub in_a_row: u32,
+    pub pass: Pass,
 }
 
 /// What became of a step.

@@ -30,6 +30,8 @@ pub enum FromWorker {
     StepDone {
         generation: Generation,
         step: u64,
+        /// What its slowest cell computed, without waiting and without collectives.
+        compute_seconds: f64,
         /// Only from the host of cell 0.
         report: Option<StepReport>,
     },

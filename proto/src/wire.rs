@@ -73,6 +73,7 @@ impl TryFrom<raw::FromWorker> for FromWorker {
             Message::StepDone(raw) => Self::StepDone {
                 generation: Generation(raw.generation),
                 step: raw.step,
+                compute_seconds: reports::seconds(raw.compute_seconds)?,
                 report: raw.report.map(reports::step).transpose()?,
             },
             Message::Evaluated(raw) => Self::Evaluated {
@@ -124,11 +125,14 @@ impl From<FromWorker> for raw::FromWorker {
             FromWorker::Ready { generation } => {
                 Message::Ready(raw::Ready { generation: generation.0 })
             }
-            FromWorker::StepDone { generation, step, report } => Message::StepDone(raw::StepDone {
-                generation: generation.0,
-                step,
-                report: report.map(raw::StepReport::from),
-            }),
+            FromWorker::StepDone { generation, step, compute_seconds, report } => {
+                Message::StepDone(raw::StepDone {
+                    generation: generation.0,
+                    step,
+                    compute_seconds,
+                    report: report.map(raw::StepReport::from),
+                })
+            }
             FromWorker::Evaluated { generation, step, evaluations } => {
                 Message::Evaluated(raw::Evaluated {
                     generation: generation.0,

@@ -277,7 +277,7 @@ mod tests {
 
     impl Engine for Puppet {
         fn begin(&self) {
-            self.events.send(EngineEvent::StepDone { step: 5, report: None }).unwrap();
+            self.events.send(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }).unwrap();
         }
 
         fn stop(&self) {
@@ -323,7 +323,7 @@ mod tests {
         let generation = Generation(1);
         assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
         coordinator.say(ToWorker::Start { generation });
-        let done = FromWorker::StepDone { generation, step: 5, report: None };
+        let done = FromWorker::StepDone { generation, step: 5, compute_seconds: 0.5, report: None };
         assert_eq!(coordinator.next().await, done);
         (coordinator, daemon, was_dropped)
     }

@@ -54,6 +54,8 @@ enum CellNews {
     Ready,
     StepDone {
         step: u64,
+        /// Without waiting and without collectives.
+        compute_seconds: f64,
         report: Option<StepReport>,
     },
     /// Only from cell 0.
@@ -228,13 +230,22 @@ fn size_pool(threads: usize) {
     }
 }
 
+/// A step that some cells have ended.
+#[derive(Debug, Default)]
+struct Step {
+    done: usize,
+    /// Of the cell that took longest.
+    compute_seconds: f64,
+    /// If one of them had it.
+    report: Option<StepReport>,
+}
+
 /// Turns what single cells report into what the worker reports: once, when all have.
 #[derive(Debug, Default)]
 struct Gathering {
     n_cells: usize,
     ready: usize,
-    /// Cells that ended a step, and its report if one of them had it.
-    steps: BTreeMap<u64, (usize, Option<StepReport>)>,
+    steps: BTreeMap<u64, Step>,
     /// Cells that have nothing left to do, or want to go back.
     ended: usize,
     failed: BTreeSet<CellId>,
@@ -269,15 +280,16 @@ impl Gathering {
                 self.ready += 1;
                 (self.ready == self.n_cells).then_some(EngineEvent::Ready)
             }
-            CellNews::StepDone { step, report } => {
-                let (done, kept) = self.steps.entry(step).or_default();
-                *done += 1;
-                *kept = kept.take().or(report);
-                if *done < self.n_cells {
+            CellNews::StepDone { step, compute_seconds, report } => {
+                let so_far = self.steps.entry(step).or_default();
+                so_far.done += 1;
+                so_far.compute_seconds = so_far.compute_seconds.max(compute_seconds);
+                so_far.report = so_far.report.take().or(report);
+                if so_far.done < self.n_cells {
                     return None;
                 }
-                let (_, report) = self.steps.remove(&step)?;
-                Some(EngineEvent::StepDone { step, report })
+                let Step { compute_seconds, report, .. } = self.steps.remove(&step)?;
+                Some(EngineEvent::StepDone { step, compute_seconds, report })
             }
             CellNews::Evaluated { step, evaluations } => {
                 Some(EngineEvent::Evaluated { step, evaluations })

@@ -27,6 +27,7 @@ pub struct Metrics {
     steps: IntCounter,
     step: IntGauge,
     phases: HistogramVec,
+    checkpoints: HistogramVec,
     durations: HistogramVec,
     bytes: IntCounterVec,
 }
@@ -52,6 +53,16 @@ impl Metrics {
             .buckets(buckets()?),
             &["phase"],
         )?;
+        let checkpoints = HistogramVec::new(
+            HistogramOpts::new(
+                "shoal_checkpoint_duration_seconds",
+                "Time that a phase of writing a checkpoint took.",
+            )
+            .buckets(buckets()?),
+            &["phase"],
+        )?;
+        // The other phase is the coordinator's.
+        checkpoints.with_label_values(&["write"]);
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "shoal_collective_duration_seconds",
@@ -81,13 +92,14 @@ impl Metrics {
         registry.register(Box::new(info))?;
         registry.register(Box::new(build))?;
         registry.register(Box::new(phases.clone()))?;
+        registry.register(Box::new(checkpoints.clone()))?;
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(step.clone()))?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, steps, step, phases, durations, bytes })
+        Ok(Self { registry, steps, step, phases, checkpoints, durations, bytes })
     }
 
     /// Everything, in the text format 0.0.4.
@@ -104,8 +116,8 @@ impl Metrics {
         self.step.set(i64::try_from(step).unwrap_or(i64::MAX));
     }
 
-    /// One cell has done a step that took `total`.
-    fn cell_step(&self, clock: &CellClock, total: Duration) {
+    /// One cell has done a step that took `total`. Returns how long it computed.
+    fn cell_step(&self, clock: &CellClock, total: Duration) -> Duration {
         let (bubble, communication) = clock.take();
         let compute = total.saturating_sub(bubble + communication);
         for (phase, time) in
@@ -113,6 +125,7 @@ impl Metrics {
         {
             self.phases.with_label_values(&[phase]).observe(time.as_secs_f64());
         }
+        compute
     }
 }
 
@@ -127,13 +140,22 @@ impl StepWatch {
         Self { metrics, clock }
     }
 
-    /// Runs a step and notes how long it took.
-    pub(crate) fn step<T>(&self, run: impl FnOnce() -> T) -> T {
+    /// Runs a step, notes how long it took, and says for how many seconds it computed.
+    pub(crate) fn step<T>(&self, run: impl FnOnce() -> T) -> (T, f64) {
         // What came before the step, such as an evaluation, is not its own.
         self.clock.take();
         let started = now();
         let result = run();
-        self.metrics.cell_step(&self.clock, started.elapsed());
+        let compute = self.metrics.cell_step(&self.clock, started.elapsed());
+        (result, compute.as_secs_f64())
+    }
+
+    /// Runs the writing of one cell's part of a checkpoint and notes how long it took.
+    pub(crate) fn checkpoint<T>(&self, run: impl FnOnce() -> T) -> T {
+        let started = now();
+        let result = run();
+        let seconds = started.elapsed().as_secs_f64();
+        self.metrics.checkpoints.with_label_values(&["write"]).observe(seconds);
         result
     }
 }

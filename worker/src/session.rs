@@ -27,6 +27,8 @@ pub enum EngineEvent {
     /// All cells of this worker have applied the update of this step, or skipped it.
     StepDone {
         step: u64,
+        /// What its slowest cell computed, without waiting and without collectives.
+        compute_seconds: f64,
         /// Only from the host of cell 0.
         report: Option<StepReport>,
     },
@@ -237,9 +239,9 @@ impl Session {
                 self.stage = Stage::Ready;
                 FromWorker::Ready { generation }
             }
-            EngineEvent::StepDone { step, report } => {
+            EngineEvent::StepDone { step, compute_seconds, report } => {
                 self.step = step;
-                FromWorker::StepDone { generation, step, report }
+                FromWorker::StepDone { generation, step, compute_seconds, report }
             }
             EngineEvent::Evaluated { step, evaluations } => {
                 FromWorker::Evaluated { generation, step, evaluations }

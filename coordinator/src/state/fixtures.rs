@@ -6,7 +6,9 @@ use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, StagePlan, WorkerId};
-use shoal_plan::report::{Ending, Evaluation, HELDOUT, Outcome, SkippedStep, StepReport, StepRow};
+use shoal_plan::report::{
+    Ending, Evaluation, HELDOUT, Outcome, Pass, SkippedStep, StepReport, StepRow,
+};
 use shoal_plan::standing::Standing;
 use shoal_proto::{FromWorker, Hello, Secret};
 
@@ -75,6 +77,7 @@ pub(crate) fn step_done(worker: u32, step: u64) -> FromWorker {
         grad_norm: 1.0,
         lr: 1e-3,
         tokens: 128,
+        router: Vec::new(),
     };
     done(worker, step, Outcome::Trained(row))
 }
@@ -84,13 +87,20 @@ pub(crate) fn step_skipped(worker: u32, step: u64, in_a_row: u32) -> FromWorker 
     done(
         worker,
         step,
-        Outcome::Skipped(SkippedStep { step, skipped, worker: WorkerId(1), in_a_row }),
+        Outcome::Skipped(SkippedStep {
+            step,
+            skipped,
+            worker: WorkerId(1),
+            in_a_row,
+            pass: Pass::Forward,
+        }),
     )
 }
 
 fn done(worker: u32, step: u64, outcome: Outcome) -> FromWorker {
     let report = StepReport { first_sequence: (step - 1) * 8, sequences: 8, outcome };
-    FromWorker::StepDone { generation: G1, step, report: (worker == 0).then_some(report) }
+    let report = (worker == 0).then_some(report);
+    FromWorker::StepDone { generation: G1, step, compute_seconds: 0.5, report }
 }
 
 /// After this many steps of 8 sequences.
@@ -111,8 +121,8 @@ pub(crate) fn evaluated(step: u64, loss: f64) -> FromWorker {
 pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> FromWorker {
     match message {
         FromWorker::Ready { .. } => FromWorker::Ready { generation },
-        FromWorker::StepDone { step, report, .. } => {
-            FromWorker::StepDone { generation, step, report }
+        FromWorker::StepDone { step, compute_seconds, report, .. } => {
+            FromWorker::StepDone { generation, step, compute_seconds, report }
         }
         FromWorker::Evaluated { step, evaluations, .. } => {
             FromWorker::Evaluated { generation, step, evaluations }

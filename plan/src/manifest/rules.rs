@@ -43,7 +43,7 @@ const OF_MODEL: [Rule; 7] = [
     model::scaling_ramp_rises,
 ];
 
-const RELATIONS: [Rule; 21] = [
+const RELATIONS: [Rule; 22] = [
     parallelism::experts_fill_shards,
     parallelism::listed_experts_add_up,
     parallelism::stages_have_layers,
@@ -65,6 +65,7 @@ const RELATIONS: [Rule; 21] = [
     data::tokenizer_fits,
     data::sets_are_named,
     patience_has_evaluations,
+    metrics_have_ports,
 ];
 
 /// Checks all rules and returns every one that is broken.
@@ -130,6 +131,18 @@ fn sequence_has_positions(facts: &Facts<'_>) -> Option<Broken> {
     }
     let what = format!("{sequence} tokens, but the model has {positions} positions");
     broken("spec.training.sequence", what, format!("wanted at most {positions}"))
+}
+
+/// The coordinator has the port that is named, worker n the one n + 1 further.
+fn metrics_have_ports(facts: &Facts<'_>) -> Option<Broken> {
+    let (port, workers) = (facts.job.metrics.port, facts.job.workers.local);
+    let last = u64::from(port) + u64::from(workers);
+    if port == 0 || last <= u64::from(u16::MAX) {
+        return None;
+    }
+    let what = format!("{workers} workers after port {port} would need ports up to {last}");
+    let help = format!("the last port is {}; 0 takes any free ones", u16::MAX);
+    broken("spec.metrics.port", what, help)
 }
 
 fn patience_has_evaluations(facts: &Facts<'_>) -> Option<Broken> {

@@ -1,13 +1,19 @@
 //! What workers measure, through the door: steps, evaluations, endings, and how the run stands.
 
 use shoal_plan::plan::WorkerId;
-use shoal_plan::report::{Ending, Evaluation, Outcome, SkippedStep, StepReport, StepRow};
+use shoal_plan::report::{
+    Ending, Evaluation, Outcome, Pass, SkippedStep, StepReport, StepRow,
+};
+use shoal_plan::routing::Routing;
 use shoal_plan::standing::{Best, Standing};
 
 use super::{WireError, finite, present, raw, readable, shortened, value};
 
 /// Evaluation sets of one job.
 const SETS_MAX: usize = 1024;
+
+/// Layers of one model.
+const LAYERS_MAX: usize = 4096;
 
 pub(super) fn step(raw: raw::StepReport) -> Result<StepReport, WireError> {
     use raw::step_report::Outcome as Raw;
@@ -18,6 +24,7 @@ pub(super) fn step(raw: raw::StepReport) -> Result<StepReport, WireError> {
             skipped: readable("step_done.report.skipped.place", &skipped.place)?,
             worker: WorkerId(skipped.worker),
             in_a_row: skipped.in_a_row,
+            pass: pass(skipped.pass)?,
         }),
     };
     Ok(StepReport { first_sequence: raw.first_sequence, sequences: raw.sequences, outcome })
@@ -34,6 +41,7 @@ impl From<StepReport> for raw::StepReport {
                 place: shortened(skipped.skipped),
                 worker: skipped.worker.0,
                 in_a_row: skipped.in_a_row,
+                pass: raw::Pass::from(skipped.pass).into(),
             }),
         });
         Self { first_sequence, sequences, outcome }
@@ -50,12 +58,68 @@ fn step_row(raw: raw::StepRow) -> Result<StepRow, WireError> {
         grad_norm: finite("step_done.report.trained.grad_norm", raw.grad_norm)?,
         lr: finite("step_done.report.trained.lr", raw.lr)?,
         tokens: raw.tokens,
+        router: router(raw.router)?,
     })
 }
 
+fn router(raw: Vec<raw::Routing>) -> Result<Vec<Routing>, WireError> {
+    if raw.len() > LAYERS_MAX {
+        let (field, want) = ("step_done.report.trained.router", format!("at most {LAYERS_MAX}"));
+        return Err(WireError::Count { field, got: raw.len(), want });
+    }
+    let bias = |got: f32| finite("step_done.report.trained.router.bias", got.into());
+    let layer = |raw: raw::Routing| {
+        bias(raw.bias_min).and(bias(raw.bias_max))?;
+        Ok(Routing {
+            layer: raw.layer,
+            load_entropy: finite("step_done.report.trained.router.entropy", raw.load_entropy)?,
+            load_max: finite("step_done.report.trained.router.max", raw.load_max)?,
+            dropped: raw.dropped,
+            bias_min: raw.bias_min,
+            bias_max: raw.bias_max,
+        })
+    };
+    raw.into_iter().map(layer).collect()
+}
+
+fn raw_routing(layer: Routing) -> raw::Routing {
+    let Routing { layer, load_entropy, load_max, dropped, bias_min, bias_max } = layer;
+    raw::Routing { layer, load_entropy, load_max, dropped, bias_min, bias_max }
+}
+
+/// A duration.
+pub(super) fn seconds(raw: f64) -> Result<f64, WireError> {
+    let field = "step_done.compute_seconds";
+    let seconds = finite(field, raw)?;
+    if seconds < 0.0 { Err(value(field, seconds, "0 or more")) } else { Ok(seconds) }
+}
+
+fn pass(raw: i32) -> Result<Pass, WireError> {
+    Ok(match raw::Pass::try_from(raw) {
+        Ok(raw::Pass::Forward) => Pass::Forward,
+        Ok(raw::Pass::Backward) => Pass::Backward,
+        Ok(raw::Pass::Gradient) => Pass::Gradient,
+        Ok(raw::Pass::Unspecified) | Err(_) => {
+            return Err(value("step_done.report.skipped.pass", raw, "a known pass"));
+        }
+    })
+}
+
+impl From<Pass> for raw::Pass {
+    fn from(pass: Pass) -> Self {
+        match pass {
+            Pass::Forward => Self::Forward,
+            Pass::Backward => Self::Backward,
+            Pass::Gradient => Self::Gradient,
+        }
+    }
+}
+
 fn raw_step_row(row: StepRow) -> raw::StepRow {
-    let StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens } = row;
-    raw::StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens }
+    let StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens, router } =
+        row;
+    let router = router.into_iter().map(raw_routing).collect();
+    raw::StepRow { step, loss, main_loss, mtp_loss, balance_loss, grad_norm, lr, tokens, router }
 }
 
 pub(super) fn evaluations(raw: Vec<raw::Evaluation>) -> Result<Vec<Evaluation>, WireError> {

@@ -7,7 +7,8 @@ use shoal_plan::grid::Grid;
 use shoal_plan::job::Job;
 use shoal_plan::learning_rate::LrSchedule;
 use shoal_plan::plan::{Plan, StagePlan};
-use shoal_plan::report::{Ending, Evaluation, Outcome, SkippedStep, StepReport, StepRow};
+use shoal_plan::report::{Ending, Evaluation, Outcome, Pass, SkippedStep, StepReport, StepRow};
+use shoal_plan::routing::Routing;
 use shoal_plan::schedule::Schedule;
 use shoal_plan::standing::{Best, Standing};
 
@@ -45,6 +46,7 @@ fn row(loss: f64) -> StepRow {
         grad_norm: 1e300,
         lr: 3e-4,
         tokens: 4096,
+        router: vec![Routing::of(1, &[3, 4], 8, &[0.5, -0.25])],
     }
 }
 
@@ -54,12 +56,18 @@ fn step_done(loss: f64) -> FromWorker {
 
 fn report(outcome: Outcome) -> FromWorker {
     let report = StepReport { first_sequence: 48, sequences: 8, outcome };
-    FromWorker::StepDone { generation: Generation(1), step: 7, report: Some(report) }
+    FromWorker::StepDone { generation: Generation(1), step: 7, compute_seconds: 0.25, report: Some(report) }
 }
 
 fn skipped(place: &str) -> FromWorker {
     let (skipped, worker) = (place.to_owned(), WorkerId(2));
-    report(Outcome::Skipped(SkippedStep { step: 7, skipped, worker, in_a_row: 3 }))
+    report(Outcome::Skipped(SkippedStep {
+        step: 7,
+        skipped,
+        worker,
+        in_a_row: 3,
+        pass: Pass::Backward,
+    }))
 }
 
 fn evaluated(set: &str, loss: f64) -> FromWorker {
@@ -114,7 +122,7 @@ fn what_a_worker_says_arrives_unchanged() {
         FromWorker::Heartbeat { generation: Some(generation), step: 3 },
         FromWorker::Ready { generation },
         step_done(2.5),
-        FromWorker::StepDone { generation, step: 8, report: None },
+        FromWorker::StepDone { generation, step: 8, compute_seconds: 0.0, report: None },
         skipped("layer 3 expert 5 forward"),
         evaluated("heldout", 1.75),
         evaluated("code", f64::INFINITY),

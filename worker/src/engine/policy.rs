@@ -84,9 +84,9 @@ impl Cell {
         let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
         let Self { trainer, watch, .. } = self;
         let mut train = || trainer.train_step(step, stop_wanted);
-        let trained = match watch {
+        let (trained, compute_seconds) = match watch {
             Some(watch) => watch.step(&mut train),
-            None => train(),
+            None => (train(), 0.0),
         };
         let (outcome, taken) = match trained {
             Ok(done) => {
@@ -98,7 +98,7 @@ impl Cell {
         };
         let report = StepReport { first_sequence, sequences, outcome };
         let report = (self.trainer.id == CellId(0)).then_some(report);
-        say(CellNews::StepDone { step, report });
+        say(CellNews::StepDone { step, compute_seconds, report });
         Ok(taken)
     }
 
@@ -116,7 +116,8 @@ impl Cell {
         }
         let Refusal { worker, nonfinite, stop, .. } = refusal;
         let (step, in_a_row) = (self.standing.step, self.standing.skips);
-        let skipped = SkippedStep { step, skipped: nonfinite.to_string(), worker, in_a_row };
+        let (skipped, pass) = (nonfinite.to_string(), nonfinite.pass);
+        let skipped = SkippedStep { step, skipped, worker, in_a_row, pass };
         Ok((Outcome::Skipped(skipped), Taken { stop, after_skip: Some(after_skip) }))
     }
 
@@ -137,7 +138,12 @@ impl Cell {
 
     fn write_checkpoint(&self, say: Say<'_>) -> Result<(), EngineError> {
         let standing = self.standing;
-        if let Some(files) = self.trainer.write_checkpoint(standing.step)? {
+        let write = || self.trainer.write_checkpoint(standing.step);
+        let written = match &self.watch {
+            Some(watch) => watch.checkpoint(write),
+            None => write(),
+        };
+        if let Some(files) = written? {
             say(CellNews::Part { standing, files });
         }
         Ok(())

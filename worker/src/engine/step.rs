@@ -42,7 +42,7 @@ pub struct Trainer {
 }
 
 /// What a step that was committed leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepDone {
     pub row: StepRow,
     /// Some worker was asked to stop: this step is the last.
@@ -86,7 +86,7 @@ impl Trainer {
     /// training goes on from the last checkpoint.
     pub fn train_step(&mut self, step: u64, stop_wanted: bool) -> Result<StepDone, EngineError> {
         self.gradients_of(step)?;
-        let verdict = self.vote(stop_wanted)?;
+        let verdict = self.vote(step, stop_wanted)?;
         if let Some((cell, nonfinite)) = verdict.refused {
             let worker = self.inputs.plan.host(cell);
             let here = worker == self.inputs.plan.host(self.id);
@@ -189,10 +189,15 @@ impl Trainer {
 
     /// Counts each unique parameter on one cell: dense ones and the embedding where the column is
     /// 0 (the embedding on the first stage only), experts on replica 0.
-    fn vote(&mut self, stop: bool) -> Result<Verdict, EngineError> {
+    fn vote(&mut self, step: u64, stop: bool) -> Result<Verdict, EngineError> {
         let column = self.inputs.plan.grid.column(self.id);
         let nonfinite = self.found.take();
         let mut mine = Vote { stop, nonfinite, ..Vote::default() };
+        // All columns have the summed counts: the first speaks for its stage.
+        let tokens = Targets::of(&self.inputs.job, step).main;
+        if column == 0 {
+            mine.routing = self.chunks.iter().flat_map(|chunk| chunk.routing(tokens)).collect();
+        }
         for chunk in &mut self.chunks {
             let norms = chunk.sum_of_squares();
             let counted = [
@@ -248,6 +253,7 @@ impl Trainer {
             grad_norm: verdict.grad_norm,
             lr: f64::from(training.lr_at(step)),
             tokens: targets.main,
+            router: verdict.routing.clone(),
         }
     }
 }

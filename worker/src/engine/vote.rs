@@ -4,18 +4,23 @@
 //! reach the same verdict, the same norm and the same losses, bit for bit.
 //!
 //! Layout, little endian: sum of squares, main, MTP and balance sums (f64 each), 1 byte of flags
-//! (bit 0: stop wanted, bit 1: something is not finite, bit 2: and it came from another cell), then
-//! the [`NonFinite`] if flagged: pass (1 byte), layer (u32), the place in UTF-8.
+//! (bit 0: stop wanted, bit 1: something is not finite, bit 2: and it came from another cell), the
+//! number of layers whose routing follows (u16), these (layer u32, entropy and busiest f64, dropped
+//! u64, least and largest bias f32), then the [`NonFinite`] if flagged: pass (1 byte), layer (u32),
+//! the place in UTF-8.
 
 use shoal_model::{NonFinite, Pass};
 use shoal_plan::grid::CellId;
+use shoal_plan::routing::Routing;
 
 use super::EngineError;
 
 const STOP: u8 = 1;
 const NOT_FINITE: u8 = 2;
 const RECEIVED: u8 = 4;
-const HEAD_BYTES: usize = 4 * 8 + 1;
+const FLAGS_AT: usize = 4 * 8;
+const HEAD_BYTES: usize = FLAGS_AT + 1 + 2;
+const ROUTING_BYTES: usize = 4 + 3 * 8 + 2 * 4;
 
 /// One cell's part.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +34,8 @@ pub(super) struct Vote {
     /// This cell's worker was asked to stop.
     pub(super) stop: bool,
     pub(super) nonfinite: Option<NonFinite>,
+    /// Of the stage's layers; from one cell of each stage.
+    pub(super) routing: Vec<Routing>,
 }
 
 /// What all cells conclude from all votes.
@@ -42,6 +49,8 @@ pub(super) struct Verdict {
     pub(super) stop: bool,
     /// The root cause, if the step must be refused.
     pub(super) refused: Option<(CellId, NonFinite)>,
+    /// Of all layers, in their order.
+    pub(super) routing: Vec<Routing>,
 }
 
 impl Vote {
@@ -56,6 +65,10 @@ impl Vote {
                 | (u8::from(self.nonfinite.is_some()) * NOT_FINITE)
                 | (u8::from(received) * RECEIVED),
         );
+        bytes.extend((self.routing.len() as u16).to_le_bytes());
+        for layer in &self.routing {
+            bytes.extend(routing_bytes(layer));
+        }
         if let Some(found) = &self.nonfinite {
             bytes.push(match found.pass {
                 Pass::Forward => 0,
@@ -74,8 +87,13 @@ impl Vote {
             let bytes = bytes.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok());
             bytes.map(f64::from_le_bytes).ok_or_else(|| short(HEAD_BYTES))
         };
-        let flags = *bytes.get(HEAD_BYTES - 1).ok_or_else(|| short(HEAD_BYTES))?;
-        let rest = &bytes[HEAD_BYTES..];
+        let [flags, low, high] = *bytes.get(FLAGS_AT..HEAD_BYTES).unwrap_or_default() else {
+            return Err(short(HEAD_BYTES));
+        };
+        let end = HEAD_BYTES + usize::from(u16::from_le_bytes([low, high])) * ROUTING_BYTES;
+        let (layers, rest) =
+            bytes[HEAD_BYTES..].split_at_checked(end - HEAD_BYTES).ok_or_else(|| short(end))?;
+        let routing = layers.chunks_exact(ROUTING_BYTES).map(routing_from).collect();
         let nonfinite = match (flags & NOT_FINITE != 0, rest) {
             (false, _) => None,
             (true, [pass, a, b, c, d, place @ ..]) => Some(NonFinite {
@@ -88,7 +106,7 @@ impl Vote {
                 layer: u32::from_le_bytes([*a, *b, *c, *d]),
                 place: String::from_utf8_lossy(place).into_owned(),
             }),
-            (true, _) => return Err(short(HEAD_BYTES + 5)),
+            (true, _) => return Err(short(end + 5)),
         };
         Ok(Self {
             sum_of_squares: number(0)?,
@@ -97,7 +115,35 @@ impl Vote {
             balance_sum: number(3)?,
             stop: flags & STOP != 0,
             nonfinite,
+            routing,
         })
+    }
+}
+
+fn routing_bytes(layer: &Routing) -> Vec<u8> {
+    let mut bytes = layer.layer.to_le_bytes().to_vec();
+    bytes.extend(layer.load_entropy.to_le_bytes());
+    bytes.extend(layer.load_max.to_le_bytes());
+    bytes.extend(layer.dropped.to_le_bytes());
+    bytes.extend(layer.bias_min.to_le_bytes());
+    bytes.extend(layer.bias_max.to_le_bytes());
+    bytes
+}
+
+/// Of `ROUTING_BYTES` bytes.
+fn routing_from(bytes: &[u8]) -> Routing {
+    let four = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    let eight = |at: usize| {
+        let ([a, b, c, d], [e, f, g, h]) = (four(at), four(at + 4));
+        [a, b, c, d, e, f, g, h]
+    };
+    Routing {
+        layer: u32::from_le_bytes(four(0)),
+        load_entropy: f64::from_le_bytes(eight(4)),
+        load_max: f64::from_le_bytes(eight(12)),
+        dropped: u64::from_le_bytes(eight(20)),
+        bias_min: f32::from_le_bytes(four(28)),
+        bias_max: f32::from_le_bytes(four(32)),
     }
 }
 
@@ -118,8 +164,12 @@ pub(super) fn count(votes: &[Vote]) -> Verdict {
         let nonfinite = NonFinite { pass, layer, received: false, place };
         (CellId(largest.unwrap_or(0) as u32), nonfinite)
     };
+    let mut routing: Vec<Routing> =
+        votes.iter().flat_map(|vote| &vote.routing).copied().collect();
+    routing.sort_by_key(|layer| layer.layer);
     Verdict {
         grad_norm,
+        routing,
         main_sum: sum(|vote| vote.main_sum),
         mtp_sum: sum(|vote| vote.mtp_sum),
         balance_sum: sum(|vote| vote.balance_sum),
@@ -146,6 +196,7 @@ mod tests {
             balance_sum: 0.5,
             stop: false,
             nonfinite: nonfinite.map(found),
+            routing: vec![Routing::of(3, &[3, 5], 8, &[0.5, -0.5])],
         }
     }
 
@@ -155,7 +206,10 @@ mod tests {
             let bytes = vote.to_bytes();
             assert_eq!(Vote::from_bytes(CellId(1), &bytes).unwrap(), vote);
             let error = Vote::from_bytes(CellId(1), &bytes[..HEAD_BYTES - 1]).unwrap_err();
-            assert!(error.to_string().contains("vote from cell-1 has 32 bytes"), "{error}");
+            assert!(error.to_string().contains("vote from cell-1 has 34 bytes"), "{error}");
+            let cut = HEAD_BYTES + ROUTING_BYTES - 1;
+            let error = Vote::from_bytes(CellId(1), &bytes[..cut]).unwrap_err();
+            assert!(error.to_string().ends_with("want 71"), "{error}");
         }
     }
 
@@ -179,5 +233,18 @@ mod tests {
         assert_eq!(verdict.refused.map(|(cell, _)| cell), Some(CellId(1)));
         let stopping = Vote { stop: true, ..vote(None) };
         assert!(count(&[vote(None), stopping]).stop);
+    }
+
+    #[test]
+    fn the_routing_of_all_stages_stands_in_the_order_of_the_layers() {
+        let of = |layer| Routing::of(layer, &[1, 1], 2, &[0.0, 0.0]);
+        let vote = |layers: &[u32]| Vote {
+            routing: layers.iter().map(|layer| of(*layer)).collect(),
+            ..Vote::default()
+        };
+        // Under the interleaved schedule a stage has layers 1 and 3.
+        let verdict = count(&[vote(&[1, 3]), vote(&[]), vote(&[2, 4])]);
+        let layers: Vec<u32> = verdict.routing.iter().map(|routing| routing.layer).collect();
+        assert_eq!(layers, [1, 2, 3, 4]);
     }
 }

@@ -88,7 +88,7 @@ fn a_worker_trains_from_hello_to_leave() {
     check(&mut s, given(assign("r", G1)), "start 1");
     check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
     check(&mut s, from(ToWorker::Start { generation: G1 }), "BeginTraining");
-    let done = EngineEvent::StepDone { step: 5, report: None };
+    let done = EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None };
     check(&mut s, Event::Engine(done), "send StepDone");
     let part = EngineEvent::CheckpointPart { standing: at(5), cell: CellId(0), files: vec![] };
     check(&mut s, Event::Engine(part), "send CheckpointPart");
@@ -182,7 +182,7 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     s.apply(9_600, given(assign("r", G1)));
     assert_eq!(s.apply(9_700, Event::Tick), []);
     assert_eq!(s.apply(10_000, Event::Tick), heartbeat(Some(G1), 4));
-    s.apply(10_100, Event::Engine(EngineEvent::StepDone { step: 5, report: None }));
+    s.apply(10_100, Event::Engine(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }));
     assert_eq!(s.apply(10_500, Event::Tick), []);
     assert_eq!(s.apply(10_600, Event::Tick), heartbeat(Some(G1), 5));
 }

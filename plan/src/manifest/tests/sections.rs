@@ -106,3 +106,18 @@ fn evaluations_have_names_of_their_own() {
     assert_eq!(job.evaluation.sets["web"], ["b.txt"]);
     assert_eq!((job.evaluation.every, job.evaluation.patience), (10, 2));
 }
+
+#[test]
+fn every_worker_has_a_port_after_the_coordinators() {
+    let ports = |port: u32, workers: u32| {
+        format!(
+            "  parallelism: {{stages: 4}}\n  workers: {{local: {workers}}}\n  metrics: {{port: {port}}}\n"
+        )
+    };
+    let wanted = ["spec.metrics.port", "4 workers after port 65532 would need ports up to 65536"];
+    check(&ports(65_532, 4), &wanted);
+    // The last ports there are, and any free ones.
+    for fits in [ports(65_531, 4), ports(0, 4)] {
+        parse_with(&spec(&fits), &[]).unwrap();
+    }
+}

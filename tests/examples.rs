@@ -183,6 +183,22 @@ fn the_dense_baseline_differs_from_the_quickstart_in_the_experts_alone() {
     assert!(mixture.total > 2 * dense.total, "{dense:?}, {mixture:?}");
 }
 
+#[test]
+fn every_ablation_differs_from_the_base_in_one_knob() {
+    let base = job("ablation/base.yaml");
+    for name in ["bias-off", "balance-off", "mtp-0", "mtp-2"] {
+        let mut other = job(&format!("ablation/{name}.yaml"));
+        assert_ne!((&other.training, &other.model), (&base.training, &base.model), "{name}");
+        other.name.clone_from(&base.name);
+        match name {
+            "bias-off" => other.training.bias_speed = base.training.bias_speed,
+            "balance-off" => other.training.balance_weight = base.training.balance_weight,
+            _ => other.model.num_nextn_predict_layers = base.model.num_nextn_predict_layers,
+        }
+        assert_eq!(other, base, "{name}");
+    }
+}
+
 /// The two claims of `examples/experts`: equal active, and equal total parameters.
 #[test]
 fn the_dense_models_beside_the_experts_are_as_large_as_they_say() {

@@ -290,6 +290,42 @@ fn models_of_any_depth_of_prediction_and_dense_ones_are_cut_as_well() {
     }
 }
 
+/// A name and what it changes.
+type Knob = (&'static str, fn(&mut Job));
+
+/// Each changes the numbers, and every topology changes them alike.
+#[test]
+fn every_knob_of_balance_and_prediction_works_on_every_topology() {
+    let knobs: [Knob; 8] = [
+        ("no bias update", |job| job.training.bias_speed = 0.0),
+        ("a bias update that ends", |job| {
+            (job.training.bias_speed, job.training.bias_speed_until) = (0.002, 0.5);
+        }),
+        ("no balance loss", |job| job.training.balance_weight = 0.0),
+        ("a strong balance loss", |job| job.training.balance_weight = 0.01),
+        ("one group", |job| (job.model.n_group, job.model.topk_group) = (1, 1)),
+        ("all groups", |job| job.model.topk_group = job.model.n_group),
+        ("an MTP weight that changes", |job| {
+            (job.training.mtp_weight, job.training.mtp_weight_final) = (1.0, 0.0);
+            job.training.mtp_weight_until = 0.3;
+        }),
+        ("two MTP modules", |job| job.model.num_nextn_predict_layers = 2),
+    ];
+    let dir = tokens();
+    let base = train(&job((1, 1, 1), Precision::F32), dir, 1);
+    for (name, turn) in knobs {
+        let turned = |mut job: Job| {
+            turn(&mut job);
+            train(&job, dir, 1)
+        };
+        let one = turned(job((1, 1, 1), Precision::F32));
+        assert_ne!(one.losses, base.losses, "{name} changes nothing");
+        assert_alike(&turned(job((2, 2, 1), Precision::F32)), &one, &format!("{name}, 2x2x1"));
+        let chunks = turned(interleaved((2, 1, 1), Precision::F32, 8));
+        assert_alike(&chunks, &one, &format!("{name}, interleaved"));
+    }
+}
+
 #[test]
 fn the_same_grid_is_bit_equal_on_any_number_of_workers_and_twice_in_a_row() {
     let dir = tokens();

@@ -1,5 +1,6 @@
 //! The command line: verbs and their options, and nothing they do.
 
+mod eval;
 mod runs;
 mod text;
 
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use eval::{Eval, Precision as EvalPrecision};
 pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 
@@ -69,6 +71,8 @@ pub(crate) enum Verb {
     /// Hold finished runs against each other: losses, rates, a plot
     #[command(after_help = runs::COMPARE_EXAMPLES)]
     Compare(Compare),
+    /// Hold a model on disk against text or token ids: loss, perplexity, logits, gradients
+    Eval(Eval),
     /// Print the manifest's JSON Schema, for editors
     ///
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor

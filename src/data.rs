@@ -25,7 +25,7 @@ pub(crate) fn run(verb: &Data) -> Result<(), Stopped> {
 }
 
 /// `bytes`, or a `tokenizer.json`, for any model: with the end token it has, or none.
-fn tokenizer(choice: &str) -> Result<Tokenizer, Stopped> {
+pub(crate) fn tokenizer(choice: &str) -> Result<Tokenizer, Stopped> {
     let tokenizer = match choice {
         "bytes" => Tokenizer::bytes(),
         path => {
@@ -44,6 +44,6 @@ fn tokenizer(choice: &str) -> Result<Tokenizer, Stopped> {
 }
 
 /// For programs: keys in the order of the fields.
-fn json(value: &impl Serialize) -> Result<String, Stopped> {
+pub(crate) fn json(value: &impl Serialize) -> Result<String, Stopped> {
     serde_json::to_string_pretty(value).map_err(|error| Stopped::Failed(error.into()))
 }

@@ -7,6 +7,7 @@ mod compare;
 mod curve;
 mod data;
 mod epochs;
+mod eval;
 mod exit;
 mod fetch;
 mod finish;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Validate(args) => validate(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Compare(args) => compare::compare(&args),
+        Verb::Eval(args) => eval::eval(&args),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())

@@ -155,6 +155,22 @@ pub fn stats(
     Ok(stats)
 }
 
+/// All tokens of some files, end tokens included, as training would read them.
+pub fn tokens(
+    files: &[PathBuf],
+    field: &str,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<u32>, DataError> {
+    let mut tokens = Vec::new();
+    let stream = Stream { files, field, tokenizer, limit: u64::MAX };
+    for_each_chunk(&stream, progress, &mut |chunk| {
+        tokens.extend(chunk.tokens);
+        Ok(())
+    })?;
+    Ok(tokens)
+}
+
 /// How often each source is seen in `sequences` training sequences: (weight, training windows) in,
 /// epochs out. Sources without a window are seen 0 times.
 pub fn epochs(sources: &[(f32, u64)], sequences: u64) -> Vec<f64> {

@@ -56,11 +56,20 @@ impl Reading {
 
     /// Shows a task measured in bytes; `all` where it is known.
     pub(crate) fn bytes(&mut self, task: &str, done: u64, all: Option<u64>) {
+        self.counted(task, (done, all), "B");
+    }
+
+    /// Shows a task measured in tokens.
+    pub(crate) fn tokens(&mut self, task: &str, done: u64, all: u64) {
+        self.counted(task, (done, Some(all)), " tokens");
+    }
+
+    fn counted(&mut self, task: &str, (done, all): (u64, Option<u64>), unit: &str) {
         let now = self.watch.seconds();
         let is_due = self.pace.at(task, done, now);
         self.bar.set_length(all.unwrap_or(0));
         self.bar.set_position(done);
-        let text = self.pace.figures(done, all, now);
+        let text = self.pace.figures((done, all), unit, now);
         if self.bar.is_hidden() && is_due {
             terminal::note(&text);
         }
@@ -113,13 +122,13 @@ impl Pace {
     }
 
     /// `tokenising code: 1.2MB of 8.0MB, 400.0kB/s, 0:17 left`.
-    fn figures(&self, done: u64, all: Option<u64>, now: f64) -> String {
-        let of = all.map_or(String::new(), |all| format!(" of {}B", short(all as f64)));
-        let mut text = format!("{}: {}B{of}", self.task, short(done as f64));
+    fn figures(&self, (done, all): (u64, Option<u64>), unit: &str, now: f64) -> String {
+        let of = all.map_or(String::new(), |all| format!(" of {}{unit}", short(all as f64)));
+        let mut text = format!("{}: {}{unit}{of}", self.task, short(done as f64));
         let seconds = now - self.started_seconds;
         let rate = done.saturating_sub(self.started_bytes) as f64 / seconds;
         if seconds > 0.0 && rate > 0.0 {
-            let _ = write!(text, ", {}B/s", short(rate));
+            let _ = write!(text, ", {}{unit}/s", short(rate));
             if let Some(all) = all {
                 let left = duration(all.saturating_sub(done) as f64 / rate);
                 let _ = write!(text, ", {left} left");
@@ -140,17 +149,19 @@ mod tests {
         assert!(!pace.at("tokenising code", 1_000_000, 5.9));
         assert!(pace.at("tokenising code", 2_000_000, 6.0));
         assert!(!pace.at("tokenising code", 2_100_000, 6.1));
-        let text = pace.figures(2_000_000, Some(8_000_000), 6.0);
+        let text = pace.figures((2_000_000, Some(8_000_000)), "B", 6.0);
         assert_eq!(text, "tokenising code: 2.0MB of 8.0MB, 400.0kB/s, 0:15 left");
         assert!(!pace.at("tokenising books", 0, 60.0), "each task has its own clock");
-        assert_eq!(pace.figures(0, Some(10), 60.0), "tokenising books: 0B of 10B");
+        assert_eq!(pace.figures((0, Some(10)), "B", 60.0), "tokenising books: 0B of 10B");
     }
 
     #[test]
     fn a_transfer_that_goes_on_counts_only_what_is_new() {
         let mut pace = Pace::default();
         pace.at("fetching x", 9_000_000, 0.0);
-        let text = pace.figures(10_000_000, None, 2.0);
+        let text = pace.figures((10_000_000, None), "B", 2.0);
         assert_eq!(text, "fetching x: 10.0MB, 500.0kB/s");
+        let text = pace.figures((9_000_500, Some(9_001_000)), " tokens", 1.0);
+        assert!(text.ends_with(" of 9.0M tokens, 500 tokens/s, 0:01 left"), "{text}");
     }
 }

@@ -403,7 +403,10 @@ mod tests {
         assert!((summary["train_loss"].as_f64().unwrap() - mean).abs() < 1e-12);
         assert_eq!(summary["workers"].as_u64(), Some(4));
         let router = &summary["router"];
-        assert_eq!((router["dropped_tokens"].as_u64(), router["load_max"].as_f64()), (Some(0), Some(1.25)));
+        assert_eq!(
+            (router["dropped_tokens"].as_u64(), router["load_max"].as_f64()),
+            (Some(0), Some(1.25))
+        );
         assert_eq!(summary["steps"].as_u64(), Some(21));
         assert_eq!(summary["tokens"].as_u64(), Some(21 * 2048));
         assert!((summary["tokens_per_second"].as_f64().unwrap() - 4096.0).abs() < 1.0);
@@ -436,7 +439,8 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let back = r#"{"rolled_back_to":2,"from":4,"passed_over":16}"#;
         assert_eq!(text.lines().nth(6), Some(back), "{text}");
-        let skip = r#"{"step":4,"skipped":"layer 3 forward","worker":1,"in_a_row":1,"pass":"forward"}"#;
+        let skip =
+            r#"{"step":4,"skipped":"layer 3 forward","worker":1,"in_a_row":1,"pass":"forward"}"#;
         assert_eq!(text.lines().nth(5), Some(skip), "{text}");
         let standing = Standing { rollbacks: 1, ..at(4) };
         let again = Metrics::open(&path, &standing).unwrap();

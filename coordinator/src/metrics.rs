@@ -77,8 +77,7 @@ impl Metrics {
                 &["part"],
             )?,
             grad_norm: book.gauge("shoal_grad_norm", "Global gradient norm before clipping.")?,
-            learning_rate: book
-                .gauge("shoal_learning_rate", "Learning rate of the last step.")?,
+            learning_rate: book.gauge("shoal_learning_rate", "Learning rate of the last step.")?,
             step_seconds: book.seconds(
                 "shoal_step_interval_seconds",
                 "Time from one committed step to the next.",
@@ -266,8 +265,7 @@ fn facts(book: &Book, settings: &Settings) -> prometheus::Result<()> {
     )?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     book.fact("shoal_build_info", "The program's version.", &[("version", version)])?;
-    let counts =
-        book.gauges("shoal_model_parameters", "Parameters of the network.", &["kind"])?;
+    let counts = book.gauges("shoal_model_parameters", "Parameters of the network.", &["kind"])?;
     counts.with_label_values(&["total"]).set(parameters.total as f64);
     counts.with_label_values(&["active"]).set(parameters.active as f64);
     Ok(())

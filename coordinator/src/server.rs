@@ -103,7 +103,8 @@ fn only_members(
 ) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync + 'static {
     move |request| {
         let given = request.metadata().get(SECRET_KEY);
-        let read = given.map(|value| value.to_str().ok().and_then(|hex| Secret::from_hex(hex).ok()));
+        let read =
+            given.map(|value| value.to_str().ok().and_then(|hex| Secret::from_hex(hex).ok()));
         metrics.auth_failed(match read {
             Some(Some(given)) if given == secret => return Ok(request),
             Some(Some(_)) => AuthFailure::Wrong,

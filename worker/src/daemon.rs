@@ -277,7 +277,9 @@ mod tests {
 
     impl Engine for Puppet {
         fn begin(&self) {
-            self.events.send(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }).unwrap();
+            self.events
+                .send(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None })
+                .unwrap();
         }
 
         fn stop(&self) {

@@ -67,9 +67,9 @@ impl Book {
 
     /// A gauge that is 1, for the sake of its labels.
     pub(super) fn fact(&self, name: &str, help: &str, labels: &[(&str, String)]) -> Result<()> {
-        let opts = labels.iter().fold(Opts::new(name, help), |opts, (label, value)| {
-            opts.const_label(*label, value)
-        });
+        let opts = labels
+            .iter()
+            .fold(Opts::new(name, help), |opts, (label, value)| opts.const_label(*label, value));
         self.take(IntGauge::with_opts(opts)?)?.set(1);
         Ok(())
     }

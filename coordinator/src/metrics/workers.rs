@@ -28,8 +28,7 @@ pub(crate) enum WorkerState {
 }
 
 impl WorkerState {
-    const ALL: [Self; 5] =
-        [Self::Joining, Self::Ready, Self::Training, Self::Finished, Self::Lost];
+    const ALL: [Self; 5] = [Self::Joining, Self::Ready, Self::Training, Self::Finished, Self::Lost];
 
     fn label(self) -> &'static str {
         match self {
@@ -87,7 +86,11 @@ struct Pace {
 impl Workers {
     pub(super) fn new(book: &Book) -> Result<Self> {
         let workers = Self {
-            states: book.integers("shoal_workers", "Workers that have joined, by state.", "state")?,
+            states: book.integers(
+                "shoal_workers",
+                "Workers that have joined, by state.",
+                "state",
+            )?,
             heard: book.gauges(
                 "shoal_worker_last_heartbeat_timestamp_seconds",
                 "When a worker was last heard, as Unix time.",

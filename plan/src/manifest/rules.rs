@@ -137,7 +137,7 @@ fn sequence_has_positions(facts: &Facts<'_>) -> Option<Broken> {
 fn metrics_have_ports(facts: &Facts<'_>) -> Option<Broken> {
     let (port, workers) = (facts.job.metrics.port, facts.job.workers.local);
     let last = u64::from(port) + u64::from(workers);
-    if port == 0 || last <= u64::from(u16::MAX) {
+    if port == 0 || u16::try_from(last).is_ok() {
         return None;
     }
     let what = format!("{workers} workers after port {port} would need ports up to {last}");

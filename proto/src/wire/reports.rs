@@ -1,9 +1,7 @@
 //! What workers measure, through the door: steps, evaluations, endings, and how the run stands.
 
 use shoal_plan::plan::WorkerId;
-use shoal_plan::report::{
-    Ending, Evaluation, Outcome, Pass, SkippedStep, StepReport, StepRow,
-};
+use shoal_plan::report::{Ending, Evaluation, Outcome, Pass, SkippedStep, StepReport, StepRow};
 use shoal_plan::routing::Routing;
 use shoal_plan::standing::{Best, Standing};
 

@@ -56,7 +56,12 @@ fn step_done(loss: f64) -> FromWorker {
 
 fn report(outcome: Outcome) -> FromWorker {
     let report = StepReport { first_sequence: 48, sequences: 8, outcome };
-    FromWorker::StepDone { generation: Generation(1), step: 7, compute_seconds: 0.25, report: Some(report) }
+    FromWorker::StepDone {
+        generation: Generation(1),
+        step: 7,
+        compute_seconds: 0.25,
+        report: Some(report),
+    }
 }
 
 fn skipped(place: &str) -> FromWorker {

@@ -164,8 +164,7 @@ pub(super) fn count(votes: &[Vote]) -> Verdict {
         let nonfinite = NonFinite { pass, layer, received: false, place };
         (CellId(largest.unwrap_or(0) as u32), nonfinite)
     };
-    let mut routing: Vec<Routing> =
-        votes.iter().flat_map(|vote| &vote.routing).copied().collect();
+    let mut routing: Vec<Routing> = votes.iter().flat_map(|vote| &vote.routing).copied().collect();
     routing.sort_by_key(|layer| layer.layer);
     Verdict {
         grad_norm,

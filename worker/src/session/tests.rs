@@ -182,7 +182,10 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     s.apply(9_600, given(assign("r", G1)));
     assert_eq!(s.apply(9_700, Event::Tick), []);
     assert_eq!(s.apply(10_000, Event::Tick), heartbeat(Some(G1), 4));
-    s.apply(10_100, Event::Engine(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }));
+    s.apply(
+        10_100,
+        Event::Engine(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }),
+    );
     assert_eq!(s.apply(10_500, Event::Tick), []);
     assert_eq!(s.apply(10_600, Event::Tick), heartbeat(Some(G1), 5));
 }

@@ -37,8 +37,9 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by 
 const MORE: &str = concat!(
     examples!(),
     "\
-Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest; stopped by a signal after
-writing a checkpoint: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+Exit codes: 0 done, 1 the run failed, 2 wrong usage, manifest or input, 5 a model's directory is
+missing, damaged or unfit; stopped by a signal after writing a checkpoint: 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP.
 
 `shoal worker` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
 model and exits when its launcher does. See `shoal worker --help`.

@@ -13,7 +13,7 @@ use crate::exit::Stopped;
 use crate::fetch;
 use crate::progress::{Reading, short};
 use crate::show::table;
-use crate::terminal::data as print;
+use crate::terminal::{data as print, note};
 
 /// Tokens of a window unless the model has fewer positions: attention's time grows with them.
 const SEQUENCE_MAX: u32 = 1024;
@@ -48,6 +48,7 @@ pub(crate) fn eval(args: &cli::Eval) -> Result<(), Stopped> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     shoal_eval::use_threads(args.threads.map_or(cores, |threads| threads as usize));
     let weights = Weights::open(&args.model)?;
+    weights.notes().iter().for_each(|text| note(text));
     let mut reading = Reading::start();
     let (examples, tokenizer) = examples(args, &weights, &mut reading)?;
     let precision = match args.precision {

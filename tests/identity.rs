@@ -290,34 +290,40 @@ fn models_of_any_depth_of_prediction_and_dense_ones_are_cut_as_well() {
     }
 }
 
-/// A name and what it changes.
+/// Names and what they change.
 type Knob = (&'static str, fn(&mut Job));
 
-/// Each changes the numbers, and every topology changes them alike.
+/// They change the numbers, and every topology changes them alike.
 #[test]
 fn every_knob_of_balance_and_prediction_works_on_every_topology() {
-    let knobs: [Knob; 8] = [
-        ("no bias update", |job| job.training.bias_speed = 0.0),
-        ("a bias update that ends", |job| {
-            (job.training.bias_speed, job.training.bias_speed_until) = (0.002, 0.5);
+    let knobs: [Knob; 4] = [
+        ("no bias update, a strong balance loss", |job| {
+            (job.training.bias_speed, job.training.balance_weight) = (0.0, 0.01);
         }),
-        ("no balance loss", |job| job.training.balance_weight = 0.0),
-        ("a strong balance loss", |job| job.training.balance_weight = 0.01),
-        ("one group", |job| (job.model.n_group, job.model.topk_group) = (1, 1)),
-        ("all groups", |job| job.model.topk_group = job.model.n_group),
-        ("an MTP weight that changes", |job| {
+        ("a bias update that ends, no balance loss", |job| {
+            (job.training.bias_speed, job.training.bias_speed_until) = (0.002, 0.5);
+            job.training.balance_weight = 0.0;
+        }),
+        ("one group, an MTP weight that changes", |job| {
+            (job.model.n_group, job.model.topk_group) = (1, 1);
             (job.training.mtp_weight, job.training.mtp_weight_final) = (1.0, 0.0);
             job.training.mtp_weight_until = 0.3;
         }),
-        ("two MTP modules", |job| job.model.num_nextn_predict_layers = 2),
+        ("all groups, two MTP modules", |job| {
+            job.model.topk_group = job.model.n_group;
+            job.model.num_nextn_predict_layers = 2;
+        }),
     ];
     let dir = tokens();
-    let base = train(&job((1, 1, 1), Precision::F32), dir, 1);
+    let calm = |mut job: Job, turn: fn(&mut Job)| {
+        turn(&mut job);
+        // Four networks are four chances of a near tie between experts: see `MANIFEST`.
+        job.training.lr = 3e-4;
+        train(&job, dir, 1)
+    };
+    let base = calm(job((1, 1, 1), Precision::F32), |_| {});
     for (name, turn) in knobs {
-        let turned = |mut job: Job| {
-            turn(&mut job);
-            train(&job, dir, 1)
-        };
+        let turned = |job: Job| calm(job, turn);
         let one = turned(job((1, 1, 1), Precision::F32));
         assert_ne!(one.losses, base.losses, "{name} changes nothing");
         assert_alike(&turned(job((2, 2, 1), Precision::F32)), &one, &format!("{name}, 2x2x1"));

@@ -86,12 +86,12 @@ fn of_safetensors(path: &Path, bytes: &[u8]) -> Result<File, EvalError> {
             return Err(wrong(&at, format!("shape {:?}, want [B, T]", tensor.shape())));
         };
         let data = tensor.data();
-        let values: Vec<i64> = match tensor.dtype() {
-            Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-            Dtype::I32 => {
-                data.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
-            }
-            other => return Err(wrong(&at, format!("dtype {other:?}, want I64 or I32"))),
+        let values: Vec<i64> = if tensor.dtype() == Dtype::I64 {
+            data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+        } else if tensor.dtype() == Dtype::I32 {
+            data.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect()
+        } else {
+            return Err(wrong(&at, format!("dtype {:?}, want I64 or I32", tensor.dtype())));
         };
         sized(path, name, (sequences, tokens), values).map(Some)
     };

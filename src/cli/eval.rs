@@ -24,7 +24,7 @@ pub(crate) struct Eval {
     /// Text: files, directories, globs, https:// and hf:// addresses
     #[arg(required_unless_present = "tokens")]
     pub files: Vec<String>,
-    /// Token ids instead of text: safetensors (I64, I32) or JSON with input_ids and labels [B, T]
+    /// Token ids instead of text: safetensors (I64, I32) or JSON with `input_ids` and `labels` [B, T]
     ///
     /// Labels are Hugging Face's: at their own positions, shifted inside, -100 does not count.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["files", "sequence", "tokens_max"])]

@@ -77,6 +77,17 @@ fn joined(news: News) -> Option<()> {
     matches!(news, News::Joined { .. }).then_some(())
 }
 
+/// Waits until the metrics have a line; events are counted a moment after they are seen here.
+async fn counted(running: &Running, line: &str) {
+    let waited = async {
+        while !running.metrics.text().lines().any(|found| found == line) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, waited).await;
+    in_time.unwrap_or_else(|_| panic!("want {line} in:\n{}", running.metrics.text()));
+}
+
 /// The other end closes, and says nothing but what HTTP/2 says by itself.
 async fn closes(mut stream: TcpStream) {
     let mut bytes = Vec::new();
@@ -135,6 +146,10 @@ async fn strangers_are_refused_in_the_same_words_whatever_they_lack() {
         assert_eq!(status.code(), Code::Unauthenticated, "{given}");
         assert_eq!(status.message(), "the secret of this run is missing or wrong");
     }
+    for (reason, times) in [("missing", 1), ("malformed", 2), ("wrong", 1)] {
+        let line = format!("shoal_auth_failures_total{{reason=\"{reason}\"}} {times}");
+        counted(&running, &line).await;
+    }
 }
 
 #[tokio::test]
@@ -146,6 +161,8 @@ async fn a_second_worker_with_a_taken_number_is_told_so_and_the_first_stays() {
     let status = Worker::join(&running, &secret, 0).await.next().await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(status.message(), "worker-0 has joined already");
+    counted(&running, "shoal_rpc_rejected_total{reason=\"refused\"} 1").await;
+    counted(&running, "shoal_workers{state=\"joining\"} 1").await;
     let _second = Worker::join(&running, &secret, 1).await;
     assert!(matches!(first.next().await.unwrap(), ToWorker::Assign(_)));
 }
@@ -169,6 +186,10 @@ async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
     closes(half).await;
     closes(preface).await;
     mute.next().await.unwrap_err();
+    // The mute one is known to its stream's reader before its connection's deadline, or after.
+    let mut lines = (4..=5).map(|n| format!("shoal_rpc_rejected_total{{reason=\"no_hello\"}} {n}"));
+    let text = running.metrics.text();
+    assert!(lines.any(|line| text.lines().any(|found| found == line)), "{text}");
     let _second = Worker::join(&running, &secret, 1).await;
     assert!(matches!(worker.next().await.unwrap(), ToWorker::Assign(_)));
 }
@@ -183,6 +204,7 @@ async fn a_connection_too_many_is_closed_at_once() {
         streams.push(TcpStream::connect(running.address).await.unwrap());
     }
     closes(streams.pop().unwrap()).await;
+    counted(&running, "shoal_rpc_rejected_total{reason=\"connections\"} 1").await;
 }
 
 #[tokio::test]

@@ -186,6 +186,23 @@ fn a_worker_s_bad_field_is_named() {
     );
     let trained = "step_done.report.trained.loss";
     refuses(step_done(f64::NAN), &format!("{trained} is NaN, which is not finite"));
+    let router = vec![Routing::of(1, &[1], 1, &[0.0]); 4097];
+    refuses(
+        report(Outcome::Trained(StepRow { router, ..row(1.0) })),
+        "step_done.report.trained.router has 4097 entries: want at most 4096",
+    );
+    let router = vec![Routing::of(1, &[1], 1, &[f32::INFINITY])];
+    refuses(
+        report(Outcome::Trained(StepRow { router, ..row(1.0) })),
+        "step_done.report.trained.router.bias is inf, which is not finite",
+    );
+    let back = FromWorker::StepDone {
+        generation: Generation(1),
+        step: 8,
+        compute_seconds: -1.0,
+        report: None,
+    };
+    refuses(back, "step_done.compute_seconds is -1: want 0 or more");
     let many = vec![Evaluation { set: "x".into(), loss: 1.0, tokens: 1, bytes: 1 }; 1025];
     let (generation, evaluations) = (Generation(1), many);
     refuses(

@@ -14,6 +14,7 @@ use shoal_data::{EndToken, Settings, Source, TokenizerChoice, prepare};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::manifest;
+use shoal_plan::model::RopeScaling;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::schedule::Schedule;
@@ -287,6 +288,32 @@ fn models_of_any_depth_of_prediction_and_dense_ones_are_cut_as_well() {
         let what = format!("depth {depth}, {experts} experts");
         assert!(off < 1e-4, "{what}: losses differ by {off}: {:?}", cut.losses);
         assert!(one.losses[STEPS as usize - 1] < 0.8 * one.losses[0], "{what}: {:?}", one.losses);
+    }
+}
+
+/// The last stage multiplies by the table that the first one looks tokens up in.
+#[test]
+fn a_tied_head_and_scaled_positions_train_as_on_one_cell() {
+    let dir = tokens();
+    for depth in [0, 1] {
+        let tied = |job: Job| {
+            let mut job = job;
+            (job.model.tie_word_embeddings, job.model.num_nextn_predict_layers) = (true, depth);
+            job.model.rope_scaling = Some(RopeScaling::yarn(4.0, 16));
+            job
+        };
+        let run = |grid| train(&tied(job(grid, Precision::F32)), dir, 1);
+        let one = run((1, 1, 1));
+        assert!(
+            one.losses[STEPS as usize - 1] < 0.8 * one.losses[0],
+            "it learns: {:?}",
+            one.losses
+        );
+        for grid in [(2, 1, 1), (2, 2, 2)] {
+            assert_alike(&run(grid), &one, &format!("{grid:?}, depth {depth}"));
+        }
+        let chunks = train(&tied(interleaved((2, 1, 1), Precision::F32, 8)), dir, 2);
+        assert_alike(&chunks, &one, &format!("2 chunks, depth {depth}"));
     }
 }
 

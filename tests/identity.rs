@@ -14,6 +14,7 @@ use shoal_data::{EndToken, Settings, Source, TokenizerChoice, prepare};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::manifest;
+use shoal_plan::model::RopeScaling;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::schedule::Schedule;
@@ -329,6 +330,35 @@ fn every_knob_of_balance_and_prediction_works_on_every_topology() {
         assert_alike(&turned(job((2, 2, 1), Precision::F32)), &one, &format!("{name}, 2x2x1"));
         let chunks = turned(interleaved((2, 1, 1), Precision::F32, 8));
         assert_alike(&chunks, &one, &format!("{name}, interleaved"));
+    }
+}
+
+/// The last stage multiplies by the table that the first one looks tokens up in. Every token goes to every
+/// expert: with a choice, one that flips on the last bit moves a tied model's losses by 2e-4.
+#[test]
+fn a_tied_head_and_scaled_positions_train_as_on_one_cell() {
+    let dir = tokens();
+    for depth in [0, 1] {
+        let tied = |job: Job| {
+            let mut job = job;
+            (job.model.tie_word_embeddings, job.model.num_nextn_predict_layers) = (true, depth);
+            job.model.rope_scaling = Some(RopeScaling::yarn(4.0, 16));
+            (job.model.n_group, job.model.topk_group) = (1, 1);
+            job.model.num_experts_per_tok = job.model.n_routed_experts;
+            job
+        };
+        let run = |grid| train(&tied(job(grid, Precision::F32)), dir, 1);
+        let one = run((1, 1, 1));
+        assert!(
+            one.losses[STEPS as usize - 1] < 0.8 * one.losses[0],
+            "it learns: {:?}",
+            one.losses
+        );
+        for grid in [(2, 1, 1), (2, 2, 2)] {
+            assert_alike(&run(grid), &one, &format!("{grid:?}, depth {depth}"));
+        }
+        let chunks = train(&tied(interleaved((2, 1, 1), Precision::F32, 8)), dir, 2);
+        assert_alike(&chunks, &one, &format!("2 chunks, depth {depth}"));
     }
 }
 

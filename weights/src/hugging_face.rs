@@ -122,6 +122,8 @@ fn write_json(
 mod tests {
     use std::fs;
 
+    use shoal_plan::model::RopeScaling;
+
     use super::*;
 
     #[test]
@@ -134,6 +136,26 @@ mod tests {
         );
         let experts = serde_json::to_value(config(&ModelConfig::tiny())).unwrap();
         assert_eq!(experts["first_k_dense_replace"], 1);
+    }
+
+    /// `type`, which DeepSeek's own code reads, and no key without a value, which it would read as one.
+    #[test]
+    fn scaled_positions_and_a_tied_head_are_written_as_they_are_read() {
+        let scaling = RopeScaling { mscale: Some(0.707), ..RopeScaling::yarn(40.0, 4096) };
+        let model = ModelConfig {
+            tie_word_embeddings: true,
+            rope_scaling: Some(scaling),
+            max_position_embeddings: 163_840,
+            ..ModelConfig::tiny()
+        };
+        let text = serde_json::to_string_pretty(&config(&model)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let scaling = &json["rope_scaling"];
+        assert_eq!((&scaling["type"], &scaling["factor"]), (&"yarn".into(), &40.0.into()));
+        assert_eq!(scaling.get("mscale_all_dim"), None);
+        assert_eq!(json["tie_word_embeddings"], true);
+        let read = shoal_plan::manifest::model_of_config(Path::new("config.json"), &text).unwrap();
+        assert_eq!(read, model);
     }
 
     #[test]
@@ -155,6 +177,7 @@ mod tests {
         assert_eq!(json["num_key_value_heads"], 4);
         // Not 9.99999997e-7, which is what 1e-6 becomes on its way through f64.
         assert!(text.contains("\"rms_norm_eps\": 0.000001,"), "{text}");
+        assert_eq!(json["rope_scaling"], serde_json::Value::Null);
         let model: ModelConfig = serde_json::from_value(json).unwrap();
         assert_eq!(model, ModelConfig::tiny());
 

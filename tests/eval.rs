@@ -72,6 +72,15 @@ fn refuses(args: &[&str], code: i32, wanted: &str) {
     assert!(output.stdout.is_empty(), "{args:?}");
 }
 
+/// Tensors of a safetensors file.
+fn header(path: &Path) -> serde_json::Map<String, Value> {
+    let bytes = fs::read(path).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let mut entries: serde_json::Map<_, _> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    entries.remove("__metadata__");
+    entries
+}
+
 /// A tensor of a safetensors file: where its bytes begin in the file, and its values.
 fn tensor(path: &Path, name: &str) -> (usize, Vec<f32>) {
     let bytes = fs::read(path).unwrap();
@@ -243,6 +252,59 @@ fn gradients_are_the_differences_of_the_loss() {
         // A loss of 5 in F32 sums is known to about 1e-6: a thousandth of its change, or 5e-5 where
         // the step is the largest.
         assert!((slope - norm).abs() < 0.01 * norm + 1e-4, "{name}: {slope}, want {norm}");
+    }
+}
+
+/// The distance of two lists relative to the size of the second.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let off = squares(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b)));
+    let size = squares(&mut want.iter().map(|x| f64::from(*x)));
+    // An expert that no token chose has no gradient on either side.
+    (off / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// What `tests/golden/make.py` had `transformers` compute, from the same files, through the command that
+/// anybody can type.
+#[test]
+fn transformers_finds_the_same_loss_logits_and_gradients() {
+    let dir = scratch("transformers");
+    let (logits, gradients) = (dir.join("logits.safetensors"), dir.join("gradients.safetensors"));
+    let outputs =
+        ["--logits", logits.to_str().unwrap(), "--gradients", gradients.to_str().unwrap()];
+    for case in ["groups", "wide", "tied", "yarn"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+        let golden = model.join("golden.safetensors");
+        let asked = [model.to_str().unwrap(), "--tokens", golden.to_str().unwrap(), "--force"];
+        let found = eval(&[&asked[..], &outputs].concat());
+        let want = f64::from(tensor(&golden, "loss").1[0]);
+        let loss = found["loss"].as_f64().unwrap();
+        assert!((loss - want).abs() < 1e-6 * want, "{case}: {loss}, want {want}");
+        let (got, want) = (tensor(&logits, "logits").1, tensor(&golden, "logits").1);
+        let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4, "{case}: logits are off by {off}");
+        let mut judged = 0;
+        for (name, _) in header(&gradients) {
+            let want = tensor(&golden, &format!("gradient.{name}")).1;
+            let off = distance(&tensor(&gradients, &name).1, &want);
+            assert!(off < 1e-3, "{case}: the gradient of {name} is off by {off}");
+            judged += 1;
+        }
+        let all = header(&golden).into_iter().filter(|(name, _)| name.starts_with("gradient."));
+        assert_eq!(judged, all.count(), "{case}");
+    }
+    for case in ["mtp", "mtp_two"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+        let golden = model.join("golden.safetensors");
+        let found = eval(&[model.to_str().unwrap(), "--tokens", golden.to_str().unwrap(), "--mtp"]);
+        let depths = tensor(&golden, "mtp_losses").1;
+        let mtp = depths.iter().copied().map(f64::from).sum::<f64>() / depths.len() as f64;
+        let main = f64::from(tensor(&golden, "loss").1[0]);
+        for (key, want) in [("loss", main), ("mtp_loss", mtp)] {
+            let got = found[key].as_f64().unwrap();
+            assert!((got - want).abs() < 1e-6 * want, "{case}: {key} {got}, want {want}");
+        }
     }
 }
 

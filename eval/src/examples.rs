@@ -125,11 +125,24 @@ impl Examples {
         later.filter(|target| **target != IGNORE).count() as u64
     }
 
-    /// Whether every sequence has a target everywhere but perhaps at its end.
+    /// Whether every position has a target.
     pub(crate) fn is_full(&self) -> bool {
-        let inner =
-            self.targets.chunks(self.tokens).flat_map(|targets| &targets[..self.tokens - 1]);
-        inner.copied().all(|target| target != IGNORE)
+        self.targets.iter().all(|target| *target != IGNORE)
+    }
+
+    /// The same without the last position of each sequence, where none of them has a target: under a
+    /// causal mask nothing that is asked hangs on it. How many targets a multi-token-prediction module
+    /// of some depth has follows from the length then.
+    pub(crate) fn closed(&self) -> Option<Self> {
+        let mut sequences = self.targets.chunks(self.tokens);
+        if self.tokens < 2 || !sequences.all(|targets| targets.last() == Some(&IGNORE)) {
+            return None;
+        }
+        let cut = |all: &[u32]| -> Vec<u32> {
+            all.chunks(self.tokens).flat_map(|row| &row[..self.tokens - 1]).copied().collect()
+        };
+        let (inputs, targets) = (cut(&self.inputs), cut(&self.targets));
+        Some(Self { sequences: self.sequences, tokens: self.tokens - 1, inputs, targets })
     }
 
     /// Pieces of about `tokens` tokens, one sequence at least, each with the number of its first.
@@ -188,8 +201,11 @@ mod tests {
         );
         let labelled = labelled.unwrap();
         assert_eq!((labelled.targets.clone(), labelled.n_targets()), (vec![IGNORE, 7, IGNORE], 1));
-        assert_eq!((plain.n_mtp_targets(), plain.is_full()), (2, true));
+        let closed = plain.closed().unwrap();
+        assert_eq!((closed.tokens, closed.targets.clone()), (2, vec![2, 3, 5, 6]));
+        assert_eq!((closed.n_mtp_targets(), closed.is_full(), closed.closed()), (2, true, None));
         assert_eq!((labelled.n_mtp_targets(), labelled.is_full()), (1, false));
+        assert!(!labelled.closed().unwrap().is_full());
     }
 
     #[test]

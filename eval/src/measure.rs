@@ -72,18 +72,21 @@ impl Measured {
         examples: &Examples,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Found, EvalError> {
+        let closed = examples.closed().filter(|_| self.wanted.mtp);
+        let asked = closed.as_ref().unwrap_or(examples);
         let depths = self.stage.cut().config.num_nextn_predict_layers;
-        if depths > 1 && !examples.is_full() {
+        if depths > 1 && !asked.is_full() {
             let what = "the loss of several multi-token-prediction modules is only defined where no \
                         label is -100: leave --mtp out";
             return Err(EvalError::Wanted(what.to_owned()));
         }
-        let targets = examples.n_targets();
-        let all = (examples.sequences * examples.tokens) as u64;
+        let tokens = |examples: &Examples| (examples.sequences * examples.tokens) as u64;
+        let of_logits = if self.wanted.logits { tokens(examples) } else { 0 };
+        let all = tokens(asked) + of_logits;
+        let targets = asked.n_targets();
         let scale = LossScale { main: 1.0 / targets as f32, mtp: 0.0, balance: 0.0 };
         let (mut done, mut main_sum, mut mtp_sum) = (0, 0.0, 0.0);
-        let mut logits = self.wanted.logits.then(Vec::new);
-        for (sequence, batch) in examples.pieces(PIECE_TOKENS) {
+        for (sequence, batch) in asked.pieces(PIECE_TOKENS) {
             progress(done, all);
             let (main, mtp) = self.piece(&batch, &scale)?;
             if !main.is_finite() {
@@ -91,13 +94,18 @@ impl Measured {
             }
             main_sum += main;
             mtp_sum += mtp;
-            if let Some(logits) = &mut logits {
-                logits.extend(self.stage.all_logits(&batch)?);
-            }
             done += batch.inputs.len() as u64;
         }
+        let mut logits = self.wanted.logits.then(Vec::new);
+        if let Some(logits) = &mut logits {
+            for (_, batch) in examples.pieces(PIECE_TOKENS) {
+                progress(done, all);
+                logits.extend(self.stage.all_logits(&batch)?);
+                done += batch.inputs.len() as u64;
+            }
+        }
         progress(done, all);
-        let mtp_targets = examples.n_mtp_targets();
+        let mtp_targets = asked.n_mtp_targets();
         let mtp_loss = (self.wanted.mtp && mtp_targets > 0).then(|| mtp_sum / mtp_targets as f64);
         Ok(Found { loss: main_sum / targets as f64, targets, mtp_loss, logits })
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan"]),
@@ -19,8 +19,9 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("model", &["kernels", "plan"]),
     ("coordinator", &["proto", "plan"]),
     ("weights", &["plan", "data", "kernels", "model"]),
+    ("infer", &["plan", "data", "kernels", "model", "weights"]),
     ("worker", &["proto", "plan", "data", "kernels", "model", "weights"]),
-    (".", &["coordinator", "worker", "weights", "data", "plan"]),
+    (".", &["coordinator", "worker", "infer", "weights", "data", "plan"]),
 ];
 
 /// Words that are on no live path. Split, so that this file does not hold them itself.

@@ -9,6 +9,8 @@ use crate::signals::Signal;
 pub(crate) enum Stopped {
     /// Wrong usage or an invalid manifest. Nothing was started.
     Input(String),
+    /// A checkpoint or model directory is missing, damaged, or not what was asked for.
+    Checkpoint(String),
     /// The run failed, or could not begin.
     Failed(anyhow::Error),
     /// Somebody asked for it.
@@ -19,6 +21,7 @@ impl Stopped {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Input(_) => 2,
+            Self::Checkpoint(_) => 5,
             Self::Failed(_) => 1,
             Self::Signal(signal) => signal.exit_code(),
         }
@@ -27,7 +30,7 @@ impl Stopped {
     /// What standard error is told. Nothing after a signal: its story was told as it happened.
     pub(crate) fn text(&self) -> Option<String> {
         match self {
-            Self::Input(text) => Some(text.clone()),
+            Self::Input(text) | Self::Checkpoint(text) => Some(text.clone()),
             Self::Failed(error) => Some(format!("{error:#}")),
             Self::Signal(_) => None,
         }

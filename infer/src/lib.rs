@@ -21,3 +21,6 @@ pub use error::InferError;
 pub use sampling::Sampling;
 pub use text::{Reason, Request, Tally, Text};
 pub use voice::{Options, Voice};
+
+/// What measures a pass by hand needs, beside `Voice::decoder`.
+pub use shoal_model::{Cache, Error as ModelError, Step};

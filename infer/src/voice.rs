@@ -18,6 +18,8 @@ const PIECE: usize = 256;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub precision: Precision,
+    /// Of FP8 tiles; read in precision fp8 only.
+    pub scales: Scales,
     /// A `tokenizer.json` in place of the model's own.
     pub tokenizer: Option<PathBuf>,
 }
@@ -47,7 +49,7 @@ impl Voice {
             None => Tokenizer::beside(weights.directory(), config.vocab_size)?,
         };
         let mut read = |name: &str, shape: &[usize]| weights.read(name, shape);
-        let decoder = Decoder::load(config, options.precision, Scales::default(), &mut read)?;
+        let decoder = Decoder::load(config, options.precision, options.scales, &mut read)?;
         Ok(Self::new(decoder, tokenizer))
     }
 

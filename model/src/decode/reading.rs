@@ -54,7 +54,7 @@ impl<'a, E> Reading<'a, E> {
         let specification = &self.specifications[name];
         let math = match specification.role {
             Role::Linear => self.arithmetic.weight,
-            Role::Wide | Role::Table => self.arithmetic.wide,
+            Role::Wide | Role::Table | Role::Tied => self.arithmetic.wide,
             Role::Router => Math::F32,
             Role::Gain => panic!("a gain is no matrix"),
         };

@@ -2,7 +2,7 @@
 
 use shoal_kernels::compare::{Random, Tolerance, assert_close, with_one_and_three_threads};
 use shoal_plan::job::Precision;
-use shoal_plan::model::ModelConfig;
+use shoal_plan::model::{ModelConfig, RopeScaling};
 
 use super::*;
 use crate::Stage;
@@ -33,11 +33,18 @@ fn small() -> ModelConfig {
     }
 }
 
+fn yarn() -> RopeScaling {
+    let scaling = r#"{"type": "yarn", "factor": 8, "original_max_position_embeddings": 32,
+        "mscale": 0.8, "mscale_all_dim": 1.0}"#;
+    serde_json::from_str(scaling).unwrap()
+}
+
 fn configs() -> Vec<ModelConfig> {
     vec![
         small(),
         ModelConfig { q_lora_rank: None, n_shared_experts: 0, ..small() },
         ModelConfig { n_routed_experts: 0, num_nextn_predict_layers: 0, ..small() },
+        ModelConfig { tie_word_embeddings: true, rope_scaling: Some(yarn()), ..small() },
     ]
 }
 

@@ -3,6 +3,7 @@
 mod eval;
 mod runs;
 mod text;
+mod voice;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use eval::{Eval, Precision as EvalPrecision};
 pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
+pub(crate) use voice::{Bench, Decode, Generate, Model, Serve, Speculate};
 
 /// What both helps begin with.
 macro_rules! examples {
@@ -23,6 +25,7 @@ Examples:
   shoal launch job.yaml --run-dir runs/second-try
   shoal validate job.yaml
   shoal data stats ~/notes/**/*.md
+  shoal generate runs/quickstart 'pub fn '
 
 "
     };
@@ -74,6 +77,20 @@ pub(crate) enum Verb {
     Compare(Compare),
     /// Hold a model on disk against text or token ids: loss, perplexity, logits, gradients
     Eval(Eval),
+    /// Continue a text with a model on disk
+    ///
+    /// The text goes to standard output as it is written, what it took to standard error. With
+    /// multi-token-prediction modules the model drafts for itself: at temperature 0 the text is the same
+    /// as without, bit for bit, above it the probabilities are.
+    Generate(Generate),
+    /// Answer completions over HTTP, as `OpenAI`'s interface has them
+    ///
+    /// `POST /v1/completions` (streaming, too), `GET /v1/models`, `GET /health`. SIGTERM and Ctrl-C let
+    /// what is being written come to its end first.
+    Serve(Serve),
+    /// Measure what this machine does with a model
+    #[command(subcommand)]
+    Bench(Bench),
     /// Print the manifest's JSON Schema, for editors
     ///
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor

@@ -1,6 +1,6 @@
 //! The binary's clock: the one place where it is read.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Measures from when it was started.
 #[derive(Clone, Copy)]
@@ -15,4 +15,10 @@ impl Stopwatch {
     pub(crate) fn seconds(self) -> f64 {
         self.0.elapsed().as_secs_f64()
     }
+}
+
+/// Seconds since 1970, as HTTP interfaces date their answers.
+#[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

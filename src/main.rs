@@ -1,5 +1,6 @@
 //! The `shoal` binary: reads the command line, runs a verb, and turns its end into an exit code.
 
+mod bench;
 mod children;
 mod cli;
 mod clock;
@@ -11,6 +12,7 @@ mod eval;
 mod exit;
 mod fetch;
 mod finish;
+mod generate;
 mod hosting;
 mod launch;
 mod logging;
@@ -22,11 +24,13 @@ mod resume;
 mod run_dir;
 mod samples;
 mod scrape;
+mod serve;
 mod show;
 mod signals;
 mod terminal;
 mod tokenise;
 mod train;
+mod voice;
 
 use std::process::ExitCode;
 
@@ -42,6 +46,9 @@ fn main() -> ExitCode {
         Verb::Data(verb) => data::run(&verb),
         Verb::Compare(args) => compare::compare(&args),
         Verb::Eval(args) => eval::eval(&args),
+        Verb::Generate(args) => generate::generate(&args),
+        Verb::Serve(args) => serve::serve(&args),
+        Verb::Bench(verb) => bench::bench(&verb),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())

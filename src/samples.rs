@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use shoal_data::{Part, TokenShards, Tokenizer};
+use shoal_infer::{Options, Request, Sampling, Text, Voice};
 use shoal_plan::job::Job;
-use shoal_worker::sample::{Sampling, generate};
 
 use crate::run_dir::RunDir;
 use crate::terminal::harmless;
@@ -45,16 +45,24 @@ pub(crate) fn draw(run_dir: &RunDir, job: &Job, step: u64) -> anyhow::Result<Vec
         tokens
     };
     let prompts: Vec<Vec<u32>> = starts.into_iter().map(prompt).collect();
-    let sampling = Sampling {
-        tokens: lengths.sample,
-        vocabulary: tokenizer.n_tokens(),
-        end_token: tokenizer.end_token(),
-        temperature: TEMPERATURE,
-        seed: job.training.seed,
+    let (precision, scales) = (job.training.precision, job.training.scales);
+    let options = Options { precision, scales, tokenizer: None };
+    let voice = Voice::open(&run_dir.checkpoint(step), &options).context("loading the model")?;
+    let begin = |prompt: &Vec<u32>| {
+        let seed = job.training.seed;
+        let sampling = Sampling { temperature: TEMPERATURE, seed, ..Sampling::default() };
+        let (tokens, stop) = (lengths.sample, Vec::new());
+        voice.begin(Request { prompt: prompt.clone(), tokens, sampling, stop }, true)
     };
-    let texts =
-        generate(&run_dir.checkpoint(step), job, &prompts, &sampling).context("writing samples")?;
+    let mut texts: Vec<Text> = prompts.iter().map(begin).collect::<Result<_, _>>()?;
+    while texts.iter().any(|text| text.ended().is_none()) {
+        voice.round(&mut texts.iter_mut().collect::<Vec<_>>()).context("writing samples")?;
+    }
     let text = |tokens: &[u32]| harmless(&tokenizer.decode(tokens));
     let samples = prompts.iter().zip(&texts);
-    Ok(samples.map(|(prompt, new)| Sample { prompt: text(prompt), text: text(new) }).collect())
+    let sample = |(prompt, new): (&Vec<u32>, &Text)| Sample {
+        prompt: text(prompt),
+        text: text(new.new_tokens()),
+    };
+    Ok(samples.map(sample).collect())
 }

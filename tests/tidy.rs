@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan"]),
@@ -20,8 +20,9 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("coordinator", &["proto", "plan"]),
     ("weights", &["plan", "data", "kernels", "model"]),
     ("eval", &["plan", "kernels", "model", "weights"]),
+    ("infer", &["plan", "data", "kernels", "model", "weights"]),
     ("worker", &["proto", "plan", "data", "kernels", "model", "weights"]),
-    (".", &["coordinator", "worker", "weights", "eval", "data", "plan"]),
+    (".", &["coordinator", "worker", "weights", "eval", "infer", "data", "plan"]),
 ];
 
 /// Words that are on no live path. Split, so that this file does not hold them itself.

@@ -47,6 +47,19 @@ pub fn decode(code: u8) -> f32 {
     f32::from_bits(value.to_bits() | (u32::from(code & 0x80) << 24) | nan)
 }
 
+/// What `decode_finite` keeps of a code that was moved up, sign extended: sign, exponent, mantissa.
+pub(crate) const FINITE_BITS: u32 = 0x87ff_ffff;
+
+/// 2^120: FP32's exponents are biased by 127, E4M3's by 7.
+pub(crate) const FINITE_FACTOR: f32 = f32::from_bits((120 + 127) << 23);
+
+/// `decode` of a code that is no NaN, in four instructions a register: moved to where FP32 keeps its
+/// sign, exponent and mantissa, a code is its value times 2^-120.
+#[inline(always)]
+pub(crate) fn decode_finite(code: u8) -> f32 {
+    f32::from_bits((i32::from(code as i8) << 20) as u32 & FINITE_BITS) * FINITE_FACTOR
+}
+
 /// For a magnitude of at most 448, the number whose addition leaves it rounded to E4M3: 2^20 times
 /// its own power of two, or that of the subnormals. Returns that power's bits, too.
 #[inline(always)]
@@ -196,6 +209,7 @@ mod tests {
                 assert!(got.is_nan() && encode(got) == NAN);
             } else {
                 assert_eq!(got.to_bits(), want.to_bits(), "code {code:#x}");
+                assert_eq!(decode_finite(code).to_bits(), want.to_bits(), "code {code:#x}");
                 assert_eq!(encode(got), code);
                 assert_eq!(round_within_range(got).to_bits(), got.to_bits());
             }

@@ -36,11 +36,13 @@ pub mod tensor;
 
 mod gemm;
 pub mod linear;
+pub mod rowwise;
 
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod latent;
 pub mod mla;
 pub mod rmsnorm;
 pub mod router;

@@ -120,6 +120,24 @@ pub fn forward(x: &Tensor, w: &[f32], bias: &[f32], s: &RouterShape) -> Routing 
     Routing { scores, chosen, gates, counts, balance }
 }
 
+/// What `forward` decides for rows whose products `x w^T`, `(T, E)`, were computed elsewhere: experts
+/// and gates, both `(T, K)`. For decoding, where a row's bits must not depend on the rows beside it.
+pub fn decide(mut logits: Vec<f32>, bias: &[f32], s: &RouterShape) -> (Vec<u32>, Vec<f32>) {
+    s.assert_valid();
+    assert_eq!(bias.len(), s.experts, "router: shape of bias");
+    for score in &mut logits {
+        *score = sigmoid(*score);
+    }
+    let n = logits.len() / s.experts * s.top_k;
+    let (mut chosen, mut gates, mut biased) = (vec![0; n], vec![0.0; n], vec![0.0; s.experts]);
+    let outputs = chosen.chunks_exact_mut(s.top_k).zip(gates.chunks_exact_mut(s.top_k));
+    for (scores, (chosen, gates)) in logits.chunks_exact(s.experts).zip(outputs) {
+        choose(scores, bias, s, &mut biased, chosen);
+        weigh(scores, chosen, s, gates);
+    }
+    (chosen, gates)
+}
+
 /// Writes the indices of the largest `values`, largest first, of equals the lower index first.
 ///
 /// A NaN is never larger: with nothing comparable left the lowest index is taken, so a poisoned

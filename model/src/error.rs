@@ -47,4 +47,8 @@ pub enum Error {
     /// Sampling needs all layers in one stage.
     #[error("logits need the whole model in one stage; this stage holds layers {first}..{end}")]
     NotWhole { first: u32, end: u32 },
+
+    /// A sequence beyond the positions that the model was trained for.
+    #[error("the text has {got} tokens, and the model takes {want}: shorten it")]
+    TooLong { got: usize, want: usize },
 }

@@ -6,10 +6,12 @@
 //! Source: DeepSeek-V3 report, arXiv:2412.19437, sections 2 and 3.3.
 //!
 //! Reading order: `cut` (which part), `names` (its parameters), `halves` (what each half of backward
-//! keeps), `layer`, `mla`, `moe`, `tail` (head and multi-token prediction), `stage` (the door).
+//! keeps), `layer`, `mla`, `moe`, `tail` (head and multi-token prediction), `stage` (the door to training), `decode` (the door to
+//! writing).
 
 pub mod batch;
 pub mod cut;
+pub mod decode;
 pub mod error;
 pub mod exchange;
 pub mod memory;
@@ -36,6 +38,7 @@ mod whole_model;
 
 pub use batch::{Batch, BatchTokens};
 pub use cut::Cut;
+pub use decode::{Cache, Decoder, Step};
 pub use error::Error;
 pub use exchange::{Alone, Exchange, ExchangeError};
 pub use findings::{NonFinite, Pass};

@@ -22,7 +22,7 @@ use crate::parameters::{Id, Parameters};
 
 /// The two latent norms keep their class's default in Hugging Face's `modeling_deepseek_v3.py`,
 /// whatever `rms_norm_eps` says.
-const LATENT_NORM_EPS: f32 = 1e-6;
+pub(crate) const LATENT_NORM_EPS: f32 = 1e-6;
 
 /// One layer's attention.
 #[derive(Clone, Debug)]
@@ -207,27 +207,31 @@ impl Mla {
     }
 
     fn head_shape(&self, shape: BatchShape) -> HeadShape {
-        HeadShape {
-            heads: self.config.num_attention_heads as usize,
-            nope: self.config.qk_nope_head_dim as usize,
-            rope: self.config.qk_rope_head_dim as usize,
-            value: self.config.v_head_dim as usize,
-            tokens_per_sequence: shape.tokens,
-            rope_theta: self.config.rope_theta,
-            yarn: self.config.rope_scaling.as_ref().map(yarn),
-        }
+        head_shape(&self.config, shape.tokens)
     }
 
     fn attention_shape(&self, shape: BatchShape) -> AttentionShape {
-        let qk_dim = self.config.qk_head_dim() as usize;
         AttentionShape {
             sequences: shape.sequences,
             tokens: shape.tokens,
             heads: self.config.num_attention_heads as usize,
-            qk_dim,
+            qk_dim: self.config.qk_head_dim() as usize,
             v_dim: self.config.v_head_dim as usize,
             scale: self.config.softmax_scale(),
         }
+    }
+}
+
+/// How projections divide into heads, and how these are rotated.
+pub(crate) fn head_shape(config: &ModelConfig, tokens_per_sequence: usize) -> HeadShape {
+    HeadShape {
+        heads: config.num_attention_heads as usize,
+        nope: config.qk_nope_head_dim as usize,
+        rope: config.qk_rope_head_dim as usize,
+        value: config.v_head_dim as usize,
+        tokens_per_sequence,
+        rope_theta: config.rope_theta,
+        yarn: config.rope_scaling.as_ref().map(yarn),
     }
 }
 

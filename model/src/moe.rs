@@ -110,7 +110,7 @@ impl Moe {
         run: &mut Run<'_>,
     ) -> Result<(Tensor, MoeKept), Error> {
         let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
-        let shape = self.router_shape(run.shape.tokens);
+        let shape = router_shape(&self.config, run.shape.tokens);
         let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
         if !routing.gates.iter().all(|gate| gate.is_finite()) {
             run.findings.note(|| {
@@ -225,7 +225,7 @@ impl Moe {
         run: &Run<'_>,
     ) -> Tensor {
         let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
-        let shape = self.router_shape(run.shape.tokens);
+        let shape = router_shape(&self.config, run.shape.tokens);
         let (w, d_w) = p.values_and_gradient(self.router);
         let routed = router::Backward { d_gates, balance_weight: run.scale.balance };
         d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
@@ -255,17 +255,18 @@ impl Moe {
     fn malformed(&self, leg: &'static str, shard: usize, problem: String) -> Error {
         Error::Malformed { layer: self.layer, leg, shard, problem }
     }
+}
 
-    fn router_shape(&self, tokens_per_sequence: usize) -> RouterShape {
-        RouterShape {
-            experts: self.config.n_routed_experts as usize,
-            top_k: self.config.num_experts_per_tok as usize,
-            groups: self.config.n_group as usize,
-            groups_kept: self.config.topk_group as usize,
-            normalise: self.config.norm_topk_prob,
-            scaling: self.config.routed_scaling_factor,
-            tokens_per_sequence,
-        }
+/// How the router chooses.
+pub(crate) fn router_shape(config: &ModelConfig, tokens_per_sequence: usize) -> RouterShape {
+    RouterShape {
+        experts: config.n_routed_experts as usize,
+        top_k: config.num_experts_per_tok as usize,
+        groups: config.n_group as usize,
+        groups_kept: config.topk_group as usize,
+        normalise: config.norm_topk_prob,
+        scaling: config.routed_scaling_factor,
+        tokens_per_sequence,
     }
 }
 

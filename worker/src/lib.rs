@@ -2,13 +2,12 @@
 //! runs the cells, and collectives and checkpoints serve it.
 //!
 //! Reading order: `session` (the protocol, pure), `daemon` (its rim), `engine` (the cells),
-//! `engine/step.rs` (one training step), `comm`, `sample`; files of weights are in the crate `shoal-weights`.
+//! `engine/step.rs` (one training step), `comm`; files of weights are in the crate `shoal-weights`.
 
 pub mod comm;
 pub mod daemon;
 pub mod engine;
 pub mod metrics;
-pub mod sample;
 pub mod session;
 
 mod client;

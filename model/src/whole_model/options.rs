@@ -2,6 +2,7 @@
 
 use shoal_kernels::bf16;
 use shoal_plan::job::Precision;
+use shoal_plan::model::ModelConfig;
 use shoal_plan::numerics::{Moments as Kept, ParameterGroup, ScaleFormat, Scales};
 
 use super::harness::{scale_of, small, tokens, train_whole, update, windows};
@@ -71,10 +72,10 @@ fn loaded_moments_take_the_form_in_which_they_are_kept() {
 #[test]
 fn groups_that_are_excluded_do_not_decay_and_all_others_do() {
     use ParameterGroup::{Embedding, Head, Norms, Router};
-    let check = |weight_decay_exclude: &[ParameterGroup]| {
+    let check_model = |config: ModelConfig, weight_decay_exclude: &[ParameterGroup]| {
         let options =
             StageOptions { weight_decay_exclude: weight_decay_exclude.to_vec(), ..f32_options() };
-        let mut stage = stage(&options);
+        let mut stage = Stage::new(Cut::whole(config), &options);
         let before = stage.clone();
         // No gradients: whatever moves has decayed.
         stage.update(&update(1, 1e-2));
@@ -94,7 +95,13 @@ fn groups_that_are_excluded_do_not_decay_and_all_others_do() {
         }
         assert_eq!(stage.biases(), before.biases(), "a router's bias is not decayed");
     };
+    // A tied head is the embedding, and of no other group.
+    let check = |excluded: &[ParameterGroup]| {
+        check_model(small(), excluded);
+        check_model(ModelConfig { tie_word_embeddings: true, ..small() }, excluded);
+    };
     check(&ParameterGroup::NOT_DECAYED);
+    check(&[Head]);
     check(&[]);
     check(&[Embedding, Head]);
     check(&[Norms, Router]);

@@ -51,6 +51,7 @@ fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
         "lr",
         "main_loss",
         "mtp_loss",
+        "router",
         "step",
         "tokens",
         "tokens_per_second",
@@ -58,13 +59,25 @@ fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
     assert!(
         rows.iter().zip(1_u64..).all(|(row, step)| keys(row) == row_keys && row["step"] == step)
     );
+    // Layer 1 and the MTP module's, each on a stage of its own.
+    for row in &rows {
+        let routers = row["router"].as_array().unwrap();
+        let layers = routers.iter().map(|layer| layer["layer"].as_u64().unwrap());
+        assert!(layers.eq(1..=2), "{row}");
+        assert!(routers.iter().all(|layer| layer["dropped"] == 0), "{row}");
+    }
     let summary = json(&run.join("summary.json"));
+    assert_eq!(summary["router"]["dropped_tokens"], 0);
     let summary_keys = [
         "best",
         "evaluations",
+        "flops_per_token",
         "heldout_loss",
         "heldout_nats_per_byte",
+        "parameters",
+        "parameters_active",
         "rollbacks",
+        "router",
         "skipped_steps",
         "steps",
         "stopped_early",

@@ -18,6 +18,13 @@ mod place;
 #[path = "processes/recovery.rs"]
 mod recovery;
 
+/// Of a step: layer 1 and the MTP module's, each on a stage of its own.
+fn routers_are_healthy(row: &Value) -> bool {
+    let routers = row["router"].as_array().unwrap();
+    let layers = routers.iter().map(|layer| layer["layer"].as_u64().unwrap());
+    layers.eq(1..=2) && routers.iter().all(|layer| layer["dropped"] == 0)
+}
+
 #[test]
 fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
     let place = Place::new("end", "    steps: 12\n");
@@ -56,16 +63,8 @@ fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
         "tokens",
         "tokens_per_second",
     ];
-    assert!(
-        rows.iter().zip(1_u64..).all(|(row, step)| keys(row) == row_keys && row["step"] == step)
-    );
-    // Layer 1 and the MTP module's, each on a stage of its own.
-    for row in &rows {
-        let routers = row["router"].as_array().unwrap();
-        let layers = routers.iter().map(|layer| layer["layer"].as_u64().unwrap());
-        assert!(layers.eq(1..=2), "{row}");
-        assert!(routers.iter().all(|layer| layer["dropped"] == 0), "{row}");
-    }
+    let fits = |(row, step): (&Value, u64)| keys(row) == row_keys && row["step"] == step;
+    assert!(rows.iter().zip(1..).all(fits) && rows.iter().all(routers_are_healthy), "{rows:?}");
     let summary = json(&run.join("summary.json"));
     assert_eq!(summary["router"]["dropped_tokens"], 0);
     let summary_keys = [

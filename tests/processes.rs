@@ -18,6 +18,13 @@ mod place;
 #[path = "processes/recovery.rs"]
 mod recovery;
 
+/// Of a step: layer 1 and the MTP module's, each on a stage of its own.
+fn routers_are_healthy(row: &Value) -> bool {
+    let routers = row["router"].as_array().unwrap();
+    let layers = routers.iter().map(|layer| layer["layer"].as_u64().unwrap());
+    layers.eq(1..=2) && routers.iter().all(|layer| layer["dropped"] == 0)
+}
+
 #[test]
 fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
     let place = Place::new("end", "    steps: 12\n");
@@ -51,20 +58,25 @@ fn a_run_goes_to_its_end_and_leaves_what_it_promised() {
         "lr",
         "main_loss",
         "mtp_loss",
+        "router",
         "step",
         "tokens",
         "tokens_per_second",
     ];
-    assert!(
-        rows.iter().zip(1_u64..).all(|(row, step)| keys(row) == row_keys && row["step"] == step)
-    );
+    let fits = |(row, step): (&Value, u64)| keys(row) == row_keys && row["step"] == step;
+    assert!(rows.iter().zip(1..).all(fits) && rows.iter().all(routers_are_healthy), "{rows:?}");
     let summary = json(&run.join("summary.json"));
+    assert_eq!(summary["router"]["dropped_tokens"], 0);
     let summary_keys = [
         "best",
         "evaluations",
+        "flops_per_token",
         "heldout_loss",
         "heldout_nats_per_byte",
+        "parameters",
+        "parameters_active",
         "rollbacks",
+        "router",
         "skipped_steps",
         "steps",
         "stopped_early",

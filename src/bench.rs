@@ -1,5 +1,5 @@
 //! `shoal bench decode`: plain against speculative decoding, and the bound of what speculation can
-//! gain: (1 + p) / (c2 + c_mtp), with p the share of drafts that are right, c2 the time of a pass over
+//! gain: (1 + p) / (c2 + `c_mtp`), with p the share of drafts that are right, c2 the time of a pass over
 //! two tokens of each text and `c_mtp` that of a draft, both in passes over one token.
 
 use serde::Serialize;
@@ -175,7 +175,9 @@ fn costs(voice: &Voice, args: &Decode, batch: usize) -> Result<(f64, f64), Stopp
         let hidden = decoder.advance(&mut steps)?;
         decoder.logits(&hidden);
         let seconds = watch.seconds();
-        caches.iter_mut().for_each(|cache| cache.truncate(n));
+        for cache in caches {
+            cache.truncate(n);
+        }
         Ok::<_, ModelError>((seconds, hidden))
     };
     let mut steps: Vec<Step<'_>> =
@@ -196,7 +198,9 @@ fn costs(voice: &Voice, args: &Decode, batch: usize) -> Result<(f64, f64), Stopp
         let read = decoder.predict(1, &hidden, &mut steps).map_err(fail)?;
         decoder.logits(&read);
         draft = draft.min(watch.seconds());
-        drafts.iter_mut().for_each(|cache| cache.truncate(positions));
+        for cache in &mut drafts {
+            cache.truncate(positions);
+        }
     }
     Ok((two / one, draft / one))
 }

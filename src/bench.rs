@@ -1,5 +1,5 @@
 //! `shoal bench decode`: plain against speculative decoding, and the bound of what speculation can
-//! gain: (1 + p) / (c2 + c_mtp), with p the share of drafts that are right, c2 the time of a pass over
+//! gain: (1 + p) / (c2 + `c_mtp`), with p the share of drafts that are right, c2 the time of a pass over
 //! two tokens of each text and `c_mtp` that of a draft, both in passes over one token.
 
 use serde::Serialize;
@@ -100,12 +100,12 @@ fn measure(
     })
 }
 
-/// The prompt of one of the texts: each a little different.
 fn prompt(voice: &Voice, args: &Decode, number: usize) -> Result<Vec<u32>, Stopped> {
-    let text = format!("{}{}", &"\n".repeat(number % 8), args.prompt);
+    let text = &args.prompt[number % args.prompt.len()];
     Ok(voice.tokenizer().encode(text.as_bytes())?.tokens)
 }
 
+/// Continues every prompt, `batch` at a time.
 fn write(
     voice: &Voice,
     args: &Decode,
@@ -113,29 +113,45 @@ fn write(
     speculate: bool,
     interrupted: &Interrupted,
 ) -> Result<Written, Stopped> {
-    let mut texts = Vec::<Text>::new();
-    for number in 0..batch {
-        let prompt = prompt(voice, args, number)?;
-        let sampling = Sampling::default();
-        let request = Request { prompt, tokens: args.tokens, sampling, stop: Vec::new() };
-        texts.push(voice.begin(request, speculate)?);
+    let n_texts = args.prompt.len().next_multiple_of(batch);
+    let (mut new, mut seconds, mut done) = (0, 0.0, Vec::<Text>::new());
+    for first in (0..n_texts).step_by(batch) {
+        let mut texts = Vec::<Text>::new();
+        for number in first..first + batch {
+            let prompt = prompt(voice, args, number)?;
+            let sampling = Sampling::default();
+            let request = Request { prompt, tokens: args.tokens, sampling, stop: Vec::new() };
+            texts.push(voice.begin(request, speculate)?);
+        }
+        let (tokens, took) = decode(voice, &mut texts, interrupted)?;
+        (new, seconds) = (new + tokens, seconds + took);
+        done.append(&mut texts);
     }
+    let sum = |of: fn(&Text) -> u64| done.iter().map(of).sum::<u64>() as f64;
+    Ok(Written {
+        tokens_per_second: new as f64 / seconds,
+        acceptance: sum(|text| text.tally().accepted) / sum(|text| text.tally().drafted).max(1.0),
+        tokens: done.iter().map(|text| text.new_tokens().to_vec()).collect(),
+    })
+}
+
+/// Writes texts to their ends; the tokens after the first of each, and the seconds these took.
+fn decode(
+    voice: &Voice,
+    texts: &mut [Text],
+    interrupted: &Interrupted,
+) -> Result<(u64, f64), Stopped> {
     let mut watch = Stopwatch::start();
     let mut begun = None;
     while texts.iter().any(|text| text.ended().is_none()) && interrupted.signal().is_none() {
         voice.round(&mut texts.iter_mut().collect::<Vec<_>>())?;
         if begun.is_none() && texts.iter().all(|text| 0 < text.tally().passes) {
-            begun = Some(count(&texts));
+            begun = Some(count(texts));
             watch = Stopwatch::start();
         }
     }
-    let new = count(&texts).saturating_sub(begun.unwrap_or(0));
-    let sum = |of: fn(&Text) -> u64| texts.iter().map(of).sum::<u64>().max(1) as f64;
-    Ok(Written {
-        tokens_per_second: new as f64 / watch.seconds(),
-        acceptance: sum(|text| text.tally().accepted) / sum(|text| text.tally().drafted),
-        tokens: texts.iter().map(|text| text.new_tokens().to_vec()).collect(),
-    })
+    let new = count(texts).saturating_sub(begun.unwrap_or(0));
+    Ok((new, watch.seconds()))
 }
 
 fn count(texts: &[Text]) -> u64 {
@@ -159,7 +175,9 @@ fn costs(voice: &Voice, args: &Decode, batch: usize) -> Result<(f64, f64), Stopp
         let hidden = decoder.advance(&mut steps)?;
         decoder.logits(&hidden);
         let seconds = watch.seconds();
-        caches.iter_mut().for_each(|cache| cache.truncate(n));
+        for cache in caches {
+            cache.truncate(n);
+        }
         Ok::<_, ModelError>((seconds, hidden))
     };
     let mut steps: Vec<Step<'_>> =
@@ -180,7 +198,9 @@ fn costs(voice: &Voice, args: &Decode, batch: usize) -> Result<(f64, f64), Stopp
         let read = decoder.predict(1, &hidden, &mut steps).map_err(fail)?;
         decoder.logits(&read);
         draft = draft.min(watch.seconds());
-        drafts.iter_mut().for_each(|cache| cache.truncate(positions));
+        for cache in &mut drafts {
+            cache.truncate(positions);
+        }
     }
     Ok((two / one, draft / one))
 }

@@ -171,13 +171,11 @@ fn figures(texts: &[Text], (prefill, decode): (f64, f64), speculative: bool) -> 
 
 fn sentence(figures: &Figures) -> String {
     let Figures { tokens, prefill_seconds, decode_seconds, tokens_per_second, .. } = figures;
-    let mut text = format!(
+    let text = format!(
         "\n{tokens} tokens: the first after {prefill_seconds:.2} s, the others in {decode_seconds:.2} s, \
          {tokens_per_second:.1} tokens/s"
     );
-    if let Some(acceptance) = figures.acceptance {
-        let (acceptance, steps) = (acceptance * 100.0, figures.tokens_per_step);
-        text += &format!("; {acceptance:.1} % of drafts accepted, {steps:.2} tokens a step");
-    }
-    text
+    let Some(acceptance) = figures.acceptance else { return text };
+    let (acceptance, steps) = (acceptance * 100.0, figures.tokens_per_step);
+    format!("{text}; {acceptance:.1} % of drafts accepted, {steps:.2} tokens a step")
 }

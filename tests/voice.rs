@@ -124,7 +124,7 @@ fn what_cannot_be_done_is_said_with_its_exit_code() {
     let run = RUN.display().to_string();
     check(&["generate", "nowhere", "x"], 5, "nowhere");
     check(&["serve", "nowhere"], 5, "nowhere");
-    check(&["generate", &run, "x", "--temperature", "-1"], 2, "temperature");
+    check(&["generate", &run, "x", "--temperature=-1"], 2, "temperature");
     check(&["generate", &run, "x", "--top-p", "0"], 2, "top_p is 0, want a number above 0");
     check(&["generate", &run], 2, "the prompt has no token");
     check(&["generate", &run, "--file", "no-such-file"], 2, "no-such-file");

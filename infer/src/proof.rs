@@ -37,10 +37,8 @@ fn voice(modules: u32, precision: Precision, spread: f32) -> Voice {
     let stage = Stage::new(Cut::whole(config.clone()), &StageOptions::new(precision, 3));
     let mut read = |name: &str, shape: &[usize]| {
         let is_bias = stage.biases().contains_key(name);
-        Ok::<_, Infallible>(match is_bias {
-            true => vec![0.0; shape[0]],
-            false => stage.parameters().master(name).to_vec(),
-        })
+        let master = || stage.parameters().master(name).to_vec();
+        Ok::<_, Infallible>(if is_bias { vec![0.0; shape[0]] } else { master() })
     };
     let decoder = Decoder::load(&config, precision, Scales::default(), &mut read).unwrap();
     Voice::new(decoder, Tokenizer::bytes())
@@ -197,7 +195,7 @@ fn a_stop_string_ends_the_text_with_and_without_drafts() {
     let voice = voice(1, Precision::F32, 0.2);
     let whole = write(&voice, request(&[3, 4], 40, 0.0, 1), false);
     let bytes: Vec<u8> = whole.new_tokens().iter().map(|token| *token as u8).collect();
-    let Some(at) = bytes.windows(2).position(|pair| pair.is_ascii()) else {
+    let Some(at) = bytes.windows(2).position(<[u8]>::is_ascii) else {
         panic!("the model writes two ASCII letters in a row: {bytes:?}")
     };
     let stop = String::from_utf8(bytes[at..at + 2].to_vec()).unwrap();

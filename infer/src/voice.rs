@@ -8,6 +8,7 @@ use shoal_plan::job::Precision;
 use shoal_plan::numerics::Scales;
 use shoal_weights::Weights;
 
+use crate::drafts::Drafts;
 use crate::error::InferError;
 use crate::text::{Request, Text};
 
@@ -191,7 +192,9 @@ impl Voice {
             let Text { drafts, sampling, random, .. } = &mut *texts[number];
             let known = &logits[..logits.len().min(self.tokenizer.n_tokens() as usize)];
             let draft = sampling.draft(known, random);
-            drafts.iter_mut().for_each(|drafts| drafts.proposed.push(draft.clone()));
+            if let Some(drafts) = drafts {
+                drafts.proposed.push(draft);
+            }
         }
         Ok(())
     }
@@ -203,6 +206,6 @@ fn feed(text: &Text) -> Vec<u32> {
     if PIECE < unseen.len() {
         return unseen[..PIECE].to_vec();
     }
-    let drafts = text.drafts.iter().flat_map(|drafts| drafts.tokens());
+    let drafts = text.drafts.iter().flat_map(Drafts::tokens);
     unseen.iter().copied().chain(drafts).collect()
 }

@@ -55,9 +55,9 @@ pub fn products(jobs: &[Product<'_>]) -> Vec<Vec<f32>> {
     };
     // A hand-off costs more than a few small products.
     if work <= TASK {
-        tasks.into_iter().for_each(task)
+        tasks.into_iter().for_each(task);
     } else {
-        spread::each(tasks, task)
+        spread::each(tasks, task);
     }
     let turned = jobs.iter().zip(outputs).map(|(job, y)| turned(y, job.w.n(), job.rows()));
     turned.collect()
@@ -134,7 +134,7 @@ impl Stored for u16 {
 impl Stored for u8 {
     #[inline(always)]
     fn widen<U: Unit>(unit: U, x: &[Self; LANES]) -> U::Lanes {
-        unit.e4m3s(x)
+        unit.e4m3s(*x)
     }
 }
 
@@ -357,9 +357,9 @@ impl<W: Rows> Sweep<'_, W> {
             |r| &self.x[(at + r) * k..][..k],
         );
         let sums = self.w.block::<U, R, C>(unit, x, first);
-        for j in 0..C {
-            for r in 0..R {
-                self.out[(first + j) * t + at + r] = fold(unit.array(sums[r][j]));
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                self.out[(first + j) * t + at + r] = fold(unit.array(sum));
             }
         }
     }

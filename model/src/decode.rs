@@ -42,6 +42,7 @@ use self::attention::Attention;
 pub use self::cache::Cache;
 use self::ffn::FeedForward;
 use self::module::Module;
+pub use self::reading::Read;
 use self::reading::Reading;
 use self::rotation::Rotation;
 
@@ -83,7 +84,7 @@ impl Decoder {
         config: &ModelConfig,
         precision: Precision,
         scales: Scales,
-        read: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+        read: Read<'_, E>,
     ) -> Result<Self, E> {
         let arithmetic = Arithmetic::new(precision, scales);
         let config = Arc::new(config.clone());

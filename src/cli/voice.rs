@@ -25,6 +25,18 @@ Examples:
 
 Exit codes: 0 stopped by a signal after the last answer, 1 failed, 2 wrong usage, 5 no model there.";
 
+/// What `bench` continues: the examples that come with shoal learn Rust.
+const PROMPTS: [&str; 8] = [
+    "pub fn ",
+    "impl ",
+    "/// Returns ",
+    "use std::",
+    "    let mut ",
+    "#[derive(",
+    "match self {",
+    "fn poll(",
+];
+
 /// The model, and how it is computed.
 #[derive(Debug, Args)]
 pub(crate) struct Model {
@@ -144,9 +156,9 @@ pub(crate) enum Bench {
 pub(crate) struct Decode {
     #[command(flatten)]
     pub model: Model,
-    /// What is continued
-    #[arg(long, default_value = "pub fn ")]
-    pub prompt: String,
+    /// What is continued; may be repeated. Every batch continues all of them
+    #[arg(long, value_name = "TEXT", default_values = PROMPTS)]
+    pub prompt: Vec<String>,
     /// Tokens to write in every measurement
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub tokens: usize,

@@ -33,7 +33,8 @@ impl Drop for Place {
 struct Waiting {
     text: Text,
     events: UnboundedSender<Event>,
-    place: Place,
+    /// Held for as long as the text is.
+    _place: Place,
 }
 
 /// The way in.
@@ -83,7 +84,7 @@ impl Writer {
             let text = self.voice.begin(request, self.speculate).map_err(Refused::Request)?;
             let (events, receiver) = unbounded_channel();
             receivers.push(receiver);
-            waiting.push(Waiting { text, events, place });
+            waiting.push(Waiting { text, events, _place: place });
         }
         for text in waiting {
             self.texts.send(text).map_err(|_| Refused::Gone)?;
@@ -114,7 +115,7 @@ fn run(voice: &Voice, incoming: Receiver<Waiting>) {
 }
 
 /// Sends what the text gained; whether it goes on.
-fn tell(Waiting { text, events, place: _ }: &mut Waiting) -> bool {
+fn tell(Waiting { text, events, _place }: &mut Waiting) -> bool {
     let piece = text.take_output();
     if !piece.is_empty() && events.send(Event::Piece(piece)).is_err() {
         return false;

@@ -16,7 +16,7 @@ pub(crate) trait Unit: Copy {
     /// Exact.
     fn bf16s(self, x: &[u16; LANES]) -> Self::Lanes;
     /// Exact. A NaN's code is not looked at: its tile has scale NaN.
-    fn e4m3s(self, x: &[u8; LANES]) -> Self::Lanes;
+    fn e4m3s(self, x: [u8; LANES]) -> Self::Lanes;
     /// `a b + c`.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
     fn array(self, x: Self::Lanes) -> [f32; LANES];
@@ -53,11 +53,8 @@ impl<const FUSED: bool> Unit for Portable<FUSED> {
     }
 
     #[inline(always)]
-    fn e4m3s(self, x: &[u8; LANES]) -> Self::Lanes {
-        x.map(
-            #[inline(always)]
-            |x| e4m3::decode_finite(x),
-        )
+    fn e4m3s(self, x: [u8; LANES]) -> Self::Lanes {
+        x.map(e4m3::decode_finite)
     }
 
     #[inline(always)]
@@ -108,8 +105,8 @@ mod avx2 {
         }
 
         #[inline(always)]
-        fn e4m3s(self, x: &[u8; LANES]) -> __m256 {
-            let codes = bytemuck::cast::<[u64; 2], __m128i>([u64::from_le_bytes(*x), 0]);
+        fn e4m3s(self, x: [u8; LANES]) -> __m256 {
+            let codes = bytemuck::cast::<[u64; 2], __m128i>([u64::from_le_bytes(x), 0]);
             let wide = self.avx2._mm256_slli_epi32::<20>(self.avx2._mm256_cvtepi8_epi32(codes));
             let mask = self.avx._mm256_set1_epi32(FINITE_BITS as i32);
             let small = self.avx._mm256_castsi256_ps(self.avx2._mm256_and_si256(wide, mask));
@@ -143,11 +140,12 @@ pub(crate) fn run(work: impl Work) {
             || work.with(unit),
         );
     }
-    match pulp::Arch::new() {
-        pulp::Arch::Scalar => work.with(Portable::<false>),
-        arch => arch.dispatch(
-            #[inline(always)]
-            || work.with(Portable::<true>),
-        ),
+    let arch = pulp::Arch::new();
+    if matches!(arch, pulp::Arch::Scalar) {
+        return work.with(Portable::<false>);
     }
+    arch.dispatch(
+        #[inline(always)]
+        || work.with(Portable::<true>),
+    );
 }

@@ -11,7 +11,7 @@ use crate::arithmetic::Arithmetic;
 use crate::names::{Role, Specification, of_bias, of_layer};
 
 /// Gives the values of a parameter of a name and shape.
-type Read<'a, E> = &'a mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>;
+pub type Read<'a, E> = &'a mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>;
 
 pub(super) struct Reading<'a, E> {
     arithmetic: Arithmetic,

@@ -187,7 +187,7 @@ fn modules_predict_what_they_predict_in_training() {
         sums.push(loss(&hidden, depth));
     }
     // Each module's sum is brought to the number of targets of the first.
-    near((sums[0] + sums[1] * 31.0 / 30.0) / 2.0, want.mtp_sum);
+    near(f64::midpoint(sums[0], sums[1] * 31.0 / 30.0), want.mtp_sum);
 }
 
 /// -ln p of a target.

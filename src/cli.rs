@@ -1,6 +1,7 @@
 //! The command line: verbs and their options, and nothing they do.
 
 mod eval;
+mod models;
 mod runs;
 mod text;
 mod voice;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use eval::{Eval, Precision as EvalPrecision};
+pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 pub(crate) use voice::{Bench, Decode, Generate, Model, Serve, Speculate};
@@ -34,7 +36,8 @@ Examples:
 const EXAMPLES: &str = concat!(
     examples!(),
     "\
-Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 130 stopped by Ctrl-C."
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 5 no such model or checkpoint,
+130 stopped by Ctrl-C."
 );
 
 const MORE: &str = concat!(
@@ -72,6 +75,12 @@ pub(crate) enum Verb {
     /// Look at text, count it, and train tokenizers; starts no run
     #[command(subcommand)]
     Data(Data),
+    /// Read a Hugging Face model, check every tensor, and write a clean directory
+    #[command(after_help = models::IMPORT_EXAMPLES)]
+    Import(Import),
+    /// Write a model for `transformers`: bf16, f32, or DeepSeek's block-FP8
+    #[command(after_help = models::EXPORT_EXAMPLES)]
+    Export(Export),
     /// Hold finished runs against each other: losses, rates, a plot
     #[command(after_help = runs::COMPARE_EXAMPLES)]
     Compare(Compare),

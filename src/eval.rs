@@ -4,7 +4,7 @@ use serde::Serialize;
 use shoal_data::{Tokenizer, inspect};
 use shoal_eval::{EvalError, Examples, Found, Measured, Output as Tensors, Wanted};
 use shoal_plan::job::Precision;
-use shoal_weights::{CheckpointError, Weights};
+use shoal_weights::Weights;
 
 use crate::cli::{self, Output};
 use crate::clock::Stopwatch;
@@ -184,11 +184,5 @@ impl From<EvalError> for Stopped {
             EvalError::Weights(error) => error.into(),
             EvalError::NotFinite { .. } | EvalError::Model(_) => Self::Failed(error.into()),
         }
-    }
-}
-
-impl From<CheckpointError> for Stopped {
-    fn from(error: CheckpointError) -> Self {
-        Self::Checkpoint(error.to_string())
     }
 }

@@ -1,6 +1,7 @@
 //! How a verb ends, and the exit code that says so.
 
 use shoal_data::DataError;
+use shoal_weights::CheckpointError;
 
 use crate::signals::Signal;
 
@@ -44,6 +45,18 @@ impl From<DataError> for Stopped {
         } else {
             // Its words hold those of its cause already.
             Self::Failed(anyhow::anyhow!(error.to_string()))
+        }
+    }
+}
+
+impl From<CheckpointError> for Stopped {
+    fn from(error: CheckpointError) -> Self {
+        if matches!(error, CheckpointError::Exists { .. }) {
+            Self::Input(error.to_string())
+        } else if error.is_about_writing() {
+            Self::Failed(error.into())
+        } else {
+            Self::Checkpoint(error.to_string())
         }
     }
 }

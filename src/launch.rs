@@ -18,6 +18,7 @@ use crate::clock::Stopwatch;
 use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::finish::Finish;
+use crate::initial;
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
@@ -51,8 +52,11 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         return Ok(());
     }
     check_machine(&run_dir, &loaded, args.force)?;
-    let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     let resume_from = newest_checkpoint(&run_dir)?;
+    if resume_from.is_none() {
+        initial::check(job, &loaded.directory)?;
+    }
+    let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     let epochs = Epochs::new(job, &dataset);
@@ -128,7 +132,7 @@ async fn train(
     let settings = Settings {
         run: run.clone(),
         secret: secret.clone(),
-        job: job.clone(),
+        job: initial::for_workers(job, &loaded.directory),
         workers_wanted: job.workers.local,
         resume_from,
         run_dir: run_dir.path().to_path_buf(),

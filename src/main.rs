@@ -14,10 +14,12 @@ mod fetch;
 mod finish;
 mod generate;
 mod hosting;
+mod initial;
 mod launch;
 mod logging;
 mod manifest;
 mod metrics;
+mod models;
 mod preflight;
 mod progress;
 mod resume;
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
         Verb::Data(verb) => data::run(&verb),
+        Verb::Import(args) => models::import(&args),
+        Verb::Export(args) => models::export(&args),
         Verb::Compare(args) => compare::compare(&args),
         Verb::Eval(args) => eval::eval(&args),
         Verb::Generate(args) => generate::generate(&args),
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
 fn validate(args: &cli::Validate) -> Result<(), Stopped> {
     let loaded = manifest::read(&args.manifest)?;
     terminal::data(&show::job(loaded.job(), loaded.n_files()));
+    initial::check(loaded.job(), &loaded.directory)?;
     let remote = loaded.remote_files();
     if !remote.is_empty() {
         terminal::data(&remote);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use shoal_data::DataError;
@@ -11,6 +12,7 @@ use shoal_plan::job::Job;
 use shoal_plan::manifest::{Manifest, parse};
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
+use shoal_weights::CONFIG_FILE;
 
 use crate::cli;
 use crate::exit::Stopped;
@@ -33,7 +35,7 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
     let name = args.file.display().to_string();
     let text = fs::read_to_string(&args.file)
         .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;
-    let manifest = parse(&name, &text, &args.overrides, &|path: &Path| fs::read_to_string(path))
+    let manifest = parse(&name, &text, &args.overrides, &read_config)
         .map_err(|error| Stopped::Input(error.to_string()))?;
     let files = manifest.files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
     // The sets' patterns must match, too; `fetch` looks them up again, with what it fetched.
@@ -58,6 +60,17 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
     match shortage(&loaded.manifest.job, found).filter(|_| plain) {
         None => Ok(loaded),
         Some(what) => Err(loaded.text_error(&what)),
+    }
+}
+
+/// A `config.json` that the manifest names; of a run, that of its newest good checkpoint.
+fn read_config(path: &Path) -> io::Result<String> {
+    match (path.file_name(), path.parent()) {
+        (Some(name), Some(run)) if name == CONFIG_FILE && !path.exists() => {
+            let place = shoal_weights::place(run).map_err(io::Error::other)?;
+            fs::read_to_string(place.join(CONFIG_FILE))
+        }
+        _ => fs::read_to_string(path),
     }
 }
 

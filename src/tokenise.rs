@@ -10,6 +10,7 @@ use shoal_plan::job::{Job, TokenizerChoice};
 
 use crate::exit::Stopped;
 use crate::fetch::{Texts, texts};
+use crate::initial;
 use crate::manifest::Loaded;
 use crate::progress::{Reading, short};
 use crate::run_dir::RunDir;
@@ -18,7 +19,7 @@ use crate::terminal::{harmless, note};
 /// Turns the text into token shards, or finds that an earlier launch did.
 pub(crate) fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<Dataset, Stopped> {
     let mut reading = Reading::start();
-    let settings = settings(loaded, texts(loaded, &mut reading)?);
+    let settings = settings(loaded, texts(loaded, &mut reading)?)?;
     let mut show = |at: shoal_data::Progress<'_>| reading.show(at);
     let prepared = shoal_data::prepare(&settings, &run_dir.data(), &mut show);
     let trained_on = reading.trained_on();
@@ -31,7 +32,7 @@ pub(crate) fn tokenise(run_dir: &RunDir, loaded: &Loaded) -> Result<Dataset, Sto
 }
 
 /// What the job says about its text, with the files that were found and fetched.
-pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Settings {
+pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Result<Settings, Stopped> {
     let job = loaded.job();
     let source = |(source, files): (&shoal_plan::job::DataSource, &Vec<PathBuf>)| Source {
         name: source.name.clone(),
@@ -39,9 +40,9 @@ pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Settings {
         weight: source.weight,
         field: source.field.clone(),
     };
-    Settings {
+    Ok(Settings {
         sources: job.data.sources.iter().zip(&texts.sources).map(source).collect(),
-        tokenizer: tokenizer(job, &loaded.directory),
+        tokenizer: tokenizer(job, &loaded.directory)?,
         vocab_size: job.model.vocab_size,
         end_token: job.data.end_token.clone(),
         bytes_max: job.data.bytes_max,
@@ -50,16 +51,36 @@ pub(crate) fn settings(loaded: &Loaded, texts: Texts) -> Settings {
         windows_min_train: job.training.batch.into(),
         windows_min_heldout: 1,
         eval_sets: texts.sets,
-    }
+    })
 }
 
 /// A relative path starts at the manifest, as `spec.model.config` does.
-fn tokenizer(job: &Job, directory: &Path) -> TokenizerMade {
-    match &job.data.tokenizer {
+fn tokenizer(job: &Job, directory: &Path) -> Result<TokenizerMade, Stopped> {
+    Ok(match &job.data.tokenizer {
         TokenizerChoice::Bytes => TokenizerMade::Bytes,
         TokenizerChoice::Bpe => TokenizerMade::Bpe { vocab_size: job.model.vocab_size },
         TokenizerChoice::File(path) => TokenizerMade::File(directory.join(path)),
+        TokenizerChoice::Weights => beside_weights(job, directory)?,
+    })
+}
+
+/// The tokenizer of the weights that training starts from.
+fn beside_weights(job: &Job, directory: &Path) -> Result<TokenizerMade, Stopped> {
+    let weights = initial::directory(job, directory).unwrap_or_default();
+    let weights = shoal_weights::place(&weights)?;
+    let file = weights.join(shoal_data::tokenizer::FILE_NAME);
+    if file.exists() {
+        let is_bytes = Tokenizer::read(&file)?.is_bytes();
+        return Ok(if is_bytes { TokenizerMade::Bytes } else { TokenizerMade::File(file) });
     }
+    let tokenizer = Tokenizer::beside(&weights, job.model.vocab_size)
+        .map_err(|error| Stopped::Input(format!("{error}; in a manifest: data.tokenizer")))?;
+    if tokenizer.is_bytes() {
+        return Ok(TokenizerMade::Bytes);
+    }
+    // Of a run from before checkpoints had a copy.
+    let beside_run = weights.join("../../data").join(shoal_data::tokenizer::FILE_NAME);
+    Ok(TokenizerMade::File(beside_run))
 }
 
 /// `tokenizer: BPE of 8192 tokens, trained on 12.3MB; 3.42 bytes per token; ...`.

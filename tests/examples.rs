@@ -5,11 +5,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use shoal_plan::arithmetic::parameters;
 use shoal_plan::job::Job;
 use shoal_plan::manifest::{SCHEMA_FILE, parse, schema};
+use shoal_plan::model::ModelConfig;
 
 /// What makes a run short and leaves its grid, its processes and its precision as they are. Samples
 /// at the end read as many tokens as the model has positions.
@@ -51,9 +53,26 @@ fn text(name: &str) -> String {
     fs::read_to_string(root().join("examples").join(name)).unwrap()
 }
 
+/// The job of an example. One that trains on starts from weights of the preset `tiny`.
 fn job(name: &str) -> Job {
-    let nothing_else = |_: &Path| -> std::io::Result<String> { unreachable!("no other file") };
-    parse(name, &text(name), &[], &nothing_else).unwrap().job
+    let mut config = serde_json::to_value(ModelConfig::tiny()).unwrap();
+    config["model_type"] = "deepseek_v3".into();
+    let read = |_: &Path| Ok(config.to_string());
+    parse(name, &text(name), &[], &read).unwrap().job
+}
+
+/// What makes an example that trains on start from a run that is there.
+fn from_there(name: &str) -> Vec<String> {
+    static SOURCE: OnceLock<PathBuf> = OnceLock::new();
+    if job(name).training.init.is_none() {
+        return Vec::new();
+    }
+    let source = SOURCE.get_or_init(|| {
+        let source = run_dir("source");
+        launch("quickstart.yaml", &source, 2);
+        source
+    });
+    vec!["--set".to_owned(), format!("training.init={}", source.display())]
 }
 
 /// The binary, where a person would run it. `TEXT` is the reader's own, not the example's.
@@ -83,6 +102,8 @@ fn launch(name: &str, run_dir: &Path, steps: u32) -> String {
     for change in [steps.as_str(), &vocabulary].iter().chain(&SHORT) {
         args.extend(["--set", change]);
     }
+    let source = from_there(name);
+    args.extend(source.iter().map(String::as_str));
     let output = shoal(&args);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{name}: {told}");
@@ -139,7 +160,10 @@ fn the_example_of_going_on_loses_nothing_by_the_stop() {
 #[test]
 fn every_example_is_valid_as_it_stands() {
     for name in examples() {
-        let output = shoal(&["validate", &format!("examples/{name}")]);
+        let (manifest, source) = (format!("examples/{name}"), from_there(&name));
+        let mut args = vec!["validate", &manifest];
+        args.extend(source.iter().map(String::as_str));
+        let output = shoal(&args);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

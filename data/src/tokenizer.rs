@@ -6,6 +6,7 @@
 mod beside;
 mod bytes_of;
 mod end_token;
+mod stand_alone;
 mod train;
 
 use std::fs;
@@ -56,6 +57,9 @@ impl Tokenizer {
 
     /// From the content of a `tokenizer.json`; `path` is for errors. Without an end token.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, DataError> {
+        if Self::is_bytes_json(json) {
+            return Ok(Self::bytes());
+        }
         let wrong = |what: String| DataError::Tokenizer { path: path.to_path_buf(), what };
         let mut hub = Hub::from_bytes(json)
             .map_err(|error| wrong(format!("it is no readable tokenizer.json: {error}")))?;

@@ -41,6 +41,11 @@ pub struct Job {
 pub struct Training {
     /// Optimizer steps.
     pub steps: u64,
+    /// The directory of the weights to start from: of a Hugging Face model, or a run or checkpoint of shoal. null:
+    /// random ones. The optimizer starts fresh, and without `spec.model` the model is theirs. Relative
+    /// paths start at the manifest.
+    #[serde(default)]
+    pub init: Option<String>,
     /// Sequences per optimizer step, over all cells. See `batch` for how they are divided.
     pub batch: u32,
     /// Sequences of the first step; the batch grows from there to `batch` along a line. 0: no ramp.

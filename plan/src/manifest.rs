@@ -9,6 +9,7 @@ mod complaint;
 mod data_section;
 mod defaults;
 mod difference;
+mod init;
 mod model_section;
 mod nearest;
 mod overrides;
@@ -237,7 +238,9 @@ fn build(
     check_word(&root, "kind", &envelope.kind, KIND)?;
     let Envelope { metadata, spec: Spec { .. }, .. } = envelope;
 
+    init::give_model(&mut root)?;
     let model = model_section::read(&mut root, sources, read)?;
+    init::check_model(&root, &model, sources, read)?;
     let data = data_section::read(&mut root, &model)?;
     let training = section(&mut root, "training", &defaults::training())?;
     let evaluation = section(&mut root, "evaluation", &defaults::evaluation())?;

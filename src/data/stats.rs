@@ -75,7 +75,7 @@ fn of_manifest(args: &cli::Stats, file: &str) -> Result<Report, Stopped> {
     let file = PathBuf::from(file);
     let loaded = manifest::read(&cli::Manifest { file, overrides: args.overrides.clone() })?;
     let mut reading = Reading::start();
-    let settings = tokenise::settings(&loaded, fetch::texts(&loaded, &mut reading)?);
+    let settings = tokenise::settings(&loaded, fetch::texts(&loaded, &mut reading)?)?;
     let tokenizer = tokenizer_for(&settings, &mut |at| reading.show(at))?;
     let sources = count_sources(&loaded, &settings, &tokenizer, &mut reading)?;
     let mut evaluation_sets = BTreeMap::new();

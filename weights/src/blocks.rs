@@ -1,7 +1,7 @@
 //! Weights in DeepSeek's block-FP8 form: E4M3 codes, and beside them `weight_scale_inv`, F32, one
 //! number for each 128 x 128 block, which the codes are multiplied by.
 //!
-//! Source: DeepSeek-V3's README_WEIGHTS and its `quantization_config`.
+//! Source: DeepSeek-V3's `README_WEIGHTS` and its `quantization_config`.
 
 use serde::Deserialize;
 use shoal_kernels::fp8::{BLOCK, Quantized, ScaleFormat, Tiling};

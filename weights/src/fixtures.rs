@@ -46,7 +46,7 @@ pub(crate) fn small() -> ModelConfig {
     }
 }
 
-/// Random tensors for a model, in `dtype`: F8E4m3 for Linears with scales and BF16 for the rest.
+/// Random tensors for a model, in `dtype`: `F8E4m3` for Linears with scales and BF16 for the rest.
 pub(crate) fn tensors(config: &ModelConfig, dtype: StoredType) -> Tensors {
     let (block, wide) = match dtype {
         StoredType::F8E4m3 => (Some(Block::DEEPSEEK), StoredType::Bf16),

@@ -73,6 +73,18 @@ pub(crate) fn length(first: [u8; 8], file_bytes: u64) -> Result<u64, String> {
     Ok(length)
 }
 
+/// Every tensor of a whole file in memory.
+///
+/// # Errors
+/// A text that says what is wrong with which tensor.
+pub fn parse_file(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+    let Some((first, rest)) = bytes.split_first_chunk() else {
+        return Err(format!("{} bytes are no safetensors file", bytes.len()));
+    };
+    let (header, data) = rest.split_at(length(*first, bytes.len() as u64)? as usize);
+    parse(header, data.len() as u64)
+}
+
 /// Every tensor of a header, by name; `data_bytes` follow it in the file.
 ///
 /// # Errors

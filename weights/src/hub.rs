@@ -23,6 +23,10 @@ pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// Where the tensors of a large one are.
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// Of more missing tensors not even the names are made: a config of a few bytes could ask for
+/// millions.
+const LISTED_MISSING_MAX: usize = 100_000;
+
 /// An opened directory.
 pub struct Hub {
     directory: PathBuf,
@@ -159,6 +163,13 @@ impl Hub {
     }
 
     fn check(&self) -> Result<(), CheckpointError> {
+        let (wanted, found) = (experts_tensors(&self.config), self.places.len());
+        if found.saturating_add(LISTED_MISSING_MAX) < wanted {
+            let problem =
+                format!("{wanted} tensors of routed experts are wanted, {found} are there");
+            let path = self.directory.clone();
+            return Err(CheckpointError::Unfit { path, problems: vec![problem] });
+        }
         let found = self
             .places
             .iter()
@@ -178,6 +189,12 @@ impl fmt::Debug for Hub {
         f.field("directory", &self.directory).field("tensors", &self.places.len());
         f.finish_non_exhaustive()
     }
+}
+
+/// Weights of routed experts, counted without being listed.
+fn experts_tensors(config: &ModelConfig) -> usize {
+    let layers = (0..config.mtp_layers().end).filter(|layer| config.is_moe(*layer)).count();
+    layers * 3 * config.n_routed_experts as usize
 }
 
 fn open_files(directory: &Path) -> Result<Vec<TensorFile>, CheckpointError> {

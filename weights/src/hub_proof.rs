@@ -132,6 +132,14 @@ fn a_long_list_of_mismatches_is_cut_and_counted() {
 }
 
 #[test]
+fn a_config_that_asks_for_millions_of_tensors_gets_none() {
+    let huge = json!({"num_hidden_layers": 500, "n_routed_experts": 4096});
+    let scratch = single(&small(), &tensors(&small(), StoredType::Bf16), huge);
+    let error = refused(scratch.path());
+    assert!(error.contains("tensors of routed experts are wanted"), "{error}");
+}
+
+#[test]
 fn a_model_without_its_mtp_module_is_taken_without_it_and_half_a_module_is_refused() {
     let mut tensors = tensors(&small(), StoredType::F32);
     tensors.retain(|name, _| !name.contains("layers.2.") || name.contains("enorm"));

@@ -11,11 +11,41 @@ use serde::Serialize;
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::model::ModelConfig;
 
+use crate::blocks::Block;
+use crate::hub::INDEX_FILE;
 use crate::write::write_parts;
 use crate::{CheckpointError, StoredType};
 
 /// How the name of a router bias ends: the one kind of weight stored in F32.
 const BIAS_ENDING: &str = ".e_score_correction_bias";
+
+/// What a config says beside the model's sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConfigExtras {
+    /// The token after every document.
+    pub eos: Option<u32>,
+    /// How most of the weights lie there.
+    pub form: Form,
+}
+
+/// What the dtype of a model's weights is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    #[default]
+    Bf16,
+    F32,
+    /// Linears in blocks of 128 x 128, everything else in BF16.
+    Fp8,
+}
+
+/// DeepSeek's own section about weights in FP8.
+#[derive(Serialize)]
+struct Quantization {
+    activation_scheme: &'static str,
+    fmt: &'static str,
+    quant_method: &'static str,
+    weight_block_size: [usize; 2],
+}
 
 #[derive(Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields are Hugging Face's")]
@@ -37,10 +67,12 @@ struct Config<'a> {
     rope_interleave: bool,
     use_cache: bool,
     pretraining_tp: u32,
-    /// Tokens are bytes: none begins or ends a text.
+    /// No token begins a text.
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
     torch_dtype: &'static str,
+    #[serde(rename = "quantization_config", skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
     /// Ours: what the multi-token-prediction module reads.
     mtp_reads_final_norm: bool,
 }
@@ -63,6 +95,7 @@ struct IndexMetadata {
 pub fn write_hf_files(
     directory: &Path,
     model: &ModelConfig,
+    extras: &ConfigExtras,
     weights: &[(String, String, u64)],
 ) -> Result<Vec<CheckpointFile>, CheckpointError> {
     let bytes = |(name, _, elements): &(String, String, u64)| {
@@ -75,12 +108,43 @@ pub fn write_hf_files(
         weight_map: weights.iter().map(|(name, file, _)| (name.as_str(), file.as_str())).collect(),
     };
     Ok(vec![
-        write_json(directory, "config.json", &config(model))?,
-        write_json(directory, "model.safetensors.index.json", &index)?,
+        write_json(directory, "config.json", &config(model, extras))?,
+        write_json(directory, INDEX_FILE, &index)?,
     ])
 }
 
-fn config(model: &ModelConfig) -> Config<'_> {
+/// The text of a `config.json`.
+pub(crate) fn config_json(model: &ModelConfig, extras: &ConfigExtras) -> Vec<u8> {
+    json_text(&config(model, extras))
+}
+
+/// The text of an index: tensor to file, and the bytes of all.
+pub(crate) fn index_json(weight_map: BTreeMap<&str, &str>, total_size: u64) -> Vec<u8> {
+    json_text(&Index { metadata: IndexMetadata { total_size }, weight_map })
+}
+
+/// The text of a `generation_config.json`.
+pub(crate) fn generation_json(eos: Option<u32>) -> Vec<u8> {
+    json_text(&serde_json::json!({ "eos_token_id": eos, "pad_token_id": eos }))
+}
+
+/// The text of a `tokenizer_config.json` beside a `tokenizer.json`.
+pub(crate) fn tokenizer_config_json(eos: Option<&str>) -> Vec<u8> {
+    json_text(&serde_json::json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": false,
+        "eos_token": eos,
+        "pad_token": eos,
+    }))
+}
+
+fn json_text(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("plain data");
+    text.push(b'\n');
+    text
+}
+
+fn config<'a>(model: &'a ModelConfig, extras: &ConfigExtras) -> Config<'a> {
     let mut stored = Cow::Borrowed(model);
     if model.n_routed_experts == 0 {
         // `transformers` asks this field alone which layers are dense.
@@ -102,8 +166,14 @@ fn config(model: &ModelConfig) -> Config<'_> {
         use_cache: true,
         pretraining_tp: 1,
         bos_token_id: None,
-        eos_token_id: None,
-        torch_dtype: "bfloat16",
+        eos_token_id: extras.eos,
+        torch_dtype: if extras.form == Form::F32 { "float32" } else { "bfloat16" },
+        quantization: (extras.form == Form::Fp8).then_some(Quantization {
+            activation_scheme: "dynamic",
+            fmt: "e4m3",
+            quant_method: "fp8",
+            weight_block_size: Block::DEEPSEEK.0,
+        }),
         mtp_reads_final_norm: true,
     }
 }
@@ -113,9 +183,7 @@ fn write_json(
     file_name: &str,
     value: &impl Serialize,
 ) -> Result<CheckpointFile, CheckpointError> {
-    let mut text = serde_json::to_vec_pretty(value).expect("plain data");
-    text.push(b'\n');
-    write_parts(directory, file_name, [text.as_slice()].into_iter())
+    write_parts(directory, file_name, [json_text(value).as_slice()].into_iter())
 }
 
 #[cfg(test)]
@@ -129,12 +197,13 @@ mod tests {
     #[test]
     fn a_dense_models_layers_are_dense_for_transformers_as_well() {
         let dense = ModelConfig { n_routed_experts: 0, ..ModelConfig::tiny() };
-        let json = serde_json::to_value(config(&dense)).unwrap();
+        let json = serde_json::to_value(config(&dense, &ConfigExtras::default())).unwrap();
         assert_eq!(
             (&json["n_routed_experts"], &json["first_k_dense_replace"]),
             (&0.into(), &4.into())
         );
-        let experts = serde_json::to_value(config(&ModelConfig::tiny())).unwrap();
+        let experts =
+            serde_json::to_value(config(&ModelConfig::tiny(), &ConfigExtras::default())).unwrap();
         assert_eq!(experts["first_k_dense_replace"], 1);
     }
 
@@ -148,7 +217,7 @@ mod tests {
             max_position_embeddings: 163_840,
             ..ModelConfig::tiny()
         };
-        let text = serde_json::to_string_pretty(&config(&model)).unwrap();
+        let text = serde_json::to_string_pretty(&config(&model, &ConfigExtras::default())).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let scaling = &json["rope_scaling"];
         assert_eq!((&scaling["type"], &scaling["factor"]), (&"yarn".into(), &40.0.into()));
@@ -165,7 +234,13 @@ mod tests {
             ("model.norm.weight".to_string(), "model-cell-2.safetensors".to_string(), 256),
             ("model.layers.1.mlp.gate.e_score_correction_bias".into(), "m".into(), 16),
         ];
-        let files = write_hf_files(scratch.path(), &ModelConfig::tiny(), &weights).unwrap();
+        let files = write_hf_files(
+            scratch.path(),
+            &ModelConfig::tiny(),
+            &ConfigExtras::default(),
+            &weights,
+        )
+        .unwrap();
         assert_eq!(files.len(), 2);
         let text = fs::read_to_string(scratch.path().join("config.json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -29,9 +29,14 @@ mod pickle;
 #[cfg(test)]
 mod proof;
 mod reader;
+mod save;
 mod tensor_file;
+mod transfer;
+#[cfg(test)]
+mod transfer_proof;
 mod write;
 
+use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,12 +46,14 @@ use shoal_plan::grid::CellId;
 pub use blocks::Block;
 pub use config::{CONFIG_FILE, StoredConfig};
 pub use hub::Hub;
-pub use hugging_face::write_hf_files;
+pub use hugging_face::{ConfigExtras, Form, write_hf_files};
 pub use newest::{Newest, Warning, newest_good};
 pub use open::{Weights, place};
 pub use reader::CheckpointReader;
+pub use save::ModelWriter;
 pub use tensor_file::TensorFile;
-pub use write::{NamedTensor, write_file};
+pub use transfer::{Copied, Copying, Target};
+pub use write::{NamedTensor, write_bytes, write_file};
 
 /// Of a longer list of problems the rest is only counted.
 const PROBLEMS_SHOWN: usize = 20;
@@ -109,6 +116,12 @@ pub enum CheckpointError {
     /// Nothing of a model is there, or nothing that can be read.
     #[error("{}: {what}; {help}", path.display())]
     NoModel { path: PathBuf, what: String, help: String },
+
+    #[error("{} exists: --force replaces a model's directory, and no other", path.display())]
+    Exists { path: PathBuf },
+
+    #[error("{0}")]
+    Data(#[from] shoal_data::DataError),
 
     #[error("{0}")]
     Config(#[from] shoal_plan::manifest::ManifestError),
@@ -195,6 +208,26 @@ fn is_plain(name: &str) -> bool {
         && !name.contains("..")
 }
 
+impl CheckpointError {
+    /// Whether it is the disk that could not take what was to be written.
+    pub fn is_about_writing(&self) -> bool {
+        match self {
+            Self::Io { action, .. } => !matches!(*action, "opening" | "reading"),
+            Self::Unwritable { .. } => true,
+            Self::Damaged { .. }
+            | Self::Schema { .. }
+            | Self::Missing { .. }
+            | Self::NoTensor { .. }
+            | Self::Unfit { .. }
+            | Self::Tensor { .. }
+            | Self::NoModel { .. }
+            | Self::Exists { .. }
+            | Self::Data(_)
+            | Self::Config(_) => false,
+        }
+    }
+}
+
 /// The first of many problems, a line each, and how many there are.
 fn listed(problems: &[String]) -> String {
     let (n, shown) = (problems.len(), problems.len().min(PROBLEMS_SHOWN));
@@ -205,7 +238,7 @@ fn listed(problems: &[String]) -> String {
         text.push_str(problem);
     }
     if shown < n {
-        text.push_str(&format!("\n  ... and {} more", n - shown));
+        let _ = write!(text, "\n  ... and {} more", n - shown);
     }
     text
 }

@@ -36,7 +36,7 @@ pub struct Expected {
 
 /// Every tensor of a model, in the order of the network; a weight's scales right after it.
 ///
-/// With `block`, Linears have scales, and so a dtype of F8_E4M3.
+/// With `block`, Linears have scales, and so a dtype of `F8_E4M3`.
 pub fn listing(config: &ModelConfig, block: Option<Block>) -> Vec<Expected> {
     let cut = Cut::whole(config.clone());
     let mut all = Vec::new();

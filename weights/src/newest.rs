@@ -9,7 +9,7 @@ use shoal_plan::checkpoint::{
     CheckpointFile, CheckpointManifest, FILE_NAME, ManifestError, SCHEMA_VERSION,
 };
 
-use crate::{CheckpointError, directory, io_error, is_plain};
+use crate::{CheckpointError, TensorKind, directory, io_error, is_plain};
 
 /// A manifest is a few hundred bytes a file; one beyond this is not ours.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -121,6 +121,20 @@ fn verify(directory: &Path, step: u64) -> Result<CheckpointManifest, CheckpointE
     Ok(manifest)
 }
 
+/// Holds the weights of a checkpoint that was named, rather than found, against their hashes.
+pub(super) fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
+    for file in &read_manifest(directory)?.files {
+        let holds_weights = match TensorKind::of_file(&file.name) {
+            Some(TensorKind::Model | TensorKind::Master | TensorKind::Average) => true,
+            Some(TensorKind::FirstMoment | TensorKind::SecondMoment) | None => false,
+        };
+        if holds_weights {
+            verify_file(&directory.join(&file.name), file)?;
+        }
+    }
+    Ok(())
+}
+
 fn verify_file(path: &Path, want: &CheckpointFile) -> Result<(), CheckpointError> {
     let damaged = |what: String| CheckpointError::Damaged { path: path.to_path_buf(), what };
     let metadata = fs::symlink_metadata(path).map_err(io_error("reading", path))?;
@@ -153,6 +167,8 @@ fn is_damage(error: &CheckpointError) -> bool {
         | CheckpointError::NoTensor { .. }
         | CheckpointError::Unfit { .. }
         | CheckpointError::NoModel { .. }
+        | CheckpointError::Exists { .. }
+        | CheckpointError::Data(_)
         | CheckpointError::Config(_)
         | CheckpointError::Unwritable { .. } => false,
     }

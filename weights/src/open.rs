@@ -11,7 +11,7 @@ use shoal_plan::model::ModelConfig;
 use crate::config::{CONFIG_FILE, StoredConfig};
 use crate::hub::Hub;
 use crate::listing::layer_of;
-use crate::{CheckpointError, CheckpointReader, TensorKind, newest_good};
+use crate::{CheckpointError, CheckpointReader, TensorKind, newest, newest_good};
 
 /// A model on disk: its sizes, and its tensors by their Hugging Face names.
 pub struct Weights {
@@ -35,9 +35,13 @@ impl Weights {
     /// Of a Hugging Face directory the names, shapes and dtypes of all tensors are compared with
     /// what its config asks for; every mismatch is in the error.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
-        let directory = place(directory)?;
+        let named = directory;
+        let directory = place(named)?;
         let config = StoredConfig::read(&directory)?;
         let (config, source) = if directory.join(FILE_NAME).exists() {
+            if directory == named {
+                newest::verify_weights(&directory)?;
+            }
             (config.model, Source::Checkpoint(CheckpointReader::open(&directory)?))
         } else {
             let hub = Hub::open(&directory, config)?;
@@ -126,7 +130,7 @@ impl Weights {
         let parameters = stage.parameters_mut();
         let names: Vec<String> = parameters.names().map(str::to_owned).collect();
         for name in names.iter().filter(|name| there(name)) {
-            let values = self.read(name, &parameters.shape(name).to_vec())?;
+            let values = self.read(name, parameters.shape(name))?;
             parameters.master_mut(name).copy_from_slice(&values);
         }
         parameters.restart_average();

@@ -10,7 +10,7 @@ const ENDINGS: [&str; 6] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt"];
 
 /// What the first bytes say a file is, if it is a pickle: a bare one, or the ZIP that `torch.save`
 /// packs it in.
-pub(crate) fn kind_of_bytes(first: &[u8; 8]) -> Option<&'static str> {
+pub(crate) fn kind_of_bytes(first: [u8; 8]) -> Option<&'static str> {
     match first {
         [0x80, 2..=5, ..] if first[2..] != [0; 6] => Some("a pickle"),
         [b'P', b'K', 3, 4, ..] => Some("a PyTorch archive (a pickle in a ZIP)"),
@@ -47,10 +47,10 @@ mod tests {
 
     #[test]
     fn pickles_are_told_from_headers() {
-        assert!(kind_of_bytes(b"\x80\x02}q\0(X\0").is_some());
-        assert!(kind_of_bytes(b"PK\x03\x04\0\0\x08\x08").is_some());
+        assert!(kind_of_bytes(*b"\x80\x02}q\0(X\0").is_some());
+        assert!(kind_of_bytes(*b"PK\x03\x04\0\0\x08\x08").is_some());
         // A header of 640 bytes has the same first bytes as a pickle of protocol 2.
-        assert!(kind_of_bytes(&640_u64.to_le_bytes()).is_none());
-        assert!(kind_of_bytes(&0x0403_4b50_u64.to_le_bytes()).is_some());
+        assert!(kind_of_bytes(640_u64.to_le_bytes()).is_none());
+        assert!(kind_of_bytes(0x0403_4b50_u64.to_le_bytes()).is_some());
     }
 }

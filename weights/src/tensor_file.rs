@@ -38,7 +38,7 @@ impl TensorFile {
             return Err(damaged(format!("{bytes} bytes are no safetensors file")));
         }
         file.read_exact(&mut first).map_err(io_error("reading", path))?;
-        if let Some(kind) = pickle::kind_of_bytes(&first) {
+        if let Some(kind) = pickle::kind_of_bytes(first) {
             return Err(pickle::refusal(path, kind));
         }
         let length = header::length(first, bytes).map_err(damaged)?;

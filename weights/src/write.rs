@@ -61,10 +61,25 @@ pub fn write_file(
     let mut tensors: Vec<_> = tensors.collect();
     // The widest first: then every tensor is aligned to its own elements.
     tensors.sort_by(|a, b| (b.dtype.size(), a.name).cmp(&(a.dtype.size(), b.name)));
-    let header = header(&tensors, &path)?;
+    let placed = tensors.iter().map(|tensor| Placed {
+        name: tensor.name,
+        shape: &tensor.shape,
+        dtype: tensor.dtype,
+        bytes: tensor.bytes.len(),
+    });
+    let header = header_of(&placed.collect::<Vec<_>>(), &path)?;
     let length = (header.len() as u64).to_le_bytes();
     let parts = [length.as_slice(), &header].into_iter();
     write_parts(directory, file_name, parts.chain(tensors.iter().map(|tensor| &*tensor.bytes)))
+}
+
+/// Writes, hashes and syncs a file that is no tensors.
+pub fn write_bytes(
+    directory: &Path,
+    file_name: &str,
+    bytes: &[u8],
+) -> Result<CheckpointFile, CheckpointError> {
+    write_parts(directory, file_name, [bytes].into_iter())
 }
 
 /// Writes, hashes and syncs a file of any kind.
@@ -83,14 +98,22 @@ pub(super) fn write_parts<'a>(
         file.write_all(part).map_err(io_error("writing", &path))?;
     }
     file.sync_all().map_err(io_error("syncing", &path))?;
-    let synced = File::open(directory).and_then(|directory| directory.sync_all());
-    synced.map_err(io_error("syncing", directory))?;
+    sync_directory(directory)?;
     let blake3 = hasher.finalize().to_hex().to_string();
     Ok(CheckpointFile { name: file_name.to_string(), bytes, blake3 })
 }
 
-fn header(tensors: &[NamedTensor<'_>], path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let unwritable = |tensor: &NamedTensor<'_>, what: String| CheckpointError::Unwritable {
+/// A tensor's place in a file: its bytes follow those of the tensor before it.
+pub(crate) struct Placed<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    pub dtype: StoredType,
+    pub bytes: usize,
+}
+
+/// The header of a file with these tensors, padded.
+pub(crate) fn header_of(tensors: &[Placed<'_>], path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let unwritable = |tensor: &Placed<'_>, what: String| CheckpointError::Unwritable {
         path: path.to_path_buf(),
         name: tensor.name.to_string(),
         what,
@@ -98,15 +121,15 @@ fn header(tensors: &[NamedTensor<'_>], path: &Path) -> Result<Vec<u8>, Checkpoin
     let (mut entries, mut at) = (BTreeMap::new(), 0);
     for tensor in tensors {
         let want = tensor.shape.iter().product::<usize>() * tensor.dtype.size();
-        if tensor.bytes.len() != want {
-            let what = format!("it has {} bytes, want {want}", tensor.bytes.len());
+        if tensor.bytes != want {
+            let what = format!("it has {} bytes, want {want}", tensor.bytes);
             return Err(unwritable(tensor, what));
         }
         if !is_plain(tensor.name) {
             return Err(unwritable(tensor, "its name is not plain".into()));
         }
         let data_offsets = [at, at + want];
-        let entry = Entry { dtype: tensor.dtype.name(), shape: &tensor.shape, data_offsets };
+        let entry = Entry { dtype: tensor.dtype.name(), shape: tensor.shape, data_offsets };
         if entries.insert(tensor.name, entry).is_some() {
             return Err(unwritable(tensor, "it is there twice".into()));
         }
@@ -116,4 +139,10 @@ fn header(tensors: &[NamedTensor<'_>], path: &Path) -> Result<Vec<u8>, Checkpoin
     let mut header = serde_json::to_vec(&json).expect("a header is plain data");
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     Ok(header)
+}
+
+/// Makes a rename or a new file last.
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), CheckpointError> {
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(io_error("syncing", directory))
 }

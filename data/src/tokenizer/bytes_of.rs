@@ -95,7 +95,7 @@ fn bytes_of(token: &str, spelling: Spelling, letters: &BTreeMap<char, u8>) -> Ve
 
 /// The byte behind each letter: printable ones stand for themselves, the others in order for the
 /// letters from U+0100 on.
-fn byte_letters() -> BTreeMap<char, u8> {
+pub(super) fn byte_letters() -> BTreeMap<char, u8> {
     let mut next = 0x100;
     let letter = |byte: u8| {
         if matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF) {

@@ -40,6 +40,8 @@ pub enum TokenizerChoice {
     Bpe,
     /// A Hugging Face `tokenizer.json`.
     File(String),
+    /// The one beside the weights that training starts from.
+    Weights,
 }
 
 /// The token that stands after every document.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::complaint::Complaint;
 use super::tree::{Node, Value};
-use super::{defaults, reader, section};
+use super::{defaults, init, reader, section};
 use crate::job::{Data, DataSource, EndToken, TokenizerChoice};
 use crate::model::ModelConfig;
 
@@ -30,8 +30,8 @@ pub(super) struct DataSection {
     /// The key or column that holds the text in JSON Lines and Parquet files; dots go inwards.
     field: String,
     /// `bytes`; `bpe`, a byte-level BPE of `vocab_size` tokens, trained on this text at the first
-    /// launch; or the path of a Hugging Face `tokenizer.json`. `auto`: bytes for a vocabulary of up
-    /// to 257, else `bpe`.
+    /// launch; or the path of a Hugging Face `tokenizer.json`. `auto`: the one
+    /// beside the weights of `training.init`; else bytes for a vocabulary of up to 257, else `bpe`.
     tokenizer: String,
     /// What stands after every document: `none`, or a token of the tokenizer as text. `auto`: what
     /// the tokenizer has for it; bytes have one if the vocabulary has room for a 257th token.
@@ -99,6 +99,7 @@ pub(super) fn read(root: &mut Node, model: &ModelConfig) -> Result<Data, Complai
     let sources =
         if sources_given { mixture(root, &written)? } else { vec![only(root, &written)?] };
     let tokenizer = match written.tokenizer.as_str() {
+        "auto" if init::is_given(root) => TokenizerChoice::Weights,
         "auto" if model.vocab_size <= BYTES_AND_END => TokenizerChoice::Bytes,
         "auto" | "bpe" => TokenizerChoice::Bpe,
         "bytes" => TokenizerChoice::Bytes,

@@ -35,6 +35,7 @@ pub(super) fn data() -> DataDefaults {
 pub(super) fn training() -> Training {
     Training {
         steps: 300,
+        init: None,
         batch: 8,
         batch_start: 0,
         batch_ramp_steps: 0,

@@ -144,6 +144,10 @@ mod tests {
     fn changes_are_named_as_in_the_manifest_and_judged() {
         check(|job| job.training.steps = 500, "spec.training.steps: 300 -> 500 (harmless: more");
         check(|job| job.training.steps = 5, "spec.training.steps: 300 -> 5 (changes the numbers)");
+        check(
+            |job| job.training.init = Some("w".into()),
+            "spec.training.init: null -> \"w\" (changes the numbers)",
+        );
         check(|job| job.training.lr = 1e-3, "spec.training.lr: 0.002 -> 0.001 (changes the");
         check(|job| job.workers.local = 2, "spec.workers.local: 1 -> 2 (harmless: changes only");
         check(|job| job.checkpoint.keep = 9, "spec.checkpoint.keep: 3 -> 9 (harmless");

@@ -21,7 +21,7 @@ use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::comm::Comm;
 use crate::metrics::StepWatch;
-use shoal_weights::directory;
+use shoal_weights::{Weights, directory};
 
 /// What all cells of a worker read and none changes.
 pub struct Inputs {
@@ -135,7 +135,8 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Builds the cell's chunks, from the checkpoint to resume from if there is one.
+    /// Builds the cell's chunks, from the checkpoint to resume from if there is one, or from the
+    /// weights that the job starts from. Only the chunks' own tensors are read.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
         let options = StageOptions::from(training);
@@ -144,6 +145,11 @@ impl Cell {
         if let Some(step) = inputs.resume_from {
             for chunk in &mut chunks {
                 snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
+            }
+        } else if let Some(directory) = &training.init {
+            let weights = Weights::open(Path::new(directory))?;
+            for chunk in &mut chunks {
+                weights.fill(chunk)?;
             }
         }
         let standing = inputs.standing;

@@ -8,6 +8,8 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use shoal_data::Tokenizer;
+use shoal_data::tokenizer::FILE_NAME as TOKENIZER_FILE;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_model::{Class, Cut, Moments, Stage, names};
 use shoal_plan::checkpoint::CheckpointFile;
@@ -16,8 +18,8 @@ use shoal_plan::grid::{CellId, Grid};
 use super::cell::Inputs;
 use super::error::EngineError;
 use shoal_weights::{
-    CheckpointReader, NamedTensor, StoredType, TensorKind, partial_directory, write_file,
-    write_hf_files,
+    CheckpointReader, ConfigExtras, NamedTensor, StoredType, TensorKind, partial_directory,
+    write_bytes, write_file, write_hf_files,
 };
 
 /// A cell's place in the grid, which says what it writes.
@@ -44,7 +46,12 @@ pub(super) fn write(
     let mut files = writer.write(&directory, stages)?;
     if cell == CellId(0) {
         let index = index(inputs);
-        files.extend(write_hf_files(&directory, &inputs.job.model, &index)?);
+        let extras = ConfigExtras { eos: inputs.tokenizer.end_token(), ..ConfigExtras::default() };
+        files.extend(write_hf_files(&directory, &inputs.job.model, &extras, &index)?);
+        let beside = Tokenizer::file_beside(&directory, inputs.job.model.vocab_size)?;
+        if let Some((_, json)) = beside {
+            files.push(write_bytes(&directory, TOKENIZER_FILE, &json)?);
+        }
     }
     Ok(Some(files))
 }

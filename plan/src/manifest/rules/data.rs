@@ -48,7 +48,7 @@ pub(super) fn tokenizer_fits(facts: &Facts<'_>) -> Option<Broken> {
         TokenizerChoice::Bytes => (BYTES, "bytes"),
         TokenizerChoice::Bpe => (BPE_MIN, "a BPE over bytes"),
         // How many it has is known when it is read.
-        TokenizerChoice::File(_) => return None,
+        TokenizerChoice::File(_) | TokenizerChoice::Weights => return None,
     };
     if vocabulary >= min {
         return None;

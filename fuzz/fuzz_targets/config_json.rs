@@ -1,0 +1,11 @@
+//! Bytes of anybody as a `config.json`.
+
+#![no_main]
+#![expect(dead_code, reason = "each target has one body")]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+fuzz_target!(|bytes: &[u8]| bodies::config_json(bytes));

@@ -83,6 +83,10 @@ fn panel(
             .label(*name)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], *colour));
     }
+    if band.is_some() {
+        // The panel above names the colours.
+        return Ok(());
+    }
     let mut labels = chart.configure_series_labels();
     labels.background_style(WHITE.mix(0.85)).border_style(BLACK.mix(0.3));
     labels.draw().map_err(failed)

@@ -2,7 +2,7 @@
 //! of what earlier tokens left.
 //!
 //! The cache is multi-head latent attention's compressed form: per layer and token the normed latent
-//! [`kv_lora_rank`] and the rotated key [`qk_rope_head_dim`], no keys and values per head. Arithmetic
+//! `[kv_lora_rank]` and the rotated key `[qk_rope_head_dim]`, no keys and values per head. Arithmetic
 //! is the training pass's: the same forms of weights and activations, rounded at the same places (fp8:
 //! weights and the inputs of Linears go through E4M3 as in training), with two exceptions that follow
 //! from the cache: keys and values are never rounded, since they are never made, and sums have

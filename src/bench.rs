@@ -8,7 +8,7 @@ use shoal_infer::{Cache, ModelError, Request, Sampling, Step, Text, Voice};
 use crate::cli::{Bench, Decode, Output};
 use crate::clock::Stopwatch;
 use crate::exit::Stopped;
-use crate::show::table;
+use crate::show::{json, table};
 use crate::terminal::{data, note};
 use crate::voice::{self, Interrupted};
 
@@ -62,10 +62,7 @@ pub(crate) fn bench(verb: &Bench) -> Result<(), Stopped> {
     }
     match args.output {
         Output::Table => data(&shown(&rows)),
-        Output::Json => {
-            let json = serde_json::to_string_pretty(&rows);
-            data(&json.map_err(|error| Stopped::Failed(error.into()))?);
-        }
+        Output::Json => data(&json(&rows)?),
     }
     Ok(())
 }

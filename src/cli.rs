@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use eval::{Eval, Precision as EvalPrecision};
+pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
@@ -121,6 +121,24 @@ pub(crate) struct Manifest {
     /// Change one value below `spec`, e.g. training.steps=50; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// Form of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    Fp8,
+    Bf16,
+    F32,
+}
+
+impl From<Precision> for job::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp8 => Self::Fp8,
+            Precision::Bf16 => Self::Bf16,
+            Precision::F32 => Self::F32,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

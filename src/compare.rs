@@ -9,7 +9,6 @@ mod plot;
 
 use std::path::Path;
 
-use anyhow::Context;
 use serde::Serialize;
 use shoal_plan::arithmetic::{flops_per_token, parameters};
 use shoal_plan::job::Job;
@@ -19,7 +18,7 @@ use crate::cli::{self, Output};
 use crate::exit::Stopped;
 use crate::metrics;
 use crate::run_dir::{recorded_job_of, write_atomically};
-use crate::show::table;
+use crate::show::{json, table};
 use crate::terminal::{data, note};
 
 /// One run, as far as it has come.
@@ -64,7 +63,7 @@ pub(crate) fn compare(args: &cli::Compare) -> Result<(), Stopped> {
         note(&format!("drawn: {}", file.display()));
     }
     data(&match args.output {
-        Output::Json => serde_json::to_string_pretty(&rows).context("writing the table as JSON")?,
+        Output::Json => json(&rows)?,
         Output::Table => shown(&rows),
     });
     Ok(())

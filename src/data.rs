@@ -7,7 +7,6 @@ mod train;
 
 use std::path::Path;
 
-use serde::Serialize;
 use shoal_data::{EndToken, Tokenizer};
 
 use crate::cli::Data;
@@ -41,9 +40,4 @@ pub(crate) fn tokenizer(choice: &str) -> Result<Tokenizer, Stopped> {
     let choice = if tokenizer.is_bytes() { EndToken::None } else { EndToken::Auto };
     // Only looked at, so that one without an end token of a usual name will do.
     Ok(tokenizer.clone().for_model(&choice, u32::MAX).unwrap_or(tokenizer))
-}
-
-/// For programs: keys in the order of the fields.
-pub(crate) fn json(value: &impl Serialize) -> Result<String, Stopped> {
-    serde_json::to_string_pretty(value).map_err(|error| Stopped::Failed(error.into()))
 }

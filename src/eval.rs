@@ -8,11 +8,11 @@ use shoal_weights::Weights;
 
 use crate::cli::{self, Output};
 use crate::clock::Stopwatch;
-use crate::data::{json, tokenizer};
+use crate::data::tokenizer;
 use crate::exit::Stopped;
 use crate::fetch;
 use crate::progress::{Reading, short};
-use crate::show::table;
+use crate::show::{json, table};
 use crate::terminal::{data as print, note};
 
 /// Tokens of a window unless the model has fewer positions: attention's time grows with them.
@@ -51,11 +51,7 @@ pub(crate) fn eval(args: &cli::Eval) -> Result<(), Stopped> {
     weights.notes().iter().for_each(|text| note(text));
     let mut reading = Reading::start();
     let (examples, tokenizer) = examples(args, &weights, &mut reading)?;
-    let precision = match args.precision {
-        cli::EvalPrecision::F32 => Precision::F32,
-        cli::EvalPrecision::Bf16 => Precision::Bf16,
-        cli::EvalPrecision::Fp8 => Precision::Fp8,
-    };
+    let precision: Precision = args.precision.into();
     let (gradients, logits) = (args.gradients.is_some(), args.logits.is_some());
     let wanted = Wanted { precision, mtp: args.mtp, gradients, logits };
     let mut model = Measured::open(&weights, wanted)?;

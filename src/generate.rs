@@ -8,6 +8,7 @@ use shoal_infer::{Request, Sampling, Tally, Text, Voice};
 use crate::cli::{self, Output};
 use crate::clock::Stopwatch;
 use crate::exit::Stopped;
+use crate::show::json;
 use crate::terminal::{data, harmless, note};
 use crate::voice::{self, Interrupted};
 
@@ -70,8 +71,7 @@ pub(crate) fn generate(args: &cli::Generate) -> Result<(), Stopped> {
                 prompt_tokens: texts[0].prompt_tokens(),
                 figures,
             };
-            let json = serde_json::to_string_pretty(&report);
-            data(&json.map_err(|error| Stopped::Failed(error.into()))?);
+            data(&json(&report)?);
         }
     }
     match interrupted.signal() {

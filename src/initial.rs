@@ -18,13 +18,8 @@ pub(crate) fn check(job: &Job, manifest: &Path) -> Result<(), Stopped> {
     let Some(directory) = directory(job, manifest) else { return Ok(()) };
     let weights = Weights::open(&directory)?;
     note(&format!("starting from the weights in {}", weights.directory().display()));
-    for text in weights.notes() {
+    for text in weights.all_notes()? {
         note(&format!("note: {text}"));
-    }
-    if let Some(hub) = weights.hub() {
-        for text in hub.copies_that_differ()? {
-            note(&format!("note: {text}"));
-        }
     }
     let (found, wanted) =
         (weights.config().num_nextn_predict_layers, job.model.num_nextn_predict_layers);

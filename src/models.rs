@@ -10,7 +10,7 @@ use shoal_weights::{Copied, Copying, Form, Target, Weights};
 use crate::cli::{Export, ExportDtype, Import, ImportDtype, Output, Writing};
 use crate::exit::Stopped;
 use crate::progress::{Reading, short};
-use crate::show::table;
+use crate::show::{json, table};
 use crate::terminal::{data as print, note};
 
 const MEGABYTE: u64 = 1_000_000;
@@ -64,10 +64,7 @@ fn copy(weights: &Weights, target: Target, out: &Path, args: &Writing) -> Result
     let shard_bytes = args.shard_size * MEGABYTE;
     let copying = Copying { weights, target, shard_bytes, force: args.force };
     copying.refuse_existing(out)?;
-    let mut notes = weights.notes().to_vec();
-    if let Some(hub) = weights.hub() {
-        notes.extend(hub.copies_that_differ()?);
-    }
+    let notes = weights.all_notes()?;
     for text in &notes {
         note(&format!("note: {text}"));
     }
@@ -78,10 +75,7 @@ fn copy(weights: &Weights, target: Target, out: &Path, args: &Writing) -> Result
     let summary = summary(weights.config(), out, &copied, &notes);
     match args.show {
         Output::Table => print(shown(&summary).trim_end()),
-        Output::Json => print(
-            &serde_json::to_string_pretty(&summary)
-                .map_err(|error| Stopped::Failed(error.into()))?,
-        ),
+        Output::Json => print(&json(&summary)?),
     }
     note(&format!("to train on from here, write in a manifest: training.init: {}", out.display()));
     Ok(())

@@ -89,6 +89,11 @@ fn range(range: &std::ops::Range<u32>) -> String {
     }
 }
 
+/// For programs: keys in the order of the fields.
+pub(crate) fn json(value: &impl Serialize) -> Result<String, Stopped> {
+    serde_json::to_string_pretty(value).map_err(|error| Stopped::Failed(error.into()))
+}
+
 /// Columns as wide as their widest entry, two spaces apart, indented by two.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -36,6 +36,7 @@ use shoal_plan::numerics::Scales;
 use crate::arithmetic::Arithmetic;
 use crate::cut::Cut;
 use crate::error::Error;
+use crate::moe::add;
 use crate::names::{EMBEDDING, FINAL_NORM, HEAD, specifications};
 
 use self::attention::Attention;
@@ -239,9 +240,7 @@ impl Decoder {
 
     /// `x + y`, rounded.
     fn residual(&self, mut x: Vec<f32>, y: &[f32]) -> Vec<f32> {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
-        }
+        add(&mut x, y);
         self.rounded(x)
     }
 }

@@ -270,7 +270,7 @@ pub(crate) fn router_shape(config: &ModelConfig, tokens_per_sequence: usize) -> 
     }
 }
 
-fn add(sum: &mut [f32], values: &[f32]) {
+pub(crate) fn add(sum: &mut [f32], values: &[f32]) {
     assert_eq!(sum.len(), values.len(), "what is added has the sum's shape");
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += value;

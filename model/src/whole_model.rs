@@ -5,7 +5,7 @@
 mod balance;
 mod faults;
 mod gradients;
-mod harness;
+pub(crate) mod harness;
 mod identity;
 mod learning;
 mod memory;

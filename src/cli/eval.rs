@@ -63,11 +63,3 @@ pub(crate) struct Eval {
     #[arg(short, long, default_value = "table")]
     pub output: Output,
 }
-
-/// Of operands and what is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Precision {
-    F32,
-    Bf16,
-    Fp8,
-}

@@ -54,23 +54,6 @@ pub(crate) struct Model {
     pub tokenizer: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Precision {
-    Fp8,
-    Bf16,
-    F32,
-}
-
-impl From<Precision> for job::Precision {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::Fp8 => Self::Fp8,
-            Precision::Bf16 => Self::Bf16,
-            Precision::F32 => Self::F32,
-        }
-    }
-}
-
 /// Who drafts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Speculate {

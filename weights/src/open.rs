@@ -69,6 +69,15 @@ impl Weights {
         }
     }
 
+    /// `notes`, and what has to be read to be found: tensors that should repeat others and do not.
+    pub fn all_notes(&self) -> Result<Vec<String>, CheckpointError> {
+        let mut notes = self.notes().to_vec();
+        if let Source::Hub(hub) = &self.source {
+            notes.extend(hub.copies_that_differ()?);
+        }
+        Ok(notes)
+    }
+
     /// The same, but for the parameters' average in their place.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use shoal_plan::report::{Outcome, Pass, SkippedStep, StepReport};
 use shoal_plan::routing::Routing;
 
 use super::*;
-use crate::state::fixtures::{self, G1};
+use crate::state::fixtures::{self, G1, row};
 
 fn metrics() -> (Metrics, Settings) {
     let settings = fixtures::settings();
@@ -70,7 +70,7 @@ fn a_skipped_step_is_counted_by_its_pass_and_a_rollback_by_its_cause() {
 #[test]
 fn the_routers_are_told_by_layer() {
     let (metrics, _) = metrics();
-    let row = StepRow { router: vec![Routing::of(2, &[6, 2, 0, 0], 8, &[0.5, -0.25])], ..row() };
+    let row = StepRow { router: vec![Routing::of(2, &[6, 2, 0, 0], 8, &[0.5, -0.25])], ..row(1) };
     metrics.observe(&step(Outcome::Trained(row)), None);
     shows(
         &metrics,
@@ -81,20 +81,6 @@ fn the_routers_are_told_by_layer() {
             "shoal_router_dropped_tokens_total 0",
         ],
     );
-}
-
-fn row() -> StepRow {
-    StepRow {
-        step: 1,
-        loss: 5.0,
-        main_loss: 4.0,
-        mtp_loss: 3.0,
-        balance_loss: 0.0,
-        grad_norm: 1.0,
-        lr: 1e-3,
-        tokens: 128,
-        router: Vec::new(),
-    }
 }
 
 #[test]

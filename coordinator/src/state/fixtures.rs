@@ -68,7 +68,11 @@ pub(crate) fn hello(worker: u32) -> FromWorker {
 }
 
 pub(crate) fn step_done(worker: u32, step: u64) -> FromWorker {
-    let row = StepRow {
+    done(worker, step, Outcome::Trained(row(step)))
+}
+
+pub(crate) fn row(step: u64) -> StepRow {
+    StepRow {
         step,
         loss: 5.0,
         main_loss: 4.0,
@@ -78,8 +82,7 @@ pub(crate) fn step_done(worker: u32, step: u64) -> FromWorker {
         lr: 1e-3,
         tokens: 128,
         router: Vec::new(),
-    };
-    done(worker, step, Outcome::Trained(row))
+    }
 }
 
 pub(crate) fn step_skipped(worker: u32, step: u64, in_a_row: u32) -> FromWorker {

@@ -1,6 +1,6 @@
 //! The tokenizer of a model on disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{FILE_NAME, Tokenizer};
 use crate::error::DataError;
@@ -18,10 +18,8 @@ impl Tokenizer {
         if file.exists() {
             return Self::read(&file)?.usual(vocab_size);
         }
-        for data in ["data", "../../data"].map(|data| directory.join(data)) {
-            if data.join(crate::record::FILE_NAME).exists() {
-                return Self::open(&data);
-            }
+        if let Some(data) = run_data(directory) {
+            return Self::open(&data);
         }
         if vocab_size <= 257 {
             return Self::bytes().usual(vocab_size);
@@ -40,4 +38,10 @@ impl Tokenizer {
             .for_model(&EndToken::Auto, vocab_size)
             .or_else(|_| self.for_model(&EndToken::None, vocab_size))
     }
+}
+
+/// The text of the run that `directory` is, or is a checkpoint of, where there is any.
+pub(super) fn run_data(directory: &Path) -> Option<PathBuf> {
+    let places = ["data", "../../data"].map(|data| directory.join(data));
+    places.into_iter().find(|data| data.join(crate::record::FILE_NAME).exists())
 }

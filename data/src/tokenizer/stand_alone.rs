@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::beside::run_data;
 use super::bytes_of::byte_letters;
 use super::{END_OF_TEXT, FILE_NAME, Tokenizer};
 use crate::error::{DataError, io_error};
@@ -25,10 +26,7 @@ impl Tokenizer {
     ) -> Result<Option<(Self, Vec<u8>)>, DataError> {
         let places = ["", "data", "../../data"].map(|data| directory.join(data).join(FILE_NAME));
         let file = places.iter().find(|file| file.exists());
-        let is_bytes_run = file.is_none()
-            && ["data", "../../data"]
-                .iter()
-                .any(|data| directory.join(data).join(crate::record::FILE_NAME).exists());
+        let is_bytes_run = file.is_none() && run_data(directory).is_some();
         let may_be_bytes = (BYTES_END..=BYTES_END + 1).contains(&vocab_size);
         if file.is_none() && !is_bytes_run && !may_be_bytes {
             return Ok(None);

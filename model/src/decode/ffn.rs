@@ -12,7 +12,7 @@ use shoal_kernels::tensor::{DType, Tensor};
 
 use super::Decoder;
 use super::reading::Reading;
-use crate::moe::router_shape;
+use crate::moe::{add, router_shape};
 
 #[derive(Debug)]
 pub(super) struct FeedForward {
@@ -156,10 +156,4 @@ fn run(decoder: &Decoder, work: Vec<Work<'_>>) -> Vec<Vec<f32>> {
     }
     let second = work.iter().zip(&hidden).map(|(work, x)| Product { x, w: &work.ffn.down });
     products(&second.collect::<Vec<_>>())
-}
-
-fn add(sum: &mut [f32], values: &[f32]) {
-    for (sum, value) in sum.iter_mut().zip(values) {
-        *sum += value;
-    }
 }

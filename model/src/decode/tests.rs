@@ -7,29 +7,15 @@ use shoal_plan::model::{ModelConfig, RopeScaling};
 use super::*;
 use crate::Stage;
 use crate::options::StageOptions;
+use crate::whole_model::harness;
 
-/// No size is a round number; positions for long contexts.
+/// Two modules, and positions for long contexts.
 fn small() -> ModelConfig {
     ModelConfig {
-        vocab_size: 23,
-        hidden_size: 24,
-        intermediate_size: 33,
-        moe_intermediate_size: 12,
-        num_hidden_layers: 3,
         num_attention_heads: 5,
-        n_routed_experts: 6,
-        num_experts_per_tok: 2,
-        n_group: 3,
-        topk_group: 2,
-        q_lora_rank: Some(12),
-        kv_lora_rank: 10,
-        qk_nope_head_dim: 6,
-        qk_rope_head_dim: 4,
-        v_head_dim: 5,
-        initializer_range: 0.2,
         num_nextn_predict_layers: 2,
         max_position_embeddings: 300,
-        ..ModelConfig::tiny()
+        ..harness::small()
     }
 }
 

@@ -21,7 +21,7 @@ use crate::parameters::Class;
 use crate::stage::{LossScale, Losses, Stage};
 
 /// A model small enough for differences of every parameter; no size is a round number.
-pub(super) fn small() -> ModelConfig {
+pub(crate) fn small() -> ModelConfig {
     ModelConfig {
         vocab_size: 23,
         hidden_size: 24,

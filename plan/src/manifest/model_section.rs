@@ -190,15 +190,7 @@ fn check_fixed(config: &Node) -> Result<(), Complaint> {
             }
             continue;
         };
-        let got = match &node.value {
-            Value::Text(text) => text.clone(),
-            other @ (Value::Null
-            | Value::Bool(_)
-            | Value::Whole(_)
-            | Value::Real(_)
-            | Value::List(_)
-            | Value::Map(_)) => other.to_string(),
-        };
+        let got = node.written();
         if got != wanted {
             let what = format!("wanted {wanted}, got {}", quote(&got));
             let help = "shoal trains DeepSeek-V3's architecture only (model_type deepseek_v3)";

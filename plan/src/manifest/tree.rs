@@ -134,6 +134,19 @@ impl Node {
         self.move_places(&|at| At { source, ..at });
     }
 
+    /// The value as it was written: a text without quotes, anything else as in messages.
+    pub(super) fn written(&self) -> String {
+        match &self.value {
+            Value::Text(text) => text.clone(),
+            other @ (Value::Null
+            | Value::Bool(_)
+            | Value::Whole(_)
+            | Value::Real(_)
+            | Value::List(_)
+            | Value::Map(_)) => other.to_string(),
+        }
+    }
+
     /// Whether keys can stand in it. An empty section has no value at all.
     pub(super) fn is_section(&self) -> bool {
         matches!(self.value, Value::Map(_) | Value::Null)

@@ -48,7 +48,7 @@ pub(super) fn read(config: &Node) -> Result<Rope, Complaint> {
 fn kind<'a>(section: &'a Node, name: &str) -> Result<Option<&'a Entry>, Complaint> {
     let entry = |key| section.entries().iter().find(|entry| entry.key == key);
     let Some(kind) = entry("rope_type").or(entry("type")) else { return Ok(None) };
-    match written(&kind.node).as_str() {
+    match kind.node.written().as_str() {
         "default" => Ok(None),
         "yarn" => Ok(Some(kind)),
         got => {
@@ -59,25 +59,12 @@ fn kind<'a>(section: &'a Node, name: &str) -> Result<Option<&'a Entry>, Complain
     }
 }
 
-/// A text without quotes, anything else as in messages.
-fn written(node: &Node) -> String {
-    match &node.value {
-        Value::Text(text) => text.clone(),
-        other @ (Value::Null
-        | Value::Bool(_)
-        | Value::Whole(_)
-        | Value::Real(_)
-        | Value::List(_)
-        | Value::Map(_)) => other.to_string(),
-    }
-}
-
 fn scaling(config: &Node, section: &Node, name: &str, kind: &Entry) -> Result<Node, Complaint> {
     for (key, wanted) in FIXED {
         let Some(node) = section.get(key).filter(|node| node.value != Value::Null) else {
             continue;
         };
-        let got = written(node);
+        let got = node.written();
         if got != wanted && format!("{got}.0") != wanted {
             let what = format!("wanted {wanted}, got {}", node.value);
             let help = "shoal has YaRN as DeepSeek's configurations use it";

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 use shoal_plan::arithmetic;
 use shoal_plan::job::Job;
@@ -13,6 +14,7 @@ use shoal_plan::standing::Best;
 use shoal_plan::work;
 
 use crate::cli;
+use crate::exit::Stopped;
 use crate::progress::{duration, short};
 use crate::run_dir::RunDir;
 

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::Output;
+use super::{Output, Precision};
 
 const EXAMPLES: &str = "\
 Examples:

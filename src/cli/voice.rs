@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use shoal_plan::job;
 
-use super::Output;
+use super::{Output, Precision};
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:

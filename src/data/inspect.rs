@@ -6,11 +6,12 @@ use serde::Serialize;
 use shoal_data::inspect::{ShownToken, documents, window};
 use shoal_data::{Dataset, Part};
 
-use super::{json, tokenizer};
+use super::tokenizer;
 use crate::cli::{Inspect, Output};
 use crate::exit::Stopped;
 use crate::fetch;
 use crate::progress::Reading;
+use crate::show::json;
 use crate::terminal::{data as print, harmless, heading};
 
 /// A document, or a window of a run.

@@ -8,13 +8,13 @@ use serde::Serialize;
 use shoal_data::inspect::{self, Counted, epochs};
 use shoal_data::{EVAL_FIELD, Settings, Tokenizer, tokenizer_for};
 
-use super::{SEQUENCE, json, tokenizer};
+use super::{SEQUENCE, tokenizer};
 use crate::cli::{self, Output};
 use crate::exit::Stopped;
 use crate::fetch;
 use crate::manifest::{self, Loaded};
 use crate::progress::{Reading, short};
-use crate::show::table;
+use crate::show::{json, table};
 use crate::terminal::data as print;
 use crate::tokenise;
 

@@ -1,5 +1,6 @@
 //! The command line: verbs and their options, and nothing they do.
 
+mod bench;
 mod eval;
 mod models;
 mod runs;
@@ -12,11 +13,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
 
+pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use runs::Compare;
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
-pub(crate) use voice::{Bench, Decode, Generate, Model, Serve, Speculate};
+pub(crate) use voice::{Generate, Model, Serve, Speculate};
 
 /// What both helps begin with.
 macro_rules! examples {
@@ -98,8 +100,7 @@ pub(crate) enum Verb {
     /// `POST /v1/completions` (streaming, too), `GET /v1/models`, `GET /health`. SIGTERM and Ctrl-C let
     /// what is being written come to its end first.
     Serve(Serve),
-    /// Measure what this machine does with a model
-    #[command(subcommand)]
+    /// Measure what this machine does with a model: operations, training, writing
     Bench(Bench),
     /// Print the manifest's JSON Schema, for editors
     ///

@@ -1,9 +1,9 @@
-//! Verbs that let a model write: `generate`, `serve` and `bench decode`.
+//! Verbs that let a model write: `generate` and `serve`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
 use super::{Output, Precision};
 
@@ -23,18 +23,6 @@ Examples:
   shoal serve models/tiny --listen 0.0.0.0:8000 --token-file token.txt
 
 Exit codes: 0 stopped by a signal after the last answer, 1 failed, 2 wrong usage, 5 no model there.";
-
-/// What `bench` continues: the examples that come with shoal learn Rust.
-const PROMPTS: [&str; 8] = [
-    "pub fn ",
-    "impl ",
-    "/// Returns ",
-    "use std::",
-    "    let mut ",
-    "#[derive(",
-    "match self {",
-    "fn poll(",
-];
 
 /// The model, and how it is computed.
 #[derive(Debug, Args)]
@@ -126,27 +114,4 @@ pub(crate) struct Serve {
     /// Seconds that an answer may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub time_limit: u64,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// Measure plain and speculative decoding, and what bounds the gain
-    Decode(Decode),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Decode {
-    #[command(flatten)]
-    pub model: Model,
-    /// What is continued; may be repeated. Every batch continues all of them
-    #[arg(long, value_name = "TEXT", default_values = PROMPTS)]
-    pub prompt: Vec<String>,
-    /// Tokens to write in every measurement
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub tokens: usize,
-    /// Texts at a time
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32])]
-    pub batch: Vec<usize>,
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
 }

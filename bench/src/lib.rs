@@ -1,0 +1,32 @@
+//! What this machine does with the network: its peaks (`peak`), single operations against them
+//! (`ops`), whole training steps (`train`), and how these grow (`growth`).
+//!
+//! Nothing here reads a clock or counts allocations: a `Meter` does. Work runs on the rayon pool of
+//! the caller, so the number of threads is the caller's, too.
+
+mod error;
+pub mod growth;
+mod median;
+pub mod ops;
+pub mod peak;
+pub mod train;
+
+pub use error::Error;
+pub use median::median;
+
+/// What the measuring process knows about itself.
+pub trait Meter: Sync {
+    /// Seconds since any fixed moment.
+    fn seconds(&self) -> f64;
+
+    /// Calls of the allocator so far, of all threads: allocations and growths. A meter that does
+    /// not count returns `None`.
+    fn allocations(&self) -> Option<u64>;
+}
+
+/// Seconds that `work` takes.
+pub(crate) fn timed<R>(meter: &dyn Meter, work: impl FnOnce() -> R) -> (f64, R) {
+    let began = meter.seconds();
+    let result = work();
+    (meter.seconds() - began, result)
+}

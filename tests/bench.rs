@@ -1,0 +1,101 @@
+//! `shoal bench` from outside: what it prints and what it refuses. Never a time: figures have a shape
+//! and belong together.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn shoal(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_shoal")).arg("bench").args(args).output().unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let ended = shoal(&[args, &["-o", "json"]].concat());
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    serde_json::from_slice(&ended.stdout).unwrap()
+}
+
+fn positive(value: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(value[key].as_f64().is_some_and(|number| number > 0.0), "{key} in {value}");
+    }
+}
+
+/// A few tokens: what is looked at here does not depend on how many.
+const FEW: [&str; 6] = ["--batch", "2", "--tokens", "16", "--threads", "1"];
+
+#[test]
+fn a_trained_cell_is_measured_and_its_figures_belong_together() {
+    let args = [&["train", "--precision", "f32", "--mtp", "0", "--steps", "2"], &FEW[..]].concat();
+    let report = json(&args);
+    assert_eq!((&report["preset"], &report["precision"]), (&"tiny".into(), &"f32".into()));
+    assert_eq!(
+        (&report["steps"], &report["mtp"], &report["threads"]),
+        (&2.into(), &0.into(), &1.into())
+    );
+    positive(&report, &["tokens_per_second", "gflops", "loss_first", "held_bytes"]);
+    positive(&report["peak"], &["f32_gflops", "read_gigabytes_per_second"]);
+    let number = |key: &str| report[key].as_f64().unwrap();
+    let share = number("gflops") / report["peak"]["f32_gflops"].as_f64().unwrap();
+    assert!((number("share_of_peak") / share - 1.0).abs() < 1e-9, "{report}");
+    assert!(number("fastest_seconds") <= number("median_seconds"));
+    assert!(number("allocations_per_step") >= 0.0);
+    // A uniform guess over 256 bytes costs ln 256 = 5.55 nats.
+    assert!((number("loss_first") - 5.55).abs() < 0.3, "{report}");
+}
+
+#[test]
+fn the_table_of_a_trained_cell_says_what_it_is_in_words() {
+    let args = [&["train", "--precision", "fp8", "--steps", "1"], &FEW[..]].concat();
+    let ended = shoal(&args);
+    let text = String::from_utf8(ended.stdout).unwrap();
+    for word in ["tiny Fp8, 1 MTP", "tokens/s, median of 1", "% of the peak", "a step"] {
+        assert!(text.contains(word), "want {word:?} in: {text}");
+    }
+}
+
+#[test]
+fn without_a_word_every_operation_is_measured() {
+    let report = json(&FEW);
+    let operations = report["operations"].as_array().unwrap();
+    assert!(operations.len() > 40, "{}", operations.len());
+    for row in operations {
+        positive(row, &["seconds", "bytes", "share_of_peak", "times"]);
+    }
+    let sum = |row: &Value| row["seconds"].as_f64().unwrap() * row["times"].as_f64().unwrap();
+    let all: f64 = operations.iter().map(sum).sum();
+    assert!((report["sum_seconds"].as_f64().unwrap() / all - 1.0).abs() < 1e-9);
+    let has = |name: &str| operations.iter().any(|row| row["operation"] == name);
+    assert!(has("q_b forward") && has("experts down d_w") && has("attention backward"));
+}
+
+#[test]
+fn growth_has_a_row_for_every_size() {
+    let report = json(&[&["growth", "--over", "layers", "--seconds", "0.01"], &FEW[..]].concat());
+    let rows = report["rows"].as_array().unwrap();
+    let sizes: Vec<u64> = rows.iter().map(|row| row["size"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [2, 4, 8, 16]);
+    let fastest = rows.iter().map(|row| row["cost_per_flop"].as_f64().unwrap());
+    assert!((fastest.fold(f64::INFINITY, f64::min) - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let cases = [
+        (&["train", "--seconds", "0"][..], "--seconds is 0, want a number above 0"),
+        (&["train", "--text", "no-such-file"], "reading no-such-file"),
+        (&["train", "--batch", "4", "--microbatches", "3"], "a divisor of the batch, 4"),
+        (&["train", "--preset", "huge"], "huge"),
+        (&["train", "--mtp", "9"], "9"),
+        (&["growth", "--seconds=-1"], "--seconds is -1"),
+        (&["ops", "--precision", "int4"], "int4"),
+    ];
+    for (args, wanted) in cases {
+        let ended = shoal(args);
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(wanted) && ended.stdout.is_empty(), "want {wanted:?} in: {error}");
+    }
+}

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
+use crate::cores::Cores;
 use crate::run_dir::RunDir;
 
 /// What all workers of a launch are told.
@@ -20,8 +21,7 @@ pub(crate) struct Start<'a> {
     /// In hexadecimal. Handed over through a pipe: a command line is for everyone to read.
     pub secret: &'a str,
     pub run_dir: &'a RunDir,
-    /// Compute threads of each.
-    pub threads: usize,
+    pub cores: Cores,
     /// Worker n's is the nth after it; 0: any.
     pub metrics_port: u16,
 }
@@ -99,10 +99,11 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
         // The manifest's rules leave a port for every worker.
         first => first.saturating_add(worker.0 as u16),
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("worker")
         .args(["--join", &start.join.to_string(), "--run", &start.run.0])
-        .args(["--id", &worker.0.to_string(), "--threads", &start.threads.to_string()])
+        .args(["--id", &worker.0.to_string(), "--threads", &start.cores.threads.to_string()])
         .args(["--metrics-port", &metrics_port.to_string()])
         .arg("--run-dir")
         .arg(start.run_dir.path())
@@ -110,9 +111,11 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
         .stdout(log.try_clone().context("sharing the log file")?)
         .stderr(log)
         // Ctrl-C is for the launcher, which then asks its workers to write a checkpoint.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("running {}", program.display()))?;
+        .process_group(0);
+    if let Some(cores) = start.cores.of(worker.0 as usize) {
+        command.args(["--cores", &cores]);
+    }
+    let mut child = command.spawn().with_context(|| format!("running {}", program.display()))?;
     let mut stdin = child.stdin.take().expect("standard input was asked for as a pipe");
     let told = writeln!(stdin, "{}", start.secret);
     let running = Running { worker, child, _stdin: stdin, status: None };

@@ -210,6 +210,9 @@ pub(crate) struct Worker {
     /// Compute threads
     #[arg(long)]
     pub threads: usize,
+    /// Cores that all its threads keep to; without it any
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub cores: Vec<usize>,
     /// Where Prometheus finds it; 0: any free port
     #[arg(long, default_value_t = 0)]
     pub metrics_port: u16,

@@ -14,7 +14,7 @@ use shoal_worker::metrics::Metrics;
 use tokio::sync::oneshot;
 
 use crate::run_dir::RunDir;
-use crate::{cli, logging, scrape};
+use crate::{cli, cores, logging, scrape};
 
 /// The orderly way out gets this long after the launcher is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -23,6 +23,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// the process. Returns only when it could not even begin.
 pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     logging::to_standard_error();
+    // Before the first thread: those that come later inherit it.
+    if !args.cores.is_empty()
+        && let Err(error) = cores::keep_to(&args.cores)
+    {
+        tracing::warn!(cores = ?args.cores, %error, "the threads run on any core");
+    }
     let mut line = String::new();
     std::io::stdin()
         .lock()

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use shoal_coordinator::Settings;
+use shoal_plan::job::{Job, Workers};
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
 use shoal_plan::standing::Standing;
@@ -15,6 +16,7 @@ use tokio::runtime::Runtime;
 use crate::children::{Children, Start};
 use crate::cli;
 use crate::clock::Stopwatch;
+use crate::cores::Cores;
 use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::finish::Finish;
@@ -110,7 +112,7 @@ fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<Standing>> {
 
 fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
     print(&show::job(loaded.job(), loaded.n_files()));
-    print(&show::plan(loaded.job(), &loaded.plan));
+    print(&show::plan(loaded.job(), &loaded.plan, &cores(loaded.job())));
     let plan = serde_json::to_value(&loaded.plan).context("writing the plan as JSON")?;
     run_dir.write_json("plan.json", &plan)?;
     // A run that goes on is not finished.
@@ -153,7 +155,7 @@ async fn train(
         run: &run,
         secret: &secret.to_hex(),
         run_dir,
-        threads: threads(job.workers.threads, job.workers.local),
+        cores: cores(job),
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
     let children = Children::start(job.workers.local, &start)?;
@@ -185,10 +187,10 @@ fn event_loop() -> anyhow::Result<Runtime> {
     builder.worker_threads(2).enable_all().build().context("starting the event loop")
 }
 
-/// Threads of each worker: what was asked for, or an equal share of the cores.
-fn threads(wanted: u32, workers: u32) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if wanted > 0 { wanted as usize } else { (cores / workers.max(1) as usize).max(1) }
+/// Threads and cores of each worker.
+pub(crate) fn cores(job: &Job) -> Cores {
+    let Workers { local, threads, pin } = job.workers;
+    Cores::share(local, threads, pin)
 }
 
 /// 16 random bytes in hexadecimal.

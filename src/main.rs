@@ -5,6 +5,7 @@ mod children;
 mod cli;
 mod clock;
 mod compare;
+mod cores;
 mod curve;
 mod data;
 mod epochs;
@@ -81,7 +82,7 @@ fn validate(args: &cli::Validate) -> Result<(), Stopped> {
     if !remote.is_empty() {
         terminal::data(&remote);
     }
-    terminal::data(&show::plan(loaded.job(), &loaded.plan));
+    terminal::data(&show::plan(loaded.job(), &loaded.plan, &launch::cores(loaded.job())));
     terminal::note(&format!("{} is valid", args.manifest.file.display()));
     Ok(())
 }

@@ -14,6 +14,7 @@ use shoal_plan::standing::Best;
 use shoal_plan::work;
 
 use crate::cli;
+use crate::cores::Cores;
 use crate::exit::Stopped;
 use crate::progress::{duration, short};
 use crate::run_dir::RunDir;
@@ -41,7 +42,7 @@ fn count(parameters: u64) -> String {
 }
 
 /// The plan as a table of cells, and the reasons below it.
-pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
+pub(crate) fn plan(job: &Job, plan: &Plan, cores: &Cores) -> String {
     let header =
         ["cell", "worker", "layers", "experts", "sequences", "work", "memory"].map(str::to_owned);
     let mut rows = vec![header.to_vec()];
@@ -71,6 +72,7 @@ pub(crate) fn plan(job: &Job, plan: &Plan) -> String {
     for (worker, reason) in &plan.reasons {
         let _ = writeln!(text, "  {worker}: {reason}");
     }
+    let _ = writeln!(text, "  {cores}");
     text.trim_end().to_owned()
 }
 
@@ -246,7 +248,9 @@ mod tests {
             hosts: vec![WorkerId(0), WorkerId(1)],
             reasons: BTreeMap::from([(WorkerId(1), "it is free".to_owned())]),
         };
-        let text = plan(&tiny_job(), &plan_of_two);
+        let cores = Cores { threads: 1, kept: Err("4 threads for 2 cores".to_owned()) };
+        let text = plan(&tiny_job(), &plan_of_two, &cores);
+        assert!(text.ends_with("\n  threads: 1 a worker, on any core: 4 threads for 2 cores"));
         let lines: Vec<&str> = text.lines().collect();
         assert!(
             lines[0].starts_with("  cell  worker    layers   experts  sequences  work"),

@@ -169,6 +169,9 @@ pub struct Workers {
     pub local: u32,
     /// Compute threads per worker; 0 means max(1, cores / local).
     pub threads: u32,
+    /// Keep each worker's threads to cores of its own, where there are enough. `false` leaves them
+    /// to the system: wanted where several launches share a machine.
+    pub pin: bool,
 }
 
 /// When checkpoints are written and how many stay.

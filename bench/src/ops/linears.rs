@@ -102,6 +102,14 @@ fn of_linear(shapes: &Shapes, linear: &Linear, take: &mut dyn FnMut(Operation<'_
     row("d_w", times, e * (tk + tn) + 8.0 * nk, Box::new(weight));
 }
 
+/// One Linear of one expert.
+struct Expert {
+    x: Operand,
+    d_y: Operand,
+    w: Weight,
+    d_w: Vec<f32>,
+}
+
 /// All experts of a layer at once, each with its share of the rows.
 fn of_experts(
     shapes: &Shapes,
@@ -116,12 +124,6 @@ fn of_experts(
         // Equal shares; what is left over goes to the first.
         all_rows / experts + usize::from(expert < all_rows % experts)
     };
-    struct Expert {
-        x: Operand,
-        d_y: Operand,
-        w: Weight,
-        d_w: Vec<f32>,
-    }
     let mut all: Vec<Expert> = (0..experts)
         .map(|expert| Expert {
             x: Operand::prepare(&random(dtype, rows(expert), k), math),

@@ -80,7 +80,7 @@ pub(super) fn parallelism() -> Parallelism {
 }
 
 pub(super) fn workers() -> Workers {
-    Workers { local: 1, threads: 0 }
+    Workers { local: 1, threads: 0, pin: true }
 }
 
 pub(super) fn checkpoint() -> Checkpoint {

@@ -27,6 +27,7 @@ mod lanes;
 mod scratch;
 mod simd;
 pub mod spread;
+mod vector;
 
 pub mod bf16;
 pub mod compare;

@@ -118,13 +118,13 @@ impl<H: Heads, G: Gradients> Work for Backward<'_, H, G> {
                 add(v, s, &mut packed, place, &mut square, &mut sums);
             }
             turn_back(v, sums.dq.floats(), [v.all(s.scale); 2], rows.floats());
-            let dq = rows.floats().as_flattened().chunks_exact((qk * LANES).max(1));
+            let dq = rows.floats().as_flattened_mut().chunks_exact_mut(qk * LANES);
             for (i, dq) in dq.take(s.tokens - first).enumerate() {
-                self.gradients.query(first + i, &dq[..s.qk_dim]);
+                self.gradients.query(first + i, &mut dq[..s.qk_dim]);
             }
         }
-        let dk = sums.dk.floats().as_flattened_mut().chunks_exact_mut((qk * LANES).max(1));
-        let dv = sums.dv.floats().as_flattened().chunks_exact((vd * LANES).max(1));
+        let dk = sums.dk.floats().as_flattened_mut().chunks_exact_mut(qk * LANES);
+        let dv = sums.dv.floats().as_flattened().chunks_exact(vd * LANES);
         for (token, (dk, dv)) in dk.zip(dv).take(s.tokens).enumerate() {
             for dk in dk.iter_mut() {
                 *dk *= s.scale;

@@ -136,7 +136,7 @@ impl<H: Heads> Forward<'_, H> {
         let stride = rows.floats().len() / QUERIES * LANES;
         let written = rows.floats().as_flattened().chunks_exact(stride.max(1));
         for (i, row) in written.take(self.s.tokens - first).enumerate() {
-            self.o.write(first + i, &row[..self.s.v_dim]);
+            self.o.write(first + i, 0, &row[..self.s.v_dim]);
         }
         for (i, lse) in self.lse[first..].iter_mut().take(QUERIES).enumerate() {
             *lse = (max[i] + sums[i].log2()) * LN_2;

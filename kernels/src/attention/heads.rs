@@ -22,7 +22,8 @@ pub(crate) trait Heads: Sync {
 
 /// Takes the gradients of one task, each token once.
 pub(crate) trait Gradients: Send {
-    fn query(&mut self, token: usize, dq: &[f32]);
+    /// `dq` may be used up.
+    fn query(&mut self, token: usize, dq: &mut [f32]);
     fn key_value(&mut self, token: usize, dk: &[f32], dv: &[f32]);
 }
 
@@ -90,13 +91,13 @@ pub(super) struct Separate<'a> {
 
 impl Gradients for Separate<'_> {
     #[inline(always)]
-    fn query(&mut self, token: usize, dq: &[f32]) {
-        self.dq.write(token, dq);
+    fn query(&mut self, token: usize, dq: &mut [f32]) {
+        self.dq.write(token, 0, dq);
     }
 
     #[inline(always)]
     fn key_value(&mut self, token: usize, dk: &[f32], dv: &[f32]) {
-        self.dk.write(token, dk);
-        self.dv.write(token, dv);
+        self.dk.write(token, 0, dk);
+        self.dv.write(token, 0, dv);
     }
 }

@@ -30,13 +30,14 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// Rounds `values`, at most as many as there are columns, into the first columns of a row.
+    /// Rounds `values` into a row, from its `column` on.
     #[inline(always)]
-    pub(crate) fn write(&mut self, row: usize, values: &[f32]) {
+    pub(crate) fn write(&mut self, row: usize, column: usize, values: &[f32]) {
+        let range = column..column + values.len();
         match self {
-            Self::F32(columns) => columns.row(row)[..values.len()].copy_from_slice(values),
+            Self::F32(columns) => columns.row(row)[range].copy_from_slice(values),
             Self::Bf16(columns) => {
-                for (out, x) in columns.row(row)[..values.len()].iter_mut().zip(values) {
+                for (out, x) in columns.row(row)[range].iter_mut().zip(values) {
                     *out = f32_to_bf16(*x);
                 }
             }
@@ -99,7 +100,8 @@ mod tests {
             assert_eq!(panels.len(), 4);
             for (i, mut panel) in panels.into_iter().enumerate() {
                 for row in 0..3 {
-                    panel.write(row, &[(1 + i) as f32; 5]);
+                    panel.write(row, 0, &[(1 + i) as f32; 2]);
+                    panel.write(row, 2, &[(1 + i) as f32; 3]);
                 }
             }
             let x = x.to_f32();
@@ -116,6 +118,6 @@ mod tests {
     #[should_panic(expected = "row 3 of 3")]
     fn a_row_behind_the_panel_is_refused() {
         let mut x = Tensor::zeros(DType::F32, &[6, 10]);
-        Panel::cut(&mut x, 3, 5)[0].write(3, &[1.0]);
+        Panel::cut(&mut x, 3, 5)[0].write(3, 0, &[1.0]);
     }
 }

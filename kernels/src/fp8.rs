@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
 use crate::tensor::Tensor;
-use crate::{e4m3, spread};
+use crate::{bf16, e4m3, spread};
 
 use self::scale::Scale;
 pub use self::scale::{ScaleFormat, Scales};
@@ -167,6 +167,28 @@ impl Quantized {
                 }
             }
         }
+    }
+
+    /// Whether BF16 holds the values, but for some below 2^-126: an element has 4 significant bits,
+    /// and a power of two adds none.
+    pub(crate) fn is_exact_in_bf16(&self) -> bool {
+        matches!(self.scales, Scales::Pow2(_))
+    }
+
+    /// The values of some rows in BF16, by the calling thread.
+    pub(crate) fn halves_into(&self, rows: Range<usize>, out: &mut [u16]) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols.max(1))) {
+            let mut wide = Scratch::new(self.cols);
+            self.dequantise_rows(row..row + 1, &mut wide);
+            bf16::narrow(&wide, out);
+        }
+    }
+
+    /// As `dequantise_as_columns`, in BF16.
+    pub(crate) fn halves_as_columns(&self, out: &mut [u16]) {
+        let mut wide = Scratch::new(self.rows * self.cols);
+        self.dequantise_as_columns(&mut wide);
+        bf16::narrow(&wide, out);
     }
 
     pub fn rows(&self) -> usize {

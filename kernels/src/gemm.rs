@@ -1,12 +1,29 @@
-//! FP32 matrix products: the only door to the `gemm` crate.
+//! Matrix products of FP32 and of BF16 numbers, sums in FP32.
 //!
-//! A product runs in one thread. `products_by_rows` cuts the result into chunks of rows by shape
-//! alone, so its bits do not depend on the number of threads.
-#![expect(unsafe_code, reason = "the product takes raw pointers and strides")]
+//! The right side is packed into panels (`Right`), once for all rows of the left side, which is read
+//! where it is (`Left`); `multiply` is the product. A product runs in one thread; callers cut results
+//! into chunks of rows by shape alone, so bits do not depend on the number of threads.
+//!
+//! - FP32: multiplied and added with one rounding (FMA; in portable Rust two), in order along K.
+//! - BF16, where the CPU has `vdpbf16ps`: two neighbours along K are added to a sum at a time, each
+//!   product exact, each addition rounded to nearest even; subnormal numbers count as zero, and
+//!   results below 2^-126 become zero. Elsewhere their FP32 values are multiplied as above. The two
+//!   ways differ by FP32 roundings.
+//!
+//! Infinities and NaN go their usual ways. An empty sum is zero.
+
+mod blocked;
+mod isa;
+mod pack;
+mod tile;
 
 use std::ops::Range;
 
 use crate::spread;
+
+pub(crate) use self::blocked::{Columns, Form, Left, Out, Right, multiply};
+pub use self::isa::Isa;
+pub(crate) use self::pack::Halves;
 
 /// A matrix inside a slice, in rows or in columns.
 #[derive(Clone, Copy)]
@@ -47,108 +64,27 @@ impl<'a> View<'a> {
 /// - `c`: `(M, N)`, row-major; `a`: `(M, K)`; `b`: `(K, N)`.
 /// - An empty sum is zero.
 pub(crate) fn product(c: &mut [f32], a: View<'_>, b: View<'_>, accumulate: bool) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert_eq!(b.rows, k, "product: inner sizes");
-    assert_eq!(c.len(), m * n, "product: c is {m} x {n}");
-    if m == 0 || n == 0 || k == 0 {
-        if !accumulate {
-            c.fill(0.0);
-        }
-        return;
-    }
-    for view in [a, b] {
-        let last = (view.rows - 1) * view.row_stride + (view.cols - 1) * view.col_stride;
-        assert!(last < view.data.len(), "product: an operand ends behind its slice");
-    }
-    // SAFETY: element (i, j) of each operand is at `i * row_stride + j * col_stride`, largest at
-    // the last row and column, which the loop above found inside the slice; `c` has m * n elements
-    // by the second assert and is borrowed mutably, so it overlaps neither operand.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    assert_eq!(b.rows, a.cols, "product: inner sizes");
+    let out = if accumulate { Out::Add(c) } else { Out::Set(c) };
+    multiply(Left::singles(a), &Right::singles(b), out);
 }
 
 /// `c += a b`, spread over chunks of `rows` rows of the result.
 pub(crate) fn add_product_by_rows(c: &mut [f32], a: View<'_>, b: View<'_>, rows: usize) {
-    if a.rows == 0 || b.cols == 0 {
+    add_by_rows(c, Left::singles(a), &Right::singles(b), rows);
+}
+
+/// As `add_product_by_rows`, of sides in any form.
+pub(crate) fn add_by_rows(c: &mut [f32], a: Left<'_>, b: &Right, rows: usize) {
+    if a.is_empty() || b.cols() == 0 {
         return;
     }
-    spread::each(c.chunks_mut(rows * b.cols).enumerate(), |(i, c)| {
+    spread::each(c.chunks_mut(rows * b.cols()).enumerate(), |(i, c)| {
         let first = i * rows;
-        product(c, a.rows(first..(first + rows).min(a.rows)), b, true);
+        multiply(a.rows(first..first + c.len() / b.cols()), b, Out::Add(c));
     });
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::compare::{Random, Tolerance, assert_close};
-
-    fn plain(c: &[f32], a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
-        let element = |i: usize, j: usize| -> f64 {
-            (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[l * n + j])).sum()
-        };
-        (0..m * n).map(|at| (f64::from(c[at]) + element(at / n, at % n)) as f32).collect()
-    }
-
-    fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-        (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
-    }
-
-    #[test]
-    fn products_agree_with_three_loops_in_every_layout() {
-        for size in [
-            (1, 1, 1),
-            (1, 129, 127),
-            (127, 1, 129),
-            (129, 127, 1),
-            (9, 1, 2),
-            (7, 7, 1),
-            (5, 7, 0),
-            (0, 3, 2),
-            (64, 65, 300),
-        ] {
-            let (m, n, k) = size;
-            let mut random = Random::new(3);
-            let (a, b, c) = (random.normal(m * k), random.normal(k * n), random.normal(m * n));
-            let (a_turned, b_turned) = (transpose(&a, m, k), transpose(&b, k, n));
-            let rows = [View::new(&a, m, k), View::new(&a_turned, k, m).transposed()];
-            let cols = [View::new(&b, k, n), View::new(&b_turned, n, k).transposed()];
-            let tolerance = Tolerance::F32.times(4.0);
-            for a_view in rows {
-                for b_view in cols {
-                    let mut got = c.clone();
-                    product(&mut got, a_view, b_view, true);
-                    assert_close("added", &got, &plain(&c, &a, &b, size), tolerance);
-                    // What was there before must not show, not even a NaN.
-                    got.fill(f32::NAN);
-                    product(&mut got, a_view, b_view, false);
-                    assert_close("set", &got, &plain(&vec![0.0; m * n], &a, &b, size), tolerance);
-                    let mut got = c.clone();
-                    add_product_by_rows(&mut got, a_view, b_view, 50);
-                    assert_close("chunks", &got, &plain(&c, &a, &b, size), tolerance);
-                }
-            }
-        }
-    }
-}
+#[path = "gemm/tests.rs"]
+mod tests;

@@ -27,6 +27,7 @@ mod lanes;
 mod scratch;
 mod simd;
 pub mod spread;
+mod vector;
 
 pub mod bf16;
 pub mod compare;
@@ -51,5 +52,6 @@ pub mod swiglu;
 pub use bf16::{bf16_to_f32, f32_to_bf16};
 pub use error::Error;
 pub use fp8::{Quantized, ScaleFormat, Scales, Tiling};
+pub use gemm::Isa;
 pub use linear::{Math, Operand, Weight};
 pub use tensor::{DType, Tensor};

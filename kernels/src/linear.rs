@@ -3,19 +3,22 @@
 //! FP8 (DeepSeek-V3 report 3.3): activations and gradients in 1 x 128 tiles, weights in 128 x 128
 //! blocks, E4M3 everywhere; for the gradient of a weight both operands are requantised to 128 x 1
 //! tiles. The GPU recipe multiplies codes, and every 128 of K scales the partial sum and adds it up
-//! in FP32. Here operands are dequantised to FP32 panels first. Codes have 4 significant bits. Where
-//! scales are powers of two, every product of two elements is exact, and scaling commutes with
-//! rounding: in a given order of summation the two ways give the same bits. With FP32 scales they
-//! differ by FP32 roundings. Sums are FP32.
+//! in FP32. Here operands are dequantised first. Codes have 4 significant bits, so where scales are
+//! powers of two BF16 holds every element, every product of two is exact, and scaling commutes with
+//! rounding: in a given order of summation the two ways give the same bits, and FP8 runs on the
+//! products of BF16 (`gemm`). With FP32 scales elements are dequantised to FP32, and the ways differ
+//! by FP32 roundings. Sums are FP32.
 
 use std::borrow::Cow;
 use std::ops::{Deref, Range};
 
 use crate::fp8::{Quantized, ScaleFormat, Tiling};
-use crate::gemm::{View, add_product_by_rows, product};
-use crate::scratch::Scratch;
+use crate::gemm::{
+    Columns, Form, Halves, Left, Out, Right, View, add_by_rows, add_product_by_rows, multiply,
+};
+use crate::scratch::{HalfScratch, Scratch};
 use crate::spread;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, RowsMut, Tensor};
 
 /// Rows of a result that one task computes.
 const ROWS: usize = 128;
@@ -67,6 +70,49 @@ impl Deref for Panel<'_> {
         match self {
             Self::Borrowed(values) => values,
             Self::Scratch(values) => values,
+        }
+    }
+}
+
+/// A matrix in BF16: borrowed where it is BF16 already.
+enum HalfPanel<'a> {
+    Borrowed(&'a [u16]),
+    Scratch(HalfScratch),
+}
+
+impl HalfPanel<'_> {
+    fn values(&self) -> &[u16] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Scratch(values) => values,
+        }
+    }
+
+    fn view(&self, rows: usize, cols: usize) -> Halves<'_> {
+        Halves::new(self.values(), rows, cols)
+    }
+}
+
+/// Some rows as the left side of a product.
+enum LeftPanel<'a> {
+    Singles(Panel<'a>, [usize; 2]),
+    Pairs(HalfPanel<'a>, [usize; 2]),
+}
+
+impl LeftPanel<'_> {
+    fn view(&self) -> Left<'_> {
+        match self {
+            Self::Singles(panel, [rows, cols]) => Left::singles(View::new(panel, *rows, *cols)),
+            Self::Pairs(panel, [rows, cols]) => Left::pairs(panel.values(), *rows, *cols),
+        }
+    }
+}
+
+impl<'a> From<RowsMut<'a>> for Out<'a> {
+    fn from(rows: RowsMut<'a>) -> Self {
+        match rows {
+            RowsMut::F32(rows) => Self::Set(rows),
+            RowsMut::Bf16(rows) => Self::Bf16(rows),
         }
     }
 }
@@ -136,6 +182,56 @@ impl Operand {
         }
     }
 
+    /// Whether BF16 holds its values: then products may read them as pairs.
+    fn is_exact_in_bf16(&self) -> bool {
+        match self {
+            Self::F32(_) => false,
+            Self::Bf16(_) => true,
+            Self::Fp8(x) => x.is_exact_in_bf16(),
+        }
+    }
+
+    /// Some rows as the left side of a product of this form.
+    fn left(&self, rows: Range<usize>, form: Form) -> LeftPanel<'_> {
+        let (count, cols) = (rows.len(), self.cols());
+        match (self, form) {
+            (_, Form::Singles) | (Self::F32(_), Form::Pairs) => {
+                LeftPanel::Singles(self.panel(rows), [count, cols])
+            }
+            (Self::Bf16(x), Form::Pairs) if cols.is_multiple_of(2) => {
+                let halves = &x.bf16s()[rows.start * cols..rows.end * cols];
+                LeftPanel::Pairs(HalfPanel::Borrowed(halves), [count, cols])
+            }
+            (Self::Bf16(_) | Self::Fp8(_), Form::Pairs) => {
+                // The last pair of an odd row is completed with zero.
+                let even = cols.next_multiple_of(2);
+                let mut panel = HalfScratch::new(count * even);
+                for (row, out) in rows.zip(panel.chunks_exact_mut(even.max(1))) {
+                    out[cols..].fill(0);
+                    match self {
+                        Self::Fp8(x) => x.halves_into(row..row + 1, &mut out[..cols]),
+                        Self::F32(x) | Self::Bf16(x) => {
+                            out[..cols].copy_from_slice(&x.bf16s()[row * cols..][..cols]);
+                        }
+                    }
+                }
+                LeftPanel::Pairs(HalfPanel::Scratch(panel), [count, even])
+            }
+        }
+    }
+
+    /// All rows in BF16 as the gradient of a weight reads them: FP8 through 128 x 1 tiles.
+    fn columns_halves(&self) -> HalfPanel<'_> {
+        match self {
+            Self::F32(x) | Self::Bf16(x) => HalfPanel::Borrowed(x.bf16s()),
+            Self::Fp8(x) => {
+                let mut panel = HalfScratch::new(x.rows() * x.cols());
+                x.halves_as_columns(&mut panel);
+                HalfPanel::Scratch(panel)
+            }
+        }
+    }
+
     /// All rows in FP32 as the gradient of a weight reads them: FP8 through 128 x 1 tiles.
     fn columns_panel(&self) -> Panel<'_> {
         match self {
@@ -201,6 +297,43 @@ impl Weight {
         self.panel().to_vec()
     }
 
+    /// Whether BF16 holds its values.
+    fn is_exact_in_bf16(&self) -> bool {
+        match self {
+            Self::F32(_) => false,
+            Self::Bf16(_) => true,
+            Self::Fp8(w) => w.is_exact_in_bf16(),
+        }
+    }
+
+    /// `w^T` as the right side of a product, in pairs where `pairs` allows it.
+    pub(crate) fn turned(&self, pairs: bool) -> Right {
+        let turned = pairs.then(|| self.halves()).flatten();
+        turned.and_then(|w| Right::turned_pairs(w.view(self.n(), self.k()))).unwrap_or_else(|| {
+            Right::singles(View::new(&self.panel(), self.n(), self.k()).transposed())
+        })
+    }
+
+    /// `w` itself as the right side of a product.
+    pub(crate) fn right(&self, pairs: bool) -> Right {
+        let halves = pairs.then(|| self.halves()).flatten();
+        halves
+            .and_then(|w| Right::pairs(w.view(self.n(), self.k())))
+            .unwrap_or_else(|| Right::singles(View::new(&self.panel(), self.n(), self.k())))
+    }
+
+    /// All values in BF16, where it holds them.
+    fn halves(&self) -> Option<HalfPanel<'_>> {
+        self.is_exact_in_bf16().then(|| match self {
+            Self::F32(w) | Self::Bf16(w) => HalfPanel::Borrowed(w.bf16s()),
+            Self::Fp8(w) => {
+                let mut panel = HalfScratch::new(w.rows() * w.cols());
+                w.halves_into(0..w.rows(), &mut panel);
+                HalfPanel::Scratch(panel)
+            }
+        })
+    }
+
     pub(crate) fn panel(&self) -> Panel<'_> {
         match self {
             Self::F32(w) => Panel::Borrowed(w.f32s()),
@@ -223,8 +356,7 @@ impl Weight {
 /// - `x`: `(T, K)`; `w`: `(N, K)`; returns `(T, N)`, rounded to `out`.
 pub fn forward(x: &Operand, w: &Weight, out: DType) -> Tensor {
     assert_eq!(x.cols(), w.k(), "linear forward: x and w have one K");
-    let panel = w.panel();
-    times(x, View::new(&panel, w.n(), w.k()).transposed(), w.n(), out)
+    times(x, &w.turned(x.is_exact_in_bf16()), out)
 }
 
 /// `dx = dy w`.
@@ -232,19 +364,17 @@ pub fn forward(x: &Operand, w: &Weight, out: DType) -> Tensor {
 /// - `dy`: `(T, N)`; `w`: `(N, K)`; returns `(T, K)`, rounded to `out`.
 pub fn backward_input(dy: &Operand, w: &Weight, out: DType) -> Tensor {
     assert_eq!(dy.cols(), w.n(), "linear backward_input: dy and w have one N");
-    let panel = w.panel();
-    times(dy, View::new(&panel, w.n(), w.k()), w.k(), out)
+    times(dy, &w.right(dy.is_exact_in_bf16()), out)
 }
 
-/// `x b`, by chunks of rows; `b` has `cols` columns.
-fn times(x: &Operand, b: View<'_>, cols: usize, out: DType) -> Tensor {
+/// `x b`, by chunks of rows.
+fn times(x: &Operand, b: &Right, out: DType) -> Tensor {
     let rows = x.rows();
-    let mut y = Tensor::zeros(out, &[rows, cols]);
+    let mut y = Tensor::zeros(out, &[rows, b.cols()]);
     spread::each(y.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, chunk)| {
         let first = i * ROWS;
-        let range = first..(first + ROWS).min(rows);
-        let x_panel = x.panel(range.clone());
-        chunk.fill(|y| product(y, View::new(&x_panel, range.len(), x.cols()), b, false));
+        let left = x.left(first..(first + ROWS).min(rows), b.form());
+        multiply(left.view(), b, chunk.into());
     });
     y
 }
@@ -257,6 +387,12 @@ pub fn backward_weight(x: &Operand, dy: &Operand, dw: &mut [f32]) {
     let (t, k, n) = (x.rows(), x.cols(), dy.cols());
     assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
     assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
+    let exact = x.is_exact_in_bf16() && dy.is_exact_in_bf16();
+    let right = exact.then(|| Right::pairs(x.columns_halves().view(t, k))).flatten();
+    if let Some(right) = right {
+        let left = Columns::of(dy.columns_halves().view(t, n));
+        return add_by_rows(dw, left.left(), &right, WEIGHT_ROWS);
+    }
     let (x_panel, dy_panel) = (x.columns_panel(), dy.columns_panel());
     let dy_turned = View::new(&dy_panel, t, n).transposed();
     add_product_by_rows(dw, dy_turned, View::new(&x_panel, t, k), WEIGHT_ROWS);

@@ -6,11 +6,13 @@
 //! turns the neighbouring pair (2i, 2i + 1) by `position * theta^(-2i / rope)`, more slowly and with
 //! another length where `yarn` says so; the position is `row % tokens_per_sequence`.
 
+mod attend;
 mod yarn;
 
 use crate::spread::{self, ROWS};
 use crate::tensor::Tensor;
 
+pub use self::attend::{attend, attend_backward};
 pub use self::yarn::Yarn;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,6 +79,7 @@ impl Rotation {
 }
 
 /// Turns the pairs of `x` into `out`.
+#[inline(always)]
 fn rotate(x: &[f32], turn: &[(f32, f32)], out: &mut [f32]) {
     let (pairs, _) = x.as_chunks::<2>();
     let (out, _) = out.as_chunks_mut::<2>();
@@ -86,6 +89,7 @@ fn rotate(x: &[f32], turn: &[(f32, f32)], out: &mut [f32]) {
 }
 
 /// Adds the pairs of `x`, turned back (the transpose of `rotate`), to `out`.
+#[inline(always)]
 fn add_rotated_back(x: &[f32], turn: &[(f32, f32)], out: &mut [f32]) {
     let (pairs, _) = x.as_chunks::<2>();
     let (out, _) = out.as_chunks_mut::<2>();

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Buffers kept per thread; no operation holds more at once.
-const KEPT: usize = 12;
+const KEPT: usize = 32;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
@@ -54,5 +54,31 @@ impl Drop for Scratch {
                 free.push(buffer);
             }
         });
+    }
+}
+
+/// A slice of `len` 16-bit numbers with unspecified contents.
+pub(crate) struct HalfScratch {
+    pairs: Scratch,
+    len: usize,
+}
+
+impl HalfScratch {
+    pub(crate) fn new(len: usize) -> Self {
+        Self { pairs: Scratch::new(len.div_ceil(2)), len }
+    }
+}
+
+impl Deref for HalfScratch {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        &bytemuck::cast_slice(&self.pairs)[..self.len]
+    }
+}
+
+impl DerefMut for HalfScratch {
+    fn deref_mut(&mut self) -> &mut [u16] {
+        &mut bytemuck::cast_slice_mut(&mut self.pairs)[..self.len]
     }
 }

@@ -73,14 +73,27 @@ fn inputs(s: &AttentionShape, dtype: DType) -> [Tensor; 4] {
 #[test]
 fn forward_agrees_with_plain_loops_in_both_dtypes() {
     for s in SIZES {
-        for (dtype, tolerance) in [(DType::F32, Tolerance::F32), (DType::Bf16, Tolerance::BF16)] {
+        for dtype in [DType::F32, DType::Bf16] {
             let [q, k, v, _] = inputs(&s, dtype);
             let (o, lse) = forward(&q, &k, &v, &s);
             let [q, k, v] = [q, k, v].map(|x| wide(&x.to_f32()));
             let (want_o, want_lse) = plain(&q, &k, &v, &s);
-            assert_close("o", &o.to_f32(), &narrow(&want_o), tolerance);
+            match dtype {
+                DType::F32 => assert_close("o", &o.to_f32(), &narrow(&want_o), Tolerance::F32),
+                DType::Bf16 => assert_weighted(&o.to_f32(), &want_o, &[&q, &k, &v], &s),
+            }
             assert_close("lse", &lse, &narrow(&want_lse), Tolerance::F32);
         }
+    }
+}
+
+/// BF16 rounds the weights and the result, each within 2^-8: of all terms, and of their sum.
+fn assert_weighted(o: &[f32], want: &[f64], [q, k, v]: &[&[f64]; 3], s: &AttentionShape) {
+    let magnitudes: Vec<f64> = v.iter().map(|v| v.abs()).collect();
+    let (room, _) = plain(q, k, &magnitudes, s);
+    for ((o, want), room) in o.iter().zip(want).zip(room) {
+        let error = (f64::from(*o) - want).abs();
+        assert!(error <= room / 128.0 + 1e-5, "{o}, want {want} within {}", room / 128.0);
     }
 }
 
@@ -106,6 +119,29 @@ fn backward_agrees_with_finite_differences() {
         let picks = random.picks(v.len(), 6);
         let want = reference_gradient(v, &picks, |v| loss(&q_w, &k_w, v));
         assert_close("dv", &pick(dv.f32s(), &picks), &want, tolerance);
+    }
+}
+
+/// The gradients of a BF16 model, against those of the same numbers in FP32.
+#[test]
+fn backward_in_bf16_agrees_with_fp32() {
+    for s in SIZES {
+        let given = inputs(&s, DType::Bf16);
+        let gradients = |[q, k, v, d_o]: [Tensor; 4]| {
+            let (o, lse) = forward(&q, &k, &v, &s);
+            let (dq, dk, dv) = backward(&q, &k, &v, &o, &lse, &d_o, &s);
+            [dq, dk, dv].map(|x| x.to_f32())
+        };
+        let wide = given.clone().map(|x| Tensor::from_f32(DType::F32, x.shape(), &x.to_f32()));
+        let (got, want) = (gradients(given), gradients(wide));
+        for ((name, got), want) in ["dq", "dk", "dv"].into_iter().zip(got).zip(want) {
+            // Output, weights and gradients of scores are rounded within 2^-8 before they are
+            // multiplied by up to sqrt(dim) and summed over keys whose weights sum to 1; sums over
+            // queries of one key reach a few times that.
+            let largest = want.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let tolerance = Tolerance { abs: largest / 64.0 + 1e-3, rel: 1.0 / 64.0 };
+            assert_close(name, &got, &want, tolerance);
+        }
     }
 }
 

@@ -1,0 +1,261 @@
+//! Forward of one head of one sequence: blocks of queries meet blocks of keys, and sums are brought
+//! to a new maximum as they go (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022).
+//!
+//! Scores and weights lie with queries along the lanes, so that maximum and sum need no shuffles.
+
+use std::f32::consts::{LN_2, LOG2_E};
+
+use super::heads::{Heads, Panel, Task};
+use super::tile::{Left, QUERIES, Rows, Vectors, accumulate, multiply, panels, turn_back, turned};
+use super::{AttentionShape, KEYS};
+use crate::vector::{LANES, Units, Vector, Work};
+
+/// One task.
+pub(super) struct Forward<'a, H> {
+    pub(super) heads: &'a H,
+    pub(super) task: Task,
+    pub(super) s: &'a AttentionShape,
+    pub(super) o: Panel<'a>,
+    /// `(tokens)`
+    pub(super) lse: &'a mut [f32],
+}
+
+/// Keys, values and queries of the task as products read them.
+struct Packed {
+    /// `(tokens, units)`
+    keys: Vectors,
+    key_stride: usize,
+    n_units: usize,
+    /// `(v_dim, tokens)`
+    values: Vectors,
+    value_stride: usize,
+    queries: Vectors,
+}
+
+/// What a block of queries carries from one block of keys to the next.
+struct Running<V: Vector> {
+    max: [V::Lanes; 2],
+    sum: [V::Lanes; 2],
+    /// `(v_dim, QUERIES)`, `v_dim` padded.
+    o: Vectors,
+}
+
+/// Of one block of keys.
+struct Work1 {
+    /// `(KEYS, QUERIES)`
+    scores: Vectors,
+    /// `(KEYS / PAIR, QUERIES)`
+    weights: Vectors,
+}
+
+impl<H: Heads> Work for Forward<'_, H> {
+    #[inline(always)]
+    fn with<V: Vector>(mut self, v: V) {
+        let s = self.s;
+        let mut packed = self.pack(v);
+        let width = s.v_dim.div_ceil(LANES);
+        let mut running = Running {
+            max: [v.all(0.0); 2],
+            sum: [v.all(0.0); 2],
+            o: Vectors::new(width * QUERIES),
+        };
+        let mut work = Work1 {
+            scores: Vectors::new(KEYS * 2),
+            weights: Vectors::new(KEYS / V::PAIR * 2),
+        };
+        let mut rows = Vectors::new(width * QUERIES);
+        for first in (0..s.tokens).step_by(QUERIES) {
+            running.max = [v.all(f32::NEG_INFINITY); 2];
+            running.sum = [v.all(0.0); 2];
+            let end = first + QUERIES;
+            for key in (0..end).step_by(KEYS) {
+                let keys = KEYS.min(end - key);
+                block(v, s, &mut packed, (first, key, keys), &mut work, &mut running);
+            }
+            self.write(v, first, &mut running, &mut rows);
+        }
+    }
+}
+
+impl<H: Heads> Forward<'_, H> {
+    #[inline(always)]
+    fn pack<V: Vector>(&self, v: V) -> Packed {
+        let (s, task) = (self.s, self.task);
+        let mut q = Rows::read::<V>(
+            s.tokens,
+            s.qk_dim,
+            #[inline(always)]
+            |token, out| self.heads.query(task, token, out),
+        );
+        let queries = panels(v, q.natural(v).units(), &q);
+        let mut k = Rows::read::<V>(
+            s.tokens,
+            s.qk_dim,
+            #[inline(always)]
+            |token, out| self.heads.key(task, token, out),
+        );
+        let mut values = Rows::read::<V>(
+            s.tokens,
+            s.v_dim,
+            #[inline(always)]
+            |token, out| self.heads.value(task, token, out),
+        );
+        Packed {
+            keys: k.natural(v),
+            key_stride: k.width * LANES,
+            n_units: k.n_units,
+            values: turned(v, values.paired(v).units(), &values),
+            value_stride: values.tokens / V::PAIR,
+            queries,
+        }
+    }
+
+    /// Divides by the sums and writes the queries from `first` on.
+    #[inline(always)]
+    fn write<V: Vector>(
+        &mut self,
+        v: V,
+        first: usize,
+        running: &mut Running<V>,
+        rows: &mut Vectors,
+    ) {
+        let sums = running.sum.map(
+            #[inline(always)]
+            |sum| v.array(sum),
+        );
+        let inverse = sums.map(
+            #[inline(always)]
+            |sums| v.floats(&sums.map(|sum| 1.0 / sum)),
+        );
+        turn_back(v, running.o.floats(), inverse, rows.floats());
+        let max = running.max.map(
+            #[inline(always)]
+            |max| v.array(max),
+        );
+        let (sums, max) = (sums.as_flattened(), max.as_flattened());
+        let stride = rows.floats().len() / QUERIES * LANES;
+        let written = rows.floats().as_flattened().chunks_exact(stride.max(1));
+        for (i, row) in written.take(self.s.tokens - first).enumerate() {
+            self.o.write(first + i, 0, &row[..self.s.v_dim]);
+        }
+        for (i, lse) in self.lse[first..].iter_mut().take(QUERIES).enumerate() {
+            *lse = (max[i] + sums[i].log2()) * LN_2;
+        }
+    }
+}
+
+/// One block of queries and `keys` keys from `key` on.
+#[inline(always)]
+fn block<V: Vector>(
+    v: V,
+    s: &AttentionShape,
+    packed: &mut Packed,
+    (first, key, keys): (usize, usize, usize),
+    work: &mut Work1,
+    running: &mut Running<V>,
+) {
+    let left = Left {
+        units: packed.keys.units().as_flattened(),
+        stride: packed.key_stride,
+        first: 0,
+        n_units: packed.n_units,
+    };
+    let panel = 2 * packed.n_units;
+    let queries = &packed.queries.units()[first / QUERIES * panel..][..panel];
+    let scores = work.scores.floats();
+    let factor = s.scale * LOG2_E;
+    let mut max = running.max;
+    for at in (0..keys).step_by(8) {
+        let mut place = (first, key + at);
+        let scores = &mut scores[2 * at..][..16];
+        if V::ROOMY {
+            max = score::<V, 8>(v, left, queries, (factor, place), (scores, max));
+        } else {
+            for scores in scores.chunks_exact_mut(4) {
+                max = score::<V, 2>(v, left, queries, (factor, place), (scores, max));
+                place.1 += 2;
+            }
+        }
+    }
+    let mut correction = [v.all(0.0); 2];
+    for n in 0..2 {
+        correction[n] = v.exp2(v.sub(running.max[n], max[n]));
+        running.sum[n] = v.mul(running.sum[n], correction[n]);
+    }
+    running.max = max;
+    weigh(v, (scores, work.weights.units()), (first, key, keys), running);
+
+    let o = running.o.floats();
+    let values = Left {
+        units: packed.values.units().as_flattened(),
+        stride: packed.value_stride,
+        first: key / V::PAIR,
+        n_units: keys / V::PAIR,
+    };
+    if key == 0 {
+        o.as_flattened_mut().fill(0.0);
+    } else {
+        for o in o.as_chunks_mut::<2>().0 {
+            for n in 0..2 {
+                o[n] = v.array(v.mul(v.floats(&o[n]), correction[n]));
+            }
+        }
+    }
+    accumulate(v, values, (work.weights.units(), 2), o, (s.v_dim, 2));
+}
+
+/// The scores of `M` keys, scaled, in units of log2; those that a query may not see are minus
+/// infinity. Returns the maximum so far.
+#[inline(always)]
+fn score<V: Vector, const M: usize>(
+    v: V,
+    left: Left<'_>,
+    queries: &[Units],
+    (factor, (first, key)): (f32, (usize, usize)),
+    (out, mut max): (&mut [[f32; LANES]], [V::Lanes; 2]),
+) -> [V::Lanes; 2] {
+    let sums = [[v.all(0.0); 2]; M];
+    let sums = multiply::<V, M, 2>(v, left.rows(key), queries, (2, 0), sums);
+    let out = &mut out[..2 * M];
+    let factor = v.all(factor);
+    for m in 0..M {
+        for n in 0..2 {
+            let mut score = v.mul(sums[m][n], factor);
+            if first < key + M {
+                let hidden = (key + m).saturating_sub(first + n * LANES);
+                score = v.from_lane(hidden, score, v.all(f32::NEG_INFINITY));
+            }
+            max[n] = v.max(score, max[n]);
+            out[2 * m + n] = v.array(score);
+        }
+    }
+    max
+}
+
+/// Weights of the scores, `2^(score - max)`, as units along the keys; adds them to the sums.
+#[inline(always)]
+fn weigh<V: Vector>(
+    v: V,
+    (scores, weights): (&[[f32; LANES]], &mut [Units]),
+    (first, key, keys): (usize, usize, usize),
+    running: &mut Running<V>,
+) {
+    let pairs = scores.as_chunks::<4>().0.iter().zip(weights.chunks_exact_mut(4 / V::PAIR));
+    for (at, (scores, weights)) in pairs.take(keys / 2).enumerate() {
+        let mut rows = [[v.all(0.0); 2]; 2];
+        for m in 0..2 {
+            for n in 0..2 {
+                let score = v.floats(&scores[2 * m + n]);
+                let mut weight = v.exp2(v.sub(score, running.max[n]));
+                let key = key + 2 * at + m;
+                if first < key {
+                    let hidden = key.saturating_sub(first + n * LANES);
+                    weight = v.from_lane(hidden, weight, v.all(0.0));
+                }
+                running.sum[n] = v.add(running.sum[n], weight);
+                rows[m][n] = weight;
+            }
+        }
+        v.column_units(rows, weights);
+    }
+}

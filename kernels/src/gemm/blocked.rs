@@ -1,0 +1,297 @@
+//! Products cut into tiles: the loops around a micro-kernel, for both forms of cells.
+#![expect(unsafe_code, reason = "tiles are handed to micro-kernels by address")]
+
+use std::ops::Range;
+
+use super::View;
+use super::isa::Isa;
+use super::pack::{self, Halves, Layout, Rows};
+use super::tile::{Kernel, Tile};
+use crate::bf16;
+use crate::scratch::Scratch;
+
+/// Cells of the contracted side that one pass over the result takes: a panel of the right side stays
+/// in the second-level cache.
+const DEPTH: usize = 512;
+
+/// Floats of the largest tile.
+const TILE: usize = 14 * 32;
+
+/// How both sides of a product are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// FP32 numbers.
+    Singles,
+    /// Pairs of BF16 numbers; where there is no such instruction, their FP32 values.
+    Pairs,
+}
+
+/// The left side of a product, `(rows, K)`, read where it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    bytes: &'a [u8],
+    rows: usize,
+    /// Cells.
+    depth: usize,
+    row_stride: usize,
+    depth_stride: usize,
+}
+
+impl<'a> Left<'a> {
+    pub(crate) fn singles(a: View<'a>) -> Self {
+        let (rows, depth) = (a.rows, a.cols);
+        let (row_stride, depth_stride) = (a.row_stride, a.col_stride);
+        Self::checked(bytemuck::cast_slice(a.data), [rows, depth, row_stride, depth_stride])
+    }
+
+    /// Row-major, with an even number of columns.
+    pub(crate) fn pairs(a: &'a [u16], rows: usize, cols: usize) -> Self {
+        assert!(cols.is_multiple_of(2) && a.len() == rows * cols, "Left: {rows} x {cols} in pairs");
+        Self::checked(bytemuck::cast_slice(a), [rows, cols / 2, cols / 2, 1])
+    }
+
+    fn checked(bytes: &'a [u8], [rows, depth, row_stride, depth_stride]: [usize; 4]) -> Self {
+        let last = rows.saturating_sub(1) * row_stride + depth.saturating_sub(1) * depth_stride;
+        let inside = rows == 0 || depth == 0 || (last + 1) * 4 <= bytes.len();
+        assert!(inside, "Left: an operand ends behind its slice");
+        Self { bytes, rows, depth, row_stride, depth_stride }
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.rows == 0
+    }
+
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "Left::rows: {rows:?}");
+        let start = (rows.start * self.row_stride * 4).min(self.bytes.len());
+        Self { bytes: &self.bytes[start..], rows: rows.len(), ..self }
+    }
+}
+
+/// A left side made of columns: the transposed matrix, pairs along its rows.
+pub(crate) struct Columns {
+    cells: Scratch,
+    /// Columns of the matrix, rows of the left side.
+    rows: usize,
+    depth: usize,
+    step: usize,
+}
+
+impl Columns {
+    /// `x^T`.
+    pub(crate) fn of(x: Halves<'_>) -> Self {
+        Self::with(Isa::current(), x)
+    }
+
+    pub(super) fn with(isa: Isa, x: Halves<'_>) -> Self {
+        let (rows, depth) = (x.cols(), x.rows().div_ceil(2));
+        let step = rows.next_multiple_of(32);
+        let mut cells = Scratch::new(step * depth);
+        pack::interleave(isa, x, step, Layout::steps(step), bytemuck::cast_slice_mut(&mut cells));
+        Self { cells, rows, depth, step }
+    }
+
+    pub(crate) fn left(&self) -> Left<'_> {
+        let strides = [self.rows, self.depth, 1, self.step];
+        Left::checked(bytemuck::cast_slice(&self.cells), strides)
+    }
+}
+
+/// The right side of a product, `(K, cols)`, in panels.
+pub(crate) struct Right {
+    kernel: Kernel,
+    form: Form,
+    cells: Scratch,
+    depth: usize,
+    cols: usize,
+}
+
+impl Right {
+    /// `b` in FP32.
+    pub(crate) fn singles(b: View<'_>) -> Self {
+        Self::singles_with(Isa::current(), b)
+    }
+
+    pub(super) fn singles_with(isa: Isa, b: View<'_>) -> Self {
+        let kernel = Kernel::singles(isa);
+        let (depth, cols) = (b.rows, b.cols);
+        let layout = Layout::panels(kernel.cols, depth);
+        let mut cells = Scratch::new(cols.next_multiple_of(kernel.cols) * depth);
+        if b.col_stride == 1 {
+            copy_rows(b, layout, &mut cells);
+        } else {
+            assert_eq!(b.row_stride, 1, "Right: rows or columns are whole");
+            let rows = Rows::strided(b.data, cols, depth, b.col_stride);
+            pack::turn(isa, &rows, layout, bytemuck::cast_slice_mut(&mut cells));
+        }
+        Self { kernel, form: Form::Singles, cells, depth, cols }
+    }
+
+    /// `x^T` in pairs along its rows: `x` is `(cols, K)`. None without an instruction for pairs.
+    pub(crate) fn turned_pairs(x: Halves<'_>) -> Option<Self> {
+        Self::turned_pairs_with(Isa::current(), x)
+    }
+
+    pub(super) fn turned_pairs_with(isa: Isa, x: Halves<'_>) -> Option<Self> {
+        let kernel = Kernel::pairs(isa)?;
+        let (depth, cols) = (x.cols().div_ceil(2), x.rows());
+        let mut cells = Scratch::new(cols.next_multiple_of(kernel.cols) * depth);
+        let rows = Rows::of(x.data(), cols, x.cols());
+        let layout = Layout::panels(kernel.cols, depth);
+        pack::turn(isa, &rows, layout, bytemuck::cast_slice_mut(&mut cells));
+        Some(Self { kernel, form: Form::Pairs, cells, depth, cols })
+    }
+
+    /// `x` itself, `(K, cols)`, in pairs down its columns. None without an instruction for pairs.
+    pub(crate) fn pairs(x: Halves<'_>) -> Option<Self> {
+        Self::pairs_with(Isa::current(), x)
+    }
+
+    pub(super) fn pairs_with(isa: Isa, x: Halves<'_>) -> Option<Self> {
+        let kernel = Kernel::pairs(isa)?;
+        let (depth, cols) = (x.rows().div_ceil(2), x.cols());
+        let padded = cols.next_multiple_of(kernel.cols);
+        let mut cells = Scratch::new(padded * depth);
+        let layout = Layout::panels(kernel.cols, depth);
+        pack::interleave(isa, x, padded, layout, bytemuck::cast_slice_mut(&mut cells));
+        Some(Self { kernel, form: Form::Pairs, cells, depth, cols })
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// Panels of a row-major matrix; columns up to a full panel are zero.
+fn copy_rows(b: View<'_>, layout: Layout, out: &mut [f32]) {
+    for (panel, out) in out.chunks_exact_mut(layout.panel.max(1)).enumerate() {
+        let first = panel * layout.width;
+        let width = layout.width.min(b.cols - first);
+        for (p, out) in out.chunks_exact_mut(layout.step).enumerate() {
+            out[..width].copy_from_slice(&b.data[p * b.row_stride + first..][..width]);
+            out[width..].fill(0.0);
+        }
+    }
+}
+
+/// Where a product goes: whole rows of the right side's columns.
+pub(crate) enum Out<'a> {
+    Set(&'a mut [f32]),
+    Add(&'a mut [f32]),
+    /// Rounded once.
+    Bf16(&'a mut [u16]),
+}
+
+impl Out<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Set(c) | Self::Add(c) => c.len(),
+            Self::Bf16(c) => c.len(),
+        }
+    }
+
+    fn fill_with_empty_sums(&mut self) {
+        match self {
+            Self::Set(c) => c.fill(0.0),
+            Self::Add(_) => {}
+            Self::Bf16(c) => c.fill(0),
+        }
+    }
+}
+
+/// `out = a b` or `out += a b`, by the calling thread. Each sum runs along K in order, whatever the
+/// tiles, so its bits depend on neither rows nor columns beside it.
+pub(crate) fn multiply(a: Left<'_>, b: &Right, mut out: Out<'_>) {
+    assert_eq!(a.depth, b.depth, "multiply: inner sizes");
+    assert_eq!(out.len(), a.rows * b.cols, "multiply: the result is {} x {}", a.rows, b.cols);
+    if a.rows == 0 || b.cols == 0 || b.depth == 0 {
+        return out.fill_with_empty_sums();
+    }
+    // Partial sums are kept in the result, so one that is not FP32 is made in one pass.
+    let pass = if matches!(out, Out::Bf16(_)) { b.depth } else { DEPTH };
+    let blocks = a.rows.div_ceil(b.kernel.rows);
+    for first in (0..b.depth).step_by(pass) {
+        let depth = first..(first + pass).min(b.depth);
+        for panel in 0..b.cols.div_ceil(b.kernel.cols) {
+            for block in 0..blocks {
+                // Blocks of equal height, not full ones and a rest.
+                let rows = a.rows * block / blocks..a.rows * (block + 1) / blocks;
+                tile(a, b, &mut out, (rows, panel, depth.clone()));
+            }
+        }
+    }
+}
+
+/// One tile: straight into the result where it has its shape, by way of the stack where not.
+fn tile(
+    a: Left<'_>,
+    b: &Right,
+    out: &mut Out<'_>,
+    (rows, panel, depth): (Range<usize>, usize, Range<usize>),
+) {
+    let Right { kernel, cells, cols, .. } = b;
+    let first = panel * kernel.cols;
+    let width = kernel.cols.min(cols - first);
+    let vectors = if width * 2 <= kernel.cols { 1 } else { 2 };
+    let wide = kernel.cols / 2 * vectors;
+    let start = rows.start * cols + first;
+    let add = matches!(out, Out::Add(_)) || 0 < depth.start;
+    let a_at = rows.start * a.row_stride + depth.start * a.depth_stride;
+    let b_at = panel * b.depth * kernel.cols + depth.start * kernel.cols;
+    let mut tile = Tile {
+        depth: depth.len(),
+        a: a.bytes[a_at * 4..].as_ptr().cast(),
+        a_row: a.row_stride,
+        a_depth: a.depth_stride,
+        b: cells[b_at..][..depth.len() * kernel.cols].as_ptr().cast(),
+        c: std::ptr::null_mut(),
+        c_row: kernel.cols,
+        add: false,
+    };
+    let last = (rows.len() - 1) * cols + wide;
+    match out {
+        Out::Set(c) | Out::Add(c) if width == wide => {
+            let c = &mut c[start..][..last];
+            (tile.c, tile.c_row, tile.add) = (c.as_mut_ptr(), *cols, add);
+            // SAFETY: `Left` and `multiply` found the rows of `a` inside its slice, the slices of
+            // `b` and `c` were cut here to what the tile reads and writes, and `Kernel` gives only
+            // what the CPU has.
+            unsafe { (kernel.run)(rows.len(), vectors, &tile) };
+        }
+        Out::Set(_) | Out::Add(_) | Out::Bf16(_) => {
+            let mut sums = [0.0; TILE];
+            let room = &mut sums[..rows.len() * kernel.cols];
+            tile.c = room.as_mut_ptr();
+            // SAFETY: as above; the room has `rows` rows as wide as the kernel's tile.
+            unsafe { (kernel.run)(rows.len(), vectors, &tile) };
+            let sums = sums.chunks_exact(kernel.cols).map(|sums| &sums[..width]);
+            store(out, start, *cols, add, sums.take(rows.len()));
+        }
+    }
+}
+
+/// Rows of sums to their places.
+fn store<'s>(
+    out: &mut Out<'_>,
+    start: usize,
+    stride: usize,
+    add: bool,
+    sums: impl Iterator<Item = &'s [f32]>,
+) {
+    for (i, sums) in sums.enumerate() {
+        let range = start + i * stride..start + i * stride + sums.len();
+        match out {
+            Out::Bf16(c) => bf16::narrow(sums, &mut c[range]),
+            Out::Set(c) | Out::Add(c) if add => {
+                for (c, sum) in c[range].iter_mut().zip(sums) {
+                    *c += sum;
+                }
+            }
+            Out::Set(c) | Out::Add(c) => c[range].copy_from_slice(sums),
+        }
+    }
+}

@@ -18,6 +18,7 @@ mod tile;
 use self::backward::Backward;
 use self::forward::Forward;
 use self::heads::{Ready, Separate};
+use crate::gemm::Isa;
 use crate::spread;
 use crate::tensor::Tensor;
 use crate::vector;
@@ -73,15 +74,20 @@ impl AttentionShape {
 ///
 /// - `q`, `k`: `(T, H qk_dim)`; `v`: `(T, H v_dim)`; of one dtype.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, s: &AttentionShape) -> (Tensor, Vec<f32>) {
+    forward_on(Isa::current(), [q, k, v], s)
+}
+
+fn forward_on(isa: Isa, [q, k, v]: [&Tensor; 3], s: &AttentionShape) -> (Tensor, Vec<f32>) {
     s.assert_inputs(q, k, v);
     let mut o = Tensor::zeros(q.dtype(), &[s.rows(), s.heads * s.v_dim]);
     let [q, k, v] = [q, k, v].map(Read::new);
-    let lse = forward_heads(&Ready { q, k, v, s }, s, &mut o);
+    let lse = forward_heads(isa, &Ready { q, k, v, s }, s, &mut o);
     (o, lse)
 }
 
 /// Writes `o` and returns the log-sum-exps.
 pub(crate) fn forward_heads(
+    isa: Isa,
     heads: &impl Heads,
     s: &AttentionShape,
     o: &mut Tensor,
@@ -91,7 +97,7 @@ pub(crate) fn forward_heads(
     let outputs = Panel::cut(o, s.tokens, s.v_dim).into_iter();
     let outputs = outputs.zip(lse.chunks_mut(s.tokens.max(1)));
     spread::each(outputs.enumerate(), |(at, (o, lse))| {
-        vector::run(dtype, Forward { heads, task: s.task(at), s, o, lse });
+        vector::run(isa, dtype, Forward { heads, task: s.task(at), s, o, lse });
     });
     lse
 }
@@ -110,6 +116,15 @@ pub fn backward(
     d_o: &Tensor,
     s: &AttentionShape,
 ) -> (Tensor, Tensor, Tensor) {
+    backward_on(Isa::current(), [q, k, v], (o, lse, d_o), s)
+}
+
+fn backward_on(
+    isa: Isa,
+    [q, k, v]: [&Tensor; 3],
+    outputs: (&Tensor, &[f32], &Tensor),
+    s: &AttentionShape,
+) -> (Tensor, Tensor, Tensor) {
     s.assert_inputs(q, k, v);
     let [mut dq, mut dk, mut dv] =
         [q, k, v].map(|x| Tensor::zeros(q.dtype(), &[x.rows(), x.cols()]));
@@ -118,12 +133,13 @@ pub fn backward(
     let panels = Panel::cut(&mut dq, s.tokens, s.qk_dim).into_iter().zip(keys).zip(values);
     let gradients = panels.map(|((dq, dk), dv)| Separate { dq, dk, dv });
     let [q, k, v] = [q, k, v].map(Read::new);
-    backward_heads(&Ready { q, k, v, s }, (o, lse, d_o), s, gradients);
+    backward_heads(isa, &Ready { q, k, v, s }, outputs, s, gradients);
     (dq, dk, dv)
 }
 
 /// Gives every task's gradients to its taker.
 pub(crate) fn backward_heads<G: Gradients>(
+    isa: Isa,
     heads: &impl Heads,
     (o, lse, d_o): (&Tensor, &[f32], &Tensor),
     s: &AttentionShape,
@@ -137,7 +153,7 @@ pub(crate) fn backward_heads<G: Gradients>(
     let (o, d_o) = (Read::new(o), Read::new(d_o));
     let tasks = lse.chunks(s.tokens.max(1)).zip(gradients).enumerate();
     spread::each(tasks, |(at, (lse, gradients))| {
-        vector::run(dtype, Backward { heads, task: s.task(at), s, o, d_o, lse, gradients });
+        vector::run(isa, dtype, Backward { heads, task: s.task(at), s, o, d_o, lse, gradients });
     });
 }
 

@@ -12,6 +12,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::gemm::Isa;
 use crate::tensor::DType;
 
 use self::portable::Portable;
@@ -104,25 +105,27 @@ pub(crate) trait Work {
     fn with<V: Vector>(self, v: V);
 }
 
-/// Runs `work` on the best vectors of this CPU for products of numbers of `dtype`.
+/// Runs `work` on the vectors of `isa` for products of numbers of `dtype`.
 #[inline(always)]
-pub(crate) fn run(dtype: DType, work: impl Work) {
+pub(crate) fn run(isa: Isa, dtype: DType, work: impl Work) {
     #[cfg(target_arch = "x86_64")]
     {
         use self::x86::{Avx2, Avx512, Pairs};
-        if let Some(v) = Pairs::try_new().filter(|_| dtype == DType::Bf16) {
+        let pairs = isa == Isa::Avx512Bf16 && dtype == DType::Bf16;
+        if let Some(v) = Pairs::try_new().filter(|_| pairs) {
             return v.vectorize(
                 #[inline(always)]
                 || work.with(v),
             );
         }
-        if let Some(v) = Avx512::try_new() {
+        let wide = matches!(isa, Isa::Avx512Bf16 | Isa::Avx512);
+        if let Some(v) = Avx512::try_new().filter(|_| wide) {
             return v.vectorize(
                 #[inline(always)]
                 || work.with(v),
             );
         }
-        if let Some(v) = Avx2::try_new() {
+        if let Some(v) = Avx2::try_new().filter(|_| isa != Isa::Portable) {
             return v.vectorize(
                 #[inline(always)]
                 || work.with(v),
@@ -130,23 +133,17 @@ pub(crate) fn run(dtype: DType, work: impl Work) {
         }
     }
     let _ = dtype;
-    portable(work);
+    portable(isa, work);
 }
 
-/// The same with the vectors that the compiler finds.
+/// Runs `work` with the vectors that the compiler finds.
 #[inline(always)]
-fn portable(work: impl Work) {
-    // Elsewhere a fused multiply-add is one instruction of any CPU with vectors.
-    #[cfg(target_arch = "x86_64")]
-    work.with(Portable::<false>);
-    #[cfg(not(target_arch = "x86_64"))]
-    match pulp::Arch::new() {
-        pulp::Arch::Scalar => work.with(Portable::<false>),
-        arch => arch.dispatch(
-            #[inline(always)]
-            || work.with(Portable::<true>),
-        ),
+fn portable(isa: Isa, work: impl Work) {
+    if isa == Isa::Neon {
+        // Part of every 64-bit ARM, where a fused multiply-add is one instruction.
+        return work.with(Portable::<true>);
     }
+    work.with(Portable::<false>);
 }
 
 /// Turns a square of units about its diagonal.

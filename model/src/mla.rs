@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use shoal_kernels::attention::{self, AttentionShape};
 use shoal_kernels::linear::Operand;
 use shoal_kernels::mla::{self as heads, HeadShape, Yarn};
 use shoal_kernels::rmsnorm;
@@ -115,8 +114,9 @@ impl Mla {
         shape: BatchShape,
     ) -> (Tensor, MlaKept) {
         let latents = self.latents(p, &x);
-        let (q, k, v) = self.queries_keys_values(p, &latents, shape);
-        let (o, lse) = attention::forward(&q, &k, &v, &self.attention_shape(shape));
+        let (q, kv) = self.projections(p, &latents);
+        let heads = self.head_shape(shape);
+        let (o, lse) = heads::attend(&q, &kv, &latents.k_rope, &heads, self.scale());
         let mut y = p.linear(self.o, &self.arithmetic.operand(&o), self.arithmetic.activation);
         y.add_assign(&x);
         (y, MlaKept { x, latents, o: Arc::new(o), lse })
@@ -153,19 +153,20 @@ impl Mla {
         deferred: &mut Vec<Deferred>,
     ) -> Tensor {
         let out = self.arithmetic.activation;
-        let (q, k, v) = self.queries_keys_values(p, &kept.latents, shape);
+        let (q, kv) = self.projections(p, &kept.latents);
         let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
         let d_o = p.linear_input_gradient(self.o, &d_y_operand, out);
-        let attention_shape = self.attention_shape(shape);
-        let (d_q, d_k, d_v) =
-            attention::backward(&q, &k, &v, &kept.o, &kept.lse, &d_o, &attention_shape);
+        let (d_q, d_kv, d_k_rope) = heads::attend_backward(
+            (&q, &kv, &kept.latents.k_rope),
+            (&kept.o, &kept.lse, &d_o),
+            &self.head_shape(shape),
+            self.scale(),
+        );
         deferred.push(Deferred {
             parameter: self.o,
             x: Cached::Plain(kept.o, self.arithmetic.input),
             d_y: Cached::Whole(d_y_operand),
         });
-        let (d_q, d_kv, d_k_rope) =
-            heads::split_backward(&d_q, &d_k, &d_v, &self.head_shape(shape));
 
         let Latents { n, query, key_value: (low_kv, after_kv), .. } = kept.latents;
         let mut task = Half { arithmetic: self.arithmetic, p, deferred };
@@ -189,36 +190,23 @@ impl Mla {
         d_x
     }
 
-    /// Rotated queries and keys, and values, from the two latents; run again in the input half.
-    fn queries_keys_values(
-        &self,
-        p: &Parameters,
-        latents: &Latents,
-        shape: BatchShape,
-    ) -> (Tensor, Tensor, Tensor) {
+    /// Queries, and keys with values, from the two latents, not rotated; run again in the input half.
+    fn projections(&self, p: &Parameters, latents: &Latents) -> (Tensor, Tensor) {
         let out = self.arithmetic.activation;
         let q = match (self.query, &latents.query) {
             (Query::LowRank { b, .. }, Some((_, after))) => p.linear(b, after, out),
             (Query::Direct(id), None) => p.linear(id, &latents.n, out),
             (Query::LowRank { .. } | Query::Direct(_), _) => panic!("forward kept another query"),
         };
-        let kv = p.linear(self.kv_b, &latents.key_value.1, out);
-        heads::split_forward(&q, &kv, &latents.k_rope, &self.head_shape(shape))
+        (q, p.linear(self.kv_b, &latents.key_value.1, out))
     }
 
     fn head_shape(&self, shape: BatchShape) -> HeadShape {
         head_shape(&self.config, shape.tokens)
     }
 
-    fn attention_shape(&self, shape: BatchShape) -> AttentionShape {
-        AttentionShape {
-            sequences: shape.sequences,
-            tokens: shape.tokens,
-            heads: self.config.num_attention_heads as usize,
-            qk_dim: self.config.qk_head_dim() as usize,
-            v_dim: self.config.v_head_dim as usize,
-            scale: self.config.softmax_scale(),
-        }
+    fn scale(&self) -> f32 {
+        self.config.softmax_scale()
     }
 }
 

@@ -70,19 +70,26 @@ fn inputs(s: &AttentionShape, dtype: DType) -> [Tensor; 4] {
     })
 }
 
+/// The instruction sets of this CPU.
+fn sets() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
 #[test]
 fn forward_agrees_with_plain_loops_in_both_dtypes() {
     for s in SIZES {
         for dtype in [DType::F32, DType::Bf16] {
             let [q, k, v, _] = inputs(&s, dtype);
-            let (o, lse) = forward(&q, &k, &v, &s);
-            let [q, k, v] = [q, k, v].map(|x| wide(&x.to_f32()));
-            let (want_o, want_lse) = plain(&q, &k, &v, &s);
-            match dtype {
-                DType::F32 => assert_close("o", &o.to_f32(), &narrow(&want_o), Tolerance::F32),
-                DType::Bf16 => assert_weighted(&o.to_f32(), &want_o, &[&q, &k, &v], &s),
+            let [q_w, k_w, v_w] = [&q, &k, &v].map(|x| wide(&x.to_f32()));
+            let (want_o, want_lse) = plain(&q_w, &k_w, &v_w, &s);
+            for isa in sets() {
+                let (o, lse) = forward_on(isa, [&q, &k, &v], &s);
+                match dtype {
+                    DType::F32 => assert_close("o", &o.to_f32(), &narrow(&want_o), Tolerance::F32),
+                    DType::Bf16 => assert_weighted(&o.to_f32(), &want_o, &[&q_w, &k_w, &v_w], &s),
+                }
+                assert_close("lse", &lse, &narrow(&want_lse), Tolerance::F32);
             }
-            assert_close("lse", &lse, &narrow(&want_lse), Tolerance::F32);
         }
     }
 }
@@ -99,10 +106,10 @@ fn assert_weighted(o: &[f32], want: &[f64], [q, k, v]: &[&[f64]; 3], s: &Attenti
 
 #[test]
 fn backward_agrees_with_finite_differences() {
-    for s in SIZES {
+    for (s, isa) in SIZES.into_iter().flat_map(|s| sets().map(move |isa| (s, isa))) {
         let [q, k, v, d_o] = inputs(&s, DType::F32);
-        let (o, lse) = forward(&q, &k, &v, &s);
-        let (dq, dk, dv) = backward(&q, &k, &v, &o, &lse, &d_o, &s);
+        let (o, lse) = forward_on(isa, [&q, &k, &v], &s);
+        let (dq, dk, dv) = backward_on(isa, [&q, &k, &v], (&o, &lse, &d_o), &s);
         let d_o = wide(d_o.f32s());
         let (q, k, v) = (q.f32s(), k.f32s(), v.f32s());
         let (q_w, k_w, v_w) = (wide(q), wide(k), wide(v));
@@ -125,11 +132,11 @@ fn backward_agrees_with_finite_differences() {
 /// The gradients of a BF16 model, against those of the same numbers in FP32.
 #[test]
 fn backward_in_bf16_agrees_with_fp32() {
-    for s in SIZES {
+    for (s, isa) in SIZES.into_iter().flat_map(|s| sets().map(move |isa| (s, isa))) {
         let given = inputs(&s, DType::Bf16);
         let gradients = |[q, k, v, d_o]: [Tensor; 4]| {
-            let (o, lse) = forward(&q, &k, &v, &s);
-            let (dq, dk, dv) = backward(&q, &k, &v, &o, &lse, &d_o, &s);
+            let (o, lse) = forward_on(isa, [&q, &k, &v], &s);
+            let (dq, dk, dv) = backward_on(isa, [&q, &k, &v], (&o, &lse, &d_o), &s);
             [dq, dk, dv].map(|x| x.to_f32())
         };
         let wide = given.clone().map(|x| Tensor::from_f32(DType::F32, x.shape(), &x.to_f32()));

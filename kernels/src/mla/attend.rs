@@ -5,6 +5,7 @@ use super::{HeadShape, Rotation, add_rotated_back, rotate};
 use crate::attention::{
     AttentionShape, Gradients, Heads, Panel, Read, Task, backward_heads, forward_heads,
 };
+use crate::gemm::Isa;
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
 use crate::spread::{self, ROWS};
@@ -134,7 +135,7 @@ pub fn attend(
 ) -> (Tensor, Vec<f32>) {
     let shape = attention_shape(s, q.rows(), scale);
     let mut o = Tensor::zeros(q.dtype(), &[q.rows(), s.heads * s.value]);
-    let lse = forward_heads(&Projections::new(q, kv, k_rope, s), &shape, &mut o);
+    let lse = forward_heads(Isa::current(), &Projections::new(q, kv, k_rope, s), &shape, &mut o);
     (o, lse)
 }
 
@@ -163,7 +164,7 @@ pub fn attend_backward(
         rest = after;
         Joined { d_q, d_kv, d_k_rope, rotation, heads: s }
     });
-    backward_heads(&projections, (o, lse, d_o), &shape, gradients);
+    backward_heads(Isa::current(), &projections, (o, lse, d_o), &shape, gradients);
     let d_k_rope = summed_over_heads(&of_heads, rotation, s, (t, k_rope));
     (d_q, d_kv, d_k_rope)
 }

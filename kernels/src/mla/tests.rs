@@ -171,3 +171,48 @@ fn threads_do_not_change_a_bit() {
     });
     assert_eq!(one, three);
 }
+
+/// One pass gives what cutting, attention and putting together give one after the other.
+#[test]
+fn attention_on_the_projections_agrees_with_the_separate_steps() {
+    use crate::attention::{self, AttentionShape};
+    for (rows, s) in SIZES.into_iter().filter(|(rows, s)| rows % s.tokens_per_sequence == 0) {
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut random = Random::new(31);
+            let mut tensor =
+                |cols| Tensor::from_f32(dtype, &[rows, cols], &random.normal(rows * cols));
+            let (q, kv) = (tensor(s.heads * s.qk()), tensor(s.heads * (s.nope + s.value)));
+            let (k_rope, d_o) = (tensor(s.rope), tensor(s.heads * s.value));
+            let (tokens, scale) = (s.tokens_per_sequence, 0.3);
+            let shape = AttentionShape {
+                sequences: rows / tokens,
+                tokens,
+                heads: s.heads,
+                qk_dim: s.qk(),
+                v_dim: s.value,
+                scale,
+            };
+            let (q_split, k_split, v_split) = split_forward(&q, &kv, &k_rope, &s);
+            let (o, lse) = attention::forward(&q_split, &k_split, &v_split, &shape);
+            let got = attend(&q, &kv, &k_rope, &s, scale);
+            assert_eq!(got, (o.clone(), lse.clone()), "the same roundings in the same order");
+
+            let (dq, dk, dv) =
+                attention::backward(&q_split, &k_split, &v_split, &o, &lse, &d_o, &shape);
+            let (d_q, d_kv, d_k_rope) = split_backward(&dq, &dk, &dv, &s);
+            let got = attend_backward((&q, &kv, &k_rope), (&o, &lse, &d_o), &s, scale);
+            // The separate steps round before they turn back and before they sum over the heads.
+            let tolerance = match dtype {
+                DType::F32 => Tolerance::F32.times(2.0),
+                DType::Bf16 => Tolerance { abs: 0.05, rel: 1.0 / 32.0 },
+            };
+            assert_close("d_q", &got.0.to_f32(), &d_q.to_f32(), tolerance);
+            assert_eq!(got.1, d_kv, "what is not turned is moved only");
+            assert_close("d_k_rope", &got.2.to_f32(), &d_k_rope.to_f32(), tolerance);
+            let (one, three) = with_one_and_three_threads(|| {
+                attend_backward((&q, &kv, &k_rope), (&o, &lse, &d_o), &s, scale)
+            });
+            assert_eq!(one, three);
+        }
+    }
+}

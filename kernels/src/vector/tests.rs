@@ -6,17 +6,9 @@ use crate::compare::Random;
 
 /// Runs `work` on every instruction set of this CPU.
 fn on_all(work: impl Work + Copy) {
-    portable(work);
-    #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(v) = x86::Avx2::try_new() {
-            v.vectorize(|| work.with(v));
-        }
-        if let Some(v) = x86::Avx512::try_new() {
-            v.vectorize(|| work.with(v));
-        }
-        if let Some(v) = x86::Pairs::try_new() {
-            v.vectorize(|| work.with(v));
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for dtype in [DType::F32, DType::Bf16] {
+            run(isa, dtype, work);
         }
     }
 }

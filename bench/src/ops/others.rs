@@ -1,8 +1,6 @@
-//! Attention, and what only passes over memory: norms, rotation, activations, routing, quantising, the
-//! update.
+//! Attention, and what only passes over memory: norms, activations, routing, quantising, the update.
 
 use shoal_kernels::adamw::{self, AdamStep};
-use shoal_kernels::attention::{self, AttentionShape};
 use shoal_kernels::compare::Random;
 use shoal_kernels::linear::{Math, Operand, Weight};
 use shoal_kernels::mla::{self, HeadShape};
@@ -16,7 +14,6 @@ use crate::train::random_tokens;
 /// Hands over every operation that is no Linear, one after the other.
 pub(super) fn each(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
     attention(shapes, take);
-    rotation(shapes, take);
     norms(shapes, take);
     activations(shapes, take);
     if shapes.moe_layers() > 0 {
@@ -39,44 +36,8 @@ fn streams<'a>(
     Operation { name, shape, times, flops: 0.0, bytes, bound: Bound::Memory, run }
 }
 
+/// Attention as the model runs it: heads are split and rotated on the way in.
 fn attention(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
-    let m = &shapes.model;
-    let s = AttentionShape {
-        sequences: shapes.batch,
-        tokens: shapes.tokens,
-        heads: m.num_attention_heads as usize,
-        qk_dim: m.qk_head_dim() as usize,
-        v_dim: m.v_head_dim as usize,
-        scale: m.softmax_scale(),
-    };
-    let (t, dtype) = (shapes.rows(), shapes.dtype());
-    let (wide, narrow) = (s.heads * s.qk_dim, s.heads * s.v_dim);
-    let (q, k) = (random(dtype, t, wide), random(dtype, t, wide));
-    let (v, d_o) = (random(dtype, t, narrow), random(dtype, t, narrow));
-    let (o, lse) = attention::forward(&q, &k, &v, &s);
-    // Pairs of a position and one that it attends to.
-    let pairs = (s.sequences * s.heads * s.tokens * (s.tokens + 1) / 2) as f64;
-    let mut row = |name: &str, flops, tensors: usize, run: Box<dyn FnMut() + Send + '_>| {
-        take(Operation {
-            name: name.to_owned(),
-            shape: format!("{} x {} heads, {} tokens", s.sequences, s.heads, s.tokens),
-            times: shapes.layers(),
-            flops,
-            bytes: (tensors * dtype.size()) as f64,
-            bound: shapes.products(),
-            run,
-        });
-    };
-    let forward = 2.0 * pairs * (s.qk_dim + s.v_dim) as f64;
-    let run = || drop(attention::forward(&q, &k, &v, &s));
-    row("attention forward", forward, 2 * t * (wide + narrow), Box::new(run));
-    // Scores again, and gradients of probabilities, values, queries and keys.
-    let backward = 2.0 * pairs * (3 * s.qk_dim + 2 * s.v_dim) as f64;
-    let run = || drop(attention::backward(&q, &k, &v, &o, &lse, &d_o, &s));
-    row("attention backward", backward, t * (4 * wide + 4 * narrow), Box::new(run));
-}
-
-fn rotation(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
     let m = &shapes.model;
     let s = HeadShape {
         heads: m.num_attention_heads as usize,
@@ -87,18 +48,34 @@ fn rotation(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
         rope_theta: m.rope_theta,
         yarn: None,
     };
-    let (t, dtype, h) = (shapes.rows(), shapes.dtype(), s.heads);
-    let qk = h * (s.nope + s.rope);
-    let (q, kv) = (random(dtype, t, qk), random(dtype, t, h * (s.nope + s.value)));
+    let (t, dtype, scale) = (shapes.rows(), shapes.dtype(), m.softmax_scale());
+    let (qk, value) = (s.nope + s.rope, s.value);
+    let q = random(dtype, t, s.heads * qk);
+    let kv = random(dtype, t, s.heads * (s.nope + value));
     let k_rope = random(dtype, t, s.rope);
-    let (k, v) = (random(dtype, t, qk), random(dtype, t, h * s.value));
-    let columns = 3 * qk + h * s.value + h * (s.nope + s.value) + s.rope;
-    let bytes = (t * columns * dtype.size()) as f64;
-    let shape = format!("{t} x {h} heads");
-    let forward = || drop(mla::split_forward(&q, &kv, &k_rope, &s));
-    take(streams("rope, split forward", shape.clone(), 2 * shapes.layers(), bytes, forward));
-    let backward = || drop(mla::split_backward(&q, &k, &v, &s));
-    take(streams("rope, split backward", shape, shapes.layers(), bytes, backward));
+    let d_o = random(dtype, t, s.heads * value);
+    let (o, lse) = mla::attend(&q, &kv, &k_rope, &s, scale);
+    let read = q.cols() + kv.cols() + k_rope.cols();
+    // Pairs of a position and one that it attends to.
+    let pairs = (shapes.batch * s.heads * shapes.tokens * (shapes.tokens + 1) / 2) as f64;
+    let mut row = |name: &str, flops, columns: usize, run: Box<dyn FnMut() + Send + '_>| {
+        take(Operation {
+            name: name.to_owned(),
+            shape: format!("{} x {} heads, {} tokens", shapes.batch, s.heads, shapes.tokens),
+            times: shapes.layers(),
+            flops,
+            bytes: (t * columns * dtype.size()) as f64,
+            bound: shapes.products(),
+            run,
+        });
+    };
+    let forward = 2.0 * pairs * (qk + value) as f64;
+    let run = || drop(mla::attend(&q, &kv, &k_rope, &s, scale));
+    row("attention forward", forward, read + o.cols(), Box::new(run));
+    // Scores again, and gradients of probabilities, values, queries and keys.
+    let backward = 2.0 * pairs * (3 * qk + 2 * value) as f64;
+    let run = || drop(mla::attend_backward((&q, &kv, &k_rope), (&o, &lse, &d_o), &s, scale));
+    row("attention backward", backward, 2 * read + 2 * o.cols(), Box::new(run));
 }
 
 fn norms(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {

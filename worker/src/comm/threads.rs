@@ -1,7 +1,7 @@
 //! The two threads of a connection: one writes what lies in its outbox, one reads into the inboxes.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -20,9 +20,6 @@ const ABORT_PAUSES_MAX: u32 = 3;
 
 /// How long a writer that broke down waits for the peer's own words.
 const REASON_WAIT: Duration = Duration::from_millis(500);
-
-/// Payloads up to this size go out in one piece with their header.
-const JOINED_BYTES_MAX: usize = 16 << 10;
 
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
@@ -73,22 +70,21 @@ impl Shared {
             payload_bytes: payload.len() as u64,
             payload_crc: crc32c::crc32c(payload),
         };
+        // In one call and without a copy: the header never travels alone.
         let header = header.encode();
-        if payload.len() <= JOINED_BYTES_MAX {
-            return self.write_all(link, &[header.as_slice(), payload].concat());
-        }
-        self.write_all(link, &header)?;
-        self.write_all(link, payload)
+        self.write_all(link, &mut [IoSlice::new(&header), IoSlice::new(payload)])
     }
 
-    /// As `Write::write_all`, but a peer that does not read cannot hold up the end of the mesh.
-    fn write_all(&self, link: &Link, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of both, but a peer that does not read cannot hold up the end of the mesh.
+    fn write_all(&self, link: &Link, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         let mut pauses = 0;
-        while !bytes.is_empty() {
-            match (&link.stream).write(bytes) {
+        // Drops what is empty from the front, here and after every write.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match (&link.stream).write_vectored(parts) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
-                    bytes = &bytes[n..];
+                    IoSlice::advance_slices(&mut parts, n);
                     pauses = 0;
                 }
                 Err(error) if is_pause(error.kind()) => {
@@ -163,11 +159,31 @@ fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), String> {
         error.to_string()
     })?;
     let header = Header::decode(&header).map_err(|error| error.to_string())?;
-    let mut bytes = Vec::with_capacity(header.payload_bytes.min(RESERVED_BYTES_MAX) as usize);
-    let payload = reader.take(header.payload_bytes).read_to_end(&mut bytes);
-    payload.map_err(|error| error.to_string())?;
+    // Straight to where they stay, in as few calls as the system allows.
+    let mut bytes = vec![0; header.payload_bytes.min(RESERVED_BYTES_MAX) as usize];
+    let mut got = read_up_to(reader, &mut bytes)?;
+    while got == bytes.len() && (got as u64) < header.payload_bytes {
+        let more = (header.payload_bytes - got as u64).min(RESERVED_BYTES_MAX) as usize;
+        bytes.resize(got + more, 0);
+        got += read_up_to(reader, &mut bytes[got..])?;
+    }
+    bytes.truncate(got);
     header.check_payload(&bytes).map_err(|error| error.to_string())?;
     Ok((header, bytes))
+}
+
+/// Fills `bytes`; returns how many came before the stream's end, which may be fewer.
+fn read_up_to(reader: &mut impl Read, bytes: &mut [u8]) -> Result<usize, String> {
+    let mut got = 0;
+    while got < bytes.len() {
+        match reader.read(&mut bytes[got..]) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(got)
 }
 
 impl Outgoing {

@@ -81,11 +81,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, s: &AttentionShape) -> (Tenso
 }
 
 /// Writes `o` and returns the log-sum-exps.
-pub(crate) fn forward_heads(
-    heads: &impl Heads,
-    s: &AttentionShape,
-    o: &mut Tensor,
-) -> Vec<f32> {
+pub(crate) fn forward_heads(heads: &impl Heads, s: &AttentionShape, o: &mut Tensor) -> Vec<f32> {
     let mut lse = vec![0.0; s.n_tasks() * s.tokens];
     let dtype = o.dtype();
     let outputs = Panel::cut(o, s.tokens, s.v_dim).into_iter();

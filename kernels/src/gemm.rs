@@ -13,6 +13,7 @@
 //! Infinities and NaN go their usual ways. An empty sum is zero.
 
 mod blocked;
+mod codes;
 mod isa;
 mod pack;
 mod tile;
@@ -22,6 +23,7 @@ use std::ops::Range;
 use crate::spread;
 
 pub(crate) use self::blocked::{Columns, Form, Left, Out, Right, multiply};
+pub(crate) use self::codes::decode;
 pub use self::isa::Isa;
 pub(crate) use self::pack::Halves;
 

@@ -218,11 +218,23 @@ fn fill<V: Vector>(
         at += if V::ROOMY {
             let (scores, d_weights) = scores::<V, 4>(v, (k, q), (values, d_o), key + at);
             let rows = finish(v, (scores, d_weights), (lse, along), factor, (first, key + at));
-            store(v, rows, &mut weights[at * row..], &mut d_scores[at * row..], &mut by_key[at * row..])
+            store(
+                v,
+                rows,
+                &mut weights[at * row..],
+                &mut d_scores[at * row..],
+                &mut by_key[at * row..],
+            )
         } else {
             let (scores, d_weights) = scores::<V, 2>(v, (k, q), (values, d_o), key + at);
             let rows = finish(v, (scores, d_weights), (lse, along), factor, (first, key + at));
-            store(v, rows, &mut weights[at * row..], &mut d_scores[at * row..], &mut by_key[at * row..])
+            store(
+                v,
+                rows,
+                &mut weights[at * row..],
+                &mut d_scores[at * row..],
+                &mut by_key[at * row..],
+            )
         };
     }
 }

@@ -59,10 +59,8 @@ impl<H: Heads> Work for Forward<'_, H> {
             sum: [v.all(0.0); 2],
             o: Vectors::new(width * QUERIES),
         };
-        let mut work = Work1 {
-            scores: Vectors::new(KEYS * 2),
-            weights: Vectors::new(KEYS / V::PAIR * 2),
-        };
+        let mut work =
+            Work1 { scores: Vectors::new(KEYS * 2), weights: Vectors::new(KEYS / V::PAIR * 2) };
         let mut rows = Vectors::new(width * QUERIES);
         for first in (0..s.tokens).step_by(QUERIES) {
             running.max = [v.all(f32::NEG_INFINITY); 2];

@@ -269,11 +269,7 @@ pub(super) fn turned<V: Vector>(v: V, paired: &[Units], rows: &Rows) -> Vectors 
 
 /// Sixteen vectors, `stride` apart, turned.
 #[inline(always)]
-fn square<V: Vector>(
-    v: V,
-    from: &[Units],
-    (first, stride): (usize, usize),
-) -> [V::Lanes; LANES] {
+fn square<V: Vector>(v: V, from: &[Units], (first, stride): (usize, usize)) -> [V::Lanes; LANES] {
     let mut rows = [v.all(0.0); LANES];
     for i in 0..LANES {
         rows[i] = v.units(&from[first + i * stride]);

@@ -2,9 +2,7 @@
 //! has its instructions.
 #![expect(unsafe_code, reason = "the tokens of `pulp` do not reach the two BF16 instructions")]
 
-use std::arch::x86_64::{
-    __m256, __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
-};
+use std::arch::x86_64::{__m256, __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps};
 use std::mem::transmute;
 
 use super::portable::ROUNDER;

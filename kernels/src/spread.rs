@@ -45,6 +45,15 @@ impl Drop for Restore {
     }
 }
 
+/// Runs `work` on a thread of the pool, where what it spreads needs no thread to be woken and waited
+/// for. It must wait for nobody: its thread may be the only one that others wait for.
+pub fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if here() || rayon::current_thread_index().is_some() {
+        return work();
+    }
+    rayon::scope(|_| work())
+}
+
 /// Runs all tasks. With one thread, or one task, they run here, in order, without a hand-off.
 pub fn each<T: Send>(tasks: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync + Send) {
     if here() {

@@ -81,10 +81,10 @@ impl Ffn {
     ) -> FfnGradients {
         let (g, u) = (self.arithmetic.activations(&kept.g), self.arithmetic.activations(&kept.u));
         let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
-        let (d_g, d_u, d_gates) = swiglu::backward(&g, &u, gates, &d_h);
-        let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
+        let back = swiglu::backward(&g, &u, gates, &d_h);
+        let h = self.arithmetic.into_operand(back.h);
         let own = |gradient| self.arithmetic.into_gradient_operand(gradient);
-        let (d_g, d_u) = (own(d_g), own(d_u));
+        let (d_g, d_u, d_gates) = (own(back.dg), own(back.du), back.d_gate);
         let mut d_x = p.linear_input_gradient(self.gate, &d_g, DType::F32);
         p.add_linear_input_gradient(self.up, &d_u, &mut d_x);
         FfnGradients { d_x, d_gates, h, d_g, d_u }
@@ -158,9 +158,6 @@ impl Dense {
         let (x, d_y_cached) = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
         let (d_n, _) = self.ffn.defer(gradients, x, d_y_cached, deferred);
         let (gain, d_gain) = p.values_and_gradient(self.norm);
-        let d_n = self.arithmetic.round(d_n);
-        let mut d_x = rmsnorm::backward(&kept.x, gain, self.eps, &d_n, d_gain);
-        d_x.add_assign(&d_y);
-        d_x
+        rmsnorm::backward_onto(&d_y, &kept.x, (gain, self.eps), &d_n, d_gain)
     }
 }

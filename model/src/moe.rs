@@ -17,6 +17,7 @@ use std::sync::Arc;
 use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::router::{self, RouterShape, Routing};
+use shoal_kernels::spread;
 use shoal_kernels::row_sums::{self, Terms};
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::model::ModelConfig;
@@ -111,15 +112,17 @@ impl Moe {
         x: Tensor,
         run: &mut Run<'_>,
     ) -> Result<(Tensor, MoeKept), Error> {
-        let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
         let shape = router_shape(&self.config, run.shape.tokens);
-        let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
+        let (n, routing) = spread::inside(|| {
+            let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
+            let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
+            (Arc::new(self.arithmetic.into_operand(n)), routing)
+        });
         if !routing.gates.iter().all(|gate| gate.is_finite()) {
             run.findings.note(|| {
                 NonFinite::forward(self.layer, format!("layer {} forward, router", self.layer))
             });
         }
-        let n = Arc::new(self.arithmetic.into_operand(n));
 
         let sent = Outgoing::of(&routing.chosen, shape.top_k, &self.owners);
         let outgoing = sent.iter().map(|rows| rows.message(&n, &routing.gates)).collect();
@@ -128,9 +131,11 @@ impl Moe {
             .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
         messages::give(incoming);
         let rows_from = received.rows_from().to_vec();
-        let (sums, experts) = self.experts.forward(p, received, run.findings);
-
-        let shared = self.shared.map(|ffn| ffn.forward(p, &n, None, DType::F32));
+        let findings = &mut *run.findings;
+        let ((sums, experts), shared) = spread::inside(|| {
+            let shared = |ffn: Ffn| ffn.forward(p, &*n, None, DType::F32);
+            (self.experts.forward(p, received, findings), self.shared.map(shared))
+        });
 
         let replies = dispatch::split_rows(&sums, &rows_from, &vec![0; rows_from.len()]);
         let incoming = run.all_to_all(self.layer, "combine", replies)?;
@@ -187,15 +192,17 @@ impl Moe {
         messages::give(incoming);
         let pairs_from = kept.experts.received.pairs_from();
         let d_rows = Arc::new(d_rows);
-        let (d_sums, d_pairs) =
-            self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
-        self.check_experts_backward(&d_rows, &d_sums, run);
-
-        let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
-            let gradients = ffn.backward_input(p, &shared_kept, None, &d_y_operand);
-            let x = Cached::Whole(Arc::clone(&kept.n));
-            ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
+        let ((d_sums, d_pairs), shared) = spread::inside(|| {
+            let d_experts =
+                self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
+            let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
+                let gradients = ffn.backward_input(p, &shared_kept, None, &*d_y_operand);
+                let x = Cached::Whole(Arc::clone(&kept.n));
+                ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
+            });
+            (d_experts, shared)
         });
+        self.check_experts_backward(&d_rows, &d_sums, run);
 
         let mut replies = dispatch::split_rows(&d_sums, &rows_from, &pairs_from);
         dispatch::place_gate_gradients(&mut replies, &d_pairs, &pairs_from);
@@ -235,16 +242,15 @@ impl Moe {
         d_y: Tensor,
         run: &Run<'_>,
     ) -> Tensor {
-        let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
         let shape = router_shape(&self.config, run.shape.tokens);
-        let (w, d_w) = p.values_and_gradient(self.router);
         let routed = router::Backward { d_gates, balance_weight: run.scale.balance };
-        d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
-        let (gain, d_gain) = p.values_and_gradient(self.norm);
-        let d_n = self.arithmetic.round(d_n);
-        let mut d_x = rmsnorm::backward(x, gain, self.config.rms_norm_eps, &d_n, d_gain);
-        d_x.add_assign(&d_y);
-        d_x
+        spread::inside(|| {
+            let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
+            let (w, d_w) = p.values_and_gradient(self.router);
+            d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
+            let (gain, d_gain) = p.values_and_gradient(self.norm);
+            rmsnorm::backward_onto(&d_y, x, (gain, self.config.rms_norm_eps), &d_n, d_gain)
+        })
     }
 
     /// Width and dtype of the rows that come back.

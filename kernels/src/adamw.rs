@@ -145,10 +145,11 @@ pub fn sum_of_squares(g: &[f32]) -> f64 {
 
 fn sum_chunk(g: &[f32]) -> f64 {
     const LANES: usize = 16;
-    let mut lanes = [0.0_f64; LANES];
     vectorised(
         #[inline(always)]
         || {
+            // In here, so that they stay in registers.
+            let mut lanes = [0.0_f64; LANES];
             let (blocks, tail) = g.as_chunks::<LANES>();
             for block in blocks {
                 for i in 0..LANES {
@@ -159,9 +160,9 @@ fn sum_chunk(g: &[f32]) -> f64 {
             for (lane, g) in lanes.iter_mut().zip(tail) {
                 *lane += f64::from(*g) * f64::from(*g);
             }
+            lanes.iter().sum()
         },
-    );
-    lanes.iter().sum()
+    )
 }
 
 #[cfg(test)]

@@ -12,4 +12,6 @@ pub enum Error {
     TensorBytes { dtype: DType, shape: Vec<usize>, wanted: usize, got: usize },
     #[error("a tensor of shape {shape:?} has more elements than memory has addresses")]
     TensorTooLarge { shape: Vec<usize> },
+    #[error("a tensor of shape {shape:?} has more than {most} dimensions; flatten some of them")]
+    TensorDimensions { shape: Vec<usize>, most: usize },
 }

@@ -8,10 +8,11 @@ mod scale;
 
 use std::ops::Range;
 
-use crate::scratch::Scratch;
+use crate::scratch::{HalfScratch, Scratch};
 use crate::simd::vectorised;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
-use crate::{bf16, e4m3, spread};
+use crate::{bf16, e4m3, gemm, spread};
 
 use self::scale::Scale;
 pub use self::scale::{ScaleFormat, Scales};
@@ -51,7 +52,7 @@ pub struct Quantized {
     rows: usize,
     cols: usize,
     tiling: Tiling,
-    codes: Vec<u8>,
+    codes: Storage<u8>,
     scales: Scales,
 }
 
@@ -88,7 +89,7 @@ impl Quantized {
         format: ScaleFormat,
         panel: Panel<'_>,
     ) -> Self {
-        let mut codes = vec![0; rows * cols];
+        let mut codes = Storage::new(rows * cols);
         let scales = match format {
             ScaleFormat::Pow2 => {
                 Scales::Pow2(Self::encode_panels((rows, cols), tiling, &mut codes, panel))
@@ -106,8 +107,8 @@ impl Quantized {
         tiling: Tiling,
         codes: &mut [u8],
         panel: Panel<'_>,
-    ) -> Vec<S> {
-        let mut scales = vec![S::default(); tiling.scales(rows, cols)];
+    ) -> Storage<S> {
+        let mut scales = Storage::new(tiling.scales(rows, cols));
         let code_panels = codes.chunks_mut((BLOCK * cols).max(1));
         let scale_panels = scales.chunks_mut(tiling.scales(BLOCK, cols).max(1));
         spread::each(code_panels.zip(scale_panels).enumerate(), |(i, (codes, scales))| {
@@ -175,20 +176,39 @@ impl Quantized {
         matches!(self.scales, Scales::Pow2(_))
     }
 
-    /// The values of some rows in BF16, by the calling thread.
-    pub(crate) fn halves_into(&self, rows: Range<usize>, out: &mut [u16]) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols.max(1))) {
-            let mut wide = Scratch::new(self.cols);
-            self.dequantise_rows(row..row + 1, &mut wide);
-            bf16::narrow(&wide, out);
+    /// The values of one row in BF16, for a matrix that it holds exactly.
+    pub(crate) fn halves_of_row(&self, row: usize, out: &mut [u16]) {
+        let Scales::Pow2(scales) = &self.scales else {
+            panic!("halves_of_row: scales are powers of two")
+        };
+        let blocks = self.cols.div_ceil(BLOCK);
+        let first = match self.tiling {
+            Tiling::Row => row * blocks,
+            Tiling::Block => row / BLOCK * blocks,
+            Tiling::Column => panic!("halves_of_row: tiles lie in rows"),
+        };
+        let codes = &self.codes[row * self.cols..][..self.cols];
+        let tiles = codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK));
+        for ((codes, out), scale) in tiles.zip(&scales[first..]) {
+            gemm::decode(codes, *scale, out);
         }
     }
 
-    /// As `dequantise_as_columns`, in BF16.
-    pub(crate) fn halves_as_columns(&self, out: &mut [u16]) {
-        let mut wide = Scratch::new(self.rows * self.cols);
-        self.dequantise_as_columns(&mut wide);
-        bf16::narrow(&wide, out);
+    /// `requantise_columns().dequantise()` in BF16, of at most 128 rows that begin a tile: those of
+    /// this matrix, or those that an index names. `out` is overwritten, by the calling thread.
+    pub(crate) fn halves_as_columns(&self, rows: impl Iterator<Item = usize>, out: &mut [u16]) {
+        assert_eq!(self.tiling, Tiling::Row, "halves_as_columns: tiles must be 1 x 128");
+        let cols = self.cols.max(1);
+        assert!(out.len() <= BLOCK * cols, "halves_as_columns: one tile of rows");
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            self.halves_of_row(row, out);
+        }
+        let mut rounders = Scratch::new(self.cols);
+        let mut largest = HalfScratch::new(self.cols);
+        vectorised(
+            #[inline(always)]
+            || round_to_columns(out, &mut largest, &mut rounders),
+        );
     }
 
     pub fn rows(&self) -> usize {
@@ -263,21 +283,20 @@ impl Quantized {
     #[must_use]
     pub fn gather_rows(&self, index: &[u32]) -> Self {
         assert_eq!(self.tiling, Tiling::Row, "gather_rows: tiles must be 1 x 128");
-        let blocks = self.cols.div_ceil(BLOCK);
-        let mut gathered = Self::empty_rows(self.cols, index.len(), self.scales.format());
-        for &row in index {
+        let (cols, blocks) = (self.cols, self.cols.div_ceil(BLOCK));
+        let mut gathered = Self::unwritten_rows(index.len(), cols, self.scales.format());
+        for (at, &row) in index.iter().enumerate() {
             let row = row as usize;
-            gathered.codes.extend_from_slice(&self.codes[row * self.cols..][..self.cols]);
-            gathered.scales.extend_from(&self.scales, row * blocks, blocks);
+            gathered.codes[at * cols..][..cols].copy_from_slice(&self.codes[row * cols..][..cols]);
+            gathered.scales.copy_from(at * blocks, &self.scales, row * blocks, blocks);
         }
-        gathered.rows = index.len();
         gathered
     }
 
-    fn empty_rows(cols: usize, capacity: usize, format: ScaleFormat) -> Self {
-        let codes = Vec::with_capacity(capacity * cols);
-        let scales = Scales::empty(format, capacity * cols.div_ceil(BLOCK));
-        Self { rows: 0, cols, tiling: Tiling::Row, codes, scales }
+    fn unwritten_rows(rows: usize, cols: usize, format: ScaleFormat) -> Self {
+        let codes = Storage::new(rows * cols);
+        let scales = Scales::unwritten(format, rows * cols.div_ceil(BLOCK));
+        Self { rows, cols, tiling: Tiling::Row, codes, scales }
     }
 
     /// Bytes of one row on the wire: its codes, then its scales.
@@ -285,12 +304,13 @@ impl Quantized {
         cols + cols.div_ceil(BLOCK) * format.bytes()
     }
 
-    /// Appends one row in wire form. Row tiling only.
-    pub fn append_row_wire(&self, row: usize, out: &mut Vec<u8>) {
-        assert_eq!(self.tiling, Tiling::Row, "append_row_wire: tiles must be 1 x 128");
+    /// Writes one row in wire form, of `row_wire_bytes` bytes. Row tiling only.
+    pub fn write_row_wire(&self, row: usize, out: &mut [u8]) {
+        assert_eq!(self.tiling, Tiling::Row, "write_row_wire: tiles must be 1 x 128");
         let blocks = self.cols.div_ceil(BLOCK);
-        out.extend_from_slice(&self.codes[row * self.cols..][..self.cols]);
-        self.scales.append_wire(row * blocks, blocks, out);
+        let (codes, scales) = out.split_at_mut(self.cols);
+        codes.copy_from_slice(&self.codes[row * self.cols..][..self.cols]);
+        self.scales.write_wire(row * blocks, blocks, scales);
     }
 
     /// Rebuilds a matrix from rows in wire form, each of exactly `row_wire_bytes` bytes: the
@@ -301,16 +321,16 @@ impl Quantized {
     pub fn from_row_wire<'a>(
         cols: usize,
         format: ScaleFormat,
-        rows: impl Iterator<Item = &'a [u8]>,
+        rows: impl ExactSizeIterator<Item = &'a [u8]>,
     ) -> Result<Self, (usize, String)> {
-        let mut whole = Self::empty_rows(cols, rows.size_hint().0, format);
+        let blocks = cols.div_ceil(BLOCK);
+        let mut whole = Self::unwritten_rows(rows.len(), cols, format);
         for (at, row) in rows.enumerate() {
             let want = Self::row_wire_bytes(cols, format);
             assert_eq!(row.len(), want, "from_row_wire: bytes of a row");
             let (codes, scales) = row.split_at(cols);
-            whole.codes.extend_from_slice(codes);
-            whole.scales.extend_from_wire(scales).map_err(|problem| (at, problem))?;
-            whole.rows += 1;
+            whole.codes[at * cols..][..cols].copy_from_slice(codes);
+            whole.scales.read_wire(at * blocks, scales).map_err(|problem| (at, problem))?;
         }
         Ok(whole)
     }
@@ -366,6 +386,34 @@ fn column_scales<S: Scale>(x: &[f32], scales: &mut [f32], inverses: &mut [f32]) 
         let kept = S::of(e4m3::magnitude_bits(*scale));
         *scale = kept.value();
         *inverse = kept.inverse();
+    }
+}
+
+/// Rounds a panel of values that have 4 significant bits to E4M3 under each column's scale.
+///
+/// Only those that are subnormal under the larger scale have bits to lose: the others are multiples
+/// of 2^-9 times it already. Adding a number whose last bit counts those rounds to nearest even.
+#[inline(always)]
+fn round_to_columns(x: &mut [u16], largest: &mut [u16], rounders: &mut [f32]) {
+    let cols = largest.len().max(1);
+    largest.fill(0);
+    for row in x.chunks_exact(cols) {
+        for (largest, x) in largest.iter_mut().zip(row) {
+            *largest = (*largest).max(x & 0x7fff);
+        }
+    }
+    for (rounder, largest) in rounders.iter_mut().zip(largest.iter()) {
+        let scale = e4m3::scale_byte(i32::from(*largest) << 16);
+        // A column with a NaN or an infinity becomes NaN. Beyond 2^112 the sum would leave FP32: such
+        // a column keeps some bits that E4M3 would not.
+        let scale = if scale == 255 { scale } else { scale.min(127 + 112) };
+        *rounder = 1.5 * 16_384.0 * e4m3::scale_value(scale);
+    }
+    for row in x.chunks_exact_mut(cols) {
+        for (x, rounder) in row.iter_mut().zip(rounders.iter()) {
+            let rounded = (bf16::bf16_to_f32(*x) + rounder) - rounder;
+            *x = (rounded.to_bits() >> 16) as u16;
+        }
     }
 }
 

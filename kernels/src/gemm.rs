@@ -13,15 +13,15 @@
 //! Infinities and NaN go their usual ways. An empty sum is zero.
 
 mod blocked;
+mod codes;
 mod isa;
 mod pack;
 mod tile;
 
-use std::ops::Range;
-
 use crate::spread;
 
 pub(crate) use self::blocked::{Columns, Form, Left, Out, Right, multiply};
+pub(crate) use self::codes::decode;
 pub use self::isa::Isa;
 pub(crate) use self::pack::Halves;
 
@@ -51,25 +51,11 @@ impl<'a> View<'a> {
             col_stride: self.row_stride,
         }
     }
-
-    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= self.rows, "View::rows: {rows:?}");
-        let start = (rows.start * self.row_stride).min(self.data.len());
-        Self { data: &self.data[start..], rows: rows.len(), ..self }
-    }
-}
-
-/// `c = a b`, or `c += a b`, in the calling thread.
-///
-/// - `c`: `(M, N)`, row-major; `a`: `(M, K)`; `b`: `(K, N)`.
-/// - An empty sum is zero.
-pub(crate) fn product(c: &mut [f32], a: View<'_>, b: View<'_>, accumulate: bool) {
-    assert_eq!(b.rows, a.cols, "product: inner sizes");
-    let out = if accumulate { Out::Add(c) } else { Out::Set(c) };
-    multiply(Left::singles(a), &Right::singles(b), out);
 }
 
 /// `c += a b`, spread over chunks of `rows` rows of the result.
+///
+/// - `c`: `(M, N)`, row-major; `a`: `(M, K)`; `b`: `(K, N)`.
 pub(crate) fn add_product_by_rows(c: &mut [f32], a: View<'_>, b: View<'_>, rows: usize) {
     add_by_rows(c, Left::singles(a), &Right::singles(b), rows);
 }

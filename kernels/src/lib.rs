@@ -27,6 +27,7 @@ mod lanes;
 mod scratch;
 mod simd;
 pub mod spread;
+pub mod storage;
 mod vector;
 
 pub mod bf16;
@@ -47,6 +48,7 @@ pub mod latent;
 pub mod mla;
 pub mod rmsnorm;
 pub mod router;
+pub mod row_sums;
 pub mod swiglu;
 
 pub use bf16::{bf16_to_f32, f32_to_bf16};

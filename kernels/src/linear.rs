@@ -9,16 +9,16 @@
 //! products of BF16 (`gemm`). With FP32 scales elements are dequantised to FP32, and the ways differ
 //! by FP32 roundings. Sums are FP32.
 
+mod sides;
+
 use std::borrow::Cow;
-use std::ops::{Deref, Range};
 
 use crate::fp8::{Quantized, ScaleFormat, Tiling};
-use crate::gemm::{
-    Columns, Form, Halves, Left, Out, Right, View, add_by_rows, add_product_by_rows, multiply,
-};
-use crate::scratch::{HalfScratch, Scratch};
+use crate::gemm::{Out, Right, View, add_by_rows, add_product_by_rows, multiply};
 use crate::spread;
 use crate::tensor::{DType, RowsMut, Tensor};
+
+pub use self::sides::Rows;
 
 /// Rows of a result that one task computes.
 const ROWS: usize = 128;
@@ -55,57 +55,6 @@ pub enum Weight {
     Bf16(Tensor),
     /// Block tiling.
     Fp8(Quantized),
-}
-
-/// A matrix in FP32: borrowed where it is FP32 already.
-pub(crate) enum Panel<'a> {
-    Borrowed(&'a [f32]),
-    Scratch(Scratch),
-}
-
-impl Deref for Panel<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match self {
-            Self::Borrowed(values) => values,
-            Self::Scratch(values) => values,
-        }
-    }
-}
-
-/// A matrix in BF16: borrowed where it is BF16 already.
-enum HalfPanel<'a> {
-    Borrowed(&'a [u16]),
-    Scratch(HalfScratch),
-}
-
-impl HalfPanel<'_> {
-    fn values(&self) -> &[u16] {
-        match self {
-            Self::Borrowed(values) => values,
-            Self::Scratch(values) => values,
-        }
-    }
-
-    fn view(&self, rows: usize, cols: usize) -> Halves<'_> {
-        Halves::new(self.values(), rows, cols)
-    }
-}
-
-/// Some rows as the left side of a product.
-enum LeftPanel<'a> {
-    Singles(Panel<'a>, [usize; 2]),
-    Pairs(HalfPanel<'a>, [usize; 2]),
-}
-
-impl LeftPanel<'_> {
-    fn view(&self) -> Left<'_> {
-        match self {
-            Self::Singles(panel, [rows, cols]) => Left::singles(View::new(panel, *rows, *cols)),
-            Self::Pairs(panel, [rows, cols]) => Left::pairs(panel.values(), *rows, *cols),
-        }
-    }
 }
 
 impl<'a> From<RowsMut<'a>> for Out<'a> {
@@ -164,85 +113,6 @@ impl Operand {
             Self::Fp8(x) => x.dequantise(),
         }
     }
-
-    /// Some rows in FP32.
-    pub(crate) fn panel(&self, rows: Range<usize>) -> Panel<'_> {
-        match self {
-            Self::F32(x) => Panel::Borrowed(&x.f32s()[rows.start * x.cols()..rows.end * x.cols()]),
-            Self::Bf16(x) => {
-                let mut panel = Scratch::new(rows.len() * x.cols());
-                x.read_rows(rows, &mut panel);
-                Panel::Scratch(panel)
-            }
-            Self::Fp8(x) => {
-                let mut panel = Scratch::new(rows.len() * x.cols());
-                x.dequantise_rows(rows, &mut panel);
-                Panel::Scratch(panel)
-            }
-        }
-    }
-
-    /// Whether BF16 holds its values: then products may read them as pairs.
-    fn is_exact_in_bf16(&self) -> bool {
-        match self {
-            Self::F32(_) => false,
-            Self::Bf16(_) => true,
-            Self::Fp8(x) => x.is_exact_in_bf16(),
-        }
-    }
-
-    /// Some rows as the left side of a product of this form.
-    fn left(&self, rows: Range<usize>, form: Form) -> LeftPanel<'_> {
-        let (count, cols) = (rows.len(), self.cols());
-        match (self, form) {
-            (_, Form::Singles) | (Self::F32(_), Form::Pairs) => {
-                LeftPanel::Singles(self.panel(rows), [count, cols])
-            }
-            (Self::Bf16(x), Form::Pairs) if cols.is_multiple_of(2) => {
-                let halves = &x.bf16s()[rows.start * cols..rows.end * cols];
-                LeftPanel::Pairs(HalfPanel::Borrowed(halves), [count, cols])
-            }
-            (Self::Bf16(_) | Self::Fp8(_), Form::Pairs) => {
-                // The last pair of an odd row is completed with zero.
-                let even = cols.next_multiple_of(2);
-                let mut panel = HalfScratch::new(count * even);
-                for (row, out) in rows.zip(panel.chunks_exact_mut(even.max(1))) {
-                    out[cols..].fill(0);
-                    match self {
-                        Self::Fp8(x) => x.halves_into(row..row + 1, &mut out[..cols]),
-                        Self::F32(x) | Self::Bf16(x) => {
-                            out[..cols].copy_from_slice(&x.bf16s()[row * cols..][..cols]);
-                        }
-                    }
-                }
-                LeftPanel::Pairs(HalfPanel::Scratch(panel), [count, even])
-            }
-        }
-    }
-
-    /// All rows in BF16 as the gradient of a weight reads them: FP8 through 128 x 1 tiles.
-    fn columns_halves(&self) -> HalfPanel<'_> {
-        match self {
-            Self::F32(x) | Self::Bf16(x) => HalfPanel::Borrowed(x.bf16s()),
-            Self::Fp8(x) => {
-                let mut panel = HalfScratch::new(x.rows() * x.cols());
-                x.halves_as_columns(&mut panel);
-                HalfPanel::Scratch(panel)
-            }
-        }
-    }
-
-    /// All rows in FP32 as the gradient of a weight reads them: FP8 through 128 x 1 tiles.
-    fn columns_panel(&self) -> Panel<'_> {
-        match self {
-            Self::F32(_) | Self::Bf16(_) => self.panel(0..self.rows()),
-            Self::Fp8(x) => {
-                let mut panel = Scratch::new(x.rows() * x.cols());
-                x.dequantise_as_columns(&mut panel);
-                Panel::Scratch(panel)
-            }
-        }
-    }
 }
 
 fn to_dtype(x: &Tensor, dtype: DType) -> Tensor {
@@ -296,65 +166,13 @@ impl Weight {
     pub fn to_f32(&self) -> Vec<f32> {
         self.panel().to_vec()
     }
-
-    /// Whether BF16 holds its values.
-    fn is_exact_in_bf16(&self) -> bool {
-        match self {
-            Self::F32(_) => false,
-            Self::Bf16(_) => true,
-            Self::Fp8(w) => w.is_exact_in_bf16(),
-        }
-    }
-
-    /// `w^T` as the right side of a product, in pairs where `pairs` allows it.
-    pub(crate) fn turned(&self, pairs: bool) -> Right {
-        let turned = pairs.then(|| self.halves()).flatten();
-        turned.and_then(|w| Right::turned_pairs(w.view(self.n(), self.k()))).unwrap_or_else(|| {
-            Right::singles(View::new(&self.panel(), self.n(), self.k()).transposed())
-        })
-    }
-
-    /// `w` itself as the right side of a product.
-    pub(crate) fn right(&self, pairs: bool) -> Right {
-        let halves = pairs.then(|| self.halves()).flatten();
-        halves
-            .and_then(|w| Right::pairs(w.view(self.n(), self.k())))
-            .unwrap_or_else(|| Right::singles(View::new(&self.panel(), self.n(), self.k())))
-    }
-
-    /// All values in BF16, where it holds them.
-    fn halves(&self) -> Option<HalfPanel<'_>> {
-        self.is_exact_in_bf16().then(|| match self {
-            Self::F32(w) | Self::Bf16(w) => HalfPanel::Borrowed(w.bf16s()),
-            Self::Fp8(w) => {
-                let mut panel = HalfScratch::new(w.rows() * w.cols());
-                w.halves_into(0..w.rows(), &mut panel);
-                HalfPanel::Scratch(panel)
-            }
-        })
-    }
-
-    pub(crate) fn panel(&self) -> Panel<'_> {
-        match self {
-            Self::F32(w) => Panel::Borrowed(w.f32s()),
-            Self::Bf16(w) => {
-                let mut panel = Scratch::new(w.rows() * w.cols());
-                w.read_rows(0..w.rows(), &mut panel);
-                Panel::Scratch(panel)
-            }
-            Self::Fp8(w) => {
-                let mut panel = Scratch::new(w.rows() * w.cols());
-                w.dequantise_into(&mut panel);
-                Panel::Scratch(panel)
-            }
-        }
-    }
 }
 
 /// `y = x w^T`.
 ///
 /// - `x`: `(T, K)`; `w`: `(N, K)`; returns `(T, N)`, rounded to `out`.
-pub fn forward(x: &Operand, w: &Weight, out: DType) -> Tensor {
+pub fn forward<'a>(x: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
+    let x = x.into();
     assert_eq!(x.cols(), w.k(), "linear forward: x and w have one K");
     times(x, &w.turned(x.is_exact_in_bf16()), out)
 }
@@ -362,18 +180,33 @@ pub fn forward(x: &Operand, w: &Weight, out: DType) -> Tensor {
 /// `dx = dy w`.
 ///
 /// - `dy`: `(T, N)`; `w`: `(N, K)`; returns `(T, K)`, rounded to `out`.
-pub fn backward_input(dy: &Operand, w: &Weight, out: DType) -> Tensor {
+pub fn backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
+    let dy = dy.into();
     assert_eq!(dy.cols(), w.n(), "linear backward_input: dy and w have one N");
     times(dy, &w.right(dy.is_exact_in_bf16()), out)
 }
 
+/// `dx += dy w`, in FP32: the second of two layers that read one input.
+///
+/// - `dy`: `(T, N)`; `w`: `(N, K)`; `dx`: `(T, K)`, FP32, accumulated.
+pub fn add_backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, dx: &mut Tensor) {
+    let dy = dy.into();
+    assert_eq!(dy.cols(), w.n(), "linear add_backward_input: dy and w have one N");
+    assert_eq!((dx.rows(), dx.cols()), (dy.rows(), w.k()), "linear add_backward_input: dx");
+    let right = w.right(dy.is_exact_in_bf16());
+    let chunks = dx.f32s_mut().chunks_mut((ROWS * w.k()).max(1));
+    spread::each(chunks.enumerate(), |(i, dx)| {
+        let left = dy.left(i * ROWS..((i + 1) * ROWS).min(dy.rows()), right.form());
+        multiply(left.view(), &right, Out::Add(dx));
+    });
+}
+
 /// `x b`, by chunks of rows.
-fn times(x: &Operand, b: &Right, out: DType) -> Tensor {
+fn times(x: Rows<'_>, b: &Right, out: DType) -> Tensor {
     let rows = x.rows();
-    let mut y = Tensor::zeros(out, &[rows, b.cols()]);
+    let mut y = Tensor::unwritten(out, &[rows, b.cols()]);
     spread::each(y.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, chunk)| {
-        let first = i * ROWS;
-        let left = x.left(first..(first + ROWS).min(rows), b.form());
+        let left = x.left(i * ROWS..((i + 1) * ROWS).min(rows), b.form());
         multiply(left.view(), b, chunk.into());
     });
     y
@@ -383,15 +216,14 @@ fn times(x: &Operand, b: &Right, out: DType) -> Tensor {
 ///
 /// - `x`: `(T, K)`; `dy`: `(T, N)`; `dw`: `(N, K)`, accumulated.
 /// - FP8: both are requantised to 128 x 1 tiles first, T being the contracted side.
-pub fn backward_weight(x: &Operand, dy: &Operand, dw: &mut [f32]) {
+pub fn backward_weight<'a>(x: impl Into<Rows<'a>>, dy: impl Into<Rows<'a>>, dw: &mut [f32]) {
+    let (x, dy) = (x.into(), dy.into());
     let (t, k, n) = (x.rows(), x.cols(), dy.cols());
     assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
     assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
     let exact = x.is_exact_in_bf16() && dy.is_exact_in_bf16();
-    let right = exact.then(|| Right::pairs(x.columns_halves().view(t, k))).flatten();
-    if let Some(right) = right {
-        let left = Columns::of(dy.columns_halves().view(t, n));
-        return add_by_rows(dw, left.left(), &right, WEIGHT_ROWS);
+    if let Some(right) = exact.then(|| x.columns_right()).flatten() {
+        return add_by_rows(dw, dy.columns_left().left(), &right, WEIGHT_ROWS);
     }
     let (x_panel, dy_panel) = (x.columns_panel(), dy.columns_panel());
     let dy_turned = View::new(&dy_panel, t, n).transposed();

@@ -5,17 +5,24 @@
 use crate::lanes;
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
-use crate::spread::{self, ROWS};
+use crate::spread::{self, ELEMENTS};
 use crate::tensor::Tensor;
+
+/// Rows that one task takes: about as many elements whatever the width, so that hand-offs cost
+/// little beside the work.
+fn rows_of_task(width: usize) -> usize {
+    (ELEMENTS / width.max(1)).max(1)
+}
 
 /// - `x`: `(T, D)`; `gain`: `(D)`; returns `(T, D)` in the dtype of `x`.
 pub fn forward(x: &Tensor, gain: &[f32], eps: f32) -> Tensor {
     let (t, d) = (x.rows(), x.cols());
     assert_eq!(gain.len(), d, "rmsnorm: one gain per column");
-    let mut y = Tensor::zeros(x.dtype(), &[t, d]);
-    spread::each(y.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, y)| {
+    let mut y = Tensor::unwritten(x.dtype(), &[t, d]);
+    let step = rows_of_task(d);
+    spread::each(y.row_chunks_mut(step).into_iter().enumerate(), |(i, y)| {
         let mut scratch = None;
-        let x = x.rows_f32(i * ROWS..((i + 1) * ROWS).min(t), &mut scratch);
+        let x = x.rows_f32(i * step..((i + 1) * step).min(t), &mut scratch);
         y.fill(|y| forward_chunk(x, gain, eps, y));
     });
     y
@@ -45,23 +52,65 @@ fn reciprocal_rms(x: &[f32], eps: f32) -> f32 {
 ///
 /// - `x`, `dy`: `(T, D)`; `d_gain`: `(D)`, accumulated; returns `(T, D)` in the dtype of `x`.
 pub fn backward(x: &Tensor, gain: &[f32], eps: f32, dy: &Tensor, d_gain: &mut [f32]) -> Tensor {
+    backward_chunks(x, (gain, eps), dy, None, d_gain)
+}
+
+/// `backward` plus `residual`, `(T, D)`: the gradient of a residual block's input from that of its
+/// output, rounded once.
+pub fn backward_onto(
+    residual: &Tensor,
+    x: &Tensor,
+    (gain, eps): (&[f32], f32),
+    dy: &Tensor,
+    d_gain: &mut [f32],
+) -> Tensor {
+    assert_eq!((residual.rows(), residual.cols()), (x.rows(), x.cols()), "rmsnorm: residual");
+    backward_chunks(x, (gain, eps), dy, Some(residual), d_gain)
+}
+
+fn backward_chunks(
+    x: &Tensor,
+    (gain, eps): (&[f32], f32),
+    dy: &Tensor,
+    residual: Option<&Tensor>,
+    d_gain: &mut [f32],
+) -> Tensor {
     let (t, d) = (x.rows(), x.cols());
     assert_eq!((gain.len(), d_gain.len()), (d, d), "rmsnorm: one gain per column");
     assert_eq!((dy.rows(), dy.cols()), (t, d), "rmsnorm: dy is as x");
-    let mut dx = Tensor::zeros(x.dtype(), &[t, d]);
-    let partials = spread::map(dx.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, dx)| {
-        let rows = i * ROWS..((i + 1) * ROWS).min(t);
-        let (mut x_scratch, mut dy_scratch) = (None, None);
+    let mut dx = Tensor::unwritten(x.dtype(), &[t, d]);
+    let step = rows_of_task(d);
+    let mut partials = Scratch::new(t.div_ceil(step) * d);
+    let outputs = dx.row_chunks_mut(step).into_iter().zip(partials.chunks_mut(d.max(1)));
+    spread::each(outputs.enumerate(), |(i, (dx, partial))| {
+        let rows = i * step..((i + 1) * step).min(t);
+        let (mut x_scratch, mut dy_scratch, mut residual_scratch) = (None, None, None);
         let x = x.rows_f32(rows.clone(), &mut x_scratch);
-        let dy = dy.rows_f32(rows, &mut dy_scratch);
-        let mut partial = vec![0.0; d];
-        dx.fill(|dx| backward_chunk((x, dy), gain, eps, dx, &mut partial));
-        partial
+        let dy = dy.rows_f32(rows.clone(), &mut dy_scratch);
+        let residual = residual.map(|residual| residual.rows_f32(rows, &mut residual_scratch));
+        partial.fill(0.0);
+        dx.fill(|dx| {
+            backward_chunk((x, dy), gain, eps, dx, partial);
+            if let Some(residual) = residual {
+                add(dx, residual);
+            }
+        });
     });
-    for partial in partials {
-        d_gain.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
+    for partial in partials.chunks_exact(d.max(1)) {
+        add(d_gain, partial);
     }
     dx
+}
+
+fn add(sum: &mut [f32], x: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (sum, x) in sum.iter_mut().zip(x) {
+                *sum += x;
+            }
+        },
+    );
 }
 
 fn backward_chunk(
@@ -83,10 +132,11 @@ fn backward_chunk(
                     *scaled = dy * gain;
                 }
                 let along = lanes::dot(&scaled, x) * r * r / d as f32;
-                for ((dx, scaled), x) in dx.iter_mut().zip(scaled.iter()).zip(x) {
+                let sums = d_gain.iter_mut().zip(dy);
+                for (((dx, scaled), x), (sum, dy)) in
+                    dx.iter_mut().zip(scaled.iter()).zip(x).zip(sums)
+                {
                     *dx = r * (scaled - x * along);
-                }
-                for ((sum, dy), x) in d_gain.iter_mut().zip(dy).zip(x) {
                     *sum += dy * x * r;
                 }
             }
@@ -156,6 +206,21 @@ mod tests {
             let picks = random.picks(d, 12);
             let want = reference_gradient(&gain, &picks, |gain| loss(&wide(&x), gain));
             assert_close("d_gain", &pick(&d_gain, &picks), &want, Tolerance::F32.times(4.0));
+        }
+    }
+
+    #[test]
+    fn onto_a_residual_is_backward_and_a_sum() {
+        for (t, d) in SIZES {
+            let mut random = Random::new(8);
+            let mut tensor = || Tensor::from_f32(DType::F32, &[t, d], &random.normal(t * d));
+            let (x, dy, residual) = (tensor(), tensor(), tensor());
+            let gain = vec![1.25; d];
+            let (mut d_gain, mut want_d_gain) = (vec![0.0; d], vec![0.0; d]);
+            let got = backward_onto(&residual, &x, (&gain, EPS), &dy, &mut d_gain);
+            let mut want = backward(&x, &gain, EPS, &dy, &mut want_d_gain);
+            want.add_assign(&residual);
+            assert_eq!((got, d_gain), (want, want_d_gain));
         }
     }
 

@@ -7,18 +7,14 @@
 //! to 20).
 
 use crate::exp::sigmoid;
-use crate::gemm::{View, add_product_by_rows, product};
+use crate::gemm::{Left, Out, Right, View, multiply};
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
-use crate::spread;
+use crate::spread::{self, ELEMENTS};
 use crate::tensor::{DType, Tensor};
 
 /// Tokens that one task routes.
 const ROWS: usize = 128;
-
-/// Rows of the weight's gradient that one task computes: experts are few and contracted over all
-/// tokens.
-const EXPERTS: usize = 32;
 
 /// Keeps a sum of scores that all underflowed from dividing by zero, as the reference code does.
 const GATE_FLOOR: f32 = 1e-20;
@@ -91,11 +87,12 @@ pub fn forward(x: &Tensor, w: &[f32], bias: &[f32], s: &RouterShape) -> Routing 
     let mut gates = vec![0.0; t * k];
     let choices = chosen.chunks_mut(ROWS * k).zip(gates.chunks_mut(ROWS * k));
     let outputs = scores.chunks_mut(ROWS * e).zip(choices);
+    let right = Right::singles(View::new(w, e, d).transposed());
     spread::each(outputs.enumerate(), |(i, (scores, (chosen, gates)))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
         let mut scratch = None;
         let x = View::new(x.rows_f32(rows.clone(), &mut scratch), rows.len(), d);
-        product(scores, x, View::new(w, e, d).transposed(), false);
+        multiply(Left::singles(x), &right, Out::Set(scores));
         vectorised(
             #[inline(always)]
             || {
@@ -104,7 +101,7 @@ pub fn forward(x: &Tensor, w: &[f32], bias: &[f32], s: &RouterShape) -> Routing 
                 }
             },
         );
-        let mut biased = vec![0.0; e];
+        let mut biased = Scratch::new(e);
         let outputs = chosen.chunks_exact_mut(k).zip(gates.chunks_exact_mut(k));
         for (scores, (chosen, gates)) in scores.chunks_exact(e).zip(outputs) {
             choose(scores, bias, s, &mut biased, chosen);
@@ -252,15 +249,29 @@ pub fn backward(
     spread::each(d_logits.chunks_mut(of_sequence).enumerate(), |(sequence, d_logits)| {
         sequence_gradient(sequence, routing, back, s, d_logits);
     });
-    let mut dx = Tensor::zeros(DType::F32, &[t, d]);
-    spread::each(dx.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, dx)| {
+    let mut dx = Tensor::unwritten(DType::F32, &[t, d]);
+    // Experts are few and contracted over all tokens: every chunk of tokens has a sum of its own.
+    let mut partials = Scratch::new(t.div_ceil(ROWS) * e * d);
+    let right = Right::singles(View::new(w, e, d));
+    let outputs = dx.row_chunks_mut(ROWS).into_iter().zip(partials.chunks_mut((e * d).max(1)));
+    spread::each(outputs.enumerate(), |(i, (dx, partial))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
-        let d_logits = View::new(&d_logits, t, e).rows(rows);
-        dx.fill(|dx| product(dx, d_logits, View::new(w, e, d), false));
+        let d_logits = View::new(&d_logits[rows.start * e..rows.end * e], rows.len(), e);
+        dx.fill(|dx| multiply(Left::singles(d_logits), &right, Out::Set(dx)));
+        let mut scratch = None;
+        let x = View::new(x.rows_f32(rows.clone(), &mut scratch), rows.len(), d);
+        multiply(Left::singles(d_logits.transposed()), &Right::singles(x), Out::Set(partial));
     });
-    let mut scratch = None;
-    let x = View::new(x.rows_f32(0..t, &mut scratch), t, d);
-    add_product_by_rows(d_w, View::new(&d_logits, t, e).transposed(), x, EXPERTS);
+    let parts = partials.len() / (e * d).max(1);
+    let sums = d_w.chunks_mut(ELEMENTS).enumerate();
+    spread::each(sums, |(i, sums)| {
+        for part in 0..parts {
+            let partial = &partials[part * e * d + i * ELEMENTS..][..sums.len()];
+            for (sum, partial) in sums.iter_mut().zip(partial) {
+                *sum += partial;
+            }
+        }
+    });
     dx
 }
 
@@ -277,6 +288,7 @@ fn sequence_gradient(
     let scores = &routing.scores[first * e..][..d_logits.len()];
     let weight = back.balance_weight / s.tokens_per_sequence as f32;
     let f = if weight == 0.0 { vec![0.0; e] } else { load(scores, s) };
+    let mut chosen_scores = Vec::with_capacity(k);
     for (token, (scores, d)) in scores.chunks_exact(e).zip(d_logits.chunks_exact_mut(e)).enumerate()
     {
         // P_i = s_i / sum s, so d(sum f P)/ds_i = (f_i - sum f P) / sum s.
@@ -287,7 +299,8 @@ fn sequence_gradient(
         }
         let choices = (first + token) * k..(first + token + 1) * k;
         let (chosen, d_gates) = (&routing.chosen[choices.clone()], &back.d_gates[choices]);
-        let chosen_scores: Vec<f32> = chosen.iter().map(|i| scores[*i as usize]).collect();
+        chosen_scores.clear();
+        chosen_scores.extend(chosen.iter().map(|i| scores[*i as usize]));
         let gate_sum = gate_sum(&chosen_scores, s);
         let along = if s.normalise {
             let terms = chosen_scores.iter().zip(d_gates);

@@ -1,7 +1,4 @@
-//! FP32 working memory that a thread keeps between operations.
-//!
-//! Fresh pages from the operating system cost more than the arithmetic done on them in small
-//! layers, so buffers go back to their thread instead.
+//! Working memory that a thread keeps between operations: no lock, and still in its caches.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -22,12 +19,25 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(len: usize) -> Self {
-        let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut buffer = FREE.with_borrow_mut(|free| best(free, len)).unwrap_or_default();
         if buffer.len() < len {
-            buffer.resize(len, 0.0);
+            // The old contents are not worth copying.
+            buffer = vec![0.0; len.next_multiple_of(1024)];
         }
         Self { buffer, len }
     }
+}
+
+/// The smallest buffer that is long enough; else, of a full list, the smallest, to be replaced.
+fn best(free: &mut Vec<Vec<f32>>, len: usize) -> Option<Vec<f32>> {
+    let places = || free.iter().map(Vec::len).enumerate();
+    let fits = places().filter(|(_, have)| len <= *have).min_by_key(|(_, have)| *have);
+    let at = match fits {
+        None if free.len() < KEPT => None,
+        None => places().min_by_key(|(_, have)| *have),
+        Some(fits) => Some(fits),
+    };
+    at.map(|(at, _)| free.swap_remove(at))
 }
 
 impl Deref for Scratch {

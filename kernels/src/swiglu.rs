@@ -6,16 +6,15 @@
 
 use crate::exp::sigmoid;
 use crate::lanes;
-use crate::scratch::Scratch;
 use crate::simd::vectorised;
 use crate::spread::{self, ROWS};
-use crate::tensor::{RowsMut, Tensor};
+use crate::tensor::Tensor;
 
 /// - `g`, `u`: `(T, F)`; `gate`: `(T)` or none; returns `(T, F)` in the dtype of `g`.
 pub fn forward(g: &Tensor, u: &Tensor, gate: Option<&[f32]>) -> Tensor {
     let (t, f) = (g.rows(), g.cols());
     assert_shapes(g, u, gate);
-    let mut h = Tensor::zeros(g.dtype(), &[t, f]);
+    let mut h = Tensor::unwritten(g.dtype(), &[t, f]);
     spread::each(h.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, h)| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
         let (mut g_scratch, mut u_scratch) = (None, None);
@@ -47,23 +46,29 @@ fn forward_chunk((g, u): (&[f32], &[f32]), gate: Option<&[f32]>, f: usize, h: &m
     );
 }
 
-/// Returns `(dg, du, d_gate)`.
-///
-/// - `g`, `u`, `dh`: `(T, F)`; `dg`, `du`: `(T, F)` in the dtype of `g`.
-/// - `d_gate`: `(T)`, the sum of `dh silu(g) u` over a row; empty without a gate.
-pub fn backward(
-    g: &Tensor,
-    u: &Tensor,
-    gate: Option<&[f32]>,
-    dh: &Tensor,
-) -> (Tensor, Tensor, Vec<f32>) {
+/// What `backward` gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients {
+    /// `(T, F)` in the dtype of `g`.
+    pub dg: Tensor,
+    pub du: Tensor,
+    /// `(T)`, the sum of `dh silu(g) u` over a row; empty without a gate.
+    pub d_gate: Vec<f32>,
+    /// What `forward` returned, made again on the way.
+    pub h: Tensor,
+}
+
+/// - `g`, `u`, `dh`: `(T, F)`.
+pub fn backward(g: &Tensor, u: &Tensor, gate: Option<&[f32]>, dh: &Tensor) -> Gradients {
     let (t, f) = (g.rows(), g.cols());
     assert_shapes(g, u, gate);
     assert_eq!((dh.rows(), dh.cols()), (t, f), "swiglu: dh is as g");
-    let mut dg = Tensor::zeros(g.dtype(), &[t, f]);
-    let mut du = Tensor::zeros(g.dtype(), &[t, f]);
+    let [mut dg, mut du, mut h] = [(); 3].map(|()| Tensor::unwritten(g.dtype(), &[t, f]));
+    let mut d_gate = vec![0.0; gate.map_or(0, <[f32]>::len)];
+    let mut gates = d_gate.chunks_mut(ROWS);
     let outputs = dg.row_chunks_mut(ROWS).into_iter().zip(du.row_chunks_mut(ROWS));
-    let d_gates = spread::map(outputs.enumerate(), |(i, (dg, du))| {
+    let outputs = outputs.zip(h.row_chunks_mut(ROWS)).map(|rows| (rows, gates.next()));
+    spread::each(outputs.enumerate(), |(i, (((dg, du), h), d_gate))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
         let (mut g_scratch, mut u_scratch, mut dh_scratch) = (None, None, None);
         let inputs = Inputs {
@@ -73,10 +78,10 @@ pub fn backward(
             gate: gate.map(|gate| &gate[rows.clone()]),
             f,
         };
-        backward_chunk(&inputs, rows.len(), dg, du)
+        let d_gate = d_gate.unwrap_or_default();
+        dg.fill(|dg| du.fill(|du| h.fill(|h| backward_chunk(&inputs, [dg, du, h], d_gate))));
     });
-    let d_gate = if gate.is_some() { d_gates.concat() } else { Vec::new() };
-    (dg, du, d_gate)
+    Gradients { dg, du, d_gate, h }
 }
 
 /// The rows of one chunk.
@@ -88,35 +93,33 @@ struct Inputs<'a> {
     f: usize,
 }
 
-fn backward_chunk(inputs: &Inputs<'_>, rows: usize, dg: RowsMut<'_>, du: RowsMut<'_>) -> Vec<f32> {
+fn backward_chunk(inputs: &Inputs<'_>, [dg, du, h]: [&mut [f32]; 3], d_gate: &mut [f32]) {
     let f = inputs.f;
-    let mut d_gate = vec![0.0; rows];
-    let mut ungated = Scratch::new(f);
-    dg.fill(|dg| {
-        du.fill(|du| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (row, d_gate) in d_gate.iter_mut().enumerate() {
-                        let range = row * f..(row + 1) * f;
-                        let (g, u) = (&inputs.g[range.clone()], &inputs.u[range.clone()]);
-                        let dh = &inputs.dh[range.clone()];
-                        let gate = inputs.gate.map_or(1.0, |gate| gate[row]);
-                        let out = dg[range.clone()].iter_mut().zip(&mut du[range]);
-                        let read = g.iter().zip(u).zip(dh).zip(ungated.iter_mut());
-                        for ((((g, u), dh), ungated), (dg, du)) in read.zip(out) {
-                            let s = sigmoid(*g);
-                            *ungated = g * s * u;
-                            *dg = dh * gate * u * (s * (1.0 + g * (1.0 - s)));
-                            *du = dh * gate * (g * s);
-                        }
-                        *d_gate = lanes::dot(&ungated, dh);
+    vectorised(
+        #[inline(always)]
+        || {
+            let outputs = dg.chunks_exact_mut(f).zip(du.chunks_exact_mut(f));
+            for (row, ((dg, du), h)) in outputs.zip(h.chunks_exact_mut(f)).enumerate() {
+                let range = row * f..(row + 1) * f;
+                let (g, u) = (&inputs.g[range.clone()], &inputs.u[range.clone()]);
+                let dh = &inputs.dh[range];
+                let gate = inputs.gate.map_or(1.0, |gate| gate[row]);
+                let out = dg.iter_mut().zip(du).zip(h.iter_mut());
+                for (((g, u), dh), ((dg, du), h)) in g.iter().zip(u).zip(dh).zip(out) {
+                    let s = sigmoid(*g);
+                    *h = g * s * u;
+                    *dg = dh * gate * u * (s * (1.0 + g * (1.0 - s)));
+                    *du = dh * gate * (g * s);
+                }
+                if let Some(d_gate) = d_gate.get_mut(row) {
+                    *d_gate = lanes::dot(h, dh);
+                    for h in h.iter_mut() {
+                        *h *= gate;
                     }
-                },
-            );
-        });
-    });
-    d_gate
+                }
+            }
+        },
+    );
 }
 
 #[cfg(test)]
@@ -168,7 +171,9 @@ mod tests {
                 plain(g, u, gate).iter().zip(&dh).map(|(h, dh)| h * f64::from(*dh)).sum()
             };
             let tensor = |x: &[f32]| Tensor::from_f32(DType::F32, &[t, f], x);
-            let (dg, du, d_gate) = backward(&tensor(&g), &tensor(&u), Some(&gate), &tensor(&dh));
+            let Gradients { dg, du, d_gate, h } =
+                backward(&tensor(&g), &tensor(&u), Some(&gate), &tensor(&dh));
+            assert_eq!(h, forward(&tensor(&g), &tensor(&u), Some(&gate)));
             let picks = random.picks(t * f, 12);
             let tolerance = Tolerance::F32.times(2.0);
             let want = reference_gradient(&g, &picks, |g| loss(g, &wide(&u), &wide(&gate)));
@@ -186,10 +191,11 @@ mod tests {
         let mut random = Random::new(10);
         let mut tensor = || Tensor::from_f32(DType::Bf16, &[40, 33], &random.normal(40 * 33));
         let (g, u, dh) = (tensor(), tensor(), tensor());
-        let (dg, du, d_gate) = backward(&g, &u, None, &dh);
+        let none = backward(&g, &u, None, &dh);
         let ones = vec![1.0; 40];
-        let (dg_one, du_one, _) = backward(&g, &u, Some(&ones), &dh);
-        assert_eq!((dg, du, d_gate.len()), (dg_one, du_one, 0));
+        let one = backward(&g, &u, Some(&ones), &dh);
+        assert_eq!((none.dg, none.du, none.d_gate.len()), (one.dg, one.du, 0));
+        assert_eq!((&none.h, &one.h), (&forward(&g, &u, None), &forward(&g, &u, None)));
     }
 
     #[test]

@@ -5,8 +5,11 @@
 
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
+use crate::storage::Storage;
 use crate::{Error, bf16, spread};
 
 pub use crate::bf16::{bf16_to_f32, f32_to_bf16};
@@ -28,16 +31,41 @@ impl DType {
     }
 }
 
-/// The storage. A vector of the element type is a byte buffer that is always aligned.
 #[derive(Clone, Debug, PartialEq)]
 enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Storage<f32>),
+    Bf16(Storage<u16>),
+}
+
+/// Sizes of the dimensions, without an allocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shape {
+    sizes: [usize; DIMENSIONS],
+    count: usize,
+}
+
+/// Of any tensor here.
+const DIMENSIONS: usize = 4;
+
+impl Shape {
+    fn of(sizes: &[usize]) -> Self {
+        assert!(
+            sizes.len() <= DIMENSIONS,
+            "a tensor of shape {sizes:?}: at most {DIMENSIONS} sizes"
+        );
+        let mut shape = Self { count: sizes.len(), ..Self::default() };
+        shape.sizes[..sizes.len()].copy_from_slice(sizes);
+        shape
+    }
+
+    fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.count]
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    shape: Vec<usize>,
+    shape: Shape,
     values: Values,
 }
 
@@ -65,24 +93,37 @@ impl Tensor {
     pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
         let len = shape.iter().product();
         let values = match dtype {
-            DType::F32 => Values::F32(vec![0.0; len]),
-            DType::Bf16 => Values::Bf16(vec![0; len]),
+            DType::F32 => Values::F32(Storage::zeros(len)),
+            DType::Bf16 => Values::Bf16(Storage::zeros(len)),
         };
-        Self { shape: shape.to_vec(), values }
+        Self { shape: Shape::of(shape), values }
+    }
+
+    /// A tensor of some numbers or other, every one of which is going to be written.
+    pub fn unwritten(dtype: DType, shape: &[usize]) -> Self {
+        let len = shape.iter().product();
+        let values = match dtype {
+            DType::F32 => Values::F32(Storage::new(len)),
+            DType::Bf16 => Values::Bf16(Storage::new(len)),
+        };
+        Self { shape: Shape::of(shape), values }
     }
 
     /// Rounds `values` to the dtype.
     pub fn from_f32(dtype: DType, shape: &[usize], values: &[f32]) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "from_f32: shape {shape:?}");
         let values = match dtype {
-            DType::F32 => Values::F32(values.to_vec()),
+            DType::F32 => Values::F32(Storage::of(values)),
             DType::Bf16 => {
-                let mut narrowed = vec![0; values.len()];
-                bf16::narrow(values, &mut narrowed);
+                let mut narrowed = Storage::new(values.len());
+                let chunks = narrowed.chunks_mut(spread::ELEMENTS);
+                spread::each(chunks.zip(values.chunks(spread::ELEMENTS)), |(out, values)| {
+                    bf16::narrow(values, out);
+                });
                 Values::Bf16(narrowed)
             }
         };
-        Self { shape: shape.to_vec(), values }
+        Self { shape: Shape::of(shape), values }
     }
 
     /// Reads little-endian numbers, as `bytes` gave them.
@@ -98,11 +139,28 @@ impl Tensor {
             let shape = shape.to_vec();
             return Err(Error::TensorBytes { dtype, shape, wanted, got: bytes.len() });
         }
-        let values = match dtype {
-            DType::F32 => Values::F32(bytemuck::pod_collect_to_vec(bytes)),
-            DType::Bf16 => Values::Bf16(bytemuck::pod_collect_to_vec(bytes)),
-        };
-        Ok(Self { shape: shape.to_vec(), values })
+        if DIMENSIONS < shape.len() {
+            return Err(Error::TensorDimensions { shape: shape.to_vec(), most: DIMENSIONS });
+        }
+        let mut tensor = Self::unwritten(dtype, shape);
+        let chunks = tensor.bytes_mut().chunks_mut(4 * spread::ELEMENTS);
+        spread::each(chunks.zip(bytes.chunks(4 * spread::ELEMENTS)), |(out, bytes)| {
+            out.copy_from_slice(bytes);
+        });
+        Ok(tensor)
+    }
+
+    /// A matrix of rows of bytes, as `bytes` gave them; each must have the length of a row.
+    pub fn from_row_bytes(dtype: DType, cols: usize, rows: &[&[u8]]) -> Self {
+        let mut tensor = Self::unwritten(dtype, &[rows.len(), cols]);
+        let row = cols * dtype.size();
+        let chunks = tensor.bytes_mut().chunks_mut((spread::ROWS * row).max(1));
+        spread::each(chunks.zip(rows.chunks(spread::ROWS)), |(out, rows)| {
+            for (out, bytes) in out.chunks_exact_mut(row.max(1)).zip(rows) {
+                out.copy_from_slice(bytes);
+            }
+        });
+        tensor
     }
 
     pub fn dtype(&self) -> DType {
@@ -113,23 +171,30 @@ impl Tensor {
     }
 
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        self.shape.sizes()
     }
 
     /// The product of all dimensions but the last.
     pub fn rows(&self) -> usize {
-        self.shape.split_last().map_or(1, |(_, rest)| rest.iter().product())
+        self.shape().split_last().map_or(1, |(_, rest)| rest.iter().product())
     }
 
     /// The last dimension.
     pub fn cols(&self) -> usize {
-        self.shape.last().copied().unwrap_or(1)
+        self.shape().last().copied().unwrap_or(1)
     }
 
     pub fn bytes(&self) -> &[u8] {
         match &self.values {
             Values::F32(values) => bytemuck::cast_slice(values),
             Values::Bf16(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.values {
+            Values::F32(values) => bytemuck::cast_slice_mut(values),
+            Values::Bf16(values) => bytemuck::cast_slice_mut(values),
         }
     }
 
@@ -163,7 +228,7 @@ impl Tensor {
 
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.values {
-            Values::F32(values) => values.clone(),
+            Values::F32(values) => values.to_vec(),
             Values::Bf16(values) => {
                 let mut widened = vec![0.0; values.len()];
                 bf16::widen(values, &mut widened);
@@ -228,7 +293,7 @@ impl Tensor {
             Values::F32(values) => Values::F32(gather(values, cols, index)),
             Values::Bf16(values) => Values::Bf16(gather(values, cols, index)),
         };
-        Self { shape: vec![index.len(), cols], values }
+        Self { shape: Shape::of(&[index.len(), cols]), values }
     }
 
     /// Adds element by element, in FP32, rounded once. The dtypes may differ.
@@ -262,10 +327,10 @@ impl Tensor {
     }
 }
 
-fn gather<T: Copy>(values: &[T], cols: usize, index: &[u32]) -> Vec<T> {
-    let mut out = Vec::with_capacity(index.len() * cols);
-    for &row in index {
-        out.extend_from_slice(&values[row as usize * cols..][..cols]);
+fn gather<T: Pod + Send + Sync>(values: &[T], cols: usize, index: &[u32]) -> Storage<T> {
+    let mut out = Storage::new(index.len() * cols);
+    for (&row, out) in index.iter().zip(out.chunks_exact_mut(cols.max(1))) {
+        out.copy_from_slice(&values[row as usize * cols..][..cols]);
     }
     out
 }

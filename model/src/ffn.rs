@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use shoal_kernels::linear::Operand;
+use shoal_kernels::linear::{Operand, Rows};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::swiglu;
 use shoal_kernels::tensor::{DType, Tensor};
@@ -56,13 +56,14 @@ impl Ffn {
     }
 
     /// y [T, D] in `out`.
-    pub(crate) fn forward(
+    pub(crate) fn forward<'a>(
         &self,
         p: &Parameters,
-        x: &Operand,
+        x: impl Into<Rows<'a>>,
         gates: Option<&[f32]>,
         out: DType,
     ) -> (Tensor, FfnKept) {
+        let x = x.into();
         let g = p.linear(self.gate, x, self.arithmetic.activation);
         let u = p.linear(self.up, x, self.arithmetic.activation);
         let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
@@ -71,21 +72,21 @@ impl Ffn {
     }
 
     /// The input half. SwiGLU's output is computed again from what was kept.
-    pub(crate) fn backward_input(
+    pub(crate) fn backward_input<'a>(
         &self,
         p: &Parameters,
         kept: &FfnKept,
         gates: Option<&[f32]>,
-        d_y: &Operand,
+        d_y: impl Into<Rows<'a>>,
     ) -> FfnGradients {
         let (g, u) = (self.arithmetic.activations(&kept.g), self.arithmetic.activations(&kept.u));
         let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
-        let (d_g, d_u, d_gates) = swiglu::backward(&g, &u, gates, &d_h);
-        let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
+        let back = swiglu::backward(&g, &u, gates, &d_h);
+        let h = self.arithmetic.into_operand(back.h);
         let own = |gradient| self.arithmetic.into_gradient_operand(gradient);
-        let (d_g, d_u) = (own(d_g), own(d_u));
+        let (d_g, d_u, d_gates) = (own(back.dg), own(back.du), back.d_gate);
         let mut d_x = p.linear_input_gradient(self.gate, &d_g, DType::F32);
-        d_x.add_assign(&p.linear_input_gradient(self.up, &d_u, DType::F32));
+        p.add_linear_input_gradient(self.up, &d_u, &mut d_x);
         FfnGradients { d_x, d_gates, h, d_g, d_u }
     }
 
@@ -139,7 +140,7 @@ impl Dense {
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor) -> (Tensor, DenseKept) {
         let n = rmsnorm::forward(&x, p.values(self.norm), self.eps);
-        let n = Arc::new(self.arithmetic.operand(&n));
+        let n = Arc::new(self.arithmetic.into_operand(n));
         let (mut y, ffn) = self.ffn.forward(p, &n, None, self.arithmetic.activation);
         y.add_assign(&x);
         (y, DenseKept { x, n, ffn })
@@ -157,9 +158,6 @@ impl Dense {
         let (x, d_y_cached) = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
         let (d_n, _) = self.ffn.defer(gradients, x, d_y_cached, deferred);
         let (gain, d_gain) = p.values_and_gradient(self.norm);
-        let d_n = self.arithmetic.round(d_n);
-        let mut d_x = rmsnorm::backward(&kept.x, gain, self.eps, &d_n, d_gain);
-        d_x.add_assign(&d_y);
-        d_x
+        rmsnorm::backward_onto(&d_y, &kept.x, (gain, self.eps), &d_n, d_gain)
     }
 }

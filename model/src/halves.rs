@@ -19,13 +19,12 @@
 //! forward pass: it is taken there, chunk by chunk, so that logits are never all alive.
 //! In precision bf16 what is FP8 here is BF16; in f32 everything is FP32.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_kernels::linear::{self, Math, Operand};
+use shoal_kernels::linear::{self, Math, Operand, Rows};
 use shoal_kernels::spread;
-use shoal_kernels::tensor::Tensor;
+use shoal_kernels::tensor::{DType, Tensor};
 
 use crate::memory::Memory;
 use crate::parameters::{Id, Parameters};
@@ -66,12 +65,18 @@ pub(crate) fn add_to(deferred: &[Deferred], memory: &mut Memory) {
 }
 
 impl Cached {
-    /// The operand to multiply.
-    pub(crate) fn operand(&self) -> Cow<'_, Operand> {
+    /// Shows the rows to multiply.
+    fn with_rows<R>(&self, read: impl FnOnce(Rows<'_>) -> R) -> R {
         match self {
-            Self::Whole(operand) => Cow::Borrowed(operand),
-            Self::Rows(operand, rows) => Cow::Owned(operand.gather_rows(rows)),
-            Self::Plain(tensor, math) => Cow::Owned(Operand::prepare(tensor, *math)),
+            Self::Whole(operand) => read(operand.into()),
+            Self::Rows(operand, rows) => read(Rows::gathered(operand, rows)),
+            Self::Plain(tensor, Math::Bf16) if tensor.dtype() == DType::Bf16 => {
+                read((&**tensor).into())
+            }
+            Self::Plain(tensor, Math::F32) if tensor.dtype() == DType::F32 => {
+                read((&**tensor).into())
+            }
+            Self::Plain(tensor, math) => read((&Operand::prepare(tensor, *math)).into()),
         }
     }
 }
@@ -80,7 +85,9 @@ impl Cached {
 pub(crate) fn accumulate(parameters: &mut Parameters, deferred: Vec<Deferred>) {
     let wanted = deferred.into_iter().map(|deferred| (deferred.parameter, deferred)).collect();
     let tasks = parameters.gradients_of(wanted);
-    spread::map(tasks, |(deferred, d_weight)| {
-        linear::backward_weight(&deferred.x.operand(), &deferred.d_y.operand(), d_weight);
+    spread::each(tasks, |(deferred, d_weight)| {
+        deferred.x.with_rows(|x| {
+            deferred.d_y.with_rows(|d_y| linear::backward_weight(x, d_y, d_weight));
+        });
     });
 }

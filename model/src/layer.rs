@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_kernels::spread;
 use shoal_kernels::tensor::Tensor;
 use shoal_plan::model::ModelConfig;
 
@@ -83,13 +84,14 @@ impl Layer {
         x: Tensor,
         run: &mut Run<'_>,
     ) -> Result<(Tensor, LayerKept), Error> {
-        let (x, attention) = self.attention.forward(p, x, run.shape);
+        let shape = run.shape;
+        let (x, attention) = spread::inside(|| self.attention.forward(p, x, shape));
         run.findings.check(&x, || {
             NonFinite::forward(self.number, format!("layer {} forward, attention", self.number))
         });
         let (y, feed_forward) = match &self.feed_forward {
             FeedForward::Dense(dense) => {
-                let (y, kept) = dense.forward(p, x);
+                let (y, kept) = spread::inside(|| dense.forward(p, x));
                 (y, FeedForwardKept::Dense(Box::new(kept)))
             }
             FeedForward::Moe(moe) => {
@@ -113,7 +115,7 @@ impl Layer {
     ) -> Result<Tensor, Error> {
         let d_x = match (&self.feed_forward, kept.feed_forward) {
             (FeedForward::Dense(dense), FeedForwardKept::Dense(kept)) => {
-                dense.backward_input(p, *kept, d_y, deferred)
+                spread::inside(|| dense.backward_input(p, *kept, d_y, deferred))
             }
             (FeedForward::Moe(moe), FeedForwardKept::Moe(kept)) => {
                 moe.backward_input(p, *kept, d_y, run, deferred)?
@@ -125,7 +127,10 @@ impl Layer {
         run.findings.check(&d_x, || {
             NonFinite::backward(self.number, format!("layer {} backward", self.number))
         });
-        let d_x = self.attention.backward_input(p, kept.attention, d_x, run.shape, deferred);
+        let shape = run.shape;
+        let d_x = spread::inside(|| {
+            self.attention.backward_input(p, kept.attention, d_x, shape, deferred)
+        });
         run.findings.check(&d_x, || {
             NonFinite::backward(self.number, format!("layer {} backward, attention", self.number))
         });

@@ -125,7 +125,7 @@ impl Mla {
     fn latents(&self, p: &Parameters, x: &Tensor) -> Latents {
         let out = self.arithmetic.activation;
         let normed = |x: &Tensor, gain: Id, eps: f32| {
-            Arc::new(self.arithmetic.operand(&rmsnorm::forward(x, p.values(gain), eps)))
+            Arc::new(self.arithmetic.into_operand(rmsnorm::forward(x, p.values(gain), eps)))
         };
         let n = normed(x, self.norm, self.config.rms_norm_eps);
         let query = match self.query {
@@ -172,22 +172,20 @@ impl Mla {
         let mut task = Half { arithmetic: self.arithmetic, p, deferred };
         let mut d_n = match (self.query, query) {
             (Query::LowRank { a, norm, b }, Some((low, after))) => {
-                let d_after = task.linear(b, after, &d_q, out);
+                let d_after = task.linear(b, after, d_q, out);
                 let d_low = task.norm(norm, &low, &d_after);
-                task.linear(a, Arc::clone(&n), &d_low, DType::F32)
+                task.linear(a, Arc::clone(&n), d_low, DType::F32)
             }
-            (Query::Direct(id), None) => task.linear(id, Arc::clone(&n), &d_q, DType::F32),
+            (Query::Direct(id), None) => task.linear(id, Arc::clone(&n), d_q, DType::F32),
             (Query::LowRank { .. } | Query::Direct(_), _) => panic!("forward kept another query"),
         };
-        let d_after = task.linear(self.kv_b, after_kv, &d_kv, out);
+        let d_after = task.linear(self.kv_b, after_kv, d_kv, out);
         let d_low = task.norm(self.kv_norm, &low_kv, &d_after);
-        d_n.add_assign(&task.linear(self.kv_a, n, &joined(&d_low, &d_k_rope), DType::F32));
+        task.linear_onto(self.kv_a, n, joined(&d_low, &d_k_rope), &mut d_n);
 
         let (gain, d_gain) = p.values_and_gradient(self.norm);
-        let d_n = self.arithmetic.round(d_n);
-        let mut d_x = rmsnorm::backward(&kept.x, gain, self.config.rms_norm_eps, &d_n, d_gain);
-        d_x.add_assign(&d_y);
-        d_x
+        let norm = (gain, self.config.rms_norm_eps);
+        rmsnorm::backward_onto(&d_y, &kept.x, norm, &d_n, d_gain)
     }
 
     /// Queries, and keys with values, from the two latents, not rotated; run again in the input half.
@@ -242,15 +240,22 @@ struct Half<'a> {
 
 impl Half<'_> {
     /// A Linear's input gradient; its weight gradient is put off.
-    fn linear(&mut self, id: Id, x: Arc<Operand>, d_y: &Tensor, out: DType) -> Tensor {
-        let d_y = Arc::new(self.arithmetic.gradient_operand(d_y));
-        let d_x = self.p.linear_input_gradient(id, &d_y, out);
-        self.deferred.push(Deferred {
-            parameter: id,
-            x: Cached::Whole(x),
-            d_y: Cached::Whole(d_y),
-        });
+    fn linear(&mut self, id: Id, x: Arc<Operand>, d_y: Tensor, out: DType) -> Tensor {
+        let d_y = Arc::new(self.arithmetic.into_gradient_operand(d_y));
+        let d_x = self.p.linear_input_gradient(id, &*d_y, out);
+        self.defer(id, x, d_y);
         d_x
+    }
+
+    /// The same, added to what another Linear gave.
+    fn linear_onto(&mut self, id: Id, x: Arc<Operand>, d_y: Tensor, d_x: &mut Tensor) {
+        let d_y = Arc::new(self.arithmetic.into_gradient_operand(d_y));
+        self.p.add_linear_input_gradient(id, &*d_y, d_x);
+        self.defer(id, x, d_y);
+    }
+
+    fn defer(&mut self, parameter: Id, x: Arc<Operand>, d_y: Arc<Operand>) {
+        self.deferred.push(Deferred { parameter, x: Cached::Whole(x), d_y: Cached::Whole(d_y) });
     }
 
     /// A latent norm's input gradient; its gain's gradient is accumulated at once.

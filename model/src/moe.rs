@@ -9,6 +9,7 @@
 
 mod dispatch;
 mod experts;
+mod messages;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::router::{self, RouterShape, Routing};
+use shoal_kernels::spread;
+use shoal_kernels::row_sums::{self, Terms};
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::model::ModelConfig;
 
@@ -109,48 +112,64 @@ impl Moe {
         x: Tensor,
         run: &mut Run<'_>,
     ) -> Result<(Tensor, MoeKept), Error> {
-        let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
         let shape = router_shape(&self.config, run.shape.tokens);
-        let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
+        let (n, routing) = spread::inside(|| {
+            let n = rmsnorm::forward(&x, p.values(self.norm), self.config.rms_norm_eps);
+            let routing = router::forward(&n, p.values(self.router), &self.bias, &shape);
+            (Arc::new(self.arithmetic.into_operand(n)), routing)
+        });
         if !routing.gates.iter().all(|gate| gate.is_finite()) {
             run.findings.note(|| {
                 NonFinite::forward(self.layer, format!("layer {} forward, router", self.layer))
             });
         }
-        let n = Arc::new(self.arithmetic.operand(&n));
 
         let sent = Outgoing::of(&routing.chosen, shape.top_k, &self.owners);
-        let messages = sent.iter().map(|rows| rows.message(&n, &routing.gates)).collect();
-        let incoming = run.all_to_all(self.layer, "dispatch", messages)?;
+        let outgoing = sent.iter().map(|rows| rows.message(&n, &routing.gates)).collect();
+        let incoming = run.all_to_all(self.layer, "dispatch", outgoing)?;
         let received = Received::read(&incoming, &self.row_form(self.arithmetic.input))
             .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
-        let n_rows = received.n_rows();
+        messages::give(incoming);
         let rows_from = received.rows_from().to_vec();
-        let (sums, experts) = self.experts.forward(p, received, run.findings);
+        let findings = &mut *run.findings;
+        let ((sums, experts), shared) = spread::inside(|| {
+            let shared = |ffn: Ffn| ffn.forward(p, &*n, None, DType::F32);
+            (self.experts.forward(p, received, findings), self.shared.map(shared))
+        });
 
-        let shared = self.shared.map(|ffn| ffn.forward(p, &n, None, DType::F32));
-
-        let replies = dispatch::split_rows(&self.rounded(&sums, n_rows), &rows_from);
-        let returned = run.all_to_all(self.layer, "combine", replies)?;
-        let mut sum_td = vec![0.0; x.rows() * x.cols()];
-        for (shard, (rows, reply)) in sent.iter().zip(&returned).enumerate() {
-            let values = dispatch::read_rows(reply, rows.n_rows(), self.row_shape())
+        let replies = dispatch::split_rows(&sums, &rows_from, &vec![0; rows_from.len()]);
+        let incoming = run.all_to_all(self.layer, "combine", replies)?;
+        let mut values = Vec::with_capacity(sent.len());
+        for (shard, (rows, reply)) in sent.iter().zip(&incoming).enumerate() {
+            let returned = dispatch::read_rows(reply, rows.n_rows(), self.row_shape())
                 .map_err(|problem| self.malformed("combine", shard, problem))?;
-            run.findings.check(&values, || {
+            run.findings.check(&returned, || {
                 let place =
                     format!("layer {} forward, rows returned by expert shard {shard}", self.layer);
                 NonFinite::forward(self.layer, place).received()
             });
-            rows.add_to(&values, &mut sum_td);
+            values.push(returned);
         }
-        let mut shared_kept = None;
-        if let Some((y, kept)) = shared {
-            add(&mut sum_td, y.f32s());
-            shared_kept = Some(kept);
-        }
-        let mut y = Tensor::from_f32(self.arithmetic.activation, x.shape(), &sum_td);
+        messages::give(incoming);
+        let (y, kept) = shared.map_or((None, None), |(y, kept)| (Some(y), Some(kept)));
+        let mut y =
+            self.by_token(&sent, &values, (x.rows(), y.as_ref()), self.arithmetic.activation);
         y.add_assign(&x);
-        Ok((y, MoeKept { x, n, routing, sent, experts, shared: shared_kept }))
+        Ok((y, MoeKept { x, n, routing, sent, experts, shared: kept }))
+    }
+
+    /// Adds up what came back for each token, shard by shard, and then the shared expert's.
+    fn by_token(
+        &self,
+        sent: &[Outgoing],
+        values: &[Tensor],
+        (tokens, shared): (usize, Option<&Tensor>),
+        out: DType,
+    ) -> Tensor {
+        let (first, places) = dispatch::returned(sent, tokens);
+        let sources: Vec<Option<&Tensor>> = values.iter().map(Some).collect();
+        let terms = Terms { first: &first, places: &places, sources: &sources };
+        row_sums::sum(&terms, self.row_shape().0, shared, out)
     }
 
     /// The input half: output gradients travel like rows in forward, and the gates' gradients come
@@ -164,52 +183,51 @@ impl Moe {
         deferred: &mut Vec<Deferred>,
     ) -> Result<Tensor, Error> {
         let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
-        let messages = kept.sent.iter().map(|rows| rows.rows_message(&d_y_operand)).collect();
-        let incoming = run.all_to_all(self.layer, "gradient dispatch", messages)?;
+        let outgoing = kept.sent.iter().map(|rows| rows.rows_message(&d_y_operand)).collect();
+        let incoming = run.all_to_all(self.layer, "gradient dispatch", outgoing)?;
         let rows_from = kept.experts.received.rows_from().to_vec();
         let form = self.row_form(self.arithmetic.gradient);
         let d_rows = dispatch::read_operand(&incoming, &rows_from, &form)
             .map_err(|(shard, problem)| self.malformed("gradient dispatch", shard, problem))?;
-        let n_rows = kept.experts.received.n_rows();
+        messages::give(incoming);
         let pairs_from = kept.experts.received.pairs_from();
         let d_rows = Arc::new(d_rows);
-        let (d_sums, d_pairs) =
-            self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
+        let ((d_sums, d_pairs), shared) = spread::inside(|| {
+            let d_experts =
+                self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
+            let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
+                let gradients = ffn.backward_input(p, &shared_kept, None, &*d_y_operand);
+                let x = Cached::Whole(Arc::clone(&kept.n));
+                ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
+            });
+            (d_experts, shared)
+        });
         self.check_experts_backward(&d_rows, &d_sums, run);
 
-        let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
-            let gradients = ffn.backward_input(p, &shared_kept, None, &d_y_operand);
-            let x = Cached::Whole(Arc::clone(&kept.n));
-            ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
-        });
-
-        let mut replies = dispatch::split_rows(&self.rounded(&d_sums, n_rows), &rows_from);
-        dispatch::append_gate_gradients(&mut replies, &d_pairs, &pairs_from);
-        let returned = run.all_to_all(self.layer, "gradient combine", replies)?;
-        let mut d_n = vec![0.0; d_y.rows() * d_y.cols()];
+        let mut replies = dispatch::split_rows(&d_sums, &rows_from, &pairs_from);
+        dispatch::place_gate_gradients(&mut replies, &d_pairs, &pairs_from);
+        let incoming = run.all_to_all(self.layer, "gradient combine", replies)?;
+        let mut values = Vec::with_capacity(kept.sent.len());
         let mut d_gates = vec![0.0; kept.routing.gates.len()];
-        for (shard, (rows, reply)) in kept.sent.iter().zip(&returned).enumerate() {
-            let (values, pairs) = dispatch::read_rows_and_gates(reply, rows, self.row_shape())
+        for (shard, (rows, reply)) in kept.sent.iter().zip(&incoming).enumerate() {
+            let (returned, pairs) = dispatch::read_rows_and_gates(reply, rows, self.row_shape())
                 .map_err(|problem| self.malformed("gradient combine", shard, problem))?;
-            run.findings.check(&values, || {
+            run.findings.check(&returned, || {
                 let place =
                     format!("layer {} backward, rows returned by expert shard {shard}", self.layer);
                 NonFinite::backward(self.layer, place).received()
             });
-            rows.add_to(&values, &mut d_n);
             rows.place_gates(&pairs, &mut d_gates);
+            values.push(returned);
         }
-        if let Some(d_x) = shared {
-            add(&mut d_n, d_x.f32s());
-        }
-        let d_n = Tensor::from_f32(DType::F32, d_y.shape(), &d_n);
+        messages::give(incoming);
+        let d_n = self.by_token(&kept.sent, &values, (d_y.rows(), shared.as_ref()), DType::F32);
         Ok(self.backward_router_and_norm(p, (&kept.x, &kept.routing, &d_gates), d_n, d_y, run))
     }
 
     /// Notes when the experts made something that is not finite from gradients that were.
-    fn check_experts_backward(&self, d_rows: &Operand, d_sums: &[f32], run: &mut Run<'_>) {
-        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if !finite(d_sums) && finite(&d_rows.to_f32()) {
+    fn check_experts_backward(&self, d_rows: &Operand, d_sums: &Tensor, run: &mut Run<'_>) {
+        if !d_sums.all_finite() && d_rows.to_f32().iter().all(|value| value.is_finite()) {
             let place = format!("layer {} backward, experts", self.layer);
             run.findings.note(|| NonFinite::backward(self.layer, place));
         }
@@ -224,22 +242,15 @@ impl Moe {
         d_y: Tensor,
         run: &Run<'_>,
     ) -> Tensor {
-        let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
         let shape = router_shape(&self.config, run.shape.tokens);
-        let (w, d_w) = p.values_and_gradient(self.router);
         let routed = router::Backward { d_gates, balance_weight: run.scale.balance };
-        d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
-        let (gain, d_gain) = p.values_and_gradient(self.norm);
-        let d_n = self.arithmetic.round(d_n);
-        let mut d_x = rmsnorm::backward(x, gain, self.config.rms_norm_eps, &d_n, d_gain);
-        d_x.add_assign(&d_y);
-        d_x
-    }
-
-    /// FP32 sums [R, D] as they travel back.
-    fn rounded(&self, sums: &[f32], n_rows: usize) -> Tensor {
-        let (d, dtype) = self.row_shape();
-        Tensor::from_f32(dtype, &[n_rows, d], sums)
+        spread::inside(|| {
+            let n = rmsnorm::forward(x, p.values(self.norm), self.config.rms_norm_eps);
+            let (w, d_w) = p.values_and_gradient(self.router);
+            d_n.add_assign(&router::backward(&n, w, routing, routed, &shape, d_w));
+            let (gain, d_gain) = p.values_and_gradient(self.norm);
+            rmsnorm::backward_onto(&d_y, x, (gain, self.config.rms_norm_eps), &d_n, d_gain)
+        })
     }
 
     /// Width and dtype of the rows that come back.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use shoal_kernels::embedding;
-use shoal_kernels::linear::{self, Math, Operand, Weight};
+use shoal_kernels::linear::{self, Math, Rows, Weight};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::numerics::ParameterGroup;
@@ -265,13 +265,28 @@ impl Parameters {
     }
 
     /// A Linear's output [T, N].
-    pub(crate) fn linear(&self, id: Id, x: &Operand, out: DType) -> Tensor {
+    pub(crate) fn linear<'a>(&self, id: Id, x: impl Into<Rows<'a>>, out: DType) -> Tensor {
         linear::forward(x, self.weight(id), out)
     }
 
     /// A Linear's input gradient [T, K].
-    pub(crate) fn linear_input_gradient(&self, id: Id, d_y: &Operand, out: DType) -> Tensor {
+    pub(crate) fn linear_input_gradient<'a>(
+        &self,
+        id: Id,
+        d_y: impl Into<Rows<'a>>,
+        out: DType,
+    ) -> Tensor {
         linear::backward_input(d_y, self.weight(id), out)
+    }
+
+    /// Adds a Linear's input gradient to that of another one of the same input, FP32 [T, K].
+    pub(crate) fn add_linear_input_gradient<'a>(
+        &self,
+        id: Id,
+        d_y: impl Into<Rows<'a>>,
+        d_x: &mut Tensor,
+    ) {
+        linear::add_backward_input(d_y, self.weight(id), d_x);
     }
 
     /// A Linear's weight as compute reads it.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_kernels::adamw;
+use shoal_kernels::spread;
 use shoal_kernels::tensor::Tensor;
 use shoal_plan::routing::Routing;
 
@@ -209,7 +210,8 @@ impl Stage {
             self.kept.is_empty() && self.deferred.is_empty(),
             "a step ends when every microbatch has gone through both halves of backward"
         );
-        optimizer::step(&mut self.parameters, &update.adam);
+        let parameters = &mut self.parameters;
+        spread::inside(|| optimizer::step(parameters, &update.adam));
         let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use shoal_kernels::cross_entropy;
 use shoal_kernels::linear::Operand;
 use shoal_kernels::rmsnorm;
+use shoal_kernels::spread;
 use shoal_kernels::tensor::Tensor;
 use shoal_plan::model::ModelConfig;
 
@@ -181,10 +182,12 @@ impl Tail {
 
     /// Loss sum of one head and gradient of what it read; accumulates the head's gradient.
     fn loss(&self, p: &mut Parameters, n: &Tensor, targets: &[u32], scale: f32) -> (f64, Tensor) {
-        let n = Operand::prepare(n, self.arithmetic.wide);
-        let (weight, d_weight) = p.weight_and_gradient(self.head);
         let out = self.arithmetic.activation;
-        let loss = cross_entropy::forward_backward(&n, weight, targets, scale, out, d_weight);
+        let loss = spread::inside(|| {
+            let n = Operand::prepare(n, self.arithmetic.wide);
+            let (weight, d_weight) = p.weight_and_gradient(self.head);
+            cross_entropy::forward_backward(&n, weight, targets, scale, out, d_weight)
+        });
         (loss.loss_sum, loss.d_h.expect("a backward pass gives the input's gradient"))
     }
 }

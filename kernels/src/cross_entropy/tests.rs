@@ -92,6 +92,51 @@ fn a_bf16_head_rounds_its_operands_only() {
     assert_close("d_h", &pick(&d_h.to_f32(), &picks), &want, tolerance);
 }
 
+/// Several strips of a BF16 head, the last one narrower, against the same numbers in FP32.
+#[test]
+fn strips_of_a_bf16_head_agree_with_fp32() {
+    for (t, d, v) in [(70, 32, 1000), (129, 64, 256), (1, 2, 130)] {
+        let Case { h, w, targets } = case((t, d, v));
+        let bf16 = |x: &[f32], shape: &[usize]| Tensor::from_f32(DType::Bf16, shape, x).to_f32();
+        let (h, w) = (bf16(h.f32s(), &[t, d]), bf16(&w, &[v, d]));
+        let run = |math: Math, out: DType| {
+            let h = Operand::prepare(&Tensor::from_f32(DType::F32, &[t, d], &h), math);
+            let mut dw = vec![0.5; v * d];
+            let w = Weight::prepare(&w, v, d, math);
+            (forward_backward(&h, &w, &targets, 0.5, out, &mut dw), dw)
+        };
+        let (got, got_dw) = run(Math::Bf16, DType::F32);
+        let (want, want_dw) = run(Math::F32, DType::F32);
+        assert!((got.loss_sum - want.loss_sum).abs() <= 1e-5 * want.loss_sum.max(1.0));
+        // Gradients of logits are rounded within 2^-8; those of a row sum to twice its scale at most.
+        let tolerance = Tolerance { abs: 1.0 / 64.0, rel: 1.0 / 128.0 };
+        let (got_d_h, want_d_h) = (got.d_h.unwrap(), want.d_h.unwrap());
+        assert_close("d_h", got_d_h.f32s(), want_d_h.f32s(), tolerance);
+        assert_close("dw", &got_dw, &want_dw, tolerance);
+    }
+}
+
+#[test]
+fn rows_without_a_target_give_nothing_even_if_they_are_nan() {
+    let Case { h, w, mut targets } = case((66, 4, 128));
+    targets[65] = IGNORE;
+    let mut values = h.to_f32();
+    let run = |values: &[f32], math: Math| {
+        let h = Operand::prepare(&Tensor::from_f32(DType::F32, &[66, 4], values), math);
+        let mut dw = vec![0.0; 128 * 4];
+        let w = Weight::prepare(&w, 128, 4, math);
+        (forward_backward(&h, &w, &targets, 1.0, DType::F32, &mut dw).loss_sum, dw)
+    };
+    for math in [Math::F32, Math::Bf16] {
+        let (loss, _) = run(&values, math);
+        assert!(loss.is_finite());
+    }
+    values[65 * 4] = f32::INFINITY;
+    for math in [Math::F32, Math::Bf16] {
+        assert!(run(&values, math).0.is_finite(), "its loss is not counted");
+    }
+}
+
 #[test]
 fn chunks_of_a_large_vocabulary_add_up() {
     // 40,000 logits a row: 64 rows are alive at once, so three rounds.

@@ -1,6 +1,9 @@
 //! The scale of a tile, in one of two forms, and the scales of a whole matrix.
 
+use bytemuck::Pod;
+
 use crate::e4m3;
+use crate::storage::Storage;
 
 /// How scales are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,13 +29,13 @@ impl ScaleFormat {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
     /// UE8M0.
-    Pow2(Vec<u8>),
-    Fp32(Vec<f32>),
+    Pow2(Storage<u8>),
+    Fp32(Storage<f32>),
 }
 
 /// One scale: a UE8M0 byte or FP32. A zero tile has scale 1; one with an infinity or a NaN has
 /// scale NaN, so that none of it ever looks finite.
-pub(super) trait Scale: Copy + Default + Send + Sync {
+pub(super) trait Scale: Pod + Send + Sync {
     /// Of a tile whose largest magnitude has these bits.
     fn of(amax_bits: i32) -> Self;
     /// What a value that `value` gave came from.
@@ -92,10 +95,11 @@ impl Scale for f32 {
 }
 
 impl Scales {
-    pub(super) fn empty(format: ScaleFormat, capacity: usize) -> Self {
+    /// So many scales with unspecified values.
+    pub(super) fn unwritten(format: ScaleFormat, len: usize) -> Self {
         match format {
-            ScaleFormat::Pow2 => Self::Pow2(Vec::with_capacity(capacity)),
-            ScaleFormat::Fp32 => Self::Fp32(Vec::with_capacity(capacity)),
+            ScaleFormat::Pow2 => Self::Pow2(Storage::new(len)),
+            ScaleFormat::Fp32 => Self::Fp32(Storage::new(len)),
         }
     }
 
@@ -125,42 +129,48 @@ impl Scales {
         }
     }
 
-    /// Copies `n` scales of `other`, of the same format, from `start` on.
-    pub(super) fn extend_from(&mut self, other: &Self, start: usize, n: usize) {
+    /// Copies `n` scales of `other`, of the same format, from `from` to `to`.
+    pub(super) fn copy_from(&mut self, to: usize, other: &Self, from: usize, n: usize) {
         match (self, other) {
-            (Self::Pow2(own), Self::Pow2(other)) => own.extend_from_slice(&other[start..][..n]),
-            (Self::Fp32(own), Self::Fp32(other)) => own.extend_from_slice(&other[start..][..n]),
+            (Self::Pow2(own), Self::Pow2(other)) => {
+                own[to..][..n].copy_from_slice(&other[from..][..n]);
+            }
+            (Self::Fp32(own), Self::Fp32(other)) => {
+                own[to..][..n].copy_from_slice(&other[from..][..n]);
+            }
             (Self::Pow2(_) | Self::Fp32(_), _) => panic!("scales of two formats in one matrix"),
         }
     }
 
-    /// Appends `n` scales from `start` on, little endian.
-    pub(super) fn append_wire(&self, start: usize, n: usize, out: &mut Vec<u8>) {
+    /// Writes `n` scales from `start` on, little endian.
+    pub(super) fn write_wire(&self, start: usize, n: usize, out: &mut [u8]) {
         match self {
-            Self::Pow2(scales) => out.extend_from_slice(&scales[start..][..n]),
+            Self::Pow2(scales) => out.copy_from_slice(&scales[start..][..n]),
             Self::Fp32(scales) => {
-                out.extend(scales[start..][..n].iter().flat_map(|scale| scale.to_le_bytes()));
+                let scales = &scales[start..][..n];
+                out.copy_from_slice(bytemuck::cast_slice(scales));
             }
         }
     }
 
-    /// Reads scales as `append_wire` writes them. The error says which no tile can have.
-    pub(super) fn extend_from_wire(&mut self, bytes: &[u8]) -> Result<(), String> {
+    /// Reads scales as `write_wire` writes them, from `start` on. The error says which no tile can
+    /// have.
+    pub(super) fn read_wire(&mut self, start: usize, bytes: &[u8]) -> Result<(), String> {
         match self {
             Self::Pow2(scales) => {
                 if bytes.contains(&0) {
                     return Err("the scale 2^-127, want at least 2^-126".to_owned());
                 }
-                scales.extend_from_slice(bytes);
+                scales[start..][..bytes.len()].copy_from_slice(bytes);
             }
             Self::Fp32(scales) => {
-                for bytes in bytes.as_chunks().0 {
+                for (own, bytes) in scales[start..].iter_mut().zip(bytes.as_chunks().0) {
                     let scale = f32::from_le_bytes(*bytes);
                     let possible = scale.is_nan() || (scale.is_normal() && 0.0 < scale);
                     if !possible {
                         return Err(format!("the scale {scale:e}, want 2^-126 or more, or a NaN"));
                     }
-                    scales.push(scale);
+                    *own = scale;
                 }
             }
         }
@@ -188,17 +198,17 @@ mod tests {
 
     #[test]
     fn scales_that_no_tile_has_are_refused() {
-        let mut scales = Scales::empty(ScaleFormat::Fp32, 0);
+        let mut scales = Scales::unwritten(ScaleFormat::Fp32, 2);
         for bad in [0.0_f32, -0.0, -1.0, 1e-40, f32::INFINITY, f32::NEG_INFINITY] {
-            let error = scales.extend_from_wire(&bad.to_le_bytes()).unwrap_err();
+            let error = scales.read_wire(0, &bad.to_le_bytes()).unwrap_err();
             assert!(error.contains(&format!("{bad:e}")), "{error}");
         }
-        scales.extend_from_wire(&f32::NAN.to_le_bytes()).unwrap();
-        scales.extend_from_wire(&f32::MIN_POSITIVE.to_le_bytes()).unwrap();
-        assert_eq!(scales.len(), 2);
-        let mut scales = Scales::empty(ScaleFormat::Pow2, 0);
-        assert!(scales.extend_from_wire(&[127, 0]).is_err());
-        scales.extend_from_wire(&[127, 255, 1]).unwrap();
-        assert_eq!(scales, Scales::Pow2(vec![127, 255, 1]));
+        scales.read_wire(0, &f32::NAN.to_le_bytes()).unwrap();
+        scales.read_wire(1, &f32::MIN_POSITIVE.to_le_bytes()).unwrap();
+        assert!(scales.value(0).is_nan() && scales.value(1).to_bits() == 0x0080_0000);
+        let mut scales = Scales::unwritten(ScaleFormat::Pow2, 3);
+        assert!(scales.read_wire(0, &[127, 0]).is_err());
+        scales.read_wire(0, &[127, 255, 1]).unwrap();
+        assert_eq!(scales, Scales::Pow2(Storage::of(&[127, 255, 1])));
     }
 }

@@ -107,9 +107,11 @@ fn an_infinity_or_nan_never_comes_out_finite() {
 fn rows_travel_and_are_gathered_unchanged() {
     for (cols, format) in [1, 96, 128, 129, 300].into_iter().flat_map(|c| FORMATS.map(|f| (c, f))) {
         let q = Quantized::quantise_f32(&uneven(9, cols), 9, cols, Tiling::Row, format);
-        let mut wire = Vec::new();
-        (0..9).for_each(|row| q.append_row_wire(row, &mut wire));
         let bytes = Quantized::row_wire_bytes(cols, format);
+        let mut wire = vec![0; 9 * bytes];
+        for (row, out) in wire.chunks_exact_mut(bytes).enumerate() {
+            q.write_row_wire(row, out);
+        }
         assert_eq!(bytes, cols + cols.div_ceil(128) * if format == FORMATS[0] { 1 } else { 4 });
         assert_eq!(wire.len(), 9 * bytes);
         assert_eq!(Quantized::from_row_wire(cols, format, wire.chunks_exact(bytes)).unwrap(), q);
@@ -131,5 +133,39 @@ fn threads_do_not_change_the_codes() {
         let (one, three) =
             with_one_and_three_threads(|| Quantized::quantise_f32(&x, 700, 300, tiling, format));
         assert_eq!(one, three);
+    }
+}
+
+/// What products of pairs read is what the matrix says.
+#[test]
+fn halves_are_the_values_by_row_and_by_column() {
+    for (rows, cols) in [(1, 1), (127, 129), (130, 300)] {
+        let x = uneven(rows, cols);
+        let q = Quantized::quantise_f32(&x, rows, cols, Tiling::Row, ScaleFormat::Pow2);
+        let block = Quantized::quantise_f32(&x, rows, cols, Tiling::Block, ScaleFormat::Pow2);
+        let wide = |x: &[u16]| -> Vec<f32> { x.iter().map(|x| bf16::bf16_to_f32(*x)).collect() };
+        for q in [&q, &block] {
+            let mut halves = vec![0; rows * cols];
+            for (row, out) in halves.chunks_exact_mut(cols).enumerate() {
+                q.halves_of_row(row, out);
+            }
+            assert_eq!(wide(&halves), q.dequantise());
+        }
+        let index: Vec<u32> = (0..rows as u32).rev().collect();
+        let turned = q.gather_rows(&index);
+        let mut halves = vec![0; rows * cols];
+        for (tile, out) in halves.chunks_mut(BLOCK * cols).enumerate() {
+            let tile = tile * BLOCK..((tile + 1) * BLOCK).min(rows);
+            q.halves_as_columns(tile.map(|row| index[row] as usize), out);
+        }
+        assert_eq!(wide(&halves), turned.requantise_columns().dequantise());
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut x = uneven(130, 129);
+        x[129 * 129 + 5] = bad;
+        let q = Quantized::quantise_f32(&x, 130, 129, Tiling::Row, ScaleFormat::Pow2);
+        let mut halves = vec![0; 2 * 129];
+        q.halves_as_columns(128..130, &mut halves);
+        assert!(bf16::bf16_to_f32(halves[129 + 5]).is_nan());
     }
 }

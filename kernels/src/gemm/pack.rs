@@ -24,7 +24,6 @@ impl<'a> Halves<'a> {
     }
 
     /// The rows named by `index`, in that order; a row may come several times.
-    #[cfg_attr(not(test), expect(dead_code, reason = "experts gather their rows with it next"))]
     pub(crate) fn gathered(self, index: &'a [u32]) -> Self {
         let inside = index.iter().all(|row| (*row as usize) < self.rows);
         assert!(self.index.is_none() && inside, "Halves::gathered: rows of {}", self.rows);

@@ -184,5 +184,19 @@ fn gathered_rows_are_the_rows() {
         assert_eq!(case.x.gather_rows(&[]).rows(), 0);
         let none = forward(&case.x.gather_rows(&[]), &case.w, DType::F32);
         assert_eq!(none.shape(), [0, 4]);
+        // Read by their index they give the bits of the rows themselves.
+        let by_index = Rows::gathered(&case.x, &[3, 0, 3]);
+        let want = forward(&gathered, &case.w, DType::Bf16);
+        assert_eq!(forward(by_index, &case.w, DType::Bf16), want);
+        let dy = case.dy.gather_rows(&[1, 2, 3]);
+        let (mut dw, mut want) = (vec![1.0; 4 * 130], vec![1.0; 4 * 130]);
+        backward_weight(by_index, &dy, &mut dw);
+        backward_weight(&gathered, &dy, &mut want);
+        assert_eq!(dw, want);
+        let mut dx = backward_input(&dy, &case.w, DType::F32);
+        let mut want = dx.clone();
+        add_backward_input(Rows::gathered(&case.dy, &[1, 2, 3]), &case.w, &mut dx);
+        want.add_assign(&want.clone());
+        assert_close("twice", dx.f32s(), want.f32s(), Tolerance::F32);
     }
 }

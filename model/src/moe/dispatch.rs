@@ -10,7 +10,18 @@ use std::sync::Arc;
 
 use shoal_kernels::fp8::Quantized;
 use shoal_kernels::linear::{Math, Operand};
+use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
+
+use super::messages;
+
+/// Rows that one task copies.
+const ROWS: usize = 128;
+
+/// Of the number of rows, of a row's number of pairs, and of a pair.
+const COUNT_BYTES: usize = 4;
+const PAIRS_BYTES: usize = 2;
+const PAIR_BYTES: usize = 2 + 4;
 
 /// How a row of a Linear's input is written.
 #[derive(Clone, Copy, Debug)]
@@ -87,39 +98,49 @@ impl Outgoing {
 
     /// The forward message.
     pub(super) fn message(&self, n: &Operand, gates: &[f32]) -> Vec<u8> {
-        let mut out = (self.n_rows() as u32).to_le_bytes().to_vec();
-        for (token, pairs) in self.tokens.iter().zip(self.first.windows(2)) {
-            let pairs = pairs[0] as usize..pairs[1] as usize;
-            append_row(n, *token as usize, &mut out);
-            out.extend_from_slice(&(pairs.len() as u16).to_le_bytes());
-            for pair in pairs {
-                out.extend_from_slice(&self.experts[pair].to_le_bytes());
-                out.extend_from_slice(&gates[self.slots[pair] as usize].to_le_bytes());
-            }
+        let bytes = operand_row_bytes(n);
+        let end = |row: usize| row * (bytes + PAIRS_BYTES) + self.first[row] as usize * PAIR_BYTES;
+        let mut message = messages::take(COUNT_BYTES + end(self.n_rows()));
+        let (count, mut rest) = message.split_at_mut(COUNT_BYTES);
+        count.copy_from_slice(&(self.n_rows() as u32).to_le_bytes());
+        let mut chunks = Vec::with_capacity(self.n_rows().div_ceil(ROWS));
+        for first in (0..self.n_rows()).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(self.n_rows());
+            let (chunk, after) = rest.split_at_mut(end(rows.end) - end(rows.start));
+            chunks.push((rows, chunk));
+            rest = after;
         }
-        out
+        spread::each(chunks, |(rows, mut out)| {
+            for row in rows {
+                let pairs = self.first[row] as usize..self.first[row + 1] as usize;
+                let length = bytes + PAIRS_BYTES + pairs.len() * PAIR_BYTES;
+                let (mine, after) = std::mem::take(&mut out).split_at_mut(length);
+                let (values, rest) = mine.split_at_mut(bytes);
+                write_row(n, self.tokens[row] as usize, values);
+                let (count, rest) = rest.split_at_mut(PAIRS_BYTES);
+                count.copy_from_slice(&(pairs.len() as u16).to_le_bytes());
+                for (pair, out) in pairs.zip(rest.chunks_exact_mut(PAIR_BYTES)) {
+                    let (expert, gate) = out.split_at_mut(2);
+                    expert.copy_from_slice(&self.experts[pair].to_le_bytes());
+                    gate.copy_from_slice(&gates[self.slots[pair] as usize].to_le_bytes());
+                }
+                out = after;
+            }
+        });
+        message
     }
 
     /// The backward message: values only, the receiver knows the rest.
     pub(super) fn rows_message(&self, d_y: &Operand) -> Vec<u8> {
-        let mut out = Vec::new();
-        for token in &self.tokens {
-            append_row(d_y, *token as usize, &mut out);
-        }
-        out
-    }
-
-    /// Adds returned rows to their tokens, in FP32.
-    pub(super) fn add_to(&self, values: &Tensor, sum_td: &mut [f32]) {
-        let d = values.cols();
-        let mut row_d = vec![0.0; d];
-        for (row, token) in self.tokens.iter().enumerate() {
-            values.read_rows(row..row + 1, &mut row_d);
-            let sum_d = &mut sum_td[*token as usize * d..][..d];
-            for (sum, value) in sum_d.iter_mut().zip(&row_d) {
-                *sum += value;
+        let bytes = operand_row_bytes(d_y);
+        let mut message = messages::take(self.n_rows() * bytes);
+        let chunks = message.chunks_mut((ROWS * bytes).max(1));
+        spread::each(chunks.zip(self.tokens.chunks(ROWS)), |(out, tokens)| {
+            for (out, token) in out.chunks_exact_mut(bytes.max(1)).zip(tokens) {
+                write_row(d_y, *token as usize, out);
             }
-        }
+        });
+        message
     }
 
     /// Puts returned gate gradients at their places in [T, K].
@@ -128,6 +149,25 @@ impl Outgoing {
             d_gates[*slot as usize] = *value;
         }
     }
+}
+
+/// For each of so many tokens the rows that came back for it, shard by shard: where each token's
+/// begin, and each row's shard and place.
+pub(super) fn returned(sent: &[Outgoing], tokens: usize) -> (Vec<usize>, Vec<(u32, u32)>) {
+    let mut next = vec![0; sent.len()];
+    let mut first = Vec::with_capacity(tokens + 1);
+    let mut places = Vec::with_capacity(sent.iter().map(Outgoing::n_rows).sum());
+    first.push(0);
+    for token in 0..tokens as u32 {
+        for (shard, (rows, next)) in sent.iter().zip(&mut next).enumerate() {
+            if rows.tokens.get(*next) == Some(&token) {
+                places.push((shard as u32, *next as u32));
+                *next += 1;
+            }
+        }
+        first.push(places.len());
+    }
+    (first, places)
 }
 
 impl Received {
@@ -181,11 +221,6 @@ impl Received {
         reader.end()
     }
 
-    /// R.
-    pub(super) fn n_rows(&self) -> usize {
-        self.rows_from.iter().sum()
-    }
-
     /// Rows by source cell.
     pub(super) fn rows_from(&self) -> &[usize] {
         &self.rows_from
@@ -207,12 +242,21 @@ impl Received {
         self.experts.len()
     }
 
-    /// Groups the rows by local expert: a stable sort, so row order stays inside each.
-    pub(super) fn segments(&self, n_experts: usize) -> Vec<Segment> {
+    /// Row r's pairs are `first()[r]..first()[r + 1]`.
+    pub(super) fn first(&self) -> &[usize] {
+        &self.first
+    }
+
+    /// Groups the rows by local expert: a stable sort, so row order stays inside each. Also each
+    /// pair's expert and place among that expert's rows.
+    pub(super) fn segments(&self, n_experts: usize) -> (Vec<Segment>, Vec<(u32, u32)>) {
         let mut lists = vec![(Vec::new(), Vec::new(), Vec::new()); n_experts];
+        let mut all = Vec::with_capacity(self.n_pairs());
         for (row, pairs) in self.first.windows(2).enumerate() {
             for pair in pairs[0]..pairs[1] {
-                let (rows, gates, places) = &mut lists[usize::from(self.experts[pair])];
+                let expert = self.experts[pair];
+                let (rows, gates, places) = &mut lists[usize::from(expert)];
+                all.push((u32::from(expert), rows.len() as u32));
                 rows.push(row as u32);
                 gates.push(self.gates[pair]);
                 places.push(pair);
@@ -220,7 +264,7 @@ impl Received {
         }
         let segment =
             |(rows, gates, pairs): (Vec<u32>, _, _)| Segment { rows: rows.into(), gates, pairs };
-        lists.into_iter().map(segment).collect()
+        (lists.into_iter().map(segment).collect(), all)
     }
 }
 
@@ -239,29 +283,30 @@ pub(super) fn read_operand(
     operand(&rows, rows_from, form)
 }
 
-/// Divides rows [R, D] among the cells they came from.
-pub(super) fn split_rows(values: &Tensor, rows_from: &[usize]) -> Vec<Vec<u8>> {
+/// Divides rows [R, D] among the cells they came from, with room for so many floats behind each
+/// one's rows.
+pub(super) fn split_rows(values: &Tensor, rows_from: &[usize], floats: &[usize]) -> Vec<Vec<u8>> {
     let row = values.cols() * values.dtype().size();
     let mut rest = values.bytes();
     let mut replies = Vec::with_capacity(rows_from.len());
-    for n_rows in rows_from {
+    for (n_rows, floats) in rows_from.iter().zip(floats) {
         let (mine, after) = rest.split_at(n_rows * row);
-        replies.push(mine.to_vec());
+        let mut reply = messages::take(mine.len() + floats * 4);
+        let chunks = reply.chunks_mut((ROWS * row).max(1)).zip(mine.chunks((ROWS * row).max(1)));
+        spread::each(chunks, |(out, rows)| out[..rows.len()].copy_from_slice(rows));
+        replies.push(reply);
         rest = after;
     }
     replies
 }
 
-/// Puts each source's gate gradients behind its rows.
-pub(super) fn append_gate_gradients(
-    replies: &mut [Vec<u8>],
-    d_pairs: &[f32],
-    pairs_from: &[usize],
-) {
+/// Puts each source's gate gradients at the end of its reply.
+pub(super) fn place_gate_gradients(replies: &mut [Vec<u8>], d_pairs: &[f32], pairs_from: &[usize]) {
     let mut rest = d_pairs;
     for (reply, n_pairs) in replies.iter_mut().zip(pairs_from) {
         let (mine, after) = rest.split_at(*n_pairs);
-        reply.extend(mine.iter().flat_map(|value| value.to_le_bytes()));
+        let start = reply.len() - n_pairs * 4;
+        reply[start..].copy_from_slice(bytemuck::cast_slice(mine));
         rest = after;
     }
 }
@@ -298,12 +343,19 @@ fn row_bytes(form: &RowForm) -> usize {
     }
 }
 
-fn append_row(x: &Operand, row: usize, out: &mut Vec<u8>) {
+/// The same of an operand that is about to go out.
+fn operand_row_bytes(x: &Operand) -> usize {
     match x {
-        Operand::Fp8(quantized) => quantized.append_row_wire(row, out),
+        Operand::Fp8(x) => Quantized::row_wire_bytes(x.cols(), x.scales().format()),
+        Operand::F32(x) | Operand::Bf16(x) => x.cols() * x.dtype().size(),
+    }
+}
+
+fn write_row(x: &Operand, row: usize, out: &mut [u8]) {
+    match x {
+        Operand::Fp8(quantized) => quantized.write_row_wire(row, out),
         Operand::F32(tensor) | Operand::Bf16(tensor) => {
-            let bytes = tensor.cols() * tensor.dtype().size();
-            out.extend_from_slice(&tensor.bytes()[row * bytes..][..bytes]);
+            out.copy_from_slice(&tensor.bytes()[row * out.len()..][..out.len()]);
         }
     }
 }
@@ -314,10 +366,7 @@ fn operand(
     rows_from: &[usize],
     form: &RowForm,
 ) -> Result<Operand, (usize, String)> {
-    let plain = |dtype| {
-        Tensor::from_bytes(dtype, &[rows.len(), form.cols], &rows.concat())
-            .expect("every row has the length that was checked")
-    };
+    let plain = |dtype| Tensor::from_row_bytes(dtype, form.cols, rows);
     Ok(match form.math {
         Math::Fp8(format) => {
             let read = Quantized::from_row_wire(form.cols, format, rows.iter().copied());
@@ -398,7 +447,9 @@ mod tests {
             sent.iter().map(|rows_to| rows_to.message(&rows(), &gates)).collect();
         let received = Received::read(&messages, &FORM).unwrap();
         assert_eq!((received.rows_from(), &received.pairs_from()[..]), (&[3, 3][..], &[4, 4][..]));
-        let segments = received.segments(2);
+        let (segments, places) = received.segments(2);
+        let mut pairs = segments.iter().flat_map(|segment| &segment.pairs);
+        assert!(pairs.all(|pair| *pair < places.len()));
         assert_eq!(*segments[0].rows, [0, 1, 4, 5]);
         assert_eq!(segments[0].gates, [0.2, 0.4, 0.5, 0.8]);
         assert_eq!(*segments[1].rows, [0, 2, 3, 4]);

@@ -4,7 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use shoal_kernels::linear::Operand;
+use shoal_kernels::linear::{Operand, Rows};
+use shoal_kernels::row_sums::{self, Terms};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
 
@@ -20,6 +21,7 @@ use crate::parameters::Parameters;
 #[derive(Clone, Debug)]
 pub(super) struct Experts {
     layer: u32,
+    arithmetic: Arithmetic,
     numbers: Range<u32>,
     ffns: Vec<Ffn>,
 }
@@ -29,6 +31,8 @@ pub(super) struct Experts {
 pub(super) struct ExpertsKept {
     pub(super) received: Received,
     segments: Vec<Segment>,
+    /// Of each pair of a row and an expert: the expert, and the place among its rows.
+    places: Vec<(u32, u32)>,
     /// `None` for an expert without rows.
     activations: Vec<Option<FfnKept>>,
 }
@@ -50,53 +54,78 @@ impl Experts {
         numbers: Range<u32>,
     ) -> Self {
         let ffn = |expert| Ffn::new(p, arithmetic, layer, &format!("mlp.experts.{expert}"));
-        Self { layer, ffns: numbers.clone().map(ffn).collect(), numbers }
+        Self { layer, arithmetic, ffns: numbers.clone().map(ffn).collect(), numbers }
     }
 
     pub(super) fn len(&self) -> usize {
         self.ffns.len()
     }
 
-    /// Per received row the sum over its local experts, FP32 [R, D], in ascending expert order.
+    /// Per received row the sum over its local experts [R, D], FP32 in ascending expert order,
+    /// rounded once as it travels back.
     pub(super) fn forward(
         &self,
         p: &Parameters,
         received: Received,
         findings: &mut Findings,
-    ) -> (Vec<f32>, ExpertsKept) {
-        let segments = received.segments(self.len());
-        let outputs = spread::map(self.ffns.iter().zip(&segments), |(ffn, segment)| {
-            if segment.rows.is_empty() {
-                return None;
-            }
-            let x = received.rows.gather_rows(&segment.rows);
-            Some(ffn.forward(p, &x, Some(&segment.gates), DType::F32))
+    ) -> (Tensor, ExpertsKept) {
+        let (segments, places) = received.segments(self.len());
+        let outputs = self.each(&segments, |expert, segment| {
+            let x = Rows::gathered(&received.rows, &segment.rows);
+            let (y, kept) = self.ffns[expert].forward(p, x, Some(&segment.gates), DType::F32);
+            let is_finite = y.all_finite();
+            (y, kept, is_finite)
         });
-        let mut sums = vec![0.0; received.n_rows() * received.rows.cols()];
+        let mut values = Vec::with_capacity(self.len());
         let mut activations = Vec::with_capacity(self.len());
         for ((output, segment), expert) in
             outputs.into_iter().zip(&segments).zip(self.numbers.clone())
         {
-            activations.push(output.map(|(y, kept)| {
-                self.check(&y, &received.rows, segment, (expert, findings));
-                add_rows(&y, segment, &mut sums);
-                kept
-            }));
+            let (value, kept) = output.map_or((None, None), |(y, kept, is_finite)| {
+                if !is_finite {
+                    self.note(&received.rows, segment, (expert, findings));
+                }
+                (Some(y), Some(kept))
+            });
+            values.push(value);
+            activations.push(kept);
         }
-        (sums, ExpertsKept { received, segments, activations })
+        let sums = self.by_row(&received, &places, &values);
+        (sums, ExpertsKept { received, segments, places, activations })
     }
 
-    /// Notes an expert that makes bad numbers of good ones: its owner is the one to look at.
-    fn check(
+    /// Runs all experts that have rows, those with most first; results in the order of experts.
+    fn each<R: Send>(
         &self,
-        y: &Tensor,
-        rows: &Operand,
-        segment: &Segment,
-        (expert, findings): (u32, &mut Findings),
-    ) {
-        if y.all_finite() {
-            return;
+        segments: &[Segment],
+        work: impl Fn(usize, &Segment) -> R + Sync + Send,
+    ) -> Vec<Option<R>> {
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by_key(|expert| std::cmp::Reverse(segments[*expert].rows.len()));
+        order.retain(|expert| !segments[*expert].rows.is_empty());
+        let results = spread::map(order, |expert| (expert, work(expert, &segments[expert])));
+        let mut by_expert: Vec<Option<R>> = (0..self.len()).map(|_| None).collect();
+        for (expert, result) in results {
+            by_expert[expert] = Some(result);
         }
+        by_expert
+    }
+
+    /// Adds the experts' rows to the rows they were made from.
+    fn by_row(
+        &self,
+        received: &Received,
+        places: &[(u32, u32)],
+        values: &[Option<Tensor>],
+    ) -> Tensor {
+        let sources: Vec<Option<&Tensor>> = values.iter().map(Option::as_ref).collect();
+        let terms = Terms { first: received.first(), places, sources: &sources };
+        row_sums::sum(&terms, received.rows.cols(), None, self.arithmetic.activation)
+    }
+
+    /// Notes an expert that made bad numbers, if it made them of good ones: its owner is the one to
+    /// look at.
+    fn note(&self, rows: &Operand, segment: &Segment, (expert, findings): (u32, &mut Findings)) {
         let x = rows.gather_rows(&segment.rows).to_f32();
         if x.iter().chain(&segment.gates).all(|value| value.is_finite()) {
             findings.note(|| {
@@ -108,45 +137,34 @@ impl Experts {
         }
     }
 
-    /// The input half: per received row its gradient, FP32 [R, D], and per pair its gate's.
+    /// The input half: per received row its gradient [R, D], as it travels back, and per pair its
+    /// gate's.
     pub(super) fn backward_input(
         &self,
         p: &Parameters,
         kept: ExpertsKept,
         d_rows: Arc<Operand>,
         deferred: &mut Vec<Deferred>,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let ExpertsKept { received, segments, activations } = kept;
-        let tasks = self.ffns.iter().zip(&segments).zip(&activations);
-        let gradients = spread::map(tasks, |((ffn, segment), activations)| {
-            activations.as_ref().map(|activations| {
-                let d_y = d_rows.gather_rows(&segment.rows);
-                ffn.backward_input(p, activations, Some(&segment.gates), &d_y)
-            })
+    ) -> (Tensor, Vec<f32>) {
+        let ExpertsKept { received, segments, places, activations } = kept;
+        let gradients = self.each(&segments, |expert, segment| {
+            let kept = activations[expert].as_ref().expect("an expert with rows kept its inputs");
+            let d_y = Rows::gathered(&d_rows, &segment.rows);
+            self.ffns[expert].backward_input(p, kept, Some(&segment.gates), d_y)
         });
-        let mut d_sums = vec![0.0; received.n_rows() * received.rows.cols()];
         let mut d_pairs = vec![0.0; received.n_pairs()];
+        let mut values = Vec::with_capacity(self.len());
         for ((gradients, segment), ffn) in gradients.into_iter().zip(&segments).zip(&self.ffns) {
-            let Some(gradients) = gradients else { continue };
-            let x = Cached::Rows(Arc::clone(&received.rows), Arc::clone(&segment.rows));
-            let d_y = Cached::Rows(Arc::clone(&d_rows), Arc::clone(&segment.rows));
-            let (d_x, d_gates) = ffn.defer(gradients, x, d_y, deferred);
-            add_rows(&d_x, segment, &mut d_sums);
-            for (pair, d_gate) in segment.pairs.iter().zip(d_gates) {
-                d_pairs[*pair] = d_gate;
-            }
+            values.push(gradients.map(|gradients| {
+                let x = Cached::Rows(Arc::clone(&received.rows), Arc::clone(&segment.rows));
+                let d_y = Cached::Rows(Arc::clone(&d_rows), Arc::clone(&segment.rows));
+                let (d_x, d_gates) = ffn.defer(gradients, x, d_y, deferred);
+                for (pair, d_gate) in segment.pairs.iter().zip(d_gates) {
+                    d_pairs[*pair] = d_gate;
+                }
+                d_x
+            }));
         }
-        (d_sums, d_pairs)
-    }
-}
-
-/// Adds an expert's FP32 rows to the rows they were made from.
-fn add_rows(values: &Tensor, segment: &Segment, sums: &mut [f32]) {
-    let d = values.cols();
-    for (row, value_d) in segment.rows.iter().zip(values.f32s().chunks_exact(d)) {
-        let sum_d = &mut sums[*row as usize * d..][..d];
-        for (sum, value) in sum_d.iter_mut().zip(value_d) {
-            *sum += value;
-        }
+        (self.by_row(&received, &places, &values), d_pairs)
     }
 }

@@ -1,6 +1,7 @@
 //! The passes over a microbatch: forward, both halves of backward, and forward without training.
 
 use shoal_kernels::embedding;
+use shoal_kernels::spread;
 use shoal_kernels::tensor::Tensor;
 
 use super::{Evaluated, Kept, LossScale, Stage};
@@ -111,7 +112,8 @@ impl Stage {
             microbatch,
             problem,
         })?;
-        halves::accumulate(&mut self.parameters, deferred);
+        let parameters = &mut self.parameters;
+        spread::inside(|| halves::accumulate(parameters, deferred));
         Ok(())
     }
 

@@ -35,12 +35,15 @@ fn linears() {
         ("dense down", 256, 512),
         ("expert up", 128, 256),
         ("kv_b", 256, 64),
+        ("square", 1024, 1024),
     ];
     for (name, n, k) in shapes {
-        for t in [64, 128, 512] {
-            for (math, dtype) in
-                [(Math::F32, DType::F32), (Math::Fp8(ScaleFormat::Pow2), DType::Bf16)]
-            {
+        for t in [16, 64, 512, 2048] {
+            for (math, dtype) in [
+                (Math::F32, DType::F32),
+                (Math::Bf16, DType::Bf16),
+                (Math::Fp8(ScaleFormat::Pow2), DType::Bf16),
+            ] {
                 let (x, dy) = (random(dtype, t, k), random(dtype, t, n));
                 let w = Weight::prepare(&Random::new(2).normal(n * k), n, k, math);
                 let prepare = seconds(|| drop(Operand::prepare(&x, math)));

@@ -1,6 +1,6 @@
 //! Decoding against the training pass, which computes the whole context again.
 
-use shoal_kernels::compare::{Random, Tolerance, assert_close, with_one_and_three_threads};
+use shoal_kernels::compare::{Random, Tolerance, with_one_and_three_threads};
 use shoal_plan::job::Precision;
 use shoal_plan::model::{ModelConfig, RopeScaling};
 
@@ -89,7 +89,8 @@ fn logits_are_those_of_the_whole_context_in_every_precision() {
             let (stage, decoder) = both(&config, precision);
             // Two scores nearer than a rounding may be chosen between in two ways, and then another
             // expert answers: of rounded numbers, one text of eight may end in such a choice.
-            let may_differ = usize::from(precision != Precision::F32 && 0 < config.n_routed_experts);
+            let may_differ =
+                usize::from(precision != Precision::F32 && 0 < config.n_routed_experts);
             let mut differ = Vec::new();
             for n in [1, 2, 9, 256, 257, 258, 259, 260] {
                 let tokens = text(n, n as u64);

@@ -82,6 +82,13 @@ impl Quantized {
         })
     }
 
+    /// Quantises another matrix of the same shape into the place of this one.
+    pub(crate) fn replace_f32(&mut self, x: &[f32]) {
+        let cols = self.cols;
+        assert_eq!(x.len(), self.rows * cols, "replace_f32: {} x {cols}", self.rows);
+        self.encode(&|rows, encode| encode(&x[rows.start * cols..rows.end * cols]));
+    }
+
     /// Quantises panels of 128 rows.
     fn quantise_panels(
         (rows, cols): (usize, usize),
@@ -89,37 +96,24 @@ impl Quantized {
         format: ScaleFormat,
         panel: Panel<'_>,
     ) -> Self {
-        let mut codes = Storage::new(rows * cols);
-        let scales = match format {
-            ScaleFormat::Pow2 => {
-                Scales::Pow2(Self::encode_panels((rows, cols), tiling, &mut codes, panel))
-            }
-            ScaleFormat::Fp32 => {
-                Scales::Fp32(Self::encode_panels((rows, cols), tiling, &mut codes, panel))
-            }
-        };
-        Self { rows, cols, tiling, codes, scales }
+        let codes = Storage::new(rows * cols);
+        let scales = Scales::unwritten(format, tiling.scales(rows, cols));
+        let mut whole = Self { rows, cols, tiling, codes, scales };
+        whole.encode(panel);
+        whole
     }
 
-    /// Writes the codes and returns the scales.
-    fn encode_panels<S: Scale>(
-        (rows, cols): (usize, usize),
-        tiling: Tiling,
-        codes: &mut [u8],
-        panel: Panel<'_>,
-    ) -> Storage<S> {
-        let mut scales = Storage::new(tiling.scales(rows, cols));
-        let code_panels = codes.chunks_mut((BLOCK * cols).max(1));
-        let scale_panels = scales.chunks_mut(tiling.scales(BLOCK, cols).max(1));
-        spread::each(code_panels.zip(scale_panels).enumerate(), |(i, (codes, scales))| {
-            let first = i * BLOCK;
-            panel(first..(first + BLOCK).min(rows), &mut |x| match tiling {
-                Tiling::Row => encode_rows(x, cols, codes, scales),
-                Tiling::Column => encode_by_column(x, cols, codes, scales),
-                Tiling::Block => encode_blocks(x, cols, codes, scales),
-            });
-        });
-        scales
+    /// Writes all codes and scales.
+    fn encode(&mut self, panel: Panel<'_>) {
+        let shape = (self.rows, self.cols);
+        match &mut self.scales {
+            Scales::Pow2(scales) => {
+                encode_panels(shape, self.tiling, &mut self.codes, scales, panel);
+            }
+            Scales::Fp32(scales) => {
+                encode_panels(shape, self.tiling, &mut self.codes, scales, panel);
+            }
+        }
     }
 
     /// The values, row-major. With powers of two exact, as long as FP32 holds them; with FP32 scales
@@ -334,6 +328,26 @@ impl Quantized {
         }
         Ok(whole)
     }
+}
+
+/// Writes codes and scales, 128 rows at a time.
+fn encode_panels<S: Scale>(
+    (rows, cols): (usize, usize),
+    tiling: Tiling,
+    codes: &mut [u8],
+    scales: &mut [S],
+    panel: Panel<'_>,
+) {
+    let code_panels = codes.chunks_mut((BLOCK * cols).max(1));
+    let scale_panels = scales.chunks_mut(tiling.scales(BLOCK, cols).max(1));
+    spread::each(code_panels.zip(scale_panels).enumerate(), |(i, (codes, scales))| {
+        let first = i * BLOCK;
+        panel(first..(first + BLOCK).min(rows), &mut |x| match tiling {
+            Tiling::Row => encode_rows(x, cols, codes, scales),
+            Tiling::Column => encode_by_column(x, cols, codes, scales),
+            Tiling::Block => encode_blocks(x, cols, codes, scales),
+        });
+    });
 }
 
 /// Quantises a panel in 1 x 128 tiles.

@@ -138,6 +138,14 @@ impl Weight {
         }
     }
 
+    /// `prepare` again after an update, in the memory that it has: FP32 master `(N, K)`.
+    pub fn refresh(&mut self, master: &[f32]) {
+        match self {
+            Self::F32(w) | Self::Bf16(w) => w.write_rows(0, master),
+            Self::Fp8(w) => w.replace_f32(master),
+        }
+    }
+
     /// Outputs.
     pub fn n(&self) -> usize {
         match self {

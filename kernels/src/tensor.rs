@@ -253,9 +253,16 @@ impl Tensor {
     /// Rounds `values`, a whole number of rows, into the rows from `first` on.
     pub fn write_rows(&mut self, first: usize, values: &[f32]) {
         let range = first * self.cols()..first * self.cols() + values.len();
+        let values = values.chunks(spread::ELEMENTS);
         match &mut self.values {
-            Values::F32(own) => own[range].copy_from_slice(values),
-            Values::Bf16(own) => bf16::narrow(values, &mut own[range]),
+            Values::F32(own) => {
+                let own = own[range].chunks_mut(spread::ELEMENTS);
+                spread::each(own.zip(values), |(own, values)| own.copy_from_slice(values));
+            }
+            Values::Bf16(own) => {
+                let own = own[range].chunks_mut(spread::ELEMENTS);
+                spread::each(own.zip(values), |(own, values)| bf16::narrow(values, own));
+            }
         }
     }
 

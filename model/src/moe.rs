@@ -17,8 +17,8 @@ use std::sync::Arc;
 use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::rmsnorm;
 use shoal_kernels::router::{self, RouterShape, Routing};
-use shoal_kernels::spread;
 use shoal_kernels::row_sums::{self, Terms};
+use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::model::ModelConfig;
 

@@ -124,11 +124,27 @@ impl Parameters {
         }
     }
 
-    /// Refreshes what compute reads from the masters: after every update and after loading.
+    /// Refreshes what compute reads from the masters, in its place: after every update and after
+    /// loading.
     pub fn prepare(&mut self) {
-        self.compute = spread::map(&self.entries, |entry| {
-            let master = &self.arena(entry.specification.class).master[entry.span.clone()];
-            self.arithmetic.compute(&entry.specification, master)
+        if self.compute.is_empty() {
+            self.compute = spread::map(&self.entries, |entry| {
+                let master = &self.arena(entry.specification.class).master[entry.span.clone()];
+                self.arithmetic.compute(&entry.specification, master)
+            });
+            return;
+        }
+        let Self { entries, compute, dense, expert, embedding, .. } = self;
+        spread::each(entries.iter().zip(compute), |(entry, compute)| {
+            let arena = match entry.specification.class {
+                Class::Dense => &*dense,
+                Class::Expert => &*expert,
+                Class::Embedding => &*embedding,
+            };
+            match compute {
+                Compute::Weight(weight) => weight.refresh(&arena.master[entry.span.clone()]),
+                Compute::Master => {}
+            }
         });
     }
 

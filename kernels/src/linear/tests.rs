@@ -174,6 +174,18 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn a_refreshed_weight_is_the_weight_prepared_anew() {
+    for (n, k) in [(1, 1), (129, 127), (300, 257)] {
+        let (old, new) = (Random::new(1).normal(n * k), Random::new(2).normal(n * k));
+        for math in MATHS {
+            let mut w = Weight::prepare(&old, n, k, math);
+            w.refresh(&new);
+            assert_eq!(w, Weight::prepare(&new, n, k, math), "{math:?}");
+        }
+    }
+}
+
+#[test]
 fn gathered_rows_are_the_rows() {
     for math in MATHS {
         let case = case((9, 4, 130), math);

@@ -1,0 +1,100 @@
+// E4M3 numbers and their scales on the device, to the bit what e4m3.rs and fp8/scale.rs compute.
+//
+// Products that are rounded again are written __fmul_rn, which is never contracted to an FMA. Subnormals
+// count: this must not be compiled with -ftz=true or --use_fast_math.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Elements that share a scale, along each tiled direction.
+constexpr u32 BLOCK = 128;
+
+// A magnitude as an integer that orders like it, with infinity and NaN on top.
+__device__ __forceinline__ u32 magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+
+constexpr u32 INFINITY_BITS = 0x7f800000u;
+constexpr u32 NAN_BITS = 0x7fc00000u;
+
+// Exact.
+__device__ __forceinline__ float decode_e4m3(u32 code) {
+  // Where FP32 keeps exponent and mantissa, a code is its value times 2^-120.
+  const u32 magnitude = code & 0x7fu;
+  const float value = __fmul_rn(__uint_as_float(magnitude << 20), 0x1p120f);
+  const u32 bits = __float_as_uint(value) | ((code & 0x80u) << 24);
+  return __uint_as_float(magnitude == 0x7fu ? NAN_BITS : bits);
+}
+
+#if __CUDA_ARCH__ >= 890
+
+// Two codes, `low` in the low byte: nearest, ties to even, saturating at 448; NaN is 0x7f.
+__device__ __forceinline__ u32 encode2_e4m3(float low, float high) {
+  u16 codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+}
+
+#else
+
+__device__ __forceinline__ u32 encode_e4m3(float x) {
+  const u32 bits = __float_as_uint(x), magnitude = bits & 0x7fffffffu;
+  // Round the 23 mantissa bits to 3, then move the exponent's bias from 127 to 7.
+  const u32 normal = ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
+  // Below 2^-6, adding 2^14 leaves the count of 2^-9 in the last bits, rounded to even.
+  const u32 subnormal =
+      __float_as_uint(__fadd_rn(__uint_as_float(magnitude), 16384.0f)) - 0x46800000u;
+  u32 code = magnitude < (121u << 23) ? subnormal : normal;
+  code = code > 0x7eu ? 0x7eu : code;
+  return magnitude > INFINITY_BITS ? 0x7fu : code | ((bits >> 24) & 0x80u);
+}
+
+__device__ __forceinline__ u32 encode2_e4m3(float low, float high) {
+  return encode_e4m3(low) | (encode_e4m3(high) << 8);
+}
+
+#endif
+
+// Four codes, the first in the lowest byte.
+__device__ __forceinline__ u32 encode4_e4m3(float a, float b, float c, float d) {
+  return encode2_e4m3(a, b) | (encode2_e4m3(c, d) << 16);
+}
+
+// A scale as one UE8M0 byte: the smallest power of two that brings a tile within 448.
+struct Pow2Scale {
+  typedef u8 Stored;
+
+  static __device__ __forceinline__ u8 of(u32 amax_bits) {
+    // 448 = 1.75 * 2^8: the exponent less 8, and one more for a significand above 1.75.
+    const int exponent = (int)((amax_bits + 0x1fffffu) >> 23) - 8;
+    u32 byte = exponent < 1 ? 1u : (u32)exponent;
+    byte = amax_bits == 0u ? 127u : byte;
+    return (u8)(amax_bits >= INFINITY_BITS ? 255u : byte);
+  }
+
+  static __device__ __forceinline__ float value(u8 byte) {
+    const u32 bits = byte == 0 ? 0x00400000u : (u32)byte << 23;
+    return __uint_as_float(byte == 255 ? NAN_BITS : bits);
+  }
+
+  static __device__ __forceinline__ float inverse(u8 byte) {
+    return __uint_as_float(byte == 255 ? NAN_BITS : (254u - byte) << 23);
+  }
+};
+
+// A scale as FP32: the tile's largest magnitude / 448, at least 2^-126, so that its inverse is finite.
+struct Fp32Scale {
+  typedef float Stored;
+
+  static __device__ __forceinline__ float of(u32 amax_bits) {
+    float scale = __fdiv_rn(__uint_as_float(amax_bits), 448.0f);
+    scale = scale < 0x1p-126f ? 0x1p-126f : scale;
+    scale = amax_bits == 0u ? 1.0f : scale;
+    return amax_bits >= INFINITY_BITS ? __uint_as_float(NAN_BITS) : scale;
+  }
+
+  static __device__ __forceinline__ float value(float scale) { return scale; }
+
+  static __device__ __forceinline__ float inverse(float scale) { return __frcp_rn(scale); }
+};

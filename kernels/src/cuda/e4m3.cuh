@@ -9,14 +9,14 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+// Constants are enumerators: a constexpr variable would become a word of the module.
 // Elements that share a scale, along each tiled direction.
-constexpr u32 BLOCK = 128;
+enum : u32 { BLOCK = 128 };
 
 // A magnitude as an integer that orders like it, with infinity and NaN on top.
 __device__ __forceinline__ u32 magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
-constexpr u32 INFINITY_BITS = 0x7f800000u;
-constexpr u32 NAN_BITS = 0x7fc00000u;
+enum : u32 { INFINITY_BITS = 0x7f800000u, NAN_BITS = 0x7fc00000u };
 
 // Exact.
 __device__ __forceinline__ float decode_e4m3(u32 code) {
@@ -24,7 +24,7 @@ __device__ __forceinline__ float decode_e4m3(u32 code) {
   const u32 magnitude = code & 0x7fu;
   const float value = __fmul_rn(__uint_as_float(magnitude << 20), 0x1p120f);
   const u32 bits = __float_as_uint(value) | ((code & 0x80u) << 24);
-  return __uint_as_float(magnitude == 0x7fu ? NAN_BITS : bits);
+  return __uint_as_float(magnitude == 0x7fu ? (u32)NAN_BITS : bits);
 }
 
 #if __CUDA_ARCH__ >= 890
@@ -75,11 +75,11 @@ struct Pow2Scale {
 
   static __device__ __forceinline__ float value(u8 byte) {
     const u32 bits = byte == 0 ? 0x00400000u : (u32)byte << 23;
-    return __uint_as_float(byte == 255 ? NAN_BITS : bits);
+    return __uint_as_float(byte == 255 ? (u32)NAN_BITS : bits);
   }
 
   static __device__ __forceinline__ float inverse(u8 byte) {
-    return __uint_as_float(byte == 255 ? NAN_BITS : (254u - byte) << 23);
+    return __uint_as_float(byte == 255 ? (u32)NAN_BITS : (254u - byte) << 23);
   }
 };
 

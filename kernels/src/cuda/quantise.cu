@@ -13,15 +13,12 @@
 // of a chunk, rows are not aligned and elements are read and written one by one.
 #include "e4m3.cuh"
 
-constexpr u32 THREADS = 256;
-constexpr u32 WARPS = THREADS / 32;
-constexpr u32 ALL_LANES = 0xffffffffu;
+enum : u32 { THREADS = 256, WARPS = THREADS / 32, ALL_LANES = 0xffffffffu };
 
 // A matrix, row-major, read 16 bytes at a time. T is the unsigned integer of an element's size.
 template <class T>
 struct Matrix {
-  static constexpr u32 CHUNK = 16 / sizeof(T);
-  static constexpr u32 BITS = 8 * sizeof(T);
+  enum : u32 { CHUNK = 16 / sizeof(T), BITS = 8 * sizeof(T) };
 
   const T* __restrict__ x;
   u32 rows, cols;
@@ -35,7 +32,7 @@ struct Matrix {
     // this rare path can be a loop.
     u64 low = 0, high = 0;
 #pragma unroll 1
-    for (u32 j = min(CHUNK, cols - col); j-- > 0;) {
+    for (u32 j = min((u32)CHUNK, cols - col); j-- > 0;) {
       high = high << BITS | low >> (64 - BITS);
       low = low << BITS | at[j];
     }
@@ -104,7 +101,7 @@ __device__ __forceinline__ void store(u8* codes, u32 row, u32 col, u32 rows, u32
   u64 low = words[0], high = 0;
   if constexpr (CHUNK > 4) low |= (u64)words[1] << 32;
   if constexpr (CHUNK == 16) high = words[2] | (u64)words[3] << 32;
-  const u32 here = min(CHUNK, cols - col);
+  const u32 here = min((u32)CHUNK, cols - col);
 #pragma unroll 1
   for (u32 j = 0; j < here; j++) {
     at[j] = (u8)low;
@@ -116,10 +113,12 @@ __device__ __forceinline__ void store(u8* codes, u32 row, u32 col, u32 rows, u32
 // Which part of a tile a thread has: CHUNK columns from `col` on, rows `first_row + i * GROUPS`.
 template <u32 CHUNK_>
 struct Share {
-  static constexpr u32 CHUNK = CHUNK_;
-  static constexpr u32 LANES = BLOCK / CHUNK;      // of one row
-  static constexpr u32 GROUPS = THREADS / LANES;   // rows at once
-  static constexpr u32 ROWS = BLOCK / GROUPS;      // rows of a thread
+  enum : u32 {
+    CHUNK = CHUNK_,
+    LANES = BLOCK / CHUNK,     // of one row
+    GROUPS = THREADS / LANES,  // rows at once
+    ROWS = BLOCK / GROUPS,     // rows of a thread
+  };
   u32 lane, warp, tile_row, tile_col, first_row, col;
 
   __device__ __forceinline__ explicit Share(u32 cols) {

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         }
     };
     let stream = device.stream().unwrap();
-    let gpu = Gpu { device, stream, seed: options.seed };
+    let gpu = Gpu::new(device, stream, options.seed);
     let mut report = header(&gpu);
     print!("{report}");
     let mut failed = 0;

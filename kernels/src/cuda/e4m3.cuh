@@ -29,7 +29,8 @@ __device__ __forceinline__ float decode_e4m3(u32 code) {
 
 #if __CUDA_ARCH__ >= 890
 
-// Two codes, `low` in the low byte: nearest, ties to even, saturating at 448; NaN is 0x7f.
+// Two codes, `low` in the low byte: nearest, ties to even; NaN is 0x7f. For numbers that a scale has brought
+// within 448, up to rounding.
 __device__ __forceinline__ u32 encode2_e4m3(float low, float high) {
   u16 codes;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
@@ -38,15 +39,15 @@ __device__ __forceinline__ u32 encode2_e4m3(float low, float high) {
 
 #else
 
+// Of a number that a scale has brought within 448 (up to rounding), or a NaN.
 __device__ __forceinline__ u32 encode_e4m3(float x) {
   const u32 bits = __float_as_uint(x), magnitude = bits & 0x7fffffffu;
-  // Round the 23 mantissa bits to 3, then move the exponent's bias from 127 to 7.
-  const u32 normal = ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
-  // Below 2^-6, adding 2^14 leaves the count of 2^-9 in the last bits, rounded to even.
-  const u32 subnormal =
-      __float_as_uint(__fadd_rn(__uint_as_float(magnitude), 16384.0f)) - 0x46800000u;
-  u32 code = magnitude < (121u << 23) ? subnormal : normal;
-  code = code > 0x7eu ? 0x7eu : code;
+  // 2^20 times the number's own power of two, or that of the subnormals: adding it leaves eighths of that
+  // power in the last bits, rounded to even.
+  const u32 exponent = max(magnitude & 0x7f800000u, 121u << 23);
+  const u32 rounder = exponent + (20u << 23);
+  const u32 eighths = __float_as_uint(__fadd_rn(__uint_as_float(magnitude), __uint_as_float(rounder)));
+  const u32 code = eighths - rounder + (exponent >> 20) - (121u << 3);
   return magnitude > INFINITY_BITS ? 0x7fu : code | ((bits >> 24) & 0x80u);
 }
 

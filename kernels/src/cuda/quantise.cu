@@ -1,24 +1,25 @@
 // contract: quantise.rs
 //
-// A block of 256 threads quantises one tile of 128 x 128 elements and keeps all of it in registers: each
-// thread reads 16 bytes (8 BF16, 4 FP32 or 16 codes) of every few rows, so a row of the tile is read by 16,
-// 32 or 8 neighbouring lanes in whole 128-byte lines and the source is read once, whatever is written.
+// A block of 256 threads (512 where more must be kept) quantises one tile of 128 x 128 elements and
+// keeps all of it in registers: each thread reads 8 BF16, 4 FP32 (16 bytes) or 8 codes of every few rows, so a row
+// of the tile is read by 16 or 32 neighbouring lanes in whole 128-byte lines, and the source is read once,
+// whatever is written.
 //
 //   amax of a row:     over a thread's chunk, then over the row's lanes by shuffles;
-//   amax of a column:  over a thread's rows, then over the warp's row groups by shuffles, then over the 8
-//                      warps through shared memory (4 KiB for BF16);
-//   amax of a tile:    over the warp by shuffles, then over the 8 warps.
+//   amax of a column:  over a thread's rows, then over the warp's row groups by shuffles, then over the
+//                      warps through shared memory (8 KiB);
+//   amax of a tile:    over the warp by shuffles, then over the warps.
 //
 // What lies beyond the right or lower edge is read as zero and not written. Where the width is no multiple
 // of a chunk, rows are not aligned and elements are read and written one by one.
 #include "e4m3.cuh"
 
-enum : u32 { THREADS = 256, WARPS = THREADS / 32, ALL_LANES = 0xffffffffu };
+enum : u32 { THREADS = 256, THREADS_WIDE = 512, ALL_LANES = 0xffffffffu };
 
-// A matrix, row-major, read 16 bytes at a time. T is the unsigned integer of an element's size.
-template <class T>
+// A matrix, row-major, read a chunk at a time. T is the unsigned integer of an element's size.
+template <class T, u32 CHUNK_ = 16 / sizeof(T)>
 struct Matrix {
-  enum : u32 { CHUNK = 16 / sizeof(T), BITS = 8 * sizeof(T) };
+  enum : u32 { CHUNK = CHUNK_, BITS = 8 * sizeof(T) };
 
   const T* __restrict__ x;
   u32 rows, cols;
@@ -27,7 +28,11 @@ struct Matrix {
   __device__ __forceinline__ uint4 load(u32 row, u32 col) const {
     if (row >= rows || col >= cols) return make_uint4(0, 0, 0, 0);
     const T* at = x + (u64)row * cols + col;
-    if (cols % CHUNK == 0) return *reinterpret_cast<const uint4*>(at);
+    if (cols % CHUNK == 0) {
+      if constexpr (CHUNK * sizeof(T) == 16) return *reinterpret_cast<const uint4*>(at);
+      const uint2 half = *reinterpret_cast<const uint2*>(at);
+      return make_uint4(half.x, half.y, 0, 0);
+    }
     // The last element first, and the chunk moved up for each before it: no word is indexed by a variable, so
     // this rare path can be a loop.
     u64 low = 0, high = 0;
@@ -51,6 +56,10 @@ struct Bf16Source : Matrix<u16> {
     const u32 pair = word_of(chunk, j / 2);
     return __uint_as_float(j % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
   }
+  static __device__ __forceinline__ u32 magnitude(const uint4& chunk, Context, u32 j) {
+    const u32 pair = word_of(chunk, j / 2);
+    return j % 2 == 0 ? (pair & 0x7fffu) << 16 : pair & 0x7fff0000u;
+  }
 };
 
 struct Fp32Source : Matrix<u32> {
@@ -59,11 +68,14 @@ struct Fp32Source : Matrix<u32> {
   static __device__ __forceinline__ float value(const uint4& chunk, Context, u32 j) {
     return __uint_as_float(word_of(chunk, j));
   }
+  static __device__ __forceinline__ u32 magnitude(const uint4& chunk, Context context, u32 j) {
+    return magnitude_bits(value(chunk, context, j));
+  }
 };
 
 // Codes with a scale per 1 x 128: the values they stand for.
 template <class Scale>
-struct CodeSource : Matrix<u8> {
+struct CodeSource : Matrix<u8, 8> {
   const typename Scale::Stored* __restrict__ scales;
   struct Context { float scale; };
   __device__ __forceinline__ Context context(u32 row, u32 col) const {
@@ -78,6 +90,9 @@ struct CodeSource : Matrix<u8> {
     const u32 code = (word_of(chunk, j / 4) >> (j % 4 * 8)) & 0xffu;
     return __fmul_rn(decode_e4m3(code), context.scale);
   }
+  static __device__ __forceinline__ u32 magnitude(const uint4& chunk, Context context, u32 j) {
+    return magnitude_bits(value(chunk, context, j));
+  }
 };
 
 // Where a quantised matrix goes.
@@ -89,7 +104,8 @@ struct Quantised {
 
 // Writes the codes of a chunk.
 template <u32 CHUNK>
-__device__ __forceinline__ void store(u8* codes, u32 row, u32 col, u32 rows, u32 cols, const u32 (&words)[CHUNK / 4]) {
+__device__ __forceinline__ void store(u8* __restrict__ codes, u32 row, u32 col, u32 rows, u32 cols,
+                                      const u32 (&words)[CHUNK / 4]) {
   if (row >= rows || col >= cols) return;
   u8* at = codes + (u64)row * cols + col;
   if (cols % CHUNK == 0) {
@@ -111,10 +127,12 @@ __device__ __forceinline__ void store(u8* codes, u32 row, u32 col, u32 rows, u32
 }
 
 // Which part of a tile a thread has: CHUNK columns from `col` on, rows `first_row + i * GROUPS`.
-template <u32 CHUNK_>
+template <u32 CHUNK_, u32 THREADS_>
 struct Share {
   enum : u32 {
     CHUNK = CHUNK_,
+    THREADS = THREADS_,
+    WARPS = THREADS / 32,
     LANES = BLOCK / CHUNK,     // of one row
     GROUPS = THREADS / LANES,  // rows at once
     ROWS = BLOCK / GROUPS,     // rows of a thread
@@ -143,7 +161,7 @@ __device__ __forceinline__ void quantise_rows(const Source& x, const S& share, c
     const typename Source::Context context = x.context(share.row(i), share.col);
     u32 largest = 0;
 #pragma unroll
-    for (u32 j = 0; j < S::CHUNK; j++) largest = max(largest, magnitude_bits(Source::value(chunk[i], context, j)));
+    for (u32 j = 0; j < S::CHUNK; j++) largest = max(largest, Source::magnitude(chunk[i], context, j));
 #pragma unroll
     for (u32 step = 1; step < S::LANES; step *= 2) largest = max(largest, __shfl_xor_sync(ALL_LANES, largest, step));
     const typename Scale::Stored scale = Scale::of(largest);
@@ -168,9 +186,8 @@ __device__ __forceinline__ void quantise_rows(const Source& x, const S& share, c
 template <class Scale, class Source, class S>
 __device__ __forceinline__ void quantise_columns(const Source& x, const S& share, const uint4 (&chunk)[S::ROWS],
                                                  const Quantised<Scale>& out) {
-  constexpr u32 QUADS = S::CHUNK / 4;
-  // By quads of columns, so that neighbouring lanes touch neighbouring banks.
-  __shared__ uint4 partial[WARPS][QUADS][S::LANES];
+  __shared__ __align__(16) u32 partial[S::WARPS][BLOCK];
+  __shared__ __align__(16) float inverses[BLOCK];
 
   u32 largest[S::CHUNK];
 #pragma unroll
@@ -179,9 +196,7 @@ __device__ __forceinline__ void quantise_columns(const Source& x, const S& share
   for (u32 i = 0; i < S::ROWS; i++) {
     const typename Source::Context context = x.context(share.row(i), share.col);
 #pragma unroll
-    for (u32 j = 0; j < S::CHUNK; j++) {
-      largest[j] = max(largest[j], magnitude_bits(Source::value(chunk[i], context, j)));
-    }
+    for (u32 j = 0; j < S::CHUNK; j++) largest[j] = max(largest[j], Source::magnitude(chunk[i], context, j));
   }
 #pragma unroll
   for (u32 j = 0; j < S::CHUNK; j++) {
@@ -190,42 +205,43 @@ __device__ __forceinline__ void quantise_columns(const Source& x, const S& share
       largest[j] = max(largest[j], __shfl_xor_sync(ALL_LANES, largest[j], step));
     }
   }
-  const u32 chunk_of_row = threadIdx.x % S::LANES;
+  const u32 first = threadIdx.x % S::LANES * S::CHUNK;
   if (share.lane < S::LANES) {
 #pragma unroll
-    for (u32 q = 0; q < QUADS; q++) {
-      partial[share.warp][q][chunk_of_row] =
-          make_uint4(largest[4 * q], largest[4 * q + 1], largest[4 * q + 2], largest[4 * q + 3]);
+    for (u32 j = 0; j < S::CHUNK; j += 4) {
+      *reinterpret_cast<uint4*>(&partial[share.warp][first + j]) =
+          make_uint4(largest[j], largest[j + 1], largest[j + 2], largest[j + 3]);
     }
   }
   __syncthreads();
-#pragma unroll
-  for (u32 w = 0; w < WARPS; w++) {
-#pragma unroll
-    for (u32 q = 0; q < QUADS; q++) {
-      const uint4 other = partial[w][q][chunk_of_row];
-      largest[4 * q] = max(largest[4 * q], other.x);
-      largest[4 * q + 1] = max(largest[4 * q + 1], other.y);
-      largest[4 * q + 2] = max(largest[4 * q + 2], other.z);
-      largest[4 * q + 3] = max(largest[4 * q + 3], other.w);
-    }
+
+  // A thread for each column.
+  if (threadIdx.x < BLOCK) {
+    u32 whole = 0;
+#pragma unroll 4
+    for (u32 w = 0; w < S::WARPS; w++) whole = max(whole, partial[w][threadIdx.x]);
+    const typename Scale::Stored scale = Scale::of(whole);
+    inverses[threadIdx.x] = Scale::inverse(scale);
+    const u32 col = share.tile_col * BLOCK + threadIdx.x;
+    if (col < x.cols) out.scales[(u64)share.tile_row * x.cols + col] = scale;
   }
+  __syncthreads();
 
   float inverse[S::CHUNK];
 #pragma unroll
-  for (u32 j = 0; j < S::CHUNK; j++) {
-    const typename Scale::Stored scale = Scale::of(largest[j]);
-    inverse[j] = Scale::inverse(scale);
-    if (threadIdx.x < S::LANES && share.col + j < x.cols) {
-      out.scales[(u64)share.tile_row * x.cols + share.col + j] = scale;
-    }
+  for (u32 j = 0; j < S::CHUNK; j += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(&inverses[first + j]);
+    inverse[j] = quad.x;
+    inverse[j + 1] = quad.y;
+    inverse[j + 2] = quad.z;
+    inverse[j + 3] = quad.w;
   }
 #pragma unroll
   for (u32 i = 0; i < S::ROWS; i++) {
     const typename Source::Context context = x.context(share.row(i), share.col);
-    u32 words[QUADS];
+    u32 words[S::CHUNK / 4];
 #pragma unroll
-    for (u32 w = 0; w < QUADS; w++) {
+    for (u32 w = 0; w < S::CHUNK / 4; w++) {
       words[w] = encode4_e4m3(__fmul_rn(Source::value(chunk[i], context, 4 * w), inverse[4 * w]),
                               __fmul_rn(Source::value(chunk[i], context, 4 * w + 1), inverse[4 * w + 1]),
                               __fmul_rn(Source::value(chunk[i], context, 4 * w + 2), inverse[4 * w + 2]),
@@ -239,21 +255,21 @@ __device__ __forceinline__ void quantise_columns(const Source& x, const S& share
 template <class Scale, class Source, class S>
 __device__ __forceinline__ void quantise_block(const Source& x, const S& share, const uint4 (&chunk)[S::ROWS],
                                                const Quantised<Scale>& out) {
-  __shared__ u32 partial[WARPS];
+  __shared__ u32 partial[S::WARPS];
 
   u32 largest = 0;
 #pragma unroll
   for (u32 i = 0; i < S::ROWS; i++) {
     const typename Source::Context context = x.context(share.row(i), share.col);
 #pragma unroll
-    for (u32 j = 0; j < S::CHUNK; j++) largest = max(largest, magnitude_bits(Source::value(chunk[i], context, j)));
+    for (u32 j = 0; j < S::CHUNK; j++) largest = max(largest, Source::magnitude(chunk[i], context, j));
   }
 #pragma unroll
   for (u32 step = 1; step < 32; step *= 2) largest = max(largest, __shfl_xor_sync(ALL_LANES, largest, step));
   if (share.lane == 0) partial[share.warp] = largest;
   __syncthreads();
 #pragma unroll
-  for (u32 w = 0; w < WARPS; w++) largest = max(largest, partial[w]);
+  for (u32 w = 0; w < S::WARPS; w++) largest = max(largest, partial[w]);
 
   const typename Scale::Stored scale = Scale::of(largest);
   const float inverse = Scale::inverse(scale);
@@ -281,7 +297,7 @@ __device__ __forceinline__ void load_tile(const Source& x, const S& share, uint4
 
 template <class Scale>
 __device__ __forceinline__ void rows_of_bf16(const Bf16Source& x, Quantised<Scale> out) {
-  const Share<Bf16Source::CHUNK> share(x.cols);
+  const Share<Bf16Source::CHUNK, THREADS> share(x.cols);
   uint4 chunk[share.ROWS];
   load_tile(x, share, chunk);
   quantise_rows(x, share, chunk, out);
@@ -289,7 +305,7 @@ __device__ __forceinline__ void rows_of_bf16(const Bf16Source& x, Quantised<Scal
 
 template <class Scale>
 __device__ __forceinline__ void columns_of_bf16(const Bf16Source& x, Quantised<Scale> out) {
-  const Share<Bf16Source::CHUNK> share(x.cols);
+  const Share<Bf16Source::CHUNK, THREADS_WIDE> share(x.cols);
   uint4 chunk[share.ROWS];
   load_tile(x, share, chunk);
   quantise_columns(x, share, chunk, out);
@@ -297,7 +313,7 @@ __device__ __forceinline__ void columns_of_bf16(const Bf16Source& x, Quantised<S
 
 template <class Scale>
 __device__ __forceinline__ void both_of_bf16(const Bf16Source& x, Quantised<Scale> by_row, Quantised<Scale> by_column) {
-  const Share<Bf16Source::CHUNK> share(x.cols);
+  const Share<Bf16Source::CHUNK, THREADS_WIDE> share(x.cols);
   uint4 chunk[share.ROWS];
   load_tile(x, share, chunk);
   quantise_rows(x, share, chunk, by_row);
@@ -306,7 +322,7 @@ __device__ __forceinline__ void both_of_bf16(const Bf16Source& x, Quantised<Scal
 
 template <class Scale>
 __device__ __forceinline__ void columns_of_codes(const CodeSource<Scale>& x, Quantised<Scale> out) {
-  const Share<CodeSource<Scale>::CHUNK> share(x.cols);
+  const Share<CodeSource<Scale>::CHUNK, THREADS_WIDE> share(x.cols);
   uint4 chunk[share.ROWS];
   load_tile(x, share, chunk);
   quantise_columns(x, share, chunk, out);
@@ -314,30 +330,30 @@ __device__ __forceinline__ void columns_of_codes(const CodeSource<Scale>& x, Qua
 
 template <class Scale>
 __device__ __forceinline__ void blocks_of_fp32(const Fp32Source& x, Quantised<Scale> out) {
-  const Share<Fp32Source::CHUNK> share(x.cols);
+  const Share<Fp32Source::CHUNK, THREADS_WIDE> share(x.cols);
   uint4 chunk[share.ROWS];
   load_tile(x, share, chunk);
   quantise_block(x, share, chunk, out);
 }
 
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 2)
+#define KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 #define QUANTISERS(FORMAT, SCALE)                                                                              \
-  KERNEL quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {          \
+  KERNEL(THREADS, 4) quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {          \
     rows_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                                   \
   }                                                                                                            \
-  KERNEL quantise_columns_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {       \
+  KERNEL(THREADS_WIDE, 2) quantise_columns_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {       \
     columns_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                                \
   }                                                                                                            \
-  KERNEL quantise_both_##FORMAT(const u16* x, u8* row_codes, SCALE::Stored* row_scales, u8* column_codes,      \
+  KERNEL(THREADS_WIDE, 1) quantise_both_##FORMAT(const u16* x, u8* row_codes, SCALE::Stored* row_scales, u8* column_codes,      \
                                 SCALE::Stored* column_scales, u32 rows, u32 cols) {                            \
     both_of_bf16<SCALE>({{x, rows, cols}}, {row_codes, row_scales}, {column_codes, column_scales});            \
   }                                                                                                            \
-  KERNEL requantise_columns_##FORMAT(const u8* row_codes, const SCALE::Stored* row_scales, u8* codes,          \
+  KERNEL(THREADS_WIDE, 2) requantise_columns_##FORMAT(const u8* row_codes, const SCALE::Stored* row_scales, u8* codes,          \
                                      SCALE::Stored* scales, u32 rows, u32 cols) {                              \
     columns_of_codes<SCALE>({{row_codes, rows, cols}, row_scales}, {codes, scales});                           \
   }                                                                                                            \
-  KERNEL quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
+  KERNEL(THREADS_WIDE, 2) quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
     blocks_of_fp32<SCALE>({{w, rows, cols}}, {codes, scales});                                                 \
   }
 
@@ -358,9 +374,9 @@ __device__ __forceinline__ void transpose4(const u32 (&in)[4], u32 (&out)[4]) {
 // 4 columns: it reads 16 words down a column of words (neighbouring lanes, neighbouring banks), transposes them
 // four by four, and writes 4 chunks of 16 bytes. Chunks of a row are XORed with the row's number of fours, or
 // all lanes of a store would meet in the same four banks.
-KERNEL transpose_bytes(const u8* __restrict__ x, u8* __restrict__ y, u32 rows, u32 cols) {
+KERNEL(THREADS, 4) transpose_bytes(const u8* __restrict__ x, u8* __restrict__ y, u32 rows, u32 cols) {
   __shared__ uint4 tile[BLOCK * BLOCK / 16];
-  const Share<16> from(cols);
+  const Share<16, THREADS> from(cols);
   const Matrix<u8> source = {x, rows, cols};
 #pragma unroll
   for (u32 i = 0; i < from.ROWS; i++) {

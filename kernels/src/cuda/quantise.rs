@@ -18,7 +18,10 @@ use crate::fp8::{BLOCK, ScaleFormat, Tiling};
 use super::image::QUANTISE;
 use super::{Address, Device, DeviceError, Function, Grid, Slice, Stream};
 
+/// Threads of a block, as in `quantise.cu`.
 const THREADS: u32 = 256;
+/// Where more must be kept: all but rows.
+const THREADS_WIDE: u32 = 512;
 
 /// Source, codes, scales, rows, columns.
 type OneResult = Function<(Address, Address, Address, u32, u32)>;
@@ -61,10 +64,10 @@ pub struct QuantizedSlices<'a> {
 
 impl Shape {
     /// Tiles of 128 x 128, one for each block of threads.
-    fn grid(self) -> Grid {
+    fn grid(self, threads: u32) -> Grid {
         let tiles = self.rows.div_ceil(BLOCK) * self.cols.div_ceil(BLOCK);
         let tiles = i32::try_from(tiles).unwrap_or_else(|_| panic!("{self:?}: too many tiles"));
-        Grid::line(tiles as u32, THREADS)
+        Grid::line(tiles as u32, threads)
     }
 
     /// As the kernels take them.
@@ -115,7 +118,7 @@ impl Kernels {
         shape: Shape,
     ) -> Result<(), DeviceError> {
         check("quantise rows", shape, &[(x, 2 * shape.rows * shape.cols)], &[(out, Tiling::Row)]);
-        self.launch_one(&self.of(out.format).rows, stream, x, out, shape)
+        launch_one(&self.of(out.format).rows, THREADS, stream, x, out, shape)
     }
 
     /// x BF16 to 128 x 1 tiles.
@@ -128,7 +131,7 @@ impl Kernels {
     ) -> Result<(), DeviceError> {
         let source = (x, 2 * shape.rows * shape.cols);
         check("quantise columns", shape, &[source], &[(out, Tiling::Column)]);
-        self.launch_one(&self.of(out.format).columns, stream, x, out, shape)
+        launch_one(&self.of(out.format).columns, THREADS_WIDE, stream, x, out, shape)
     }
 
     /// w FP32 to 128 x 128 tiles. One copy serves the forward pass and the input's gradient.
@@ -141,7 +144,7 @@ impl Kernels {
     ) -> Result<(), DeviceError> {
         let source = (w, 4 * shape.rows * shape.cols);
         check("quantise blocks", shape, &[source], &[(out, Tiling::Block)]);
-        self.launch_one(&self.of(out.format).blocks, stream, w, out, shape)
+        launch_one(&self.of(out.format).blocks, THREADS_WIDE, stream, w, out, shape)
     }
 
     /// x BF16 to 1 x 128 and 128 x 1 tiles, reading it once. Both in one format.
@@ -168,7 +171,7 @@ impl Kernels {
             cols,
         );
         // SAFETY: the kernel stays inside matrices of this shape, whose sizes were checked above.
-        unsafe { self.of(by_row.format).both.launch(stream, shape.grid(), arguments) }
+        unsafe { self.of(by_row.format).both.launch(stream, shape.grid(THREADS_WIDE), arguments) }
     }
 
     /// 1 x 128 tiles to 128 x 1 tiles, for the gradient of a weight: `Quantized::requantise_columns`.
@@ -193,7 +196,9 @@ impl Kernels {
             cols,
         );
         // SAFETY: the kernel stays inside matrices of this shape, whose sizes were checked above.
-        unsafe { self.of(out.format).requantise.launch(stream, shape.grid(), arguments) }
+        unsafe {
+            self.of(out.format).requantise.launch(stream, shape.grid(THREADS_WIDE), arguments)
+        }
     }
 
     /// y `(cols, rows)` = x `(rows, cols)`, bytes, transposed. y is overwritten.
@@ -210,23 +215,23 @@ impl Kernels {
         let (rows, cols) = shape.sizes();
         let arguments = (x.address(), y.address(), rows, cols);
         // SAFETY: the kernel stays inside matrices of this shape, whose sizes were checked above.
-        unsafe { self.transpose.launch(stream, shape.grid(), arguments) }
+        unsafe { self.transpose.launch(stream, shape.grid(THREADS), arguments) }
     }
+}
 
-    /// For a source whose size was checked.
-    fn launch_one(
-        &self,
-        function: &OneResult,
-        stream: &Stream,
-        x: Slice<'_>,
-        out: QuantizedSlices<'_>,
-        shape: Shape,
-    ) -> Result<(), DeviceError> {
-        let (rows, cols) = shape.sizes();
-        let arguments = (x.address(), out.codes.address(), out.scales.address(), rows, cols);
-        // SAFETY: the kernel stays inside matrices of this shape, whose sizes the callers checked.
-        unsafe { function.launch(stream, shape.grid(), arguments) }
-    }
+/// For a source whose size was checked.
+fn launch_one(
+    function: &OneResult,
+    threads: u32,
+    stream: &Stream,
+    x: Slice<'_>,
+    out: QuantizedSlices<'_>,
+    shape: Shape,
+) -> Result<(), DeviceError> {
+    let (rows, cols) = shape.sizes();
+    let arguments = (x.address(), out.codes.address(), out.scales.address(), rows, cols);
+    // SAFETY: the kernel stays inside matrices of this shape, whose sizes the callers checked.
+    unsafe { function.launch(stream, shape.grid(threads), arguments) }
 }
 
 /// Sizes, alignment, and that nothing is written which is read.

@@ -1,6 +1,6 @@
 //! How long kernels take on the card that is there. Figures for a page, never a test.
 
-use shoal_kernels::cuda::quantise::{Kernels, QuantizedSlices, Shape};
+use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::cuda::{Buffer, DeviceError};
 use shoal_kernels::{ScaleFormat, Tiling};
 
@@ -60,7 +60,7 @@ impl Room {
 }
 
 fn quantise_lines(gpu: &Gpu) -> Result<Vec<String>, DeviceError> {
-    let kernels = Kernels::load(&gpu.device)?;
+    let kernels = gpu.quantise();
     let n = ACTIVATIONS.rows * ACTIVATIONS.cols;
     let (x, w) = (gpu.device.buffer("x", 2 * n)?, gpu.device.buffer("w", 2 * n)?);
     gpu.stream.fill(x.all(), 0x3c)?;

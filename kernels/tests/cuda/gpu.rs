@@ -1,5 +1,8 @@
 //! What a case is given, and how it moves bytes.
 
+use std::sync::OnceLock;
+
+use shoal_kernels::cuda::quantise::Kernels;
 use shoal_kernels::cuda::{Buffer, Device, Slice, Stream};
 
 /// Bytes before and after what a kernel may write.
@@ -28,6 +31,7 @@ pub(crate) struct Gpu {
     pub(crate) device: Device,
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
+    quantise: OnceLock<Kernels>,
 }
 
 /// Room for a result between two guards.
@@ -37,6 +41,15 @@ pub(crate) struct Guarded {
 }
 
 impl Gpu {
+    pub(crate) fn new(device: Device, stream: Stream, seed: u64) -> Self {
+        Self { device, stream, seed, quantise: OnceLock::new() }
+    }
+
+    /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
+    pub(crate) fn quantise(&self) -> &Kernels {
+        self.quantise.get_or_init(|| Kernels::load(&self.device).unwrap())
+    }
+
     /// Bytes on the device.
     pub(crate) fn upload(&self, bytes: &[u8]) -> Buffer {
         let buffer = self.device.buffer("an operand", bytes.len()).unwrap();

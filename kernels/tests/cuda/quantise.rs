@@ -2,7 +2,7 @@
 
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::Buffer;
-use shoal_kernels::cuda::quantise::{Kernels, QuantizedSlices, Shape};
+use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::tensor::DType;
 use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling, f32_to_bf16};
 
@@ -137,7 +137,7 @@ fn check(
     values: &[f32],
 ) -> Result<(), String> {
     let Shape { rows, cols } = shape;
-    let kernels = Kernels::load(&gpu.device).map_err(|error| error.to_string())?;
+    let kernels = gpu.quantise();
     let bf16: Vec<u16> = values.iter().map(|x| f32_to_bf16(*x)).collect();
     let bytes: Vec<u8> = bf16.iter().flat_map(|x| x.to_le_bytes()).collect();
     let x = Tensor::from_bytes(DType::Bf16, &[rows, cols], &bytes).unwrap();
@@ -185,7 +185,7 @@ fn check(
 
 fn transpose(gpu: &Gpu, shape: Shape) -> Result<(), String> {
     let Shape { rows, cols } = shape;
-    let kernels = Kernels::load(&gpu.device).map_err(|error| error.to_string())?;
+    let kernels = gpu.quantise();
     let mut random = Random::new(gpu.seed);
     let bytes: Vec<u8> = (0..rows * cols).map(|_| random.next_u64() as u8).collect();
     let x: Buffer = gpu.upload(&bytes);

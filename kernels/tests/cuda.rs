@@ -67,7 +67,9 @@ fn main() -> ExitCode {
     let options = Options::read(std::env::args().skip(1));
     let cases: Vec<Case> = cases().into_iter().filter(|case| options.wants(case)).collect();
     if options.list {
-        cases.iter().for_each(|case| println!("{}: test", case.name));
+        for case in &cases {
+            println!("{}: test", case.name);
+        }
         return ExitCode::SUCCESS;
     }
     let required = std::env::var_os("REQUIRE_CUDA").is_some_and(|value| value != "0");

@@ -129,9 +129,10 @@ fn out_of_memory(gpu: &Gpu) -> Result<(), String> {
         gpu.device.buffer("the expert weights", bytes),
         &["the expert weights", &bytes.to_string(), "free"],
     )?;
-    match error {
-        DeviceError::OutOfMemory { .. } => Ok(()),
-        other => Err(format!("{other:?}")),
+    if matches!(error, DeviceError::OutOfMemory { .. }) {
+        Ok(())
+    } else {
+        Err(format!("{error:?}"))
     }
 }
 

@@ -142,7 +142,7 @@ impl Driver {
 /// of which a multiprocessor has four. A model, so that times are plausible and repeat.
 pub(super) fn micros(card: &Card, stats: &Stats) -> f64 {
     let per_cycle = 4.0 * card.multiprocessors as f64;
-    let cycles = stats.instructions as f64 / per_cycle;
+    let cycles = stats.warp_instructions() as f64 / per_cycle;
     cycles * 1e3 / card.clock as f64
 }
 
@@ -151,7 +151,7 @@ impl Driver {
     pub(super) fn count(&mut self, name: &str, stats: &Stats) {
         let launches = self.report.launches.entry(name.to_owned()).or_default();
         launches.count += 1;
-        for (what, count) in [("instructions", stats.instructions)] {
+        for (what, count) in [("instructions", stats.warp_instructions())] {
             *launches.stats.entry(what.to_owned()).or_default() += count;
         }
     }

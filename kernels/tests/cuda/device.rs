@@ -137,7 +137,7 @@ fn out_of_memory(gpu: &Gpu) -> Result<(), String> {
 }
 
 fn ptx_that_is_none(gpu: &Gpu) -> Result<(), String> {
-    let text = COUNT.replace("mad.lo.s32", "mad.up.s32");
+    let text = COUNT.replace("mad.lo.s32", "madd.lo.s32");
     expect_error(gpu.device.load_ptx("a changed kernel", &text), &["a changed kernel"])?;
     let module = gpu.device.load_ptx("count", COUNT).unwrap();
     expect_error(module.function::<(Address,)>("no_such", 0), &["no kernel no_such"]).map(drop)

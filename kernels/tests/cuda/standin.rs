@@ -1,7 +1,7 @@
 //! The same cases on the GPU that is made of CPU: this executable again, as a child that finds the stand-in
 //! driver as its `libcuda`.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use shoal_standin_driver::report::Check;
 use shoal_standin_driver::testing::StandIn;
@@ -58,57 +58,100 @@ fn complaints(standin: &StandIn) -> impl Iterator<Item = String> {
     found
 }
 
-/// What cannot be opened says so: words that the error must have, for each machine.
-const MACHINES: [(&str, &[(&str, &str)], &[&str]); 7] = [
-    ("0", &[("SHOAL_STANDIN_CARDS", "none")], &["asked for 0, this machine has 0"]),
-    ("1", &[("SHOAL_STANDIN_CARDS", "4090")], &["asked for 1, this machine has 1"]),
-    (
-        "0",
-        &[("SHOAL_STANDIN_CARDS", "3090"), ("SHOAL_STANDIN_DRIVER", "11.4")],
-        &["driver too old for this PTX: has CUDA 11.4, needs 11.7", "515", "8.6"],
-    ),
-    (
-        "0",
-        &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_DRIVER", "12.2")],
-        &["driver too old for this PTX: has CUDA 12.2, needs 12.4", "550", "8.9"],
-    ),
-    (
-        "0",
-        &[("SHOAL_STANDIN_CARDS", "5090"), ("SHOAL_STANDIN_DRIVER", "12.6")],
-        &["driver too old for this PTX: has CUDA 12.6, needs 12.8", "570", "12.0"],
-    ),
-    (
-        "0",
-        &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_COMPUTE_MODE", "exclusive")],
-        &["is not free: its compute mode is exclusive process"],
-    ),
-    (
-        "0",
-        &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited")],
-        &["is not free: its compute mode is prohibited"],
-    ),
+/// A machine, the device that is asked for there, and words of what comes of it.
+struct Machine {
+    ordinal: &'static str,
+    settings: &'static [(&'static str, &'static str)],
+    says: &'static [&'static str],
+}
+
+/// What cannot be opened says why.
+const MACHINES: [Machine; 8] = [
+    Machine {
+        ordinal: "0",
+        settings: &[("SHOAL_STANDIN_CARDS", "none")],
+        says: &["asked for 0, this machine has 0"],
+    },
+    Machine {
+        ordinal: "1",
+        settings: &[("SHOAL_STANDIN_CARDS", "4090")],
+        says: &["asked for 1, this machine has 1"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[("SHOAL_STANDIN_CARDS", "3090"), ("SHOAL_STANDIN_DRIVER", "11.4")],
+        says: &["driver too old for this PTX: has CUDA 11.4, needs 11.7", "515", "8.6"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_DRIVER", "12.2")],
+        says: &["driver too old for this PTX: has CUDA 12.2, needs 12.4", "550", "8.9"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[("SHOAL_STANDIN_CARDS", "5090"), ("SHOAL_STANDIN_DRIVER", "12.6")],
+        says: &["driver too old for this PTX: has CUDA 12.6, needs 12.8", "570", "12.0"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[
+            ("SHOAL_STANDIN_CARDS", "4090"),
+            ("SHOAL_STANDIN_COMPUTE_MODE", "exclusive"),
+            ("SHOAL_STANDIN_FAIL", "cuDevicePrimaryCtxRetain:device_unavailable"),
+        ],
+        says: &["is not free: its compute mode is exclusive process"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[
+            ("SHOAL_STANDIN_CARDS", "4090"),
+            ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited"),
+        ],
+        says: &["is not free: its compute mode is prohibited"],
+    },
+    Machine {
+        ordinal: "0",
+        settings: &[("SHOAL_STANDIN_FAIL", "init:unknown")],
+        says: &["cuInit: CUDA_ERROR_UNKNOWN (unknown error)"],
+    },
 ];
 
-/// Machines on which `Device::open` fails. What it said that it should not have, or the other way round.
+/// Machines on which `Device::open` fails. Where it did not, or said something else.
 pub(crate) fn open() -> Vec<String> {
     let mut failures = Vec::new();
-    for (ordinal, settings, words) in MACHINES {
+    for Machine { ordinal, settings, says } in MACHINES {
         let mut standin = StandIn::new();
         for (variable, value) in settings {
             standin = standin.set(variable, value);
         }
         let output = child(&standin, &["--open", ordinal]);
-        let said = String::from_utf8_lossy(&output.stdout);
-        let missing: Vec<_> = words.iter().filter(|word| !said.contains(**word)).collect();
-        if !missing.is_empty() || !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            failures.push(format!("{settings:?}: {said:?} lacks {missing:?}\n{stderr}"));
-        }
+        failures.extend(lacks(&format!("{settings:?}"), &output, says));
     }
-    println!(
-        "stand-in: {} machines without a usable card, {} wrong",
-        MACHINES.len(),
-        failures.len()
-    );
+    failures.extend(without_functions());
+    println!("stand-in: {} machines without a usable card, {} wrong", MACHINES.len() + 1, failures.len());
     failures
+}
+
+/// A library that is called as the driver's, but is something else: the C library.
+fn without_functions() -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("the files of this process");
+    let libc = maps.split_whitespace().find(|word| word.ends_with("/libc.so.6"))?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(libc, link).expect("a link in a folder of ours");
+    }
+    let executable = std::env::current_exe().expect("the path of this executable");
+    let mut command = Command::new(executable);
+    command.args(["--open", "0"]).env("LD_LIBRARY_PATH", folder.path());
+    let output = command.output().expect("this executable starts again");
+    lacks("a library without functions", &output, &["driver too old: its libcuda has no cuInit"])
+}
+
+fn lacks(machine: &str, output: &Output, says: &[&str]) -> Option<String> {
+    let said = String::from_utf8_lossy(&output.stdout);
+    let missing: Vec<_> = says.iter().filter(|word| !said.contains(**word)).collect();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    (!missing.is_empty() || !output.status.success())
+        .then(|| format!("{machine}: {said:?} lacks {missing:?}\n{stderr}"))
 }

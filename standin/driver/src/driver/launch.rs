@@ -142,7 +142,7 @@ impl Driver {
 /// of which a multiprocessor has four. A model, so that times are plausible and repeat.
 pub(super) fn micros(card: &Card, stats: &Stats) -> f64 {
     let per_cycle = 4.0 * card.multiprocessors as f64;
-    let cycles = stats.instructions as f64 / per_cycle;
+    let cycles = stats.warp_instructions() as f64 / per_cycle;
     cycles * 1e3 / card.clock as f64
 }
 
@@ -151,8 +151,22 @@ impl Driver {
     pub(super) fn count(&mut self, name: &str, stats: &Stats) {
         let launches = self.report.launches.entry(name.to_owned()).or_default();
         launches.count += 1;
-        for (what, count) in [("instructions", stats.instructions)] {
-            *launches.stats.entry(what.to_owned()).or_default() += count;
+        let counts = [
+            ("warp_instructions", stats.warp_instructions()),
+            ("global_bytes_read", stats.global_bytes_read),
+            ("global_bytes_written", stats.global_bytes_written),
+            ("global_sectors_read", stats.global_sectors_read),
+            ("global_sectors_written", stats.global_sectors_written),
+            ("bank_conflicts", stats.bank_conflicts),
+            ("barriers", stats.barriers),
+            ("float_atomics", stats.float_atomics),
+            ("shared_reads_unwritten", stats.shared_reads_unwritten),
+        ];
+        for (what, count) in counts {
+            *launches.counts.entry(what.to_owned()).or_default() += count;
+        }
+        for (opcode, count) in &stats.opcodes {
+            *launches.opcodes.entry(opcode.clone()).or_default() += count;
         }
     }
 }

@@ -103,10 +103,7 @@ const MACHINES: [Machine; 8] = [
     },
     Machine {
         ordinal: "0",
-        settings: &[
-            ("SHOAL_STANDIN_CARDS", "4090"),
-            ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited"),
-        ],
+        settings: &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited")],
         says: &["is not free: its compute mode is prohibited"],
     },
     Machine {
@@ -128,7 +125,11 @@ pub(crate) fn open() -> Vec<String> {
         failures.extend(lacks(&format!("{settings:?}"), &output, says));
     }
     failures.extend(without_functions());
-    println!("stand-in: {} machines without a usable card, {} wrong", MACHINES.len() + 1, failures.len());
+    println!(
+        "stand-in: {} machines without a usable card, {} wrong",
+        MACHINES.len() + 1,
+        failures.len()
+    );
     failures
 }
 

@@ -17,6 +17,8 @@ mod bench;
 mod device;
 #[path = "cuda/gpu.rs"]
 mod gpu;
+#[path = "cuda/honest.rs"]
+mod honest;
 #[path = "cuda/quantise.rs"]
 mod quantise;
 #[path = "cuda/standin.rs"]
@@ -39,6 +41,8 @@ struct Options {
     bench: bool,
     /// Opens this device and says what came of it, nothing else.
     open: Option<usize>,
+    /// Tries this change of the PTX instead of the PTX.
+    mutant: Option<usize>,
     words: Vec<String>,
 }
 
@@ -51,6 +55,7 @@ impl Options {
                 "--seed" => options.seed = arguments.next().unwrap().parse().unwrap(),
                 "--list" => options.list = true,
                 "--bench" => options.bench = true,
+                "--mutant" => options.mutant = Some(arguments.next().unwrap().parse().unwrap()),
                 "--open" => options.open = Some(arguments.next().unwrap().parse().unwrap()),
                 // What `cargo test` hands to every test: not ours.
                 word if word.starts_with('-') => {}
@@ -92,6 +97,7 @@ fn main() -> ExitCode {
         let mut failures = standin::run(&options.words);
         if options.words.is_empty() {
             failures.extend(standin::open());
+            failures.extend(standin::mutants());
         }
         for failure in &failures {
             println!("{failure}");
@@ -117,7 +123,8 @@ fn main() -> ExitCode {
 /// All cases on one device, and whether all went well.
 fn run_all(options: &Options, cases: &[Case], device: Device) -> bool {
     let stream = device.stream().unwrap();
-    let gpu = Gpu::new(device, stream, options.seed);
+    let mutant = options.mutant.map(|at| honest::MUTANTS[at].ptx());
+    let gpu = Gpu::new(device, stream, options.seed, mutant);
     let mut report = header(&gpu);
     print!("{report}");
     let mut failed = 0;

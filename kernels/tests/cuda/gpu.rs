@@ -35,6 +35,8 @@ pub(crate) struct Gpu {
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
+    /// Takes the place of the quantise kernels' PTX.
+    mutant: Option<String>,
 }
 
 /// Room for a result between two guards.
@@ -44,13 +46,16 @@ pub(crate) struct Guarded {
 }
 
 impl Gpu {
-    pub(crate) fn new(device: Device, stream: Stream, seed: u64) -> Self {
-        Self { device, stream, seed, quantise: OnceLock::new() }
+    pub(crate) fn new(device: Device, stream: Stream, seed: u64, mutant: Option<String>) -> Self {
+        Self { device, stream, seed, quantise: OnceLock::new(), mutant }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
     pub(crate) fn quantise(&self) -> &Kernels {
-        self.quantise.get_or_init(|| Kernels::load(&self.device).unwrap())
+        self.quantise.get_or_init(|| match &self.mutant {
+            Some(ptx) => Kernels::of(&self.device.load_ptx("a mutant", ptx).unwrap()).unwrap(),
+            None => Kernels::load(&self.device).unwrap(),
+        })
     }
 
     /// Bytes on the device.

@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use shoal_standin_driver::report::Check;
 use shoal_standin_driver::testing::StandIn;
 
+use super::honest::MUTANTS;
+
 /// One of each kind that has an image of its own.
 const CARDS: [&str; 3] = ["3090", "4090", "5090"];
 
@@ -155,4 +157,23 @@ fn lacks(machine: &str, output: &Output, says: &[&str]) -> Option<String> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     (!missing.is_empty() || !output.status.success())
         .then(|| format!("{machine}: {said:?} lacks {missing:?}\n{stderr}"))
+}
+
+/// Kernels with one word changed. Those that nobody noticed.
+pub(crate) fn mutants() -> Vec<String> {
+    let mut failures = Vec::new();
+    for (at, mutant) in MUTANTS.iter().enumerate() {
+        let standin = StandIn::new().cards("4090").seed(1);
+        let output = child(&standin, &["--mutant", &at.to_string(), mutant.cases]);
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        if output.status.success() || !said.contains("FAILED") || !said.contains(mutant.says) {
+            failures.push(format!(
+                "mutant {:?} is not noticed as {:?}:\n{said}",
+                mutant.what, mutant.says
+            ));
+        }
+    }
+    println!("stand-in: {} mutants, {} not noticed", MUTANTS.len(), failures.len());
+    failures
 }

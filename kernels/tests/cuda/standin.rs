@@ -52,12 +52,11 @@ fn child(standin: &StandIn, arguments: &[&str]) -> Output {
 /// are left out: a case hands it one on purpose.
 fn complaints(standin: &StandIn) -> impl Iterator<Item = String> {
     let reports = standin.reports();
-    let found = reports.into_iter().flat_map(|report| {
+    reports.into_iter().flat_map(|report| {
         let leaks = report.leaks.into_iter().map(|leak| format!("{leak:?}"));
         let faults = report.faults.into_iter().filter(|fault| fault.check != Check::Module);
         leaks.chain(faults.map(|fault| format!("{fault:?}"))).collect::<Vec<_>>()
-    });
-    found
+    })
 }
 
 /// A machine, the device that is asked for there, and words of what comes of it.

@@ -25,7 +25,7 @@ use crate::warp::{Lanes64, Waiting, Warp};
 /// What the warps of one block share.
 pub(crate) struct Surface<'a> {
     pub(crate) kernel: &'a Kernel,
-    pub(crate) view: &'a View,
+    pub(crate) view: &'a View<'a>,
     pub(crate) params: &'a [u8],
     pub(crate) options: &'a Options,
     /// Number of this launch, for the tables of writers.

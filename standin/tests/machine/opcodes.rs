@@ -119,7 +119,7 @@ fn whole_numbers_of_32_bits() {
     check32("mul.hi.u32 %d, %a, %b;", |a, b, _| ((a as u64 * b as u64) >> 32) as u32);
     check32("mul.hi.s32 %d, %a, %b;", |a, b, _| ((a as i32 as i64 * b as i32 as i64) >> 32) as u32);
     check32("mad.lo.s32 %d, %a, %b, %c;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
-    check32("div.u32 %d, %a, %b;", |a, b, _| if b == 0 { u32::MAX } else { a / b });
+    check32("div.u32 %d, %a, %b;", |a, b, _| a.checked_div(b).unwrap_or(u32::MAX));
     check32("rem.s32 %d, %a, %b;", |a, b, _| {
         if b == 0 { u32::MAX } else { (a as i32).wrapping_rem(b as i32) as u32 }
     });
@@ -309,15 +309,7 @@ fn floats() {
     check_float("neg.f32 %d, %a;", |a, _, _| -a);
     check_float("abs.f32 %d, %a;", |a, _, _| a.abs());
     check_float("min.f32 %d, %a, %b;", |a, b, _| {
-        if a.is_nan() {
-            b
-        } else if b.is_nan() {
-            a
-        } else if a.total_cmp(&b).is_lt() {
-            a
-        } else {
-            b
-        }
+        if b.is_nan() || a.total_cmp(&b).is_lt() && !a.is_nan() { a } else { b }
     });
     check_float("max.NaN.f32 %d, %a, %b;", |a, b, _| {
         if a.is_nan() || b.is_nan() {
@@ -336,7 +328,7 @@ fn floats() {
     check_float("rsqrt.approx.f32 %d, %a;", |a, _, _| (1.0 / f64::from(a).sqrt()) as f32);
     check_float(
         "setp.ltu.f32 %p1, %a, %b; selp.f32 %d, 0f3F800000, 0f00000000, %p1;",
-        |a, b, _| f32::from(u8::from(!(a >= b))),
+        |a, b, _| f32::from(u8::from(a.is_nan() || b.is_nan() || a < b)),
     );
     check_float(
         "setp.neu.f32 %p1, %a, %b; selp.f32 %d, 0f3F800000, 0f00000000, %p1;",
@@ -413,7 +405,7 @@ fn packed_conversions() {
     let single = |x: u64| f32::from_bits(x as u32);
     check("cvt.rn.bf16x2.f32 %d, %a, %b;", &cases, |x, y, _| {
         let one = |x: u64| {
-            let bits = x as u32 & 0xFFFF_FFFF;
+            let bits = x as u32;
             if single(x).is_nan() {
                 0x7FFF
             } else {

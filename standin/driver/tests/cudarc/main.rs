@@ -188,6 +188,8 @@ fn functions_of_the_host_run_in_their_place() {
     for seed in 0..6 {
         succeed(StandIn::new().seed(seed), "host_function").assert_clean();
     }
+    let check = Check::CallInHostFunction;
+    noticed(StandIn::new(), "host_function_calls_the_driver", check);
 }
 
 #[test]

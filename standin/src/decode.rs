@@ -3,6 +3,7 @@
 
 mod arithmetic;
 mod convert;
+mod functions;
 mod moves;
 mod together;
 

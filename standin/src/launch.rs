@@ -185,7 +185,7 @@ pub fn launch(kernel: &Kernel, memory: &Memory, launch: &Launch<'_>) -> Result<S
 struct Run<'a> {
     kernel: &'a Kernel,
     launch: &'a Launch<'a>,
-    view: &'a View,
+    view: &'a View<'a>,
     number: u64,
     blocks: u32,
     next: AtomicU32,

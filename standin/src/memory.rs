@@ -165,18 +165,21 @@ impl Writers {
     }
 }
 
-/// What is or was at a window.
-#[derive(Debug)]
-enum Slot {
-    Live(Arc<Allocation>),
-    Freed { bytes: usize },
+/// What is and what was.
+#[derive(Debug, Default)]
+struct Places {
+    live: BTreeMap<u64, Arc<Allocation>>,
+    /// Sizes in bytes of allocations that were freed.
+    freed: BTreeMap<u64, usize>,
+    /// Windows that were given away.
+    windows: u64,
 }
 
 /// The device's global memory. Shared between threads; launches read and write it through the
 /// addresses that [`Memory::allocate`] gave.
 #[derive(Debug, Default)]
 pub struct Memory {
-    slots: RwLock<BTreeMap<u64, Slot>>,
+    places: RwLock<Places>,
 }
 
 impl Memory {
@@ -185,62 +188,46 @@ impl Memory {
         Memory::default()
     }
 
-    fn slots(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Slot>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> RwLockReadGuard<'_, Places> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slots_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Slot>> {
-        self.slots.write().unwrap_or_else(PoisonError::into_inner)
+    fn places_mut(&self) -> RwLockWriteGuard<'_, Places> {
+        self.places.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `bytes` fresh bytes of 0xFF. No address is given twice.
     pub fn allocate(&self, bytes: usize) -> u64 {
-        let mut slots = self.slots_mut();
-        let last = slots.keys().next_back().map(|base| (base >> WINDOW_BITS) + 1);
-        let window = last.unwrap_or(FIRST >> WINDOW_BITS) << WINDOW_BITS;
-        // Huge allocations take the windows they reach into.
-        let windows = ((bytes as u64 + 2 * ALIGNMENT) >> WINDOW_BITS) << WINDOW_BITS;
-        let base = window + windows + ALIGNMENT;
-        slots.insert(base, Slot::Live(Arc::new(Allocation::new(base, bytes))));
+        let mut places = self.places_mut();
+        let base = FIRST + (places.windows << WINDOW_BITS) + ALIGNMENT;
+        places.windows += windows(bytes);
+        places.live.insert(base, Arc::new(Allocation::new(base, bytes)));
         base
     }
 
     /// Frees what [`Memory::allocate`] gave; the address stays known as freed.
     pub fn free(&self, address: u64) -> Result<(), Fault> {
-        let mut slots = self.slots_mut();
-        match slots.get_mut(&address) {
-            Some(slot @ Slot::Live(_)) => {
-                let bytes = if let Slot::Live(allocation) = &*slot { allocation.bytes } else { 0 };
-                *slot = Slot::Freed { bytes };
-                Ok(())
-            }
-            Some(Slot::Freed { .. }) => {
-                let what = format!("free of {address:#x}, which was freed before");
-                Err(Fault::host(FaultKind::UseAfterFree, what))
-            }
-            None => {
-                let what = format!("free of {address:#x}, which is the base of no allocation");
-                Err(Fault::host(FaultKind::WildAddress, what))
-            }
+        let mut places = self.places_mut();
+        if let Some(allocation) = places.live.remove(&address) {
+            places.freed.insert(address, allocation.bytes);
+            return Ok(());
         }
+        if places.freed.contains_key(&address) {
+            let what = format!("free of {address:#x}, which was freed before");
+            return Err(Fault::host(FaultKind::UseAfterFree, what));
+        }
+        let what = format!("free of {address:#x}, which is the base of no allocation");
+        Err(Fault::host(FaultKind::WildAddress, what))
     }
 
     /// The size in bytes of the live allocation with exactly this base.
     pub fn size_of(&self, address: u64) -> Option<usize> {
-        match self.slots().get(&address) {
-            Some(Slot::Live(allocation)) => Some(allocation.bytes),
-            Some(Slot::Freed { .. }) | None => None,
-        }
+        self.places().live.get(&address).map(|allocation| allocation.bytes)
     }
 
     /// Base and size in bytes of every live allocation, by ascending base.
     pub fn allocations(&self) -> Vec<(u64, usize)> {
-        let slots = self.slots();
-        let live = slots.iter().filter_map(|(base, slot)| match slot {
-            Slot::Live(allocation) => Some((*base, allocation.bytes)),
-            Slot::Freed { .. } => None,
-        });
-        live.collect()
+        self.places().live.iter().map(|(base, allocation)| (*base, allocation.bytes)).collect()
     }
 
     fn host_range(&self, address: u64, bytes: usize) -> Result<(Arc<Allocation>, usize), Fault> {
@@ -280,28 +267,26 @@ impl Memory {
     }
 
     /// What a launch sees: the allocations of now, and the variables of its module.
-    pub(crate) fn view(&self, variables: &[Arc<Allocation>]) -> View {
-        let slots = self.slots();
-        let mut view = View { live: Vec::with_capacity(slots.len()), freed: Vec::new() };
-        for (base, slot) in &*slots {
-            match slot {
-                Slot::Live(allocation) => view.live.push(Arc::clone(allocation)),
-                Slot::Freed { bytes } => view.freed.push((*base, *bytes)),
-            }
-        }
-        view.live.extend(variables.iter().cloned());
-        view
+    pub(crate) fn view(&self, variables: &[Arc<Allocation>]) -> View<'_> {
+        let places = self.places();
+        let live = places.live.values().chain(variables).cloned().collect();
+        View { live, memory: self }
     }
+}
+
+/// Windows that an allocation takes, the gap behind it included.
+fn windows(bytes: usize) -> u64 {
+    ((bytes as u64 + 2 * ALIGNMENT) >> WINDOW_BITS) + 1
 }
 
 /// The allocations of one moment, by ascending base.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct View<'a> {
     live: Vec<Arc<Allocation>>,
-    freed: Vec<(u64, usize)>,
+    memory: &'a Memory,
 }
 
-impl View {
+impl View<'_> {
     /// The allocation that `bytes` bytes at `address` lie in, by index, and the offset there.
     /// `last` is where the search starts and what it found.
     #[inline]
@@ -359,7 +344,7 @@ impl View {
                 return Trap::new(FaultKind::OutOfBounds, what);
             }
         }
-        for &(base, size) in &self.freed {
+        for (&base, &size) in &self.memory.places().freed {
             let offset = address.wrapping_sub(base) as i64;
             if near(base) || (0..size as i64).contains(&offset) {
                 let what = format!(
@@ -379,7 +364,7 @@ pub(crate) fn module_variable(bytes: usize) -> Arc<Allocation> {
     static NEXT: Mutex<u64> = Mutex::new(FIRST_OF_MODULES);
     let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
     let base = *next + ALIGNMENT;
-    *next += ((bytes as u64 + 2 * ALIGNMENT) >> WINDOW_BITS).max(1) << WINDOW_BITS;
+    *next += windows(bytes) << WINDOW_BITS;
     let allocation = Allocation::new(base, bytes);
     // A variable without an initialiser is zero.
     allocation.write(0, &vec![0; bytes]);

@@ -34,6 +34,8 @@ pub enum Check {
     LaunchShape,
     /// An argument that cannot be right: not there, or another card's memory.
     Argument,
+    /// A function of the host, called by the driver, called the driver.
+    CallInHostFunction,
     /// A module that does not load here.
     Module,
     /// A failure that the environment asked for.

@@ -298,7 +298,11 @@ mod tests {
             ("DRIVER", "12.8"),
             ("MEMORY", "512MiB"),
             ("POOLS", "off"),
-            ("FAIL", "alloc:3, launch:scale,launch:2,lost:40:ecc_uncorrectable,init:999"),
+            ("COMPUTE_MODE", "exclusive"),
+            (
+                "FAIL",
+                "alloc:3, launch:scale,launch:2,lost:40:ecc_uncorrectable,init:999,cuMemFree_v2:2:1",
+            ),
         ])
         .unwrap();
         assert_eq!(settings.cards.len(), 2);
@@ -313,9 +317,13 @@ mod tests {
                 Failure::Launch(2),
                 Failure::Lost(40, Status::EccUncorrectable),
                 Failure::Init(Status::Unknown),
+                Failure::Call("cuMemFree_v2".into(), Some(2), Status::InvalidValue),
             ]
         );
         assert_eq!(settings.init_failure(), Some(Status::Unknown));
+        assert_eq!(settings.compute_mode, ComputeMode::Exclusive);
+        assert_eq!(settings.call_failure("cuMemFree_v2", 1), None);
+        assert_eq!(settings.call_failure("cuMemFree_v2", 2), Some(Status::InvalidValue));
         assert_eq!(settings.lost_at(39), None);
         assert_eq!(settings.lost_at(41), Some(Status::EccUncorrectable));
         assert!(read(&[("CARDS", "none")]).unwrap().cards.is_empty());
@@ -331,6 +339,8 @@ mod tests {
             ("MEMORY", "1TB"),
             ("FAIL", "alloc"),
             ("FAIL", "lost:1:nothing"),
+            ("FAIL", "cuMemFree_v2:nothing"),
+            ("COMPUTE_MODE", "shared"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.contains(name) && error.contains(value), "{error}");

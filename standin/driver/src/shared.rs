@@ -1,6 +1,7 @@
 //! The one driver of a process, as its threads share it: a lock, waits, functions of the host on
 //! threads of their own, and the report at the end.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::driver::{Driver, Goals, Progress};
 use crate::report::Check;
 use crate::status::Status;
+
+thread_local! {
+    /// This thread runs a function of the host for the driver.
+    static IS_CALLED_BACK: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A driver that threads share.
 pub struct Shared {
@@ -39,6 +45,11 @@ impl Shared {
         let faults = held.driver().fault_count();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             held.driver().begin(function)?;
+            if IS_CALLED_BACK.get() {
+                let message = format!("{function} is called by a function that the driver called");
+                held.driver().fault(Check::CallInHostFunction, message);
+                return Err(Status::NotPermitted);
+            }
             body(&mut held)
         }));
         // The panic may have struck while the lock was given up.
@@ -128,6 +139,7 @@ impl Held<'_> {
         for (id, host) in self.driver().take_due() {
             let shared = self.shared;
             std::thread::spawn(move || {
+                IS_CALLED_BACK.set(true);
                 (host.run)(Ok(()));
                 shared.lock().returned(id);
                 shared.returned.notify_all();

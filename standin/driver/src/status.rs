@@ -92,6 +92,7 @@ statuses! {
         "pointer does not correspond to a registered memory region";
     MisalignedAddress = 716, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address";
     LaunchFailed = 719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure";
+    NotPermitted = 800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted";
     NotSupported = 801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported";
     Unknown = 999, "CUDA_ERROR_UNKNOWN", "unknown error";
 }

@@ -42,6 +42,43 @@ fn a_lane_is_in_order_and_after_means_after_for_every_seed() {
     }
 }
 
+/// Many lanes, and waits for anything that was queued before: what must come first does.
+#[test]
+fn every_order_of_a_random_program_is_legal() {
+    for (seed, temper) in (0..100).flat_map(|seed| TEMPERS.map(|temper| (seed, temper))) {
+        let mut draw = Random::new(seed);
+        let mut order = Order::new(seed, temper);
+        (0..5).for_each(|lane| order.add_lane(lane));
+        let mut before: BTreeMap<WorkId, Vec<WorkId>> = BTreeMap::new();
+        let mut last = BTreeMap::new();
+        let mut ran: Vec<WorkId> = Vec::new();
+        for _ in 0..60 {
+            let lane = draw.below(5) as LaneId;
+            let known: Vec<WorkId> = before.keys().copied().collect();
+            let after: Vec<WorkId> = (0..draw.below(3).min(known.len()))
+                .map(|_| known[draw.below(known.len())])
+                .collect();
+            let id = order.push(lane, after.clone(), 0.0, ());
+            before.insert(id, after.into_iter().chain(last.insert(lane, id)).collect());
+            if draw.one_in(4)
+                && let Some(picked) = order.pick(Goal::Work(id))
+            {
+                ran.push(picked.id);
+                order.finish(picked.id, 0.0);
+            }
+        }
+        while let Some(picked) = order.pick(Goal::Background) {
+            ran.push(picked.id);
+            order.finish(picked.id, 0.0);
+        }
+        assert_eq!(ran.len(), 60, "seed {seed}, {temper:?}");
+        let place: BTreeMap<WorkId, usize> = ran.iter().copied().zip(0..).collect();
+        for (id, before) in &before {
+            assert!(before.iter().all(|first| place[first] < place[id]), "seed {seed}, {temper:?}");
+        }
+    }
+}
+
 #[test]
 fn lanes_that_do_not_wait_run_in_either_order() {
     let mut orders = BTreeSet::new();

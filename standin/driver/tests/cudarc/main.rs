@@ -172,10 +172,24 @@ fn ptx_that_is_too_new_is_refused() {
 }
 
 #[test]
+fn the_answers_are_those_that_were_written_down() {
+    let (output, report) = play(&StandIn::new(), "facts");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let facts: Vec<&str> =
+        text.lines().filter_map(|line| Some(line.split_once("fact: ")?.1)).collect();
+    let known: Vec<&str> =
+        include_str!("facts.txt").lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(output.status.success() && facts == known, "got:\n{}", facts.join("\n"));
+    assert!(report.leaks.is_empty(), "{:?}", report.leaks);
+}
+
+#[test]
 fn functions_of_the_host_run_in_their_place() {
     for seed in 0..6 {
         succeed(StandIn::new().seed(seed), "host_function").assert_clean();
     }
+    let check = Check::CallInHostFunction;
+    noticed(StandIn::new(), "host_function_calls_the_driver", check);
 }
 
 #[test]

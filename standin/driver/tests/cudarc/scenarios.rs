@@ -9,10 +9,12 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 
 mod calls;
+mod facts;
 mod launches;
 mod memory;
 mod mishaps;
 mod order;
+mod raw;
 
 use calls::{launch, load};
 
@@ -64,6 +66,8 @@ pub(crate) fn run(name: &str) {
         }
         "not_ptx" => mishaps::ptx_refused("\u{7f}ELF", CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU),
         "host_function" => order::host_function(),
+        "host_function_calls_the_driver" => order::host_function_calls_the_driver(),
+        "facts" => facts::facts(),
         "symbols" => mishaps::symbols(),
         _ => panic!("no scenario {name}"),
     }

@@ -195,3 +195,11 @@ pub(super) fn has(name: &str) -> bool {
     // SAFETY: the address is looked up and not used.
     unsafe { library.get::<*const ()>(name.as_bytes()) }.is_ok()
 }
+
+pub(super) fn function_attribute(
+    function: sys::CUfunction,
+    attribute: sys::CUfunction_attribute,
+) -> Result<i32, DriverError> {
+    // SAFETY: the callers' functions are of a module that is loaded.
+    unsafe { result::function::get_function_attribute(function, attribute) }
+}

@@ -1,4 +1,5 @@
 //! Launches that fail, at the call or on the card.
+
 use std::ptr;
 
 use cudarc::driver::result::{self, DriverError};

@@ -1,4 +1,5 @@
 //! Memory of the card and pinned memory, used too early, too late or not given back.
+
 use cudarc::driver::sys::CUresult;
 
 use super::calls::{Pinned, download, free, malloc, pinned_slice};

@@ -1,4 +1,5 @@
 //! What the environment asked for, as the program meets it.
+
 use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;

@@ -1,8 +1,11 @@
 //! Streams, events, functions of the host, and several cards.
+
 use std::ptr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::CudaContext;
+use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
 
 use super::calls::{call_host, download, download_in, free, malloc};
@@ -77,4 +80,18 @@ pub(super) fn host_function() {
     assert_eq!(event.try_is_complete(), Ok(true));
     assert_all(&download(memory, N), 9.0);
     free(memory).unwrap();
+}
+
+static ANSWER: Mutex<Option<DriverError>> = Mutex::new(None);
+
+pub(super) fn host_function_calls_the_driver() {
+    let card = Card::open(0);
+    let stream = card.context.new_stream().unwrap();
+    let release = call_host(stream.cu_stream(), || {
+        *ANSWER.lock().unwrap() = result::mem_get_info().err();
+    });
+    release.send(()).unwrap();
+    stream.synchronize().unwrap();
+    let answer = *ANSWER.lock().unwrap();
+    assert_eq!(answer, Some(DriverError(CUresult::CUDA_ERROR_NOT_PERMITTED)));
 }

@@ -15,7 +15,7 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 DEV u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 // Copies 16 bytes from global to shared memory behind the back of the thread; both addresses are
-// multiples of 16. Without `valid` nothing is read and zeros are written.
+// multiples of 16. Without `valid` zeros are written, and nothing is read wherever the address points.
 DEV void copy16_async(u32 shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
                  : "memory");

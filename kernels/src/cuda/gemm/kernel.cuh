@@ -29,8 +29,8 @@ template <Product PRODUCT_, Math MATH_, u32 TILE_> struct Kernel {
     static constexpr Math MATH = MATH_;
     static constexpr u32 TILE = TILE_;
     static constexpr u32 ELEMENT = MATH == BF16 ? 2 : 1;
-    using A = Operand<PRODUCT == WEIGHT_GRAD ? ACROSS : ALONG, TILE, ELEMENT>;
-    using B = Operand<PRODUCT == FORWARD ? ALONG : ACROSS, TILE, ELEMENT>;
+    using A = Operand<LEFT, PRODUCT == WEIGHT_GRAD ? ACROSS : ALONG, TILE, ELEMENT>;
+    using B = Operand<RIGHT, PRODUCT == FORWARD ? ALONG : ACROSS, TILE, ELEMENT>;
     using Tiles = Walk<TILE, TILE, PRODUCT == WEIGHT_GRAD>;
 
     // Tile 64: 4 warps of 32 x 32. Tile 128: 8 warps of 64 x 32.
@@ -91,17 +91,17 @@ template <class K> DEV void multiply_step(Sums<K>& sums, const Unit (&a)[K::A_UN
                                           bool fresh, const u32 (&a_scales)[K::A_UNITS],
                                           const u32 (&b_scales)[K::B_UNITS][2]) {
     constexpr float ZEROS[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    constexpr bool WIDENS = K::MATH == E4M3_WIDENED || K::MATH == E4M3_CONVERTED;
+    constexpr bool BITS = K::MATH == E4M3_WIDENED, WIDENS = BITS || K::MATH == E4M3_CONVERTED;
 #pragma unroll
     for (u32 half = 0; half < (WIDENS ? 2 : 1); half++) {
-        Widened wide_a[K::A_UNITS], wide_b[K::B_UNITS];
+        Unit wide_a[K::A_UNITS], wide_b[K::B_UNITS];
         if constexpr (WIDENS) {
 #pragma unroll
             for (u32 i = 0; i < K::A_UNITS; i++)
-                wide_a[i] = K::MATH == E4M3_WIDENED ? widen_bits<typename K::A>(a[i], half) : widen_natively(a[i], half);
+                wide_a[i] = BITS ? widen_bits<typename K::A>(a[i], half) : widen_natively<typename K::A>(a[i], half);
 #pragma unroll
             for (u32 j = 0; j < K::B_UNITS; j++)
-                wide_b[j] = K::MATH == E4M3_WIDENED ? widen_bits<typename K::B>(b[j], half) : widen_natively(b[j], half);
+                wide_b[j] = BITS ? widen_bits<typename K::B>(b[j], half) : widen_natively<typename K::B>(b[j], half);
         }
 #pragma unroll
         for (u32 i = 0; i < K::A_UNITS; i++)
@@ -110,16 +110,19 @@ template <class K> DEV void multiply_step(Sums<K>& sums, const Unit (&a)[K::A_UN
 #pragma unroll
                 for (u32 h = 0; h < 2; h++) {
                     float(&d)[4] = sums.d[i][j][h];
+                    const Unit &of_a = WIDENS ? wide_a[i] : a[i], &of_b = WIDENS ? wide_b[j] : b[j];
+                    const u32 b0 = of_b.q[2 * h], b1 = of_b.q[2 * h + 1];
+                    const bool first = fresh && half == 0;
                     if constexpr (K::MATH == BF16) {
-                        mma_bf16(d, a[i].q, b[j].q[h], b[j].q[h + 2]);
+                        mma_bf16(d, of_a.q, b0, b1);
                     } else if constexpr (K::MATH == E4M3_SCALED) {
-                        mma_e4m3_scaled(d, a[i].q, b[j].q[h], b[j].q[h + 2], a_scales[i], b_scales[j][h]);
+                        mma_e4m3_scaled(d, of_a.q, b0, b1, a_scales[i], b_scales[j][h]);
                     } else if constexpr (K::MATH == E4M3) {
-                        if (fresh) mma_e4m3(d, a[i].q, b[j].q[h], b[j].q[h + 2], ZEROS);
-                        else mma_e4m3(d, a[i].q, b[j].q[h], b[j].q[h + 2], d);
+                        if (first) mma_e4m3(d, of_a.q, b0, b1, ZEROS);
+                        else mma_e4m3(d, of_a.q, b0, b1, d);
                     } else {
-                        if (fresh && half == 0) mma_f16(d, wide_a[i].w, wide_b[j].w[h], wide_b[j].w[h + 2], ZEROS);
-                        else mma_f16(d, wide_a[i].w, wide_b[j].w[h], wide_b[j].w[h + 2], d);
+                        if (first) mma_f16(d, of_a.q, b0, b1, ZEROS);
+                        else mma_f16(d, of_a.q, b0, b1, d);
                     }
                 }
     }
@@ -181,17 +184,13 @@ template <class K> DEV void stage_sums(float* staged, const Sums<K>& sums, u32 w
             const u32 row = i * 16 + row_in_unit<typename K::A>(half, place);
 #pragma unroll
             for (u32 j = 0; j < K::B_UNITS; j++) {
-                const float(&d)[2][4] = sums.d[i][j];
-                const u32 chunk = (warp_column + j * 16) / 4;
-                if constexpr (K::B::PAIRED) {
-                    float* to = staged + chunk_place<K::TILE, K::A::PAIRED>(row, chunk + t);
-                    *(float4*)to = make_float4(d[0][2 * half], d[1][2 * half], d[0][2 * half + 1], d[1][2 * half + 1]);
-                } else {
 #pragma unroll
-                    for (u32 h = 0; h < 2; h++) {
-                        float* to = staged + chunk_place<K::TILE, K::A::PAIRED>(row, chunk + 2 * h + t / 2) + t % 2 * 2;
-                        *(float2*)to = make_float2(d[h][2 * half], d[h][2 * half + 1]);
-                    }
+                for (u32 h = 0; h < 2; h++) {
+                    // Along paired columns a chunk has one pair of each half of the unit.
+                    const u32 chunk = (warp_column + j * 16) / 4 + (K::B::PAIRED ? t : 2 * h + t / 2);
+                    const u32 at = pair_place<K::TILE, K::A::PAIRED>(row, chunk, K::B::PAIRED ? h : t % 2);
+                    const float(&d)[4] = sums.d[i][j][h];
+                    *(float2*)(staged + at) = make_float2(d[2 * half], d[2 * half + 1]);
                 }
             }
         }
@@ -206,6 +205,6 @@ template <class K> DEV void store_tile(float* staged, const Sums<K>& sums, const
         if (warp_row == first) stage_sums<K>(staged, sums, warp_column);
         __syncthreads();
         const u32 row = tile.row + first, rows = tile.row_end > row ? tile.row_end - row : 0;
-        store_rows<K::TILE, K::A::PAIRED, K::WARP_M, K::THREADS>(args.c, staged, before + row, rows, tile.column);
+        store_rows<K::TILE, K::A::PAIRED, K::B::PAIRED, K::WARP_M, K::THREADS>(args.c, staged, before + row, rows, tile.column);
     }
 }

@@ -3,8 +3,8 @@
 #include "kernel.cuh"
 
 // One stage: this warp's part of A B, summed over the stage's contraction.
-template <class K> DEV void multiply_stage(Sums<K>& sums, u32 shared, const u32* words, u32 warp_row,
-                                           u32 warp_column) {
+template <class K> DEV void multiply_stage(Sums<K>& sums, u32 shared, u32 a_place, u32 b_place, const u32* words,
+                                           u32 warp_row, u32 warp_column) {
     u32 a_scales[K::A_UNITS] = {}, b_scales[K::B_UNITS][2] = {};
     if constexpr (K::SCALED_MMA) scales_of_lane<K>(words, warp_row, warp_column, a_scales, b_scales);
     Sums<K> part;
@@ -14,12 +14,12 @@ template <class K> DEV void multiply_stage(Sums<K>& sums, u32 shared, const u32*
         Unit a[K::A_UNITS], b[K::B_UNITS];
 #pragma unroll
         for (u32 i = 0; i < K::A_UNITS; i++) {
-            a[i] = load_unit<typename K::A>(shared, warp_row + i * 16, step);
+            a[i] = load_unit<typename K::A>(shared, a_place, i, step);
             if constexpr (K::MATH != E4M3_WIDENED) a[i] = in_order<typename K::A>(a[i]);
         }
 #pragma unroll
         for (u32 j = 0; j < K::B_UNITS; j++) {
-            b[j] = load_unit<typename K::B>(shared + K::A::BYTES, warp_column + j * 16, step);
+            b[j] = load_unit<typename K::B>(shared + K::A::BYTES, b_place, j, step);
             if constexpr (K::MATH != E4M3_WIDENED) b[j] = in_order<typename K::B>(b[j]);
         }
         multiply_step<K>(into, a, b, step == 0, a_scales, b_scales);
@@ -38,6 +38,7 @@ template <class K> DEV void run(const Arguments& args) {
     const Problem& p = args.problem;
     const u32 warp = threadIdx.x / WARP;
     const u32 warp_row = warp / (K::TILE / K::WARP_N) * K::WARP_M, warp_column = warp % (K::TILE / K::WARP_N) * K::WARP_N;
+    const u32 a_place = place_of_lane<typename K::A>(warp_row), b_place = place_of_lane<typename K::B>(warp_column);
     const u32 a_row = (K::PRODUCT == WEIGHT_GRAD ? p.m : p.k) * K::ELEMENT;
     const u32 b_row = (K::PRODUCT == FORWARD ? p.k : p.n) * K::ELEMENT;
     const bool a_aligned = Matrix{args.a, a_row}.is_aligned(), b_aligned = Matrix{args.b, b_row}.is_aligned();
@@ -89,7 +90,8 @@ template <class K> DEV void run(const Arguments& args) {
             copies_commit();
             u32 word = 0;
             if (HAS_SCALES && stage + 1 < stages) word = fetch(tile, stage + 1);
-            multiply_stage<K>(sums, shared + stage % K::STAGES * STAGE, words + stage % 2 * K::WORDS, warp_row, warp_column);
+            multiply_stage<K>(sums, shared + stage % K::STAGES * STAGE, a_place, b_place, words + stage % 2 * K::WORDS,
+                              warp_row, warp_column);
             if (HAS_SCALES && stage + 1 < stages) keep(stage + 1, word);
         }
     }

@@ -18,10 +18,12 @@ constexpr u32 STAGE_BYTES = 128;
 constexpr u32 STEP_BYTES = 32;
 constexpr u32 STEPS = STAGE_BYTES / STEP_BYTES;
 
+enum Role { LEFT, RIGHT };
 enum Side { ALONG, ACROSS };
 
-// One operand's tile: `ROWS` of its own rows (m or n), elements of `ELEMENT` bytes.
-template <Side SIDE_, u32 ROWS, u32 ELEMENT_> struct Operand {
+// A's or B's tile: `ROWS` of its own rows (m or n), elements of `ELEMENT` bytes.
+template <Role ROLE_, Side SIDE_, u32 ROWS, u32 ELEMENT_> struct Operand {
+    static constexpr Role ROLE = ROLE_;
     static constexpr Side SIDE = SIDE_;
     static constexpr u32 ELEMENT = ELEMENT_;
     static constexpr u32 BYTES = ROWS * STAGE_BYTES;
@@ -67,27 +69,25 @@ template <u32 ELEMENT> DEV void load_chunk_slowly(u32 (&words)[4], const u8* row
 // are read element by element, which is correct and slow.
 template <class OPERAND, u32 THREADS>
 DEV void load_tile(u32 shared, const Matrix& from, u32 line, u32 line_end, u32 byte, bool aligned) {
-    constexpr u32 CHUNKS = OPERAND::CHUNKS, LINES = OPERAND::LINES;
-    const u32 own_byte = byte + threadIdx.x % CHUNKS * 16;
+    constexpr u32 CHUNKS = OPERAND::CHUNKS, LINES = OPERAND::LINES, LINES_AT_ONCE = THREADS / CHUNKS;
+    const u32 chunk = threadIdx.x % CHUNKS, own = threadIdx.x / CHUNKS, own_byte = byte + chunk * 16;
+    // How many lines from this thread's first on exist.
+    const u32 lines = line + own < line_end ? line_end - line - own : 0;
+    const u8* row = from.base + (u64)(line + own) * from.row_bytes;
     if (aligned) {
-        const bool in_row = own_byte < from.row_bytes;
+        const u32 lines_in_row = own_byte < from.row_bytes ? lines : 0;
 #pragma unroll
-        for (u32 first = 0; first < LINES; first += THREADS / CHUNKS) {
-            const u32 own = first + threadIdx.x / CHUNKS;
-            const bool valid = in_row && line + own < line_end;
-            const u8* source = from.base + (valid ? (u64)(line + own) * from.row_bytes + own_byte : 0);
-            copy16_async(shared + OPERAND::place(own, threadIdx.x % CHUNKS), source, valid);
+        for (u32 first = 0; first < LINES; first += LINES_AT_ONCE) {
+            const u8* source = row + (u64)first * from.row_bytes + own_byte;
+            copy16_async(shared + OPERAND::place(own + first, chunk), source, first < lines_in_row);
         }
     } else {
 #pragma unroll 1
-        for (u32 first = 0; first < LINES; first += THREADS / CHUNKS) {
-            const u32 own = first + threadIdx.x / CHUNKS;
+        for (u32 first = 0; first < LINES; first += LINES_AT_ONCE) {
             u32 words[4] = {0, 0, 0, 0};
-            if (line + own < line_end) {
-                const u8* row = from.base + (u64)(line + own) * from.row_bytes;
-                load_chunk_slowly<OPERAND::ELEMENT>(words, row, own_byte, from.row_bytes);
-            }
-            store16_shared(shared + OPERAND::place(own, threadIdx.x % CHUNKS), words);
+            if (first < lines) load_chunk_slowly<OPERAND::ELEMENT>(words, row, own_byte, from.row_bytes);
+            store16_shared(shared + OPERAND::place(own + first, chunk), words);
+            row += (u64)LINES_AT_ONCE * from.row_bytes;
         }
     }
 }

@@ -32,7 +32,7 @@ pub enum Tiling {
 
 impl Tiling {
     /// Scales of `rows` rows that start at a tile's edge.
-    fn scales(self, rows: usize, cols: usize) -> usize {
+    pub(crate) fn scales(self, rows: usize, cols: usize) -> usize {
         match self {
             Self::Row => rows * cols.div_ceil(BLOCK),
             Self::Column => rows.div_ceil(BLOCK) * cols,

@@ -1,4 +1,4 @@
-//! The numbers: tensors, number formats and operations, on the CPU.
+//! The numbers: tensors, number formats and operations, on the CPU, and what runs of them on a GPU.
 //!
 //! Every operation is a flat module with `forward` and `backward`, states its contract, and has a
 //! plain slow reference in its tests. Letters of the shapes: T tokens (rows), D model width, N
@@ -47,6 +47,8 @@ pub mod mla;
 pub mod rmsnorm;
 pub mod router;
 pub mod swiglu;
+
+pub mod cuda;
 
 pub use bf16::{bf16_to_f32, f32_to_bf16};
 pub use error::Error;

@@ -1,0 +1,132 @@
+//! Every kernel on a device, against the CPU. One executable with no need of the source tree: copy it to a
+//! machine with a card and run it there.
+//!
+//! - `REQUIRE_CUDA=1 ./cuda --report FILE` runs all cases on the card and fails without one.
+//! - Without `REQUIRE_CUDA` it runs them on a card if there is one, and says what it skipped if not.
+//! - `SHOAL_GPU=1` takes the second card.
+//!
+//! Words on the command line choose the cases whose names have one of them; `--seed N` changes the numbers;
+//! `--list` names the cases.
+#![expect(clippy::print_stdout, reason = "a table for whoever runs it")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "cuda/bench.rs"]
+mod bench;
+#[path = "cuda/device.rs"]
+mod device;
+#[path = "cuda/gpu.rs"]
+mod gpu;
+#[path = "cuda/quantise.rs"]
+mod quantise;
+
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use shoal_kernels::cuda::{Device, DeviceError};
+
+use gpu::{Case, Gpu};
+
+/// What the command line says.
+#[derive(Default)]
+struct Options {
+    report: Option<String>,
+    seed: u64,
+    list: bool,
+    bench: bool,
+    words: Vec<String>,
+}
+
+impl Options {
+    fn read(mut arguments: impl Iterator<Item = String>) -> Self {
+        let mut options = Self { seed: 1, ..Self::default() };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--report" => options.report = arguments.next(),
+                "--seed" => options.seed = arguments.next().unwrap().parse().unwrap(),
+                "--list" => options.list = true,
+                "--bench" => options.bench = true,
+                // What `cargo test` hands to every test: not ours.
+                word if word.starts_with('-') => {}
+                _ => options.words.push(argument),
+            }
+        }
+        options
+    }
+
+    fn wants(&self, case: &Case) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| case.name.contains(word))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    [device::cases(), quantise::cases()].into_iter().flatten().collect()
+}
+
+fn main() -> ExitCode {
+    let options = Options::read(std::env::args().skip(1));
+    let cases: Vec<Case> = cases().into_iter().filter(|case| options.wants(case)).collect();
+    if options.list {
+        cases.iter().for_each(|case| println!("{}: test", case.name));
+        return ExitCode::SUCCESS;
+    }
+    let required = std::env::var_os("REQUIRE_CUDA").is_some_and(|value| value != "0");
+    let ordinal = std::env::var("SHOAL_GPU").map_or(0, |gpu| gpu.parse().unwrap());
+    let device = match Device::open(ordinal) {
+        Ok(device) => device,
+        Err(error @ (DeviceError::NoDriver | DeviceError::NoSuchGpu { .. })) if !required => {
+            println!("skipped {} cases on a card: {error}", cases.len());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            println!("no device, but REQUIRE_CUDA is set or the driver is there: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let stream = device.stream().unwrap();
+    let gpu = Gpu::new(device, stream, options.seed);
+    let mut report = header(&gpu);
+    print!("{report}");
+    let mut failed = 0;
+    let lines = if options.bench { bench::lines(&gpu) } else { Vec::new() };
+    for line in lines.into_iter().chain(cases.iter().map(|case| run(case, &gpu, &mut failed))) {
+        println!("{line}");
+        writeln!(report, "{line}").unwrap();
+    }
+    let summary = format!("{} cases, {failed} failed, seed {}", cases.len(), gpu.seed);
+    println!("{summary}");
+    writeln!(report, "{summary}").unwrap();
+    if let Some(path) = &options.report {
+        std::fs::write(path, report).unwrap();
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn header(gpu: &Gpu) -> String {
+    let properties = gpu.device.properties();
+    let (major, minor) = properties.compute_capability;
+    format!(
+        "{}, compute capability {major}.{minor}, {} multiprocessors, {:.1} GiB, driver for CUDA {}, PTX {}\n",
+        properties.name,
+        properties.multiprocessors,
+        properties.memory_bytes as f64 / (1_u64 << 30) as f64,
+        properties.driver,
+        gpu.device.arch(),
+    )
+}
+
+/// Runs one case; a panic is a failure like any other.
+fn run(case: &Case, gpu: &Gpu, failed: &mut usize) -> String {
+    let result = catch_unwind(AssertUnwindSafe(|| (case.run)(gpu))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Err(text.unwrap_or_else(|| "a panic without a message".to_owned()))
+    });
+    match result {
+        Ok(()) => format!("ok     {}", case.name),
+        Err(problem) => {
+            *failed += 1;
+            format!("FAILED {}: {problem}", case.name)
+        }
+    }
+}

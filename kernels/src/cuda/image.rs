@@ -86,8 +86,14 @@ macro_rules! program {
 /// `quantise.cu`.
 pub const QUANTISE: Program = program!("quantise");
 
+/// `gemm_fp8.cu`.
+pub const GEMM_FP8: Program = program!("gemm_fp8");
+
+/// `gemm_bf16.cu`.
+pub const GEMM_BF16: Program = program!("gemm_bf16");
+
 /// Everything that ships.
-pub const PROGRAMS: [Program; 1] = [QUANTISE];
+pub const PROGRAMS: [Program; 3] = [QUANTISE, GEMM_FP8, GEMM_BF16];
 
 impl Program {
     pub fn name(&self) -> &'static str {

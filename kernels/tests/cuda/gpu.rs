@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use shoal_kernels::cuda::gemm;
 use shoal_kernels::cuda::quantise::Kernels;
 use shoal_kernels::cuda::{Buffer, Device, Slice, Stream};
 
@@ -32,6 +33,7 @@ pub(crate) struct Gpu {
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
+    gemm: OnceLock<gemm::Kernels>,
 }
 
 /// Room for a result between two guards.
@@ -42,12 +44,17 @@ pub(crate) struct Guarded {
 
 impl Gpu {
     pub(crate) fn new(device: Device, stream: Stream, seed: u64) -> Self {
-        Self { device, stream, seed, quantise: OnceLock::new() }
+        Self { device, stream, seed, quantise: OnceLock::new(), gemm: OnceLock::new() }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
     pub(crate) fn quantise(&self) -> &Kernels {
         self.quantise.get_or_init(|| Kernels::load(&self.device).unwrap())
+    }
+
+    /// The matrix products, loaded once.
+    pub(crate) fn gemm(&self) -> &gemm::Kernels {
+        self.gemm.get_or_init(|| gemm::Kernels::load(&self.device).unwrap())
     }
 
     /// Bytes on the device.

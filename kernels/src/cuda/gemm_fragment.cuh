@@ -10,7 +10,7 @@
 // from them the registers of row m and of row m + 1. Thus row 2 c + h of a unit is at place c of half h.
 // Operands along the contraction follow the same order, by the rows that lanes name.
 #pragma once
-#include "tile.cuh"
+#include "gemm_tile.cuh"
 
 // The registers of a unit: of half h of its rows, half s of the contraction. The tensor core wants those of
 // A's rows side by side, and those of one column of B.

@@ -1,6 +1,6 @@
-// The loop over tiles and stages. contract: ../gemm.rs
+// The loop over tiles and stages. contract: gemm.rs
 #pragma once
-#include "kernel.cuh"
+#include "gemm_warp.cuh"
 
 // One stage: this warp's part of A B, summed over the stage's contraction.
 template <class K> DEV void multiply_stage(Sums<K>& sums, u32 shared, u32 a_place, u32 b_place, const u32* words,

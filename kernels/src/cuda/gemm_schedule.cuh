@@ -2,7 +2,7 @@
 // takes tiles b, b + blocks, and so on: of all groups in order, counted from ranges in device memory, so
 // the host never needs to know how many tokens an expert has.
 #pragma once
-#include "tile.cuh"
+#include "gemm_tile.cuh"
 
 // The contraction's shape and its groups.
 //

@@ -11,7 +11,7 @@
 // - every second row (along; across with 8-bit elements): swizzle by r / 2;
 // - neighbours (across with 16-bit elements): swizzle by r.
 #pragma once
-#include "../dev.cuh"
+#include "dev.cuh"
 
 // Bytes of the contraction in one stage, and in one step of the tensor core.
 constexpr u32 STAGE_BYTES = 128;

@@ -1,7 +1,7 @@
 // Scales of tiles, one stage (128 of the contraction) at a time: fetched while the tensor cores work on the
 // stage before, and kept in shared memory as FP32, or as UE8M0 bytes where the tensor core scales.
 #pragma once
-#include "schedule.cuh"
+#include "gemm_schedule.cuh"
 
 // What is multiplied by what. Row-major throughout; T tokens, K inputs, N outputs of a linear layer:
 // FORWARD      y (T, N) = x (T, K) w (N, K)^T

@@ -5,7 +5,7 @@
 // registers, and writes these. The four-element chunk c of row r is kept at place c ^ swizzle(r), and in
 // every other pair of rows its two pairs change places: so the 16 threads that write at once meet on no bank.
 #pragma once
-#include "../dev.cuh"
+#include "dev.cuh"
 
 struct Output {
     void* base;

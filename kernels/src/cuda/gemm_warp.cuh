@@ -1,6 +1,6 @@
-// The matrix product that all kernels of gemm_*.cu are made of. contract: ../gemm.rs
+// The matrix product that all kernels of gemm_*.cu are made of. contract: gemm.rs
 //
-// A block computes square tiles of C, one after another (schedule.cuh); each warp a part of the tile. Stages
+// A block computes square tiles of C, one after another (gemm_schedule.cuh); each warp a part of the tile. Stages
 // of both operands are copied to shared memory `STAGES` - 1 ahead. The first copies of the next tile start
 // before the results of this one are written.
 //
@@ -8,9 +8,9 @@
 // scaled and added up in FP32 (DeepSeek-V3 report 3.3.2, "increasing accumulation precision"): on sm_89 the
 // tensor core keeps 13 bits of a sum. sm_120a scales inside the tensor core and keeps 25.
 #pragma once
-#include "fragment.cuh"
-#include "scale.cuh"
-#include "store.cuh"
+#include "gemm_fragment.cuh"
+#include "gemm_scale.cuh"
+#include "gemm_store.cuh"
 
 enum Math {
     // BF16 operands.
@@ -94,37 +94,38 @@ template <class K> DEV void multiply_step(Sums<K>& sums, const Unit (&a)[K::A_UN
     constexpr bool BITS = K::MATH == E4M3_WIDENED, WIDENS = BITS || K::MATH == E4M3_CONVERTED;
 #pragma unroll
     for (u32 half = 0; half < (WIDENS ? 2 : 1); half++) {
-        Unit wide_a[K::A_UNITS], wide_b[K::B_UNITS];
-        if constexpr (WIDENS) {
+        Unit wide_b[K::B_UNITS];
 #pragma unroll
-            for (u32 i = 0; i < K::A_UNITS; i++)
-                wide_a[i] = BITS ? widen_bits<typename K::A>(a[i], half) : widen_natively<typename K::A>(a[i], half);
-#pragma unroll
-            for (u32 j = 0; j < K::B_UNITS; j++)
-                wide_b[j] = BITS ? widen_bits<typename K::B>(b[j], half) : widen_natively<typename K::B>(b[j], half);
+        for (u32 j = 0; j < K::B_UNITS; j++) {
+            if constexpr (BITS) wide_b[j] = widen_bits<typename K::B>(b[j], half);
+            else if constexpr (WIDENS) wide_b[j] = widen_natively<typename K::B>(b[j], half);
+            else wide_b[j] = b[j];
         }
 #pragma unroll
-        for (u32 i = 0; i < K::A_UNITS; i++)
+        for (u32 i = 0; i < K::A_UNITS; i++) {
+            Unit wide_a = a[i];
+            if constexpr (BITS) wide_a = widen_bits<typename K::A>(a[i], half);
+            else if constexpr (WIDENS) wide_a = widen_natively<typename K::A>(a[i], half);
 #pragma unroll
             for (u32 j = 0; j < K::B_UNITS; j++)
 #pragma unroll
                 for (u32 h = 0; h < 2; h++) {
                     float(&d)[4] = sums.d[i][j][h];
-                    const Unit &of_a = WIDENS ? wide_a[i] : a[i], &of_b = WIDENS ? wide_b[j] : b[j];
-                    const u32 b0 = of_b.q[2 * h], b1 = of_b.q[2 * h + 1];
+                    const u32 b0 = wide_b[j].q[2 * h], b1 = wide_b[j].q[2 * h + 1];
                     const bool first = fresh && half == 0;
                     if constexpr (K::MATH == BF16) {
-                        mma_bf16(d, of_a.q, b0, b1);
+                        mma_bf16(d, wide_a.q, b0, b1);
                     } else if constexpr (K::MATH == E4M3_SCALED) {
-                        mma_e4m3_scaled(d, of_a.q, b0, b1, a_scales[i], b_scales[j][h]);
+                        mma_e4m3_scaled(d, wide_a.q, b0, b1, a_scales[i], b_scales[j][h]);
                     } else if constexpr (K::MATH == E4M3) {
-                        if (first) mma_e4m3(d, of_a.q, b0, b1, ZEROS);
-                        else mma_e4m3(d, of_a.q, b0, b1, d);
+                        if (first) mma_e4m3(d, wide_a.q, b0, b1, ZEROS);
+                        else mma_e4m3(d, wide_a.q, b0, b1, d);
                     } else {
-                        if (first) mma_f16(d, of_a.q, b0, b1, ZEROS);
-                        else mma_f16(d, of_a.q, b0, b1, d);
+                        if (first) mma_f16(d, wide_a.q, b0, b1, ZEROS);
+                        else mma_f16(d, wide_a.q, b0, b1, d);
                     }
                 }
+        }
     }
 }
 
@@ -174,7 +175,7 @@ template <class K> DEV void promote(Sums<K>& sums, const Sums<K>& part, const fl
     }
 }
 
-// Writes one warp's sums to a staged tile (store.cuh), rows counted from the warp's first.
+// Writes one warp's sums to a staged tile (gemm_store.cuh), rows counted from the warp's first.
 template <class K> DEV void stage_sums(float* staged, const Sums<K>& sums, u32 warp_column) {
     const u32 place = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan"]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("eval", &["plan", "kernels", "model", "weights"]),
     ("infer", &["plan", "data", "kernels", "model", "weights"]),
     ("worker", &["proto", "plan", "data", "kernels", "model", "weights"]),
+    ("standin", &[]),
     (".", &["coordinator", "worker", "weights", "eval", "infer", "data", "plan"]),
 ];
 

@@ -83,8 +83,7 @@ template <u32 TILE_M, u32 TILE_N, bool CONTRACTION_GROUPED> struct Walk {
             }
             const u32 all = __shfl_sync(ALL_LANES, through, WARP - 1);
             if (index - before < all) {
-                const u32 past = __ballot_sync(ALL_LANES, index - before < through);
-                const u32 group = __ffs((int)past) - 1;
+                const u32 group = __popc(__ballot_sync(ALL_LANES, through <= index - before));
                 const u32 first = __shfl_sync(ALL_LANES, rows.x, group);
                 const u32 end = __shfl_sync(ALL_LANES, rows.y, group);
                 const u32 local = index - before - __shfl_sync(ALL_LANES, through - own, group);

@@ -83,7 +83,7 @@ impl Drop for Buffer {
     }
 }
 
-impl<'a> Slice<'a> {
+impl Slice<'_> {
     pub fn bytes(self) -> usize {
         self.bytes
     }
@@ -93,6 +93,7 @@ impl<'a> Slice<'a> {
     }
 
     /// A range of its bytes.
+    #[must_use]
     pub fn slice(self, range: Range<usize>) -> Self {
         assert!(
             range.start <= range.end && range.end <= self.bytes,

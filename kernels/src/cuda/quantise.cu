@@ -35,13 +35,15 @@ struct Matrix {
     }
     // The last element first, and the chunk moved up for each before it: no word is indexed by a variable, so
     // this rare path can be a loop.
-    u64 low = 0, high = 0;
+    u32 a = 0, b = 0, c = 0, d = 0;
 #pragma unroll 1
     for (u32 j = min((u32)CHUNK, cols - col); j-- > 0;) {
-      high = high << BITS | low >> (64 - BITS);
-      low = low << BITS | at[j];
+      d = __funnelshift_lc(c, d, BITS);
+      c = __funnelshift_lc(b, c, BITS);
+      b = __funnelshift_lc(a, b, BITS);
+      a = __funnelshift_lc((u32)at[j] << (32 - BITS), a, BITS);
     }
-    return make_uint4((u32)low, (u32)(low >> 32), (u32)high, (u32)(high >> 32));
+    return make_uint4(a, b, c, d);
   }
 };
 
@@ -114,15 +116,17 @@ __device__ __forceinline__ void store(u8* __restrict__ codes, u32 row, u32 col, 
     if constexpr (CHUNK == 16) *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
     return;
   }
-  u64 low = words[0], high = 0;
-  if constexpr (CHUNK > 4) low |= (u64)words[1] << 32;
-  if constexpr (CHUNK == 16) high = words[2] | (u64)words[3] << 32;
-  const u32 here = min((u32)CHUNK, cols - col);
+  u32 a = words[0], b = 0, c = 0, d = 0;
+  if constexpr (CHUNK > 4) b = words[1];
+  if constexpr (CHUNK == 16) c = words[2], d = words[3];
+  const u32 here = min(CHUNK, cols - col);
 #pragma unroll 1
   for (u32 j = 0; j < here; j++) {
-    at[j] = (u8)low;
-    low = low >> 8 | high << 56;
-    high >>= 8;
+    at[j] = (u8)a;
+    a = __funnelshift_r(a, b, 8);
+    b = __funnelshift_r(b, c, 8);
+    c = __funnelshift_r(c, d, 8);
+    d >>= 8;
   }
 }
 
@@ -339,7 +343,7 @@ __device__ __forceinline__ void blocks_of_fp32(const Fp32Source& x, Quantised<Sc
 #define KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 #define QUANTISERS(FORMAT, SCALE)                                                                              \
-  KERNEL(THREADS, 4) quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {          \
+  KERNEL(THREADS, 2) quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {          \
     rows_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                                   \
   }                                                                                                            \
   KERNEL(THREADS_WIDE, 2) quantise_columns_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {       \
@@ -353,7 +357,7 @@ __device__ __forceinline__ void blocks_of_fp32(const Fp32Source& x, Quantised<Sc
                                      SCALE::Stored* scales, u32 rows, u32 cols) {                              \
     columns_of_codes<SCALE>({{row_codes, rows, cols}, row_scales}, {codes, scales});                           \
   }                                                                                                            \
-  KERNEL(THREADS_WIDE, 2) quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
+  KERNEL(THREADS_WIDE, 1) quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
     blocks_of_fp32<SCALE>({{w, rows, cols}}, {codes, scales});                                                 \
   }
 
@@ -374,7 +378,7 @@ __device__ __forceinline__ void transpose4(const u32 (&in)[4], u32 (&out)[4]) {
 // 4 columns: it reads 16 words down a column of words (neighbouring lanes, neighbouring banks), transposes them
 // four by four, and writes 4 chunks of 16 bytes. Chunks of a row are XORed with the row's number of fours, or
 // all lanes of a store would meet in the same four banks.
-KERNEL(THREADS, 4) transpose_bytes(const u8* __restrict__ x, u8* __restrict__ y, u32 rows, u32 cols) {
+KERNEL(THREADS, 2) transpose_bytes(const u8* __restrict__ x, u8* __restrict__ y, u32 rows, u32 cols) {
   __shared__ uint4 tile[BLOCK * BLOCK / 16];
   const Share<16, THREADS> from(cols);
   const Matrix<u8> source = {x, rows, cols};

@@ -129,14 +129,15 @@ fn out_of_memory(gpu: &Gpu) -> Result<(), String> {
         gpu.device.buffer("the expert weights", bytes),
         &["the expert weights", &bytes.to_string(), "free"],
     )?;
-    match error {
-        DeviceError::OutOfMemory { .. } => Ok(()),
-        other => Err(format!("{other:?}")),
+    if matches!(error, DeviceError::OutOfMemory { .. }) {
+        Ok(())
+    } else {
+        Err(format!("{error:?}"))
     }
 }
 
 fn ptx_that_is_none(gpu: &Gpu) -> Result<(), String> {
-    let text = COUNT.replace("mad.lo.s32", "mad.up.s32");
+    let text = COUNT.replace("mad.lo.s32", "madd.lo.s32");
     expect_error(gpu.device.load_ptx("a changed kernel", &text), &["a changed kernel"])?;
     let module = gpu.device.load_ptx("count", COUNT).unwrap();
     expect_error(module.function::<(Address,)>("no_such", 0), &["no kernel no_such"]).map(drop)

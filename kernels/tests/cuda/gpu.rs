@@ -12,10 +12,13 @@ const GUARD: usize = 256;
 /// What guards are filled with, and results before they are written.
 const GUARD_BYTE: u8 = 0xa5;
 
+/// What a check does: an error says what was seen and what was wanted.
+type Check = Box<dyn Fn(&Gpu) -> Result<(), String>>;
+
 /// One named check.
 pub(crate) struct Case {
     pub(crate) name: String,
-    pub(crate) run: Box<dyn Fn(&Gpu) -> Result<(), String>>,
+    pub(crate) run: Check,
 }
 
 impl Case {

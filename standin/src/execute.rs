@@ -1,0 +1,251 @@
+//! Executes one instruction for the lanes of a warp that run it.
+
+mod convert;
+mod float;
+mod integer;
+mod matrix;
+mod movement;
+mod together;
+
+pub(crate) use together::BARRIERS;
+
+use crate::error::{FaultKind, Trap};
+use crate::instruction::{Address, Alu32, Base, Compare, Guard, Instruction, Logic, Op};
+use crate::launch::{Accumulate, AsyncCopies, Options};
+use crate::memory::View;
+use crate::module::Kernel;
+use crate::random::Random;
+use crate::shared::Shared;
+use crate::stats::Counts;
+use crate::warp::{Lanes64, Waiting, Warp};
+
+/// What the warps of one block share.
+pub(crate) struct Surface<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) view: &'a View,
+    pub(crate) params: &'a [u8],
+    pub(crate) options: &'a Options,
+    /// Number of this launch, for the tables of writers.
+    pub(crate) launch: u64,
+    pub(crate) shared: Shared,
+    pub(crate) counts: Counts,
+    pub(crate) random: Random,
+    /// Index of the block in its grid, x fastest.
+    pub(crate) block: u32,
+    /// The allocation that was found last.
+    pub(crate) last: usize,
+    /// Tables of writers of this launch, by allocation.
+    pub(crate) writers: Vec<Option<std::sync::Arc<crate::memory::Writers>>>,
+}
+
+/// What comes after an instruction.
+pub(crate) enum Flow {
+    Next,
+    /// The warp came to a barrier; `threads` is the count it gave.
+    Barrier {
+        waiting: Waiting,
+        threads: Option<u32>,
+    },
+}
+
+impl Surface<'_> {
+    /// Fetches and executes one instruction. `None`: the warp has ended.
+    #[inline]
+    pub(crate) fn step(&mut self, warp: &mut Warp) -> Result<Option<Flow>, Trap> {
+        let Some(active) = warp.settle()? else { return Ok(None) };
+        let kernel = self.kernel;
+        let instruction = &kernel.code[warp.pc as usize];
+        warp.pc += 1;
+        let lanes = match instruction.guard {
+            Some(guard) => active & warp.holds(guard),
+            None => active,
+        };
+        if lanes == 0 {
+            return Ok(Some(Flow::Next));
+        }
+        self.counts.opcodes[instruction.opcode as usize] += 1;
+        self.execute(warp, instruction, lanes).map(Some)
+    }
+
+    fn execute(
+        &mut self,
+        warp: &mut Warp,
+        instruction: &Instruction,
+        lanes: u32,
+    ) -> Result<Flow, Trap> {
+        match &instruction.op {
+            Op::Alu32 { f: Alu32::Move, d, a, .. } => {
+                let value = *warp.r32(*a);
+                warp.set32(*d, lanes, &value);
+            }
+            Op::Alu32 { f, narrow, d, a, b, c } => {
+                let value = integer::alu32(*f, *narrow, [*a, *b, *c].map(|r| warp.r32(r)));
+                warp.set32(*d, lanes, &value);
+            }
+            Op::Float { f, saturate, d, a, b, c } => {
+                let value = float::single(*f, *saturate, [*a, *b, *c].map(|r| warp.r32(r)));
+                warp.set32(*d, lanes, &value);
+            }
+            Op::Alu64 { f, d, a, b, c } => {
+                let value = integer::alu64(*f, [*a, *b, *c].map(|r| warp.r64(r)));
+                warp.set64(*d, lanes, &value);
+            }
+            Op::Mma(mma) => self.mma(warp, mma, lanes)?,
+            Op::Branch { target } => warp.branch(lanes, *target),
+            Op::Exit => warp.end(lanes),
+            Op::Nothing => {}
+            Op::Trap => {
+                return Err(Trap::new(FaultKind::Trap, "the kernel executed a trap".to_owned()));
+            }
+            Op::Load(transfer) => self.load(warp, transfer, lanes)?,
+            Op::Store(transfer) => self.store(warp, transfer, lanes)?,
+            Op::CopyAsync { bytes, to, from, source_bytes } => {
+                self.copy_async(warp, (*bytes, *to, *from, *source_bytes), lanes)?;
+            }
+            Op::CopyCommit => self.copy_commit(warp, lanes)?,
+            Op::CopyWait { pending } => self.copy_wait(warp, *pending, lanes)?,
+            Op::LoadMatrix { count, is_transposed, address, d } => {
+                self.load_matrix(warp, (*count, *is_transposed, *address), d, lanes)?;
+            }
+            Op::StoreMatrix { count, is_transposed, address, a } => {
+                self.store_matrix(warp, (*count, *is_transposed, *address), a, lanes)?;
+            }
+            Op::Atomic { .. } => self.atomic(warp, &instruction.op, lanes)?,
+            Op::Barrier { kind, id, threads } => {
+                return together::barrier(warp, (*kind, *id, *threads), instruction.line, lanes);
+            }
+            Op::Shuffle { .. }
+            | Op::Vote { .. }
+            | Op::Reduce { .. }
+            | Op::Elect { .. }
+            | Op::ActiveMask { .. }
+            | Op::SyncWarp { .. } => {
+                self.together(warp, &instruction.op, lanes)?;
+            }
+            op => plain(warp, op, lanes)?,
+        }
+        Ok(Flow::Next)
+    }
+
+    pub(crate) fn is_exact(&self) -> bool {
+        self.options.accumulate == Accumulate::Exact
+    }
+
+    /// Whether a copy lands at once.
+    fn lands_now(&mut self) -> bool {
+        match self.options.async_copies {
+            AsyncCopies::Eager => true,
+            AsyncCopies::Lazy => false,
+            AsyncCopies::Random(_) => self.random.next() & 1 == 0,
+        }
+    }
+}
+
+/// What only touches the warp's own registers.
+fn plain(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
+    match op {
+        Op::Wide { .. }
+        | Op::Wide16 { .. }
+        | Op::Shift64 { .. }
+        | Op::Count64 { .. }
+        | Op::Lop3 { .. }
+        | Op::Prmt { .. }
+        | Op::Bfi { .. } => integer::other(warp, op, lanes)?,
+        Op::Double { f, d, a, b, c } => {
+            let value = float::double(*f, [*a, *b, *c].map(|r| warp.r64(r)));
+            warp.set64(*d, lanes, &value);
+        }
+        Op::Half { f, format, is_pair, is_relu, d, a, b, c } => {
+            let inputs = [*a, *b, *c].map(|r| warp.r32(r));
+            let value = float::half(*f, *format, *is_pair, *is_relu, inputs);
+            warp.set32(*d, lanes, &value);
+        }
+        Op::Compare32 { f, as_, is_16, d, d_not, a, b, with } => {
+            let mask = integer::compare32(*f, *as_, *is_16, [*a, *b].map(|r| warp.r32(r)));
+            conclude(warp, lanes, mask, (*d, *d_not), *with);
+        }
+        Op::Compare64 { f, as_, d, d_not, a, b, with } => {
+            let mask = integer::compare64(*f, *as_, [*a, *b].map(|r| warp.r64(r)));
+            conclude(warp, lanes, mask, (*d, *d_not), *with);
+        }
+        Op::Select32 { d, a, b, by } => {
+            let (mask, a, b) = (warp.holds(*by), warp.r32(*a), warp.r32(*b));
+            let value = std::array::from_fn(|l| if mask >> l & 1 == 1 { a[l] } else { b[l] });
+            warp.set32(*d, lanes, &value);
+        }
+        Op::Select64 { d, a, b, by } => {
+            let (mask, a, b) = (warp.holds(*by), warp.r64(*a), warp.r64(*b));
+            let value = std::array::from_fn(|l| if mask >> l & 1 == 1 { a[l] } else { b[l] });
+            warp.set64(*d, lanes, &value);
+        }
+        Op::PredicateMove { d, a } => warp.set_predicate(*d, lanes, warp.holds(*a)),
+        Op::PredicateConst { d, value } => {
+            warp.set_predicate(*d, lanes, if *value { u32::MAX } else { 0 });
+        }
+        Op::PredicateLogic { f, d, a, b } => {
+            let value = logic(*f, warp.holds(*a), warp.holds(*b));
+            warp.set_predicate(*d, lanes, value);
+        }
+        Op::Convert { .. } | Op::PackFloats { .. } | Op::UnpackF8 { .. } => {
+            convert::convert(warp, op, lanes);
+        }
+        op => movement::registers(warp, op, lanes)?,
+    }
+    Ok(())
+}
+
+fn logic(f: Logic, a: u32, b: u32) -> u32 {
+    match f {
+        Logic::And => a & b,
+        Logic::Or => a | b,
+        Logic::Xor => a ^ b,
+    }
+}
+
+/// The end of a `setp`: `q` is the comparison's opposite, both combined with a third predicate.
+fn conclude(
+    warp: &mut Warp,
+    lanes: u32,
+    mask: u32,
+    (d, d_not): (Option<u32>, Option<u32>),
+    with: Option<(Logic, Guard)>,
+) {
+    let combined = |mask| match with {
+        Some((f, guard)) => logic(f, mask, warp.holds(guard)),
+        None => mask,
+    };
+    let (value, opposite) = (combined(mask), combined(!mask));
+    if let Some(d) = d {
+        warp.set_predicate(d, lanes, value);
+    }
+    if let Some(d) = d_not {
+        warp.set_predicate(d, lanes, opposite);
+    }
+}
+
+/// Compares two ordered values.
+#[inline]
+fn ordered<T: PartialOrd>(f: Compare, a: T, b: T) -> bool {
+    match f {
+        Compare::Eq => a == b,
+        Compare::Ne => a != b,
+        Compare::Lt => a < b,
+        Compare::Le => a <= b,
+        Compare::Gt => a > b,
+        Compare::Ge => a >= b,
+        Compare::Number => true,
+        Compare::Nan => false,
+    }
+}
+
+/// An address a lane.
+fn addresses(warp: &Warp, address: Address) -> Lanes64 {
+    let offset = address.offset as u64;
+    match address.base {
+        Base::Narrow(register) => {
+            warp.r32(register).map(|base| u64::from(base).wrapping_add(offset))
+        }
+        Base::Wide(register) => warp.r64(register).map(|base| base.wrapping_add(offset)),
+        Base::Absent => [offset; 32],
+    }
+}

@@ -21,6 +21,8 @@ mod gemm;
 mod gemm_bench;
 #[path = "cuda/gpu.rs"]
 mod gpu;
+#[path = "cuda/honest.rs"]
+mod honest;
 #[path = "cuda/quantise.rs"]
 mod quantise;
 #[path = "cuda/standin.rs"]
@@ -43,6 +45,8 @@ struct Options {
     bench: bool,
     /// Opens this device and says what came of it, nothing else.
     open: Option<usize>,
+    /// Tries this change of the PTX instead of the PTX.
+    mutant: Option<usize>,
     words: Vec<String>,
 }
 
@@ -55,6 +59,7 @@ impl Options {
                 "--seed" => options.seed = arguments.next().unwrap().parse().unwrap(),
                 "--list" => options.list = true,
                 "--bench" => options.bench = true,
+                "--mutant" => options.mutant = Some(arguments.next().unwrap().parse().unwrap()),
                 "--open" => options.open = Some(arguments.next().unwrap().parse().unwrap()),
                 // What `cargo test` hands to every test: not ours.
                 word if word.starts_with('-') => {}
@@ -96,6 +101,7 @@ fn main() -> ExitCode {
         let mut failures = standin::run(&options.words);
         if options.words.is_empty() {
             failures.extend(standin::open());
+            failures.extend(standin::mutants());
         }
         for failure in &failures {
             println!("{failure}");
@@ -121,7 +127,8 @@ fn main() -> ExitCode {
 /// All cases on one device, and whether all went well.
 fn run_all(options: &Options, cases: &[Case], device: Device) -> bool {
     let stream = device.stream().unwrap();
-    let gpu = Gpu::new(device, stream, options.seed);
+    let mutant = options.mutant.map(|at| honest::MUTANTS[at].ptx());
+    let gpu = Gpu::new(device, stream, options.seed, mutant);
     let mut report = header(&gpu);
     print!("{report}");
     let mut failed = 0;

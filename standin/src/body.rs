@@ -236,12 +236,19 @@ fn granule(code: &[Instruction], space: Space) -> usize {
         is_hit.then_some(transfer.width as usize * transfer.registers.len())
     };
     let is_shared = space == Space::Shared;
-    let sizes = code.iter().filter_map(|instruction| match &instruction.op {
-        Op::Load(transfer) if is_shared => to(transfer),
-        Op::Store(transfer) => to(transfer),
-        Op::Atomic { is_64, .. } => Some(if *is_64 { 8 } else { 4 }),
-        Op::CopyAsync { bytes, .. } if is_shared => Some(*bytes as usize),
-        _ => None,
-    });
+    let size = |op: &Op| {
+        if let Op::Store(transfer) = op {
+            to(transfer)
+        } else if let Op::Atomic(update) = op {
+            Some(if update.is_64 { 8 } else { 4 })
+        } else if let (Op::Load(transfer), true) = (op, is_shared) {
+            to(transfer)
+        } else if let (Op::CopyAsync { bytes, .. }, true) = (op, is_shared) {
+            Some(*bytes as usize)
+        } else {
+            None
+        }
+    };
+    let sizes = code.iter().filter_map(|instruction| size(&instruction.op));
     sizes.min().unwrap_or(16).min(16)
 }

@@ -1,6 +1,9 @@
 //! Executes one instruction for the lanes of a warp that run it.
 
+mod atomic;
+mod choice;
 mod convert;
+mod copies;
 mod float;
 mod integer;
 mod matrix;
@@ -10,7 +13,7 @@ mod together;
 pub(crate) use together::BARRIERS;
 
 use crate::error::{FaultKind, Trap};
-use crate::instruction::{Address, Alu32, Base, Compare, Guard, Instruction, Logic, Op};
+use crate::instruction::{Address, Alu32, Base, Compare, Instruction, Op};
 use crate::launch::{Accumulate, AsyncCopies, Options};
 use crate::memory::View;
 use crate::module::Kernel;
@@ -110,19 +113,25 @@ impl Surface<'_> {
             Op::StoreMatrix { count, is_transposed, address, a } => {
                 self.store_matrix(warp, (*count, *is_transposed, *address), a, lanes)?;
             }
-            Op::Atomic { .. } => self.atomic(warp, &instruction.op, lanes)?,
+            Op::Atomic(update) => self.atomic(warp, *update, lanes)?,
             Op::Barrier { kind, id, threads } => {
                 return together::barrier(warp, (*kind, *id, *threads), instruction.line, lanes);
             }
-            Op::Shuffle { .. }
-            | Op::Vote { .. }
-            | Op::Reduce { .. }
-            | Op::Elect { .. }
-            | Op::ActiveMask { .. }
-            | Op::SyncWarp { .. } => {
-                self.together(warp, &instruction.op, lanes)?;
+            Op::ActiveMask { d } => warp.set32(*d, lanes, &[lanes; 32]),
+            Op::Together(op) => self.together(warp, op, lanes)?,
+            Op::Bits(op) => integer::bits(warp, op, lanes),
+            Op::Repack(op) => movement::repack(warp, op, lanes),
+            Op::Conversion(op) => convert::convert(warp, op, lanes),
+            Op::Choice(op) => choice::choose(warp, op, lanes),
+            Op::Double { f, d, a, b, c } => {
+                let value = float::double(*f, [*a, *b, *c].map(|r| warp.r64(r)));
+                warp.set64(*d, lanes, &value);
             }
-            op => plain(warp, op, lanes)?,
+            Op::Half { f, format, is_pair, is_relu, d, a, b, c } => {
+                let inputs = [*a, *b, *c].map(|r| warp.r32(r));
+                let value = float::half(*f, (*format, *is_pair, *is_relu), inputs);
+                warp.set32(*d, lanes, &value);
+            }
         }
         Ok(Flow::Next)
     }
@@ -138,88 +147,6 @@ impl Surface<'_> {
             AsyncCopies::Lazy => false,
             AsyncCopies::Random(_) => self.random.next() & 1 == 0,
         }
-    }
-}
-
-/// What only touches the warp's own registers.
-fn plain(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
-    match op {
-        Op::Wide { .. }
-        | Op::Wide16 { .. }
-        | Op::Shift64 { .. }
-        | Op::Count64 { .. }
-        | Op::Lop3 { .. }
-        | Op::Prmt { .. }
-        | Op::Bfi { .. } => integer::other(warp, op, lanes)?,
-        Op::Double { f, d, a, b, c } => {
-            let value = float::double(*f, [*a, *b, *c].map(|r| warp.r64(r)));
-            warp.set64(*d, lanes, &value);
-        }
-        Op::Half { f, format, is_pair, is_relu, d, a, b, c } => {
-            let inputs = [*a, *b, *c].map(|r| warp.r32(r));
-            let value = float::half(*f, *format, *is_pair, *is_relu, inputs);
-            warp.set32(*d, lanes, &value);
-        }
-        Op::Compare32 { f, as_, is_16, d, d_not, a, b, with } => {
-            let mask = integer::compare32(*f, *as_, *is_16, [*a, *b].map(|r| warp.r32(r)));
-            conclude(warp, lanes, mask, (*d, *d_not), *with);
-        }
-        Op::Compare64 { f, as_, d, d_not, a, b, with } => {
-            let mask = integer::compare64(*f, *as_, [*a, *b].map(|r| warp.r64(r)));
-            conclude(warp, lanes, mask, (*d, *d_not), *with);
-        }
-        Op::Select32 { d, a, b, by } => {
-            let (mask, a, b) = (warp.holds(*by), warp.r32(*a), warp.r32(*b));
-            let value = std::array::from_fn(|l| if mask >> l & 1 == 1 { a[l] } else { b[l] });
-            warp.set32(*d, lanes, &value);
-        }
-        Op::Select64 { d, a, b, by } => {
-            let (mask, a, b) = (warp.holds(*by), warp.r64(*a), warp.r64(*b));
-            let value = std::array::from_fn(|l| if mask >> l & 1 == 1 { a[l] } else { b[l] });
-            warp.set64(*d, lanes, &value);
-        }
-        Op::PredicateMove { d, a } => warp.set_predicate(*d, lanes, warp.holds(*a)),
-        Op::PredicateConst { d, value } => {
-            warp.set_predicate(*d, lanes, if *value { u32::MAX } else { 0 });
-        }
-        Op::PredicateLogic { f, d, a, b } => {
-            let value = logic(*f, warp.holds(*a), warp.holds(*b));
-            warp.set_predicate(*d, lanes, value);
-        }
-        Op::Convert { .. } | Op::PackFloats { .. } | Op::UnpackF8 { .. } => {
-            convert::convert(warp, op, lanes);
-        }
-        op => movement::registers(warp, op, lanes)?,
-    }
-    Ok(())
-}
-
-fn logic(f: Logic, a: u32, b: u32) -> u32 {
-    match f {
-        Logic::And => a & b,
-        Logic::Or => a | b,
-        Logic::Xor => a ^ b,
-    }
-}
-
-/// The end of a `setp`: `q` is the comparison's opposite, both combined with a third predicate.
-fn conclude(
-    warp: &mut Warp,
-    lanes: u32,
-    mask: u32,
-    (d, d_not): (Option<u32>, Option<u32>),
-    with: Option<(Logic, Guard)>,
-) {
-    let combined = |mask| match with {
-        Some((f, guard)) => logic(f, mask, warp.holds(guard)),
-        None => mask,
-    };
-    let (value, opposite) = (combined(mask), combined(!mask));
-    if let Some(d) = d {
-        warp.set_predicate(d, lanes, value);
-    }
-    if let Some(d) = d_not {
-        warp.set_predicate(d, lanes, opposite);
     }
 }
 

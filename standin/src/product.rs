@@ -100,8 +100,8 @@ pub(crate) fn hardware(
     c: &[[f32; 8]; 16],
     (adder, min_exponent): (Adder, i32),
 ) -> [[f32; 8]; 16] {
-    let parts = |values: &[f32; K_MAX]| values.map(|value| Part::new(value, min_exponent));
-    let (a, b) = (operands.a.map(|row| parts(&row)), operands.b.map(|column| parts(&column)));
+    let a = operands.a.map(|row| Parts::new(&row, min_exponent));
+    let b = operands.b.map(|column| Parts::new(&column, min_exponent));
     let mut d = *c;
     for (m, row) in a.iter().enumerate() {
         for (n, column) in b.iter().enumerate() {
@@ -111,72 +111,90 @@ pub(crate) fn hardware(
                 continue;
             }
             for start in (0..k).step_by(adder.step) {
-                let end = (start + adder.step).min(k);
-                let special =
-                    special(&operands.a[m][start..end], &operands.b[n][start..end], d[m][n]);
-                d[m][n] = special.unwrap_or_else(|| {
-                    let products = row[start..end].iter().zip(&column[start..end]);
-                    let products = products.map(|(a, b)| a.times(*b, scale_a + scale_b));
-                    adder.add(products, d[m][n])
-                });
+                let range = start..(start + adder.step).min(k);
+                let is_finite = row.is_finite && column.is_finite && d[m][n].is_finite();
+                d[m][n] = if is_finite {
+                    adder.add(row, column, range, (scale_a + scale_b, d[m][n]))
+                } else {
+                    not_finite(&operands.a[m][range.clone()], &operands.b[n][range], d[m][n])
+                };
             }
         }
     }
     d
 }
 
-/// The sum if it is no number, by the rules of IEEE 754; the NaN is the hardware's.
-fn special(a: &[f32], b: &[f32], c: f32) -> Option<f32> {
-    let products = a.iter().zip(b).map(|(a, b)| a * b);
-    let sum: f32 = products.chain([c]).filter(|value| !value.is_finite()).sum();
-    let is_finite = sum == 0.0;
-    (!is_finite).then(|| if sum.is_nan() { f32::from_bits(0x7FFF_FFFF) } else { sum })
+/// A sum in which something is no number, by the rules of IEEE 754; the NaN is the hardware's.
+fn not_finite(a: &[f32], b: &[f32], c: f32) -> f32 {
+    let sum = a.iter().zip(b).map(|(a, b)| a * b).chain([c]).sum::<f32>();
+    if sum.is_nan() { f32::from_bits(0x7FFF_FFFF) } else { sum }
 }
 
-/// A number as integer significand times 2^(exponent - 23), `exponent` being that of the format: a
-/// subnormal keeps the least one.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    significand: i64,
-    exponent: i32,
+/// Where a product or sum has no bits: below every exponent.
+const NOTHING: i32 = -1 << 20;
+
+/// Numbers as integer significands times 2^(exponent - 23), `exponent` being that of the format: a
+/// subnormal keeps the least one, and zero has [`NOTHING`].
+struct Parts {
+    significands: [i64; K_MAX],
+    exponents: [i32; K_MAX],
+    is_finite: bool,
 }
 
-impl Part {
-    fn new(value: f32, min_exponent: i32) -> Part {
-        let bits = value.to_bits();
-        let (field, mantissa) = ((bits >> 23 & 0xFF) as i32, i64::from(bits & 0x7F_FFFF));
-        let (exponent, magnitude) =
-            if field == 0 { (-126, mantissa) } else { (field - 127, mantissa | 1 << 23) };
-        // A subnormal of a smaller format is normal as FP32.
-        let shift = (min_exponent - exponent).max(0);
-        let magnitude = magnitude.checked_shr(shift as u32).unwrap_or(0);
-        let significand = if value.is_sign_negative() { -magnitude } else { magnitude };
-        Part { significand, exponent: exponent.max(min_exponent) }
-    }
-
-    /// The product, times 2^scale. Its significand counts units of 2^(exponent - 46).
-    fn times(self, other: Part, scale: i32) -> Part {
-        Part {
-            significand: self.significand * other.significand,
-            exponent: self.exponent + other.exponent + scale,
+impl Parts {
+    fn new(values: &[f32; K_MAX], min_exponent: i32) -> Parts {
+        let parts = values.map(|value| part(value, min_exponent));
+        Parts {
+            significands: parts.map(|part| part.0),
+            exponents: parts.map(|part| part.1),
+            is_finite: values.iter().all(|value| value.is_finite()),
         }
     }
 }
 
+fn part(value: f32, min_exponent: i32) -> (i64, i32) {
+    let bits = value.to_bits();
+    let (field, mantissa) = ((bits >> 23 & 0xFF) as i32, i64::from(bits & 0x7F_FFFF));
+    let (exponent, magnitude) =
+        if field == 0 { (-126, mantissa) } else { (field - 127, mantissa | 1 << 23) };
+    if magnitude == 0 {
+        return (0, NOTHING);
+    }
+    // A subnormal of a smaller format is normal as FP32.
+    let magnitude = magnitude >> (min_exponent - exponent).clamp(0, 63);
+    let significand = if value.is_sign_negative() { -magnitude } else { magnitude };
+    (significand, exponent.max(min_exponent))
+}
+
 impl Adder {
-    /// Products (46 bits below the exponent) plus an accumulator.
-    fn add(self, products: impl Iterator<Item = Part> + Clone, c: f32) -> f32 {
-        let c = Part::new(c, -126);
-        let c = Part { significand: c.significand << 23, exponent: c.exponent };
-        let all = products.chain([c]).filter(|part| part.significand != 0);
-        let Some(greatest) = all.clone().map(|part| part.exponent).max() else { return 0.0 };
-        // In units of 2^(greatest - fraction_bits).
-        let cut = |part: Part| {
-            let shift = (46 - self.fraction_bits + greatest - part.exponent).min(63);
-            let magnitude = part.significand.abs() >> shift;
-            if part.significand < 0 { -magnitude } else { magnitude }
+    /// The products of a range, times 2^scale, plus an accumulator.
+    fn add(
+        self,
+        a: &Parts,
+        b: &Parts,
+        range: std::ops::Range<usize>,
+        (scale, c): (i32, f32),
+    ) -> f32 {
+        let (c, c_exponent) = part(c, -126);
+        let mut greatest = c_exponent;
+        for i in range.clone() {
+            greatest = greatest.max(a.exponents[i] + b.exponents[i] + scale);
+        }
+        if greatest < NOTHING / 2 {
+            return 0.0;
+        }
+        // Significands of products count units of 2^(exponent - 46), and what is kept units of
+        // 2^(greatest - fraction_bits): a shift that rounds towards zero.
+        let cut = |significand: i64, exponent: i32| {
+            let shift = (46 - self.fraction_bits + greatest - exponent).min(62);
+            let towards_zero = significand >> 63 & ((1 << shift) - 1);
+            (significand + towards_zero) >> shift
         };
-        let sum: i64 = all.map(cut).sum();
+        let mut sum = cut(c << 23, c_exponent);
+        for i in range {
+            let exponent = a.exponents[i] + b.exponents[i] + scale;
+            sum += cut(a.significands[i] * b.significands[i], exponent);
+        }
         self.cut_result(sum, greatest - self.fraction_bits)
     }
 

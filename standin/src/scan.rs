@@ -135,7 +135,7 @@ impl<'a> Scanner<'a> {
             self.advance(1);
             return self.piece();
         }
-        if rest.starts_with(".loc") || rest.starts_with(".file") {
+        if matches!(rest.split_whitespace().next(), Some(".loc" | ".file")) {
             self.rest_of_line();
             return self.piece();
         }
@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_body_is_cut_into_labels_scopes_and_statements() {
-        let mut scanner = Scanner::new("$L: { mov.b32 %r1, {%rs1,%rs2};\n}\n .loc 1 2 3\n ret;", 7);
+        let mut scanner =
+            Scanner::new("$L: { mov.b32 %r1, {%rs1,%rs2};\n}\n .loc 1 2 3\n .local .b8 x[4];", 7);
         let mut pieces = Vec::new();
         while let Some(piece) = scanner.piece() {
             pieces.push(piece);
@@ -201,7 +202,7 @@ mod tests {
             Piece::Open,
             Piece::Statement { line: 7, text: "mov.b32 %r1, {%rs1,%rs2}" },
             Piece::Close,
-            Piece::Statement { line: 10, text: "ret" },
+            Piece::Statement { line: 10, text: ".local .b8 x[4]" },
         ];
         assert_eq!(pieces, expected);
     }

@@ -213,7 +213,7 @@ impl Kernels {
         let fp8 = device.load(&GEMM_FP8)?;
         let scaled = match device.arch() {
             Arch::Sm120a => Some(Products::load(&fp8, "fp8_scaled")?),
-            Arch::Sm80 | Arch::Sm89 => None,
+            Arch::Sm80 | Arch::Sm89 | Arch::Sm90 => None,
         };
         let properties = device.properties();
         let loaded = Loaded {

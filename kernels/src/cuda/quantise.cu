@@ -340,25 +340,31 @@ __device__ __forceinline__ void blocks_of_fp32(const Fp32Source& x, Quantised<Sc
   quantise_block(x, share, chunk, out);
 }
 
+// BLOCKS of a multiprocessor are what keeps a kernel's registers without a spill on every card (`.ci/cuda`).
 #define KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
-#define QUANTISERS(FORMAT, SCALE)                                                                              \
-  KERNEL(THREADS, 2) quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {          \
-    rows_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                                   \
-  }                                                                                                            \
-  KERNEL(THREADS_WIDE, 2) quantise_columns_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {       \
-    columns_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                                \
-  }                                                                                                            \
-  KERNEL(THREADS_WIDE, 1) quantise_both_##FORMAT(const u16* x, u8* row_codes, SCALE::Stored* row_scales, u8* column_codes,      \
-                                SCALE::Stored* column_scales, u32 rows, u32 cols) {                            \
-    both_of_bf16<SCALE>({{x, rows, cols}}, {row_codes, row_scales}, {column_codes, column_scales});            \
-  }                                                                                                            \
-  KERNEL(THREADS_WIDE, 2) requantise_columns_##FORMAT(const u8* row_codes, const SCALE::Stored* row_scales, u8* codes,          \
-                                     SCALE::Stored* scales, u32 rows, u32 cols) {                              \
-    columns_of_codes<SCALE>({{row_codes, rows, cols}, row_scales}, {codes, scales});                           \
-  }                                                                                                            \
-  KERNEL(THREADS_WIDE, 1) quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
-    blocks_of_fp32<SCALE>({{w, rows, cols}}, {codes, scales});                                                 \
+#define QUANTISERS(FORMAT, SCALE)                                                                      \
+  KERNEL(THREADS, 2)                                                                                   \
+  quantise_rows_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {         \
+    rows_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                           \
+  }                                                                                                    \
+  KERNEL(THREADS_WIDE, 2)                                                                              \
+  quantise_columns_##FORMAT(const u16* x, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {      \
+    columns_of_bf16<SCALE>({{x, rows, cols}}, {codes, scales});                                        \
+  }                                                                                                    \
+  KERNEL(THREADS_WIDE, 1)                                                                              \
+  quantise_both_##FORMAT(const u16* x, u8* row_codes, SCALE::Stored* row_scales, u8* column_codes,     \
+                         SCALE::Stored* column_scales, u32 rows, u32 cols) {                           \
+    both_of_bf16<SCALE>({{x, rows, cols}}, {row_codes, row_scales}, {column_codes, column_scales});    \
+  }                                                                                                    \
+  KERNEL(THREADS_WIDE, 2)                                                                              \
+  requantise_columns_##FORMAT(const u8* row_codes, const SCALE::Stored* row_scales, u8* codes,         \
+                              SCALE::Stored* scales, u32 rows, u32 cols) {                             \
+    columns_of_codes<SCALE>({{row_codes, rows, cols}, row_scales}, {codes, scales});                   \
+  }                                                                                                    \
+  KERNEL(THREADS_WIDE, 1)                                                                              \
+  quantise_blocks_##FORMAT(const u32* w, u8* codes, SCALE::Stored* scales, u32 rows, u32 cols) {       \
+    blocks_of_fp32<SCALE>({{w, rows, cols}}, {codes, scales});                                         \
   }
 
 QUANTISERS(pow2, Pow2Scale)

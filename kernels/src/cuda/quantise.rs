@@ -16,7 +16,7 @@
 use crate::fp8::{BLOCK, ScaleFormat, Tiling};
 
 use super::image::QUANTISE;
-use super::{Address, Device, DeviceError, Function, Grid, Slice, Stream};
+use super::{Address, Device, DeviceError, Function, Grid, Module, Slice, Stream};
 
 /// Threads of a block, as in `quantise.cu`.
 const THREADS: u32 = 256;
@@ -88,7 +88,14 @@ impl Kernels {
     /// # Errors
     /// When the driver refuses the PTX.
     pub fn load(device: &Device) -> Result<Self, DeviceError> {
-        let module = device.load(&QUANTISE)?;
+        Self::of(&device.load(&QUANTISE)?)
+    }
+
+    /// Those of a module that was loaded from other PTX: a test's variant.
+    ///
+    /// # Errors
+    /// When one is missing, or takes something else.
+    pub fn of(module: &Module) -> Result<Self, DeviceError> {
         let quantisers = |format: &str| {
             Ok(Quantisers {
                 rows: module.function(&format!("quantise_rows_{format}"), 0)?,
@@ -102,7 +109,7 @@ impl Kernels {
         Ok(Self { pow2, fp32, transpose: module.function("transpose_bytes", 0)? })
     }
 
-    fn of(&self, format: ScaleFormat) -> &Quantisers {
+    fn with(&self, format: ScaleFormat) -> &Quantisers {
         match format {
             ScaleFormat::Pow2 => &self.pow2,
             ScaleFormat::Fp32 => &self.fp32,
@@ -118,7 +125,7 @@ impl Kernels {
         shape: Shape,
     ) -> Result<(), DeviceError> {
         check("quantise rows", shape, &[(x, 2 * shape.rows * shape.cols)], &[(out, Tiling::Row)]);
-        launch_one(&self.of(out.format).rows, THREADS, stream, x, out, shape)
+        launch_one(&self.with(out.format).rows, THREADS, stream, x, out, shape)
     }
 
     /// x BF16 to 128 x 1 tiles.
@@ -131,7 +138,7 @@ impl Kernels {
     ) -> Result<(), DeviceError> {
         let source = (x, 2 * shape.rows * shape.cols);
         check("quantise columns", shape, &[source], &[(out, Tiling::Column)]);
-        launch_one(&self.of(out.format).columns, THREADS_WIDE, stream, x, out, shape)
+        launch_one(&self.with(out.format).columns, THREADS_WIDE, stream, x, out, shape)
     }
 
     /// w FP32 to 128 x 128 tiles. One copy serves the forward pass and the input's gradient.
@@ -144,7 +151,7 @@ impl Kernels {
     ) -> Result<(), DeviceError> {
         let source = (w, 4 * shape.rows * shape.cols);
         check("quantise blocks", shape, &[source], &[(out, Tiling::Block)]);
-        launch_one(&self.of(out.format).blocks, THREADS_WIDE, stream, w, out, shape)
+        launch_one(&self.with(out.format).blocks, THREADS_WIDE, stream, w, out, shape)
     }
 
     /// x BF16 to 1 x 128 and 128 x 1 tiles, reading it once. Both in one format.
@@ -171,7 +178,7 @@ impl Kernels {
             cols,
         );
         // SAFETY: the kernel stays inside matrices of this shape, whose sizes were checked above.
-        unsafe { self.of(by_row.format).both.launch(stream, shape.grid(THREADS_WIDE), arguments) }
+        unsafe { self.with(by_row.format).both.launch(stream, shape.grid(THREADS_WIDE), arguments) }
     }
 
     /// 1 x 128 tiles to 128 x 1 tiles, for the gradient of a weight: `Quantized::requantise_columns`.
@@ -197,7 +204,7 @@ impl Kernels {
         );
         // SAFETY: the kernel stays inside matrices of this shape, whose sizes were checked above.
         unsafe {
-            self.of(out.format).requantise.launch(stream, shape.grid(THREADS_WIDE), arguments)
+            self.with(out.format).requantise.launch(stream, shape.grid(THREADS_WIDE), arguments)
         }
     }
 

@@ -36,7 +36,7 @@ const SIZES: [(usize, usize, usize); 13] = [
     (128, 128, 128),
     (1, 1, 1),
     (200, 320, 272),
-    (77, 576, 1088),
+    (40, 576, 640),
     (131, 64, 96),
     (33, 50, 37),
     (130, 129, 257),
@@ -50,7 +50,7 @@ const SIZES: [(usize, usize, usize); 13] = [
 
 /// Rows of each expert.
 const EXPERTS: [&[usize]; 4] =
-    [&[0, 70, 0, 129, 1, 0, 300, 0], &[0, 0, 500, 0], &[0, 0, 0], &[40; 70]];
+    [&[0, 70, 0, 129, 1, 0, 150, 0], &[0, 0, 260, 0], &[0, 0, 0], &[9; 40]];
 
 /// What is tried.
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +86,8 @@ pub(crate) fn cases() -> Vec<Case> {
         SIZES.into_iter().for_each(|(t, n, k)| push(Shape { t, n, k }, None));
         for rows in EXPERTS {
             let t = ranges(rows, product).last().unwrap().1 as usize + 5;
-            push(Shape { t, n: 192, k: 272 }, Some(rows));
-            push(Shape { t, n: 96, k: 80 }, Some(rows));
+            push(Shape { t, n: 144, k: 80 }, Some(rows));
+            push(Shape { t, n: 64, k: 200 }, Some(rows));
         }
     }
     cases.extend(KINDS.map(|kind| {

@@ -37,6 +37,8 @@ pub(crate) struct Gpu {
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
     gemm: OnceLock<gemm::Kernels>,
+    /// Takes the place of the quantise kernels' PTX.
+    mutant: Option<String>,
 }
 
 /// Room for a result between two guards.
@@ -46,13 +48,17 @@ pub(crate) struct Guarded {
 }
 
 impl Gpu {
-    pub(crate) fn new(device: Device, stream: Stream, seed: u64) -> Self {
-        Self { device, stream, seed, quantise: OnceLock::new(), gemm: OnceLock::new() }
+    pub(crate) fn new(device: Device, stream: Stream, seed: u64, mutant: Option<String>) -> Self {
+        let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
+        Self { device, stream, seed, quantise, gemm, mutant }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
     pub(crate) fn quantise(&self) -> &Kernels {
-        self.quantise.get_or_init(|| Kernels::load(&self.device).unwrap())
+        self.quantise.get_or_init(|| match &self.mutant {
+            Some(ptx) => Kernels::of(&self.device.load_ptx("a mutant", ptx).unwrap()).unwrap(),
+            None => Kernels::load(&self.device).unwrap(),
+        })
     }
 
     /// The matrix products, loaded once.

@@ -6,8 +6,10 @@ use std::process::{Command, Output};
 use shoal_standin_driver::report::Check;
 use shoal_standin_driver::testing::StandIn;
 
+use super::honest::MUTANTS;
+
 /// One of each kind that has an image of its own.
-const CARDS: [&str; 3] = ["3090", "4090", "5090"];
+const CARDS: [&str; 4] = ["3090", "4090", "h100", "5090"];
 
 /// Seed of numbers and of the order of work, with the way warps take turns.
 const TURNS: [(u64, &str); 2] = [(1, "round-robin"), (2, "random")];
@@ -103,10 +105,7 @@ const MACHINES: [Machine; 8] = [
     },
     Machine {
         ordinal: "0",
-        settings: &[
-            ("SHOAL_STANDIN_CARDS", "4090"),
-            ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited"),
-        ],
+        settings: &[("SHOAL_STANDIN_CARDS", "4090"), ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited")],
         says: &["is not free: its compute mode is prohibited"],
     },
     Machine {
@@ -128,7 +127,11 @@ pub(crate) fn open() -> Vec<String> {
         failures.extend(lacks(&format!("{settings:?}"), &output, says));
     }
     failures.extend(without_functions());
-    println!("stand-in: {} machines without a usable card, {} wrong", MACHINES.len() + 1, failures.len());
+    println!(
+        "stand-in: {} machines without a usable card, {} wrong",
+        MACHINES.len() + 1,
+        failures.len()
+    );
     failures
 }
 
@@ -154,4 +157,23 @@ fn lacks(machine: &str, output: &Output, says: &[&str]) -> Option<String> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     (!missing.is_empty() || !output.status.success())
         .then(|| format!("{machine}: {said:?} lacks {missing:?}\n{stderr}"))
+}
+
+/// Kernels with one word changed. Those that nobody noticed.
+pub(crate) fn mutants() -> Vec<String> {
+    let mut failures = Vec::new();
+    for (at, mutant) in MUTANTS.iter().enumerate() {
+        let standin = StandIn::new().cards("4090").seed(1);
+        let output = child(&standin, &["--mutant", &at.to_string(), mutant.cases]);
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        if output.status.success() || !said.contains("FAILED") || !said.contains(mutant.says) {
+            failures.push(format!(
+                "mutant {:?} is not noticed as {:?}:\n{said}",
+                mutant.what, mutant.says
+            ));
+        }
+    }
+    println!("stand-in: {} mutants, {} not noticed", MUTANTS.len(), failures.len());
+    failures
 }

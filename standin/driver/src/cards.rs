@@ -150,6 +150,7 @@ impl Card {
     /// driver lacks (managed memory, mapped host memory, cooperative launches, clusters, graphs of
     /// memory) is said to be missing, whatever the real card has. `None`: this driver does not know
     /// the attribute, textures' among them.
+    #[expect(clippy::match_same_arms, reason = "one line for what belongs together")]
     pub fn attribute(&self, number: i32, ordinal: usize, has_pools: bool) -> Option<usize> {
         Some(match number {
             1..=3 => 1024,          // threads of a block; its x; its y

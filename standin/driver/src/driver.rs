@@ -287,12 +287,6 @@ impl Driver {
         if self.run_one(Goal::Work(goal)) { Progress::Ran } else { Progress::HostFunction }
     }
 
-    /// Waits for work where no function of the host is queued.
-    #[cfg(test)]
-    pub(crate) fn wait(&mut self, goals: &[WorkId]) {
-        while self.advance(goals) != Progress::Done {}
-    }
-
     /// Functions of the host that are to run now. [`Driver::returned`] says that one has.
     pub fn take_due(&mut self) -> Vec<(WorkId, HostCall)> {
         std::mem::take(&mut self.due)
@@ -348,7 +342,9 @@ impl Driver {
             .filter(|allocation| allocation.device == device)
             .map(|allocation| allocation.base)
             .collect();
-        bases.into_iter().for_each(|base| self.release_memory(base));
+        for base in bases {
+            self.release_memory(base);
+        }
         let lanes: Vec<u64> = (self.streams.iter())
             .filter(|(_, stream)| stream.device == device)
             .map(|(handle, _)| *handle)
@@ -379,6 +375,11 @@ impl Driver {
         let pinned = (self.pinned.values())
             .filter_map(|pinned| leak("pinned memory", pinned.device, pinned.call, pinned.bytes));
         memory.chain(streams).chain(events).chain(modules).chain(pinned).collect()
+    }
+
+    /// How many faults were put down.
+    pub fn fault_count(&self) -> usize {
+        self.report.faults.len()
     }
 
     /// The report as it would be if the process ended now.

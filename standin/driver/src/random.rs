@@ -1,4 +1,4 @@
-//! Numbers that look random and repeat for a seed: SplitMix64 (Steele, Lea and Flood, "Fast
+//! Numbers that look random and repeat for a seed: `SplitMix64` (Steele, Lea and Flood, "Fast
 //! splittable pseudorandom number generators", OOPSLA 2014).
 
 /// A stream of numbers that the seed fixes.

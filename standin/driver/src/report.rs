@@ -71,8 +71,11 @@ pub struct Leak {
 pub struct Launches {
     /// How many.
     pub count: u64,
-    /// Sums over them of what the machine counts, by the machine's names.
-    pub stats: BTreeMap<String, u64>,
+    /// Sums over them of what the machine counts, by the names in `shoal_standin::Stats`, and of all
+    /// warp instructions.
+    pub counts: BTreeMap<String, u64>,
+    /// Instructions that warps executed, by opcode.
+    pub opcodes: BTreeMap<String, u64>,
 }
 
 /// One card's memory.

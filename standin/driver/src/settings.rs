@@ -118,7 +118,9 @@ impl Settings {
         let mut cards = cards(&get("CARDS").unwrap_or_else(|| "4090".into()))?;
         if let Some(text) = get("MEMORY") {
             let memory = bytes(&text).ok_or_else(|| wrong("MEMORY", &text, "512MiB"))?;
-            cards.iter_mut().for_each(|card| card.memory = memory);
+            for card in &mut cards {
+                card.memory = memory;
+            }
         }
         let by_seed = [Temper::Mixed, Temper::Lazy, Temper::Eager][(seed % 3) as usize];
         let tempers = [("lazy", Temper::Lazy), ("eager", Temper::Eager), ("mixed", Temper::Mixed)];
@@ -178,21 +180,17 @@ impl Settings {
 
     /// The status with which the card is gone at this call.
     pub fn lost_at(&self, call: u64) -> Option<Status> {
-        self.failures.iter().find_map(|failure| match failure {
-            Failure::Lost(first, status) if call >= *first => Some(*status),
-            _ => None,
+        self.failures.iter().find_map(|failure| {
+            let Failure::Lost(first, status) = failure else { return None };
+            (call >= *first).then_some(*status)
         })
     }
 
     /// The status that the `nth` call of a function was asked to give.
     pub fn call_failure(&self, function: &str, nth: u64) -> Option<Status> {
-        self.failures.iter().find_map(|failure| match failure {
-            Failure::Call(name, which, status)
-                if name == function && which.is_none_or(|which| which == nth) =>
-            {
-                Some(*status)
-            }
-            _ => None,
+        self.failures.iter().find_map(|failure| {
+            let Failure::Call(name, which, status) = failure else { return None };
+            (name == function && which.is_none_or(|which| which == nth)).then_some(*status)
         })
     }
 }

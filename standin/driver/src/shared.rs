@@ -36,6 +36,7 @@ impl Shared {
         body: impl FnOnce(&mut Held<'_>) -> Result<(), Status>,
     ) -> Result<(), Status> {
         let mut held = Held { shared: self, guard: Some(self.lock()) };
+        let faults = held.driver().fault_count();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             held.driver().begin(function)?;
             body(&mut held)
@@ -48,6 +49,10 @@ impl Shared {
             Err(Status::Unknown)
         });
         held.start_due();
+        if held.driver().fault_count() > faults {
+            // Somebody may end this process before it can say more.
+            write_report(held.driver());
+        }
         result
     }
 
@@ -62,15 +67,15 @@ impl Shared {
             say("a call is still running at the end of the process: no report");
             return;
         };
+        for leak in &driver.report().leaks {
+            say(&format!("leaked: {leak:?}"));
+        }
         write_report(&driver);
     }
 }
 
 fn write_report(driver: &Driver) {
     let report = driver.report();
-    for leak in &report.leaks {
-        say(&format!("leaked: {leak:?}"));
-    }
     let Some(path) = driver.report_path() else { return };
     let written = serde_json::to_vec_pretty(&report)
         .map_err(|error| error.to_string())

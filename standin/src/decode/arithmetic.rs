@@ -2,7 +2,8 @@
 
 use super::{Decoded, Decoder, Operation, bits_of};
 use crate::instruction::{
-    Alu32, Alu64, Compare, CompareAs, Extend, Float, Guard, Half, Logic, Op, P, Shift,
+    Alu32, Alu64, Bits, Choice, Compare, CompareAs, Extend, Field, Float, Guard, Half,
+    HalfFunction, Logic, Op, P, Shift,
 };
 
 impl Decoder {
@@ -13,25 +14,16 @@ impl Decoder {
             "selp" => return self.selp(o),
             "slct" | "testp" => return o.unknown(),
             "lop3" => return self.lop3(o),
-            "bfi" if o.ty() == "b32" => {
-                o.expect(5)?;
-                return Ok(Op::Bfi {
-                    d: self.d32(o.operands[0])?,
-                    a: self.s32(o.operands[1])?,
-                    b: self.s32(o.operands[2])?,
-                    start: self.s32(o.operands[3])?,
-                    length: self.s32(o.operands[4])?,
-                });
-            }
+            "bfi" => return self.bfi(o),
             "prmt" => {
                 o.only(&["b32"])?;
                 o.expect(4)?;
-                return Ok(Op::Prmt {
+                return Ok(Op::Bits(Bits::Prmt {
                     d: self.d32(o.operands[0])?,
                     a: self.s32(o.operands[1])?,
                     b: self.s32(o.operands[2])?,
                     selector: self.s32(o.operands[3])?,
-                });
+                }));
             }
             _ => {}
         }
@@ -66,41 +58,35 @@ impl Decoder {
         let a = self.s32(o.operand(1)?)?;
         let b = if count > 1 { self.s32(o.operands[2])? } else { a };
         let c = if count > 2 { self.s32(o.operands[3])? } else { a };
-        if bits == 16 {
-            let is_known = matches!(
-                f,
-                Alu32::Move
-                    | Alu32::Add
-                    | Alu32::Sub
-                    | Alu32::Mul
-                    | Alu32::Mad
-                    | Alu32::DivS
-                    | Alu32::DivU
-                    | Alu32::RemS
-                    | Alu32::RemU
-                    | Alu32::MinS
-                    | Alu32::MinU
-                    | Alu32::MaxS
-                    | Alu32::MaxU
-                    | Alu32::Abs
-                    | Alu32::Neg
-                    | Alu32::And
-                    | Alu32::Or
-                    | Alu32::Xor
-                    | Alu32::Not
-                    | Alu32::Shl
-                    | Alu32::ShrS
-                    | Alu32::ShrU
-            );
-            if !is_known {
-                return o.unknown();
-            }
+        let is_plain = !matches!(
+            f,
+            Alu32::Field(_)
+                | Alu32::MulHighS
+                | Alu32::MulHighU
+                | Alu32::MadHighS
+                | Alu32::MadHighU
+                | Alu32::Mul24S
+                | Alu32::Mul24U
+                | Alu32::Cnot
+        );
+        if bits == 16 && !is_plain {
+            return o.unknown();
         }
         let extend = if is_signed { Extend::Sign } else { Extend::Zero };
         Ok(Op::Alu32 { f, narrow: (bits == 16).then_some(extend), d, a, b, c })
     }
 
     fn integer64(&mut self, o: &Operation<'_>, is_signed: bool) -> Decoded<Op> {
+        if o.parts[0] == "bfe" {
+            o.expect(4)?;
+            return Ok(Op::Bits(Bits::Bfe64 {
+                is_signed,
+                d: self.d64(o.operands[0])?,
+                a: self.s64(o.operands[1])?,
+                start: self.s32(o.operands[2])?,
+                length: self.s32(o.operands[3])?,
+            }));
+        }
         let shift = match o.parts[0] {
             "shl" => Some(Shift::Left),
             "shr" if is_signed => Some(Shift::RightS),
@@ -109,21 +95,25 @@ impl Decoder {
         };
         if let Some(f) = shift {
             o.expect(3)?;
-            return Ok(Op::Shift64 {
+            return Ok(Op::Bits(Bits::Shift64 {
                 f,
                 d: self.d64(o.operands[0])?,
                 a: self.s64(o.operands[1])?,
                 amount: self.s32(o.operands[2])?,
-            });
+            }));
         }
         let count = match o.parts[0] {
-            "popc" => Some(Alu32::Popc),
-            "clz" => Some(Alu32::Clz),
+            "popc" => Some(true),
+            "clz" => Some(false),
             _ => None,
         };
-        if let Some(f) = count {
+        if let Some(is_population) = count {
             o.expect(2)?;
-            return Ok(Op::Count64 { f, d: self.d32(o.operands[0])?, a: self.s64(o.operands[1])? });
+            return Ok(Op::Bits(Bits::Count64 {
+                is_population,
+                d: self.d32(o.operands[0])?,
+                a: self.s64(o.operands[1])?,
+            }));
         }
         let by_sign = |signed, unsigned| if is_signed { signed } else { unsigned };
         let (f, operands) = match (o.parts[0], o.has("hi")) {
@@ -163,11 +153,11 @@ impl Decoder {
         match bits_of(o.ty()) {
             Some(32) => {
                 let c = if has_sum { Some(self.s64(o.operands[3])?) } else { None };
-                Ok(Op::Wide { is_signed, d: self.d64(o.operands[0])?, a, b, c })
+                Ok(Op::Bits(Bits::Wide { is_signed, d: self.d64(o.operands[0])?, a, b, c }))
             }
             Some(16) => {
                 let c = if has_sum { Some(self.s32(o.operands[3])?) } else { None };
-                Ok(Op::Wide16 { is_signed, d: self.d32(o.operands[0])?, a, b, c })
+                Ok(Op::Bits(Bits::Wide16 { is_signed, d: self.d32(o.operands[0])?, a, b, c }))
             }
             _ => o.unknown(),
         }
@@ -196,27 +186,8 @@ impl Decoder {
 
     fn half(&mut self, o: &Operation<'_>) -> Decoded<Op> {
         let ty = o.ty();
-        if matches!(o.parts[0], "ex2" | "tanh") {
-            return o.unknown();
-        }
         o.only(&["rn", "NaN", "relu", "f16", "f16x2", "bf16", "bf16x2"])?;
-        let Some((f, operands)) = float(o) else { return o.unknown() };
-        let is_known = matches!(
-            f,
-            Float::Add
-                | Float::Sub
-                | Float::Mul
-                | Float::Fma
-                | Float::Min
-                | Float::Max
-                | Float::MinNan
-                | Float::MaxNan
-                | Float::Abs
-                | Float::Neg
-        );
-        if !is_known {
-            return o.unknown();
-        }
+        let Some((f, operands)) = half(o) else { return o.unknown() };
         o.expect(operands)?;
         let a = self.s32(o.operands[1])?;
         let b = if operands > 2 { self.s32(o.operands[2])? } else { a };
@@ -240,7 +211,7 @@ impl Decoder {
                 o.expect(2)?;
                 let mut a = self.guard(o.operands[1])?;
                 a.is_negated ^= true;
-                return Ok(Op::PredicateMove { d, a });
+                return Ok(Op::Choice(Choice::Move { d, a }));
             }
             "and" => Logic::And,
             "or" => Logic::Or,
@@ -248,42 +219,64 @@ impl Decoder {
             _ => return o.unknown(),
         };
         o.expect(3)?;
-        Ok(Op::PredicateLogic {
+        Ok(Op::Choice(Choice::Combine {
             f,
             d,
             a: self.guard(o.operands[1])?,
             b: self.guard(o.operands[2])?,
-        })
+        }))
+    }
+
+    fn bfi(&mut self, o: &Operation<'_>) -> Decoded<Op> {
+        o.expect(5)?;
+        let (start, length) = (self.s32(o.operands[3])?, self.s32(o.operands[4])?);
+        Ok(Op::Bits(match o.ty() {
+            "b32" => Bits::Bfi {
+                d: self.d32(o.operands[0])?,
+                a: self.s32(o.operands[1])?,
+                b: self.s32(o.operands[2])?,
+                start,
+                length,
+            },
+            "b64" => Bits::Bfi64 {
+                d: self.d64(o.operands[0])?,
+                a: self.s64(o.operands[1])?,
+                b: self.s64(o.operands[2])?,
+                start,
+                length,
+            },
+            _ => return o.unknown(),
+        }))
     }
 
     fn lop3(&mut self, o: &Operation<'_>) -> Decoded<Op> {
         o.only(&["b32"])?;
         o.expect(5)?;
-        Ok(Op::Lop3 {
+        Ok(Op::Bits(Bits::Lop3 {
             d: self.d32(o.operands[0])?,
             a: self.s32(o.operands[1])?,
             b: self.s32(o.operands[2])?,
             c: self.s32(o.operands[3])?,
             table: self.number(o.operands[4], false)? as u8,
-        })
+        }))
     }
 
     fn selp(&mut self, o: &Operation<'_>) -> Decoded<Op> {
         o.expect(4)?;
         let by = self.guard(o.operands[3])?;
         match bits_of(o.ty()) {
-            Some(64) => Ok(Op::Select64 {
+            Some(64) => Ok(Op::Choice(Choice::Select64 {
                 d: self.d64(o.operands[0])?,
                 a: self.s64(o.operands[1])?,
                 b: self.s64(o.operands[2])?,
                 by,
-            }),
-            Some(_) => Ok(Op::Select32 {
+            })),
+            Some(_) => Ok(Op::Choice(Choice::Select32 {
                 d: self.d32(o.operands[0])?,
                 a: self.s32(o.operands[1])?,
                 b: self.s32(o.operands[2])?,
                 by,
-            }),
+            })),
             None => o.unknown(),
         }
     }
@@ -317,12 +310,27 @@ impl Decoder {
     ) -> Decoded<Op> {
         let (a, b) = (o.operands[1], o.operands[2]);
         match bits_of(o.ty()) {
-            Some(64) => {
-                Ok(Op::Compare64 { f, as_, d, d_not, a: self.s64(a)?, b: self.s64(b)?, with })
-            }
+            Some(64) => Ok(Op::Choice(Choice::Compare64 {
+                f,
+                as_,
+                d,
+                d_not,
+                a: self.s64(a)?,
+                b: self.s64(b)?,
+                with,
+            })),
             Some(bits @ (16 | 32)) => {
                 let (a, b) = (self.s32(a)?, self.s32(b)?);
-                Ok(Op::Compare32 { f, as_, is_16: bits == 16, d, d_not, a, b, with })
+                Ok(Op::Choice(Choice::Compare32 {
+                    f,
+                    as_,
+                    is_16: bits == 16,
+                    d,
+                    d_not,
+                    a,
+                    b,
+                    with,
+                }))
             }
             _ => o.unknown(),
         }
@@ -361,6 +369,23 @@ fn compare(o: &Operation<'_>) -> Decoded<(Compare, CompareAs)> {
         _ => return o.unknown(),
     };
     Ok((f, as_))
+}
+
+/// The function of an instruction on 16-bit floats and its number of operands.
+fn half(o: &Operation<'_>) -> Option<(HalfFunction, usize)> {
+    Some(match o.parts[0] {
+        "add" => (HalfFunction::Add, 3),
+        "sub" => (HalfFunction::Sub, 3),
+        "mul" => (HalfFunction::Mul, 3),
+        "fma" => (HalfFunction::Fma, 4),
+        "min" if o.has("NaN") => (HalfFunction::MinNan, 3),
+        "max" if o.has("NaN") => (HalfFunction::MaxNan, 3),
+        "min" => (HalfFunction::Min, 3),
+        "max" => (HalfFunction::Max, 3),
+        "abs" => (HalfFunction::Abs, 2),
+        "neg" => (HalfFunction::Neg, 2),
+        _ => return None,
+    })
 }
 
 /// The function of a float instruction and its number of operands.
@@ -416,22 +441,25 @@ fn alu32(o: &Operation<'_>, is_signed: bool) -> Option<Alu32> {
         "shl" => Alu32::Shl,
         "shr" => by_sign(Alu32::ShrS, Alu32::ShrU),
         "shf" => match (o.parts.get(1).copied()?, o.has("clamp")) {
-            ("l", false) => Alu32::FunnelLeftWrap,
-            ("l", true) => Alu32::FunnelLeftClamp,
-            ("r", false) => Alu32::FunnelRightWrap,
-            ("r", true) => Alu32::FunnelRightClamp,
+            ("l", false) => Alu32::Field(Field::FunnelLeftWrap),
+            ("l", true) => Alu32::Field(Field::FunnelLeftClamp),
+            ("r", false) => Alu32::Field(Field::FunnelRightWrap),
+            ("r", true) => Alu32::Field(Field::FunnelRightClamp),
             _ => return None,
         },
-        "bfe" => by_sign(Alu32::BfeS, Alu32::BfeU),
-        "popc" => Alu32::Popc,
-        "clz" => Alu32::Clz,
-        "brev" => Alu32::Brev,
-        "bfind" if !o.has("shiftamt") => by_sign(Alu32::FindS, Alu32::FindU),
-        "bmsk" if o.has("clamp") => Alu32::BitMaskClamp,
-        "bmsk" => Alu32::BitMaskWrap,
-        "sad" => by_sign(Alu32::Sad, Alu32::SadU),
-        "dp4a" if o.parts == ["dp4a", "s32", "s32"] => Alu32::Dp4aS,
-        "dp4a" if o.parts == ["dp4a", "u32", "u32"] => Alu32::Dp4aU,
+        "bfe" => by_sign(Alu32::Field(Field::BfeS), Alu32::Field(Field::BfeU)),
+        "popc" => Alu32::Field(Field::Popc),
+        "clz" => Alu32::Field(Field::Clz),
+        "brev" => Alu32::Field(Field::Brev),
+        "bfind" if o.has("shiftamt") => {
+            by_sign(Alu32::Field(Field::FindShiftS), Alu32::Field(Field::FindShiftU))
+        }
+        "bfind" => by_sign(Alu32::Field(Field::FindS), Alu32::Field(Field::FindU)),
+        "bmsk" if o.has("clamp") => Alu32::Field(Field::BitMaskClamp),
+        "bmsk" => Alu32::Field(Field::BitMaskWrap),
+        "sad" => by_sign(Alu32::Field(Field::Sad), Alu32::Field(Field::SadU)),
+        "dp4a" if o.parts == ["dp4a", "s32", "s32"] => Alu32::Field(Field::Dp4aS),
+        "dp4a" if o.parts == ["dp4a", "u32", "u32"] => Alu32::Field(Field::Dp4aU),
         _ => return None,
     })
 }
@@ -439,29 +467,28 @@ fn alu32(o: &Operation<'_>, is_signed: bool) -> Option<Alu32> {
 /// Sources of a function.
 fn arity(f: Alu32) -> usize {
     match f {
-        Alu32::Move
-        | Alu32::Abs
-        | Alu32::Neg
-        | Alu32::Not
-        | Alu32::Cnot
-        | Alu32::Popc
-        | Alu32::Clz
-        | Alu32::Brev
-        | Alu32::FindS
-        | Alu32::FindU => 1,
-        Alu32::Mad
-        | Alu32::MadHighS
-        | Alu32::MadHighU
-        | Alu32::FunnelLeftWrap
-        | Alu32::FunnelLeftClamp
-        | Alu32::FunnelRightWrap
-        | Alu32::FunnelRightClamp
-        | Alu32::BfeS
-        | Alu32::BfeU
-        | Alu32::Sad
-        | Alu32::SadU
-        | Alu32::Dp4aS
-        | Alu32::Dp4aU => 3,
+        Alu32::Move | Alu32::Abs | Alu32::Neg | Alu32::Not | Alu32::Cnot => 1,
+        Alu32::Mad | Alu32::MadHighS | Alu32::MadHighU => 3,
+        Alu32::Field(f) => match f {
+            Field::Popc
+            | Field::Clz
+            | Field::Brev
+            | Field::FindS
+            | Field::FindU
+            | Field::FindShiftS
+            | Field::FindShiftU => 1,
+            Field::BitMaskClamp | Field::BitMaskWrap => 2,
+            Field::FunnelLeftWrap
+            | Field::FunnelLeftClamp
+            | Field::FunnelRightWrap
+            | Field::FunnelRightClamp
+            | Field::BfeS
+            | Field::BfeU
+            | Field::Sad
+            | Field::SadU
+            | Field::Dp4aS
+            | Field::Dp4aU => 3,
+        },
         Alu32::Add
         | Alu32::Sub
         | Alu32::Mul
@@ -482,8 +509,6 @@ fn arity(f: Alu32) -> usize {
         | Alu32::Xor
         | Alu32::Shl
         | Alu32::ShrS
-        | Alu32::ShrU
-        | Alu32::BitMaskClamp
-        | Alu32::BitMaskWrap => 2,
+        | Alu32::ShrU => 2,
     }
 }

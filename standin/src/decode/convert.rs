@@ -1,7 +1,7 @@
 //! `cvt` and its family.
 
 use super::{Decoded, Decoder, Operation};
-use crate::instruction::{Op, Pack, Register, Rounding, Scalar};
+use crate::instruction::{Conversion, Op, Pack, Register, Rounding, Scalar};
 
 impl Decoder {
     /// `cvt[.rounding][.sat].to.from`, and the packed forms.
@@ -45,7 +45,7 @@ impl Decoder {
         if narrows && rounding == Some(Rounding::Zero) && to != Scalar::Bf16 {
             return o.unknown();
         }
-        Ok(Op::Convert {
+        Ok(Op::Conversion(Conversion::Scalar {
             from,
             to,
             rounding: rounding.unwrap_or(if is_whole || narrows || is_same {
@@ -57,7 +57,7 @@ impl Decoder {
             saturate,
             d: self.data_of(o.operands[0], to)?,
             a: self.data_of(o.operands[1], from)?,
-        })
+        }))
     }
 
     /// A register (or literal) for a scalar. `cvt` takes wider registers than its type needs.
@@ -85,19 +85,19 @@ impl Decoder {
                 o.expect(2)?;
                 let from = if from.starts_with("e4") { Pack::E4m3 } else { Pack::E5m2 };
                 let (d, a) = (self.d32(o.operands[0])?, self.s32(o.operands[1])?);
-                return Ok(Some(Op::UnpackF8 { from, d, a }));
+                return Ok(Some(Op::Conversion(Conversion::Unpack { from, d, a })));
             }
             _ if to.contains('x') || from.contains('x') => return o.unknown(),
             _ => return Ok(None),
         };
         o.expect(3)?;
-        Ok(Some(Op::PackFloats {
+        Ok(Some(Op::Conversion(Conversion::Pack {
             to: pack,
             is_relu: o.has("relu"),
             d: self.d32(o.operands[0])?,
             high: self.s32(o.operands[1])?,
             low: self.s32(o.operands[2])?,
-        }))
+        })))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Moves between registers, state spaces and addresses.
 
 use super::{Decoded, Decoder, Operation, bits_of, braces};
-use crate::instruction::{Alu32, Alu64, Atomic, Extend, Op, Register, Space, Transfer};
+use crate::instruction::{
+    Alu32, Alu64, Atomic, Choice, Extend, Op, Register, Repack, Space, Transfer, Update,
+};
 
 /// Parts of loads and stores that say how to cache, or what a plain access does anyway.
 const HINTS: [&str; 24] = [
@@ -62,8 +64,8 @@ impl Decoder {
         if o.ty() == "pred" {
             let d = self.predicate(to)?;
             return match from.trim_start_matches('-').parse::<u32>() {
-                Ok(value) => Ok(Op::PredicateConst { d, value: value != 0 }),
-                Err(_) => Ok(Op::PredicateMove { d, a: self.guard(from)? }),
+                Ok(value) => Ok(Op::Choice(Choice::Constant { d, value: value != 0 })),
+                Err(_) => Ok(Op::Choice(Choice::Move { d, a: self.guard(from)? })),
             };
         }
         let Some(bits) = bits_of(o.ty()) else { return o.unknown() };
@@ -84,15 +86,15 @@ impl Decoder {
     fn pack(&mut self, o: &Operation<'_>, bits: usize) -> Decoded<Op> {
         let parts = braces(o.operands[1]);
         match (bits, parts.len()) {
-            (64, 2) => Ok(Op::Pack64 {
+            (64, 2) => Ok(Op::Repack(Repack::Pack64 {
                 d: self.d64(o.operands[0])?,
                 low: self.s32(parts[0])?,
                 high: self.s32(parts[1])?,
-            }),
+            })),
             (32, 2 | 4) => {
                 let d = self.d32(o.operands[0])?;
                 let parts: Decoded<_> = parts.iter().map(|part| self.s32(part)).collect();
-                Ok(Op::Pack32 { d, parts: parts? })
+                Ok(Op::Repack(Repack::Pack32 { d, parts: parts? }))
             }
             _ => o.unknown(),
         }
@@ -101,14 +103,14 @@ impl Decoder {
     fn unpack(&mut self, o: &Operation<'_>, bits: usize) -> Decoded<Op> {
         let parts = braces(o.operands[0]);
         match (bits, parts.len()) {
-            (64, 2) => Ok(Op::Unpack64 {
+            (64, 2) => Ok(Op::Repack(Repack::Unpack64 {
                 low: self.d32_or_sink(parts[0])?,
                 high: self.d32_or_sink(parts[1])?,
                 a: self.s64(o.operands[1])?,
-            }),
+            })),
             (32, 2 | 4) => {
                 let d: Decoded<_> = parts.iter().map(|part| self.d32_or_sink(part)).collect();
-                Ok(Op::Unpack32 { d: d?, a: self.s32(o.operands[1])? })
+                Ok(Op::Repack(Repack::Unpack32 { d: d?, a: self.s32(o.operands[1])? }))
             }
             _ => o.unknown(),
         }
@@ -172,9 +174,9 @@ impl Decoder {
             (Register::Wide(_), Register::Wide(_)) | (Register::Narrow(_), Register::Narrow(_))
         ) {
             return Ok(if from_generic {
-                Op::FromGeneric { space: at, d, a }
+                Op::Repack(Repack::FromGeneric { space: at, d, a })
             } else {
-                Op::ToGeneric { space: at, d, a }
+                Op::Repack(Repack::ToGeneric { space: at, d, a })
             });
         }
         o.unknown()
@@ -226,11 +228,20 @@ impl Decoder {
         let d = if has_result { Some(self.destination(o.operands[0])?) } else { None };
         let bits = if is_64 { 64 } else { 32 };
         let a = self.source(o.operands[first + 1], bits)?;
-        let b = match f {
-            Atomic::CompareSwap => Some(self.source(o.operands[first + 2], bits)?),
-            _ => None,
+        let b = if f == Atomic::CompareSwap {
+            Some(self.source(o.operands[first + 2], bits)?)
+        } else {
+            None
         };
-        Ok(Op::Atomic { f, is_64, space: at, address: self.address(o.operands[first])?, d, a, b })
+        Ok(Op::Atomic(Update {
+            f,
+            is_64,
+            space: at,
+            address: self.address(o.operands[first])?,
+            d,
+            a,
+            b,
+        }))
     }
 
     fn copy(&mut self, o: &Operation<'_>) -> Decoded<Op> {

@@ -1,7 +1,9 @@
 //! What a warp or a block does together: exchanges, votes, barriers, matrices; and its end.
 
 use super::{Decoded, Decoder, Operation, braces};
-use crate::instruction::{Address, BarrierKind, Mma, Op, Product, Reduce, Scale, Shuffle, Vote};
+use crate::instruction::{
+    Address, BarrierKind, Mma, Op, Product, Reduce, Scale, Shuffle, Together, Vote,
+};
 
 impl Decoder {
     pub(super) fn together(&mut self, o: &Operation<'_>) -> Decoded<Op> {
@@ -15,7 +17,11 @@ impl Decoder {
                 let (d, p) = o.operands[0].split_once('|').ok_or("a predicate is wanted")?;
                 let d = self.d32_or_sink(d.trim())?;
                 let members = self.s32(o.operands[1])?;
-                Ok(Op::Elect { d, is_leader: self.predicate(p.trim())?, members })
+                Ok(Op::Together(Together::Elect {
+                    d,
+                    is_leader: self.predicate(p.trim())?,
+                    members,
+                }))
             }
             "bar" | "barrier" => self.barrier(o),
             "membar" | "fence" | "nanosleep" => Ok(Op::Nothing),
@@ -43,7 +49,7 @@ impl Decoder {
         };
         o.expect(5)?;
         let (d, p) = o.operands[0].split_once('|').unwrap_or((o.operands[0], "_"));
-        Ok(Op::Shuffle {
+        Ok(Op::Together(Together::Shuffle {
             f,
             d: self.d32(d.trim())?,
             valid: self.predicate_or_sink(p.trim())?,
@@ -51,7 +57,7 @@ impl Decoder {
             b: self.s32(o.operands[2])?,
             clamp: self.s32(o.operands[3])?,
             members: self.s32(o.operands[4])?,
-        })
+        }))
     }
 
     fn vote(&mut self, o: &Operation<'_>) -> Decoded<Op> {
@@ -66,9 +72,21 @@ impl Decoder {
         let members = self.s32(o.operands[2])?;
         let a = self.guard(o.operands[1])?;
         Ok(if f == Vote::Ballot {
-            Op::Vote { f, d: self.d32(o.operands[0])?, d_predicate: None, a, members }
+            Op::Together(Together::Vote {
+                f,
+                d: self.d32(o.operands[0])?,
+                d_predicate: None,
+                a,
+                members,
+            })
         } else {
-            Op::Vote { f, d: 0, d_predicate: Some(self.predicate(o.operands[0])?), a, members }
+            Op::Together(Together::Vote {
+                f,
+                d: 0,
+                d_predicate: Some(self.predicate(o.operands[0])?),
+                a,
+                members,
+            })
         })
     }
 
@@ -85,12 +103,12 @@ impl Decoder {
             ["redux", "sync", "max", "u32"] => Reduce::MaxU,
             _ => return o.unknown(),
         };
-        Ok(Op::Reduce {
+        Ok(Op::Together(Together::Reduce {
             f,
             d: self.d32(o.operands[0])?,
             a: self.s32(o.operands[1])?,
             members: self.s32(o.operands[2])?,
-        })
+        }))
     }
 
     /// `bar.sync a[, b]`, `bar.arrive a, b`, `bar.red.op d, a[, b], p`, `bar.warp.sync members`.
@@ -103,7 +121,7 @@ impl Decoder {
         let (kind, rest) = match parts[..] {
             ["warp", "sync"] => {
                 o.expect(1)?;
-                return Ok(Op::SyncWarp { members: self.s32(o.operands[0])? });
+                return Ok(Op::Together(Together::Sync { members: self.s32(o.operands[0])? }));
             }
             ["sync"] => (BarrierKind::Sync, &o.operands[..]),
             ["arrive"] => (BarrierKind::Arrive, &o.operands[..]),

@@ -5,7 +5,7 @@ use crate::formats::{
     bf16_to_f32, e4m3_to_f32, e5m2_to_f32, f16_to_f32, f32_to_bf16, f32_to_bf16_toward_zero,
     f32_to_e4m3, f32_to_e5m2, f32_to_tf32, f64_to_bf16, f64_to_f16,
 };
-use crate::instruction::{Op, Pack, Rounding, Scalar};
+use crate::instruction::{Conversion, Pack, Register, Rounding, Scalar};
 use crate::warp::{Lanes32, Lanes64, Warp};
 
 /// A value between formats: whole numbers of every type fit `i128`, floats fit a double.
@@ -15,9 +15,9 @@ enum Value {
     Float(f64),
 }
 
-pub(super) fn convert(warp: &mut Warp, op: &Op, lanes: u32) {
+pub(super) fn convert(warp: &mut Warp, op: &Conversion, lanes: u32) {
     match op {
-        Op::Convert { from, to, rounding, is_whole, saturate, d, a } => {
+        Conversion::Scalar { from, to, rounding, is_whole, saturate, d, a } => {
             let a = warp.any(*a);
             let value: Lanes64 = match (from, to) {
                 // The ones that address arithmetic is full of.
@@ -33,12 +33,14 @@ pub(super) fn convert(warp: &mut Warp, op: &Op, lanes: u32) {
                         let value = Value::Float(whole(value, *rounding));
                         write(value, *to, Rounding::NearestEven, *saturate)
                     }
-                    value => write(value, *to, *rounding, *saturate),
+                    value @ (Value::Whole(_) | Value::Float(_)) => {
+                        write(value, *to, *rounding, *saturate)
+                    }
                 }),
             };
             warp.set_any(*d, lanes, &extended(value, *to, *d));
         }
-        Op::PackFloats { to, is_relu, d, high, low } => {
+        Conversion::Pack { to, is_relu, d, high, low } => {
             let (high, low) = (warp.r32(*high), warp.r32(*low));
             let one = |bits: u32| {
                 let value = f32::from_bits(bits);
@@ -54,7 +56,7 @@ pub(super) fn convert(warp: &mut Warp, op: &Op, lanes: u32) {
             let value: Lanes32 = std::array::from_fn(|l| one(high[l]) << shift | one(low[l]));
             warp.set32(*d, lanes, &value);
         }
-        Op::UnpackF8 { from, d, a } => {
+        Conversion::Unpack { from, d, a } => {
             let one = |code: u8| match from {
                 Pack::E5m2 => u32::from(f64_to_f16(f64::from(e5m2_to_f32(code)))),
                 Pack::E4m3 | Pack::F16 | Pack::Bf16 => {
@@ -64,18 +66,20 @@ pub(super) fn convert(warp: &mut Warp, op: &Op, lanes: u32) {
             let value = warp.r32(*a).map(|a| one((a >> 8) as u8) << 16 | one(a as u8));
             warp.set32(*d, lanes, &value);
         }
-        _ => {}
     }
 }
 
 /// Registers wider than a signed type keep its sign, others zeros.
-fn extended(value: Lanes64, to: Scalar, d: crate::instruction::Register) -> Lanes64 {
-    let is_wide = matches!(d, crate::instruction::Register::Wide(_));
-    match to {
-        Scalar::S8 => value.map(|v| v as i8 as i64 as u64),
-        Scalar::S16 if is_wide => value.map(|v| v as i16 as i64 as u64),
-        Scalar::S32 if is_wide => value.map(|v| v as i32 as i64 as u64),
-        _ => value,
+fn extended(value: Lanes64, to: Scalar, d: Register) -> Lanes64 {
+    let is_wide = matches!(d, Register::Wide(_));
+    if to == Scalar::S8 {
+        value.map(|v| v as i8 as i64 as u64)
+    } else if to == Scalar::S16 && is_wide {
+        value.map(|v| v as i16 as i64 as u64)
+    } else if to == Scalar::S32 && is_wide {
+        value.map(|v| v as i32 as i64 as u64)
+    } else {
+        value
     }
 }
 
@@ -149,15 +153,23 @@ fn write(value: Value, to: Scalar, rounding: Rounding, saturate: bool) -> u64 {
 
 fn write_float(value: f64, to: Scalar, rounding: Rounding, saturate: bool) -> u64 {
     let value = if saturate { f64::from(clamp_to_one(value as f32)) } else { value };
+    let single = |value: f64| if value.is_nan() { 0x7FFF_FFFF } else { (value as f32).to_bits() };
     match to {
         Scalar::F16 => u64::from(f64_to_f16(value)),
         Scalar::Bf16 if rounding == Rounding::Zero => {
             u64::from(f32_to_bf16_toward_zero(value as f32))
         }
         Scalar::Bf16 => u64::from(f64_to_bf16(value)),
-        Scalar::Tf32 => u64::from(f32_to_tf32(value as f32).to_bits()),
         Scalar::F64 => value.to_bits(),
-        _ if value.is_nan() => 0x7FFF_FFFF,
-        _ => u64::from((value as f32).to_bits()),
+        Scalar::Tf32 => u64::from(f32_to_tf32(value as f32).to_bits()),
+        Scalar::F32
+        | Scalar::U8
+        | Scalar::S8
+        | Scalar::U16
+        | Scalar::S16
+        | Scalar::U32
+        | Scalar::S32
+        | Scalar::U64
+        | Scalar::S64 => u64::from(single(value)),
     }
 }

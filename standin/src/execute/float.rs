@@ -2,7 +2,7 @@
 //! in double precision and rounded once, which is at least as near as the hardware.
 
 use crate::formats::{add_to_odd, bf16_to_f32, f16_to_f32, f64_to_bf16, f64_to_f16};
-use crate::instruction::{Float, Half};
+use crate::instruction::{Float, Half, HalfFunction};
 use crate::warp::{Lanes32, Lanes64};
 
 /// The NaN that float instructions give.
@@ -115,13 +115,10 @@ pub(super) fn double(f: Float, [a, b, c]: [&Lanes64; 3]) -> Lanes64 {
 
 /// FP16 and BF16, one or two a register, one rounding.
 pub(super) fn half(
-    f: Float,
-    format: Half,
-    is_pair: bool,
-    is_relu: bool,
-    inputs: [&Lanes32; 3],
+    f: HalfFunction,
+    (format, is_pair, is_relu): (Half, bool, bool),
+    [a, b, c]: [&Lanes32; 3],
 ) -> Lanes32 {
-    let [a, b, c] = inputs;
     std::array::from_fn(|l| {
         let part = |shift: u32| {
             let cut = |value: u32| (value >> shift) as u16;
@@ -131,12 +128,7 @@ pub(super) fn half(
     })
 }
 
-fn half_one(f: Float, format: Half, is_relu: bool, bits: [u16; 3]) -> u16 {
-    match f {
-        Float::Abs => return bits[0] & 0x7FFF,
-        Float::Neg => return bits[0] ^ 0x8000,
-        _ => {}
-    }
+fn half_one(f: HalfFunction, format: Half, is_relu: bool, bits: [u16; 3]) -> u16 {
     let widen = |bits| match format {
         Half::F16 => f16_to_f32(bits),
         Half::Bf16 => bf16_to_f32(bits),
@@ -144,15 +136,16 @@ fn half_one(f: Float, format: Half, is_relu: bool, bits: [u16; 3]) -> u16 {
     let [a, b, c] = bits.map(widen);
     let [x, y, z] = [a, b, c].map(f64::from);
     let value = match f {
-        Float::Add => add_to_odd(x, y),
-        Float::Sub => add_to_odd(x, -y),
-        Float::Mul => x * y,
-        Float::Fma => add_to_odd(x * y, z),
-        Float::Min => f64::from(a.min(b).min_sign(a, b)),
-        Float::Max => f64::from(a.max(b).max_sign(a, b)),
-        Float::MinNan => f64::from(either_nan(a, b).unwrap_or(a.min(b).min_sign(a, b))),
-        Float::MaxNan => f64::from(either_nan(a, b).unwrap_or(a.max(b).max_sign(a, b))),
-        _ => f64::NAN,
+        HalfFunction::Add => add_to_odd(x, y),
+        HalfFunction::Sub => add_to_odd(x, -y),
+        HalfFunction::Mul => x * y,
+        HalfFunction::Fma => add_to_odd(x * y, z),
+        HalfFunction::Min => f64::from(a.min(b).min_sign(a, b)),
+        HalfFunction::Max => f64::from(a.max(b).max_sign(a, b)),
+        HalfFunction::MinNan => f64::from(either_nan(a, b).unwrap_or(a.min(b).min_sign(a, b))),
+        HalfFunction::MaxNan => f64::from(either_nan(a, b).unwrap_or(a.max(b).max_sign(a, b))),
+        HalfFunction::Abs => return bits[0] & 0x7FFF,
+        HalfFunction::Neg => return bits[0] ^ 0x8000,
     };
     let value = if is_relu && value <= 0.0 { 0.0 } else { value };
     match format {

@@ -1,9 +1,6 @@
 //! Whole numbers and bits.
 
-use super::ordered;
-use crate::error::{FaultKind, Trap};
-use crate::formats::{bf16_to_f32, f16_to_f32};
-use crate::instruction::{Alu32, Alu64, Compare, CompareAs, Extend, Half, Op, Shift};
+use crate::instruction::{Alu32, Alu64, Bits, Extend, Field, Shift};
 use crate::warp::{Lanes32, Lanes64, Warp};
 
 #[inline]
@@ -80,7 +77,7 @@ fn alu32_full(f: Alu32, [a, b, c]: [&Lanes32; 3]) -> Lanes32 {
         Alu32::Shl => each(|l| if b[l] > 31 { 0 } else { a[l] << b[l] }),
         Alu32::ShrU => each(|l| if b[l] > 31 { 0 } else { a[l] >> b[l] }),
         Alu32::ShrS => each(|l| (a[l] as i32 >> b[l].min(31)) as u32),
-        _ => bits32(f, [a, b, c]),
+        Alu32::Field(f) => field(f, [a, b, c]),
     }
 }
 
@@ -92,38 +89,42 @@ fn high_unsigned(a: u32, b: u32) -> u32 {
     ((u64::from(a) * u64::from(b)) >> 32) as u32
 }
 
-fn bits32(f: Alu32, [a, b, c]: [&Lanes32; 3]) -> Lanes32 {
+fn field(f: Field, [a, b, c]: [&Lanes32; 3]) -> Lanes32 {
     let joined = |l: usize| u64::from(b[l]) << 32 | u64::from(a[l]);
     match f {
-        Alu32::FunnelLeftWrap => each(|l| (joined(l) << (c[l] & 31) >> 32) as u32),
-        Alu32::FunnelLeftClamp => each(|l| (joined(l) << c[l].min(32) >> 32) as u32),
-        Alu32::FunnelRightWrap => each(|l| (joined(l) >> (c[l] & 31)) as u32),
-        Alu32::FunnelRightClamp => each(|l| (joined(l) >> c[l].min(32)) as u32),
-        Alu32::BfeU => each(|l| bfe(a[l], b[l], c[l], false)),
-        Alu32::BfeS => each(|l| bfe(a[l], b[l], c[l], true)),
-        Alu32::Popc => each(|l| a[l].count_ones()),
-        Alu32::Clz => each(|l| a[l].leading_zeros()),
-        Alu32::Brev => each(|l| a[l].reverse_bits()),
-        Alu32::FindU => each(|l| 31u32.wrapping_sub(a[l].leading_zeros())),
-        Alu32::FindS => each(|l| {
+        Field::FunnelLeftWrap => each(|l| (joined(l) << (c[l] & 31) >> 32) as u32),
+        Field::FunnelLeftClamp => each(|l| (joined(l) << c[l].min(32) >> 32) as u32),
+        Field::FunnelRightWrap => each(|l| (joined(l) >> (c[l] & 31)) as u32),
+        Field::FunnelRightClamp => each(|l| (joined(l) >> c[l].min(32)) as u32),
+        Field::BfeU => each(|l| bfe(a[l], b[l], c[l], false)),
+        Field::BfeS => each(|l| bfe(a[l], b[l], c[l], true)),
+        Field::Popc => each(|l| a[l].count_ones()),
+        Field::Clz => each(|l| a[l].leading_zeros()),
+        Field::Brev => each(|l| a[l].reverse_bits()),
+        Field::FindU => each(|l| 31u32.wrapping_sub(a[l].leading_zeros())),
+        Field::FindS => each(|l| {
             let folded = a[l] ^ (a[l] as i32 >> 31) as u32;
             31u32.wrapping_sub(folded.leading_zeros())
         }),
-        Alu32::BitMaskClamp => each(|l| bit_mask(a[l].min(32), b[l].min(32))),
-        Alu32::BitMaskWrap => each(|l| bit_mask(a[l] & 31, b[l] & 31)),
-        Alu32::Sad => each(|l| (a[l] as i32).abs_diff(b[l] as i32).wrapping_add(c[l])),
-        Alu32::SadU => each(|l| a[l].abs_diff(b[l]).wrapping_add(c[l])),
-        Alu32::Dp4aS => each(|l| {
+        Field::FindShiftU => each(|l| if a[l] == 0 { u32::MAX } else { a[l].leading_zeros() }),
+        Field::FindShiftS => each(|l| {
+            let folded = a[l] ^ (a[l] as i32 >> 31) as u32;
+            if folded == 0 { u32::MAX } else { folded.leading_zeros() }
+        }),
+        Field::BitMaskClamp => each(|l| bit_mask(a[l].min(32), b[l].min(32))),
+        Field::BitMaskWrap => each(|l| bit_mask(a[l] & 31, b[l] & 31)),
+        Field::Sad => each(|l| (a[l] as i32).abs_diff(b[l] as i32).wrapping_add(c[l])),
+        Field::SadU => each(|l| a[l].abs_diff(b[l]).wrapping_add(c[l])),
+        Field::Dp4aS => each(|l| {
             let (a, b) = (a[l].to_le_bytes(), b[l].to_le_bytes());
             let products = a.iter().zip(b).map(|(a, b)| i32::from(*a as i8) * i32::from(b as i8));
             (products.sum::<i32>() as u32).wrapping_add(c[l])
         }),
-        Alu32::Dp4aU => each(|l| {
+        Field::Dp4aU => each(|l| {
             let (a, b) = (a[l].to_le_bytes(), b[l].to_le_bytes());
             let products = a.iter().zip(b).map(|(a, b)| u32::from(*a) * u32::from(b));
             products.sum::<u32>().wrapping_add(c[l])
         }),
-        _ => *a,
     }
 }
 
@@ -186,57 +187,10 @@ pub(super) fn alu64(f: Alu64, [a, b, c]: [&Lanes64; 3]) -> Lanes64 {
     }
 }
 
-fn mask_of(f: impl Fn(usize) -> bool) -> u32 {
-    (0..32).fold(0, |mask, lane| mask | u32::from(f(lane)) << lane)
-}
-
-/// The lanes for which a comparison of 32-bit (or 16-bit) values holds.
-pub(super) fn compare32(f: Compare, as_: CompareAs, is_16: bool, [a, b]: [&Lanes32; 2]) -> u32 {
-    match as_ {
-        CompareAs::Unsigned if is_16 => mask_of(|l| ordered(f, a[l] & 0xFFFF, b[l] & 0xFFFF)),
-        CompareAs::Signed if is_16 => mask_of(|l| ordered(f, a[l] as i16, b[l] as i16)),
-        CompareAs::Unsigned => mask_of(|l| ordered(f, a[l], b[l])),
-        CompareAs::Signed => mask_of(|l| ordered(f, a[l] as i32, b[l] as i32)),
-        CompareAs::Float { is_true_for_nan } => {
-            let value = |x: u32| f64::from(f32::from_bits(x));
-            mask_of(|l| float(f, is_true_for_nan, value(a[l]), value(b[l])))
-        }
-        CompareAs::Half { format, is_true_for_nan } => {
-            let value = |x: u32| match format {
-                Half::F16 => f64::from(f16_to_f32(x as u16)),
-                Half::Bf16 => f64::from(bf16_to_f32(x as u16)),
-            };
-            mask_of(|l| float(f, is_true_for_nan, value(a[l]), value(b[l])))
-        }
-    }
-}
-
-/// The lanes for which a comparison of 64-bit values holds.
-pub(super) fn compare64(f: Compare, as_: CompareAs, [a, b]: [&Lanes64; 2]) -> u32 {
-    match as_ {
-        CompareAs::Unsigned => mask_of(|l| ordered(f, a[l], b[l])),
-        CompareAs::Signed => mask_of(|l| ordered(f, a[l] as i64, b[l] as i64)),
-        CompareAs::Float { is_true_for_nan } | CompareAs::Half { is_true_for_nan, .. } => {
-            mask_of(|l| float(f, is_true_for_nan, f64::from_bits(a[l]), f64::from_bits(b[l])))
-        }
-    }
-}
-
-fn float(f: Compare, is_true_for_nan: bool, a: f64, b: f64) -> bool {
-    if a.is_nan() || b.is_nan() {
-        return match f {
-            Compare::Nan => true,
-            Compare::Number => false,
-            _ => is_true_for_nan,
-        };
-    }
-    ordered(f, a, b)
-}
-
 /// Products into twice the bits, shifts of 64 bits, and the rest of the bit instructions.
-pub(super) fn other(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
+pub(super) fn bits(warp: &mut Warp, op: &Bits, lanes: u32) {
     match op {
-        Op::Wide { is_signed, d, a, b, c } => {
+        Bits::Wide { is_signed, d, a, b, c } => {
             let (a, b) = (warp.r32(*a), warp.r32(*b));
             let mut value: Lanes64 = if *is_signed {
                 std::array::from_fn(|l| (i64::from(a[l] as i32) * i64::from(b[l] as i32)) as u64)
@@ -249,7 +203,7 @@ pub(super) fn other(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
             }
             warp.set64(*d, lanes, &value);
         }
-        Op::Wide16 { is_signed, d, a, b, c } => {
+        Bits::Wide16 { is_signed, d, a, b, c } => {
             let (a, b) = (warp.r32(*a), warp.r32(*b));
             let c = c.map(|c| warp.r32(c));
             let value = each(|l| {
@@ -262,7 +216,7 @@ pub(super) fn other(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
             });
             warp.set32(*d, lanes, &value);
         }
-        Op::Shift64 { f, d, a, amount } => {
+        Bits::Shift64 { f, d, a, amount } => {
             let (a, amount) = (warp.r64(*a), warp.r32(*amount));
             let value = std::array::from_fn(|l| match f {
                 Shift::Left => a[l].checked_shl(amount[l]).unwrap_or(0),
@@ -271,20 +225,13 @@ pub(super) fn other(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
             });
             warp.set64(*d, lanes, &value);
         }
-        Op::Count64 { f, d, a } => {
+        Bits::Count64 { is_population, d, a } => {
             let a = warp.r64(*a);
-            let is_count = *f == Alu32::Popc;
-            let value = each(|l| if is_count { a[l].count_ones() } else { a[l].leading_zeros() });
+            let value =
+                each(|l| if *is_population { a[l].count_ones() } else { a[l].leading_zeros() });
             warp.set32(*d, lanes, &value);
         }
-        op => bits(warp, op, lanes)?,
-    }
-    Ok(())
-}
-
-fn bits(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
-    match op {
-        Op::Lop3 { table, d, a, b, c } => {
+        Bits::Lop3 { table, d, a, b, c } => {
             let (a, b, c) = (warp.r32(*a), warp.r32(*b), warp.r32(*c));
             // Bit i of the table answers for a, b, c = the bits of i, a the highest.
             let value = each(|l| {
@@ -295,25 +242,60 @@ fn bits(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
             });
             warp.set32(*d, lanes, &value);
         }
-        Op::Prmt { d, a, b, selector } => {
+        Bits::Prmt { d, a, b, selector } => {
             let (a, b, selector) = (warp.r32(*a), warp.r32(*b), warp.r32(*selector));
             let value = each(|l| permute(a[l], b[l], selector[l]));
             warp.set32(*d, lanes, &value);
         }
-        Op::Bfi { d, a, b, start, length } => {
-            let [a, b, start, length] = [a, b, start, length].map(|r| warp.r32(*r));
-            let value = each(|l| {
-                let mask = bit_mask(start[l] & 0xFF, length[l] & 0xFF);
-                b[l] & !mask | a[l].checked_shl(start[l] & 0xFF).unwrap_or(0) & mask
-            });
-            warp.set32(*d, lanes, &value);
-        }
-        op => {
-            let what = format!("{op:?} is no bit instruction");
-            return Err(Trap::new(FaultKind::Operand, what));
-        }
+        Bits::Bfi { .. } | Bits::Bfi64 { .. } | Bits::Bfe64 { .. } => fields(warp, op, lanes),
     }
-    Ok(())
+}
+
+/// Fields of bits put in and taken out.
+fn fields(warp: &mut Warp, op: &Bits, lanes: u32) {
+    if let Bits::Bfi { d, a, b, start, length } = op {
+        let [a, b, start, length] = [a, b, start, length].map(|r| warp.r32(*r));
+        let value = each(|l| {
+            let mask = bit_mask(start[l] & 0xFF, length[l] & 0xFF);
+            b[l] & !mask | a[l].checked_shl(start[l] & 0xFF).unwrap_or(0) & mask
+        });
+        warp.set32(*d, lanes, &value);
+    }
+    if let Bits::Bfi64 { d, a, b, start, length } = op {
+        let [a, b] = [a, b].map(|r| warp.r64(*r));
+        let [start, length] = [start, length].map(|r| warp.r32(*r));
+        let value = std::array::from_fn(|l| {
+            let (start, length) = (start[l] & 0xFF, length[l] & 0xFF);
+            let ones = if length >= 64 { u64::MAX } else { (1 << length) - 1 };
+            let mask = ones.checked_shl(start).unwrap_or(0);
+            b[l] & !mask | a[l].checked_shl(start).unwrap_or(0) & mask
+        });
+        warp.set64(*d, lanes, &value);
+    }
+    if let Bits::Bfe64 { is_signed, d, a, start, length } = op {
+        let a = warp.r64(*a);
+        let [start, length] = [start, length].map(|r| warp.r32(*r));
+        let value = std::array::from_fn(|l| {
+            let (start, length) = (start[l] & 0xFF, length[l] & 0xFF);
+            if length == 0 {
+                return 0;
+            }
+            let highest = if *is_signed { a[l] as i64 >> 63 } else { 0 };
+            let value = if start > 63 { highest as u64 } else { (a[l] as i64 >> start) as u64 };
+            let value = if *is_signed { value } else { a[l].checked_shr(start).unwrap_or(0) };
+            if length >= 64 {
+                return value;
+            }
+            // A field that begins behind the highest bit is all sign.
+            let unused = 64 - length;
+            if *is_signed {
+                (((value << unused) as i64) >> unused) as u64
+            } else {
+                value << unused >> unused
+            }
+        });
+        warp.set64(*d, lanes, &value);
+    }
 }
 
 /// Bytes of the pair (b, a) by number; bit 3 of a number asks for the byte's sign, eight times.

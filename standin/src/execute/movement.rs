@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::{Surface, addresses};
 use crate::error::{FaultKind, Trap};
-use crate::instruction::{Address, Atomic, Extend, Op, R32, Space, Transfer};
+use crate::instruction::{Extend, Repack, Space, Transfer};
 use crate::memory::WORDS_MAX;
 use crate::shared::{bank_conflicts, ones};
-use crate::warp::{Copy, Lanes64, Warp};
+use crate::warp::{Lanes64, Warp};
 
 /// Windows of the generic address space; below and above them addresses are global.
 const SHARED_WINDOW: u64 = 1 << 48;
@@ -26,7 +26,7 @@ fn window(space: Space) -> u64 {
 }
 
 /// Where a generic address points.
-fn resolve(address: u64) -> (Space, u64) {
+pub(super) fn resolve(address: u64) -> (Space, u64) {
     for space in [Space::Shared, Space::Local, Space::Param] {
         let offset = address.wrapping_sub(window(space));
         if offset < WINDOW_BYTES {
@@ -61,14 +61,14 @@ fn sectors(addresses: &Lanes64, bytes: usize, lanes: u32) -> u64 {
 }
 
 /// Packs, unpacks and changes of address space.
-pub(super) fn registers(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
+pub(super) fn repack(warp: &mut Warp, op: &Repack, lanes: u32) {
     match op {
-        Op::Pack64 { d, low, high } => {
+        Repack::Pack64 { d, low, high } => {
             let (low, high) = (warp.r32(*low), warp.r32(*high));
             let value = std::array::from_fn(|l| u64::from(high[l]) << 32 | u64::from(low[l]));
             warp.set64(*d, lanes, &value);
         }
-        Op::Unpack64 { low, high, a } => {
+        Repack::Unpack64 { low, high, a } => {
             let a = *warp.r64(*a);
             if let Some(low) = low {
                 warp.set32(*low, lanes, &a.map(|a| a as u32));
@@ -77,7 +77,7 @@ pub(super) fn registers(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap
                 warp.set32(*high, lanes, &a.map(|a| (a >> 32) as u32));
             }
         }
-        Op::Pack32 { d, parts } => {
+        Repack::Pack32 { d, parts } => {
             let bits = 32 / parts.len();
             let mut value = [0; 32];
             for (i, part) in parts.iter().enumerate() {
@@ -88,7 +88,7 @@ pub(super) fn registers(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap
             }
             warp.set32(*d, lanes, &value);
         }
-        Op::Unpack32 { d, a } => {
+        Repack::Unpack32 { d, a } => {
             let (bits, a) = (32 / d.len(), *warp.r32(*a));
             for (i, d) in d.iter().enumerate() {
                 if let Some(d) = d {
@@ -96,20 +96,15 @@ pub(super) fn registers(warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap
                 }
             }
         }
-        Op::ToGeneric { space, d, a } => {
+        Repack::ToGeneric { space, d, a } => {
             let value = warp.any(*a).map(|a| a.wrapping_add(window(*space)));
             warp.set_any(*d, lanes, &value);
         }
-        Op::FromGeneric { space, d, a } => {
+        Repack::FromGeneric { space, d, a } => {
             let value = warp.any(*a).map(|a| a.wrapping_sub(window(*space)));
             warp.set_any(*d, lanes, &value);
         }
-        op => {
-            let what = format!("{op:?} was decoded but has no execution");
-            return Err(Trap::new(FaultKind::Operand, what));
-        }
     }
-    Ok(())
 }
 
 impl Surface<'_> {
@@ -159,7 +154,14 @@ impl Surface<'_> {
     }
 
     /// Figures of a warp's access.
-    fn count(&mut self, space: Space, at: &Lanes64, bytes: usize, lanes: u32, is_read: bool) {
+    pub(super) fn count(
+        &mut self,
+        space: Space,
+        at: &Lanes64,
+        bytes: usize,
+        lanes: u32,
+        is_read: bool,
+    ) {
         let space = if space == Space::Generic {
             resolve(at[lanes.trailing_zeros() as usize]).0
         } else {
@@ -262,7 +264,7 @@ impl Surface<'_> {
 
     /// A global address as allocation and offset.
     #[inline]
-    fn global(&mut self, address: u64, bytes: usize) -> Result<(usize, usize), Trap> {
+    pub(super) fn global(&mut self, address: u64, bytes: usize) -> Result<(usize, usize), Trap> {
         if !address.is_multiple_of(bytes as u64) {
             let what = format!("{bytes} bytes at {address:#x}: not a multiple of {bytes}");
             return Err(Trap::new(FaultKind::Misaligned, what));
@@ -307,225 +309,6 @@ impl Surface<'_> {
             return Err(Trap::new(FaultKind::Misaligned, what));
         }
         Ok(lane * size + address as usize)
-    }
-
-    /// `cp.async`: (bytes, destination, source, bytes of the source).
-    pub(super) fn copy_async(
-        &mut self,
-        warp: &mut Warp,
-        (bytes, to, from, source_bytes): (u8, Address, Address, Option<R32>),
-        lanes: u32,
-    ) -> Result<(), Trap> {
-        let (to, from) = (addresses(warp, to), addresses(warp, from));
-        let source = source_bytes.map_or([u32::from(bytes); 32], |register| *warp.r32(register));
-        let lands_now = self.lands_now();
-        let mut reads = 0;
-        for lane in ones(lanes) {
-            let result = (|| {
-                if source[lane] > u32::from(bytes) {
-                    let what = format!("{} bytes of the source for {bytes}", source[lane]);
-                    return Err(Trap::new(FaultKind::Operand, what));
-                }
-                let to = self.shared.offset(to[lane], bytes as usize)?;
-                if source[lane] > 0 {
-                    self.global(from[lane], bytes as usize)?;
-                    reads |= 1 << lane;
-                }
-                self.shared.note_write(to, bytes as usize, 32 * warp.index + lane, true)?;
-                let copy = Copy {
-                    lane: lane as u8,
-                    bytes,
-                    source_bytes: source[lane] as u8,
-                    has_landed: lands_now,
-                    group: warp.committed[lane],
-                    to,
-                    from: from[lane],
-                };
-                if lands_now {
-                    self.land(copy)?;
-                }
-                if !lands_now || self.options.races {
-                    warp.copies.push(copy);
-                }
-                Ok(())
-            })();
-            result.map_err(|trap| trap.at(lane))?;
-        }
-        if reads != 0 {
-            self.count(Space::Global, &from, bytes as usize, reads, true);
-        }
-        Ok(())
-    }
-
-    /// Moves the bytes of a copy.
-    fn land(&mut self, copy: Copy) -> Result<(), Trap> {
-        let bytes = copy.bytes as usize;
-        let mut data = [0; WORDS_MAX];
-        if copy.source_bytes > 0 {
-            let (index, offset) = self.global(copy.from, bytes)?;
-            self.view.allocation(index).get(offset, bytes, &mut data);
-        }
-        let target = self.shared.at_mut(copy.to, bytes);
-        put_words(target, &data);
-        target[copy.source_bytes as usize..].fill(0);
-        Ok(())
-    }
-
-    pub(super) fn copy_commit(&mut self, warp: &mut Warp, lanes: u32) -> Result<(), Trap> {
-        for lane in ones(lanes) {
-            warp.committed[lane] += 1;
-        }
-        // At random some copies land early, as they may.
-        if matches!(self.options.async_copies, crate::launch::AsyncCopies::Random(_)) {
-            for i in 0..warp.copies.len() {
-                if !warp.copies[i].has_landed && self.random.below(4) == 0 {
-                    self.land(warp.copies[i])?;
-                    warp.copies[i].has_landed = true;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Lands all but the newest `pending` groups of these lanes.
-    pub(super) fn copy_wait(
-        &mut self,
-        warp: &mut Warp,
-        pending: Option<u32>,
-        lanes: u32,
-    ) -> Result<(), Trap> {
-        let copies = std::mem::take(&mut warp.copies);
-        let mut left = Vec::with_capacity(copies.len());
-        for copy in copies {
-            let lane = copy.lane as usize;
-            let is_due = match pending {
-                None => true,
-                Some(pending) => copy.group + pending < warp.committed[lane],
-            };
-            if lanes >> lane & 1 == 0 || !is_due {
-                left.push(copy);
-                continue;
-            }
-            if !copy.has_landed {
-                self.land(copy).map_err(|trap| trap.at(lane))?;
-            }
-            self.shared.note_landed(copy.to, copy.bytes as usize, 32 * warp.index + lane);
-        }
-        warp.copies = left;
-        Ok(())
-    }
-
-    /// Lanes take their turns in ascending order.
-    pub(super) fn atomic(&mut self, warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
-        let Op::Atomic { f, is_64, space, address, d, a, b } = op else { return Ok(()) };
-        let at = addresses(warp, *address);
-        let (a, b) = (warp.any(*a), b.map_or([0; 32], |b| warp.any(b)));
-        let bytes = if *is_64 { 8 } else { 4 };
-        let mut old = [0; 32];
-        for lane in ones(lanes) {
-            let change = |old: u64| changed(*f, *is_64, old, a[lane], b[lane]);
-            old[lane] = self
-                .atomic_one(warp, (*space, at[lane]), bytes, lane, &change)
-                .map_err(|trap| trap.at(lane))?;
-        }
-        if *f == Atomic::FloatAdd {
-            self.counts.stats.float_atomics += 1;
-        }
-        self.count(*space, &at, bytes, lanes, false);
-        if let Some(d) = d {
-            warp.set_any(*d, lanes, &old);
-        }
-        Ok(())
-    }
-
-    fn atomic_one(
-        &mut self,
-        warp: &mut Warp,
-        (space, address): (Space, u64),
-        bytes: usize,
-        lane: usize,
-        change: &dyn Fn(u64) -> u64,
-    ) -> Result<u64, Trap> {
-        match space {
-            Space::Global => {
-                let (index, offset) = self.global(address, bytes)?;
-                let allocation = self.view.allocation(index);
-                Ok(if bytes == 8 {
-                    allocation.update64(offset, change)
-                } else {
-                    u64::from(allocation.update32(offset, |old| change(u64::from(old)) as u32))
-                })
-            }
-            Space::Shared => {
-                let offset = self.shared.offset(address, bytes)?;
-                self.shared.note_atomic(offset, bytes, 32 * warp.index + lane)?;
-                let mut data = [0; WORDS_MAX];
-                words(self.shared.at(offset, bytes), &mut data);
-                let old = u64::from(data[1]) << 32 | u64::from(data[0]);
-                let new = change(old);
-                (data[0], data[1]) = (new as u32, (new >> 32) as u32);
-                put_words(self.shared.at_mut(offset, bytes), &data);
-                Ok(old)
-            }
-            Space::Generic => self.atomic_one(warp, resolve(address), bytes, lane, change),
-            Space::Local | Space::Const | Space::Param => {
-                let what = "an atomic on memory that threads do not share".to_owned();
-                Err(Trap::new(FaultKind::Operand, what))
-            }
-        }
-    }
-}
-
-/// What an atomic leaves behind.
-fn changed(f: Atomic, is_64: bool, old: u64, a: u64, b: u64) -> u64 {
-    let signed = |value: u64| if is_64 { value as i64 } else { i64::from(value as i32) };
-    match f {
-        Atomic::Add => old.wrapping_add(a),
-        Atomic::FloatAdd => {
-            let sum = f32::from_bits(old as u32) + f32::from_bits(a as u32);
-            u64::from(sum.to_bits())
-        }
-        Atomic::And => old & a,
-        Atomic::Or => old | a,
-        Atomic::Xor => old ^ a,
-        Atomic::Exchange => a,
-        Atomic::CompareSwap => {
-            if old == a {
-                b
-            } else {
-                old
-            }
-        }
-        Atomic::MinU => old.min(a),
-        Atomic::MaxU => old.max(a),
-        Atomic::MinS => {
-            if signed(a) < signed(old) {
-                a
-            } else {
-                old
-            }
-        }
-        Atomic::MaxS => {
-            if signed(a) > signed(old) {
-                a
-            } else {
-                old
-            }
-        }
-        Atomic::Increment => {
-            if old >= a {
-                0
-            } else {
-                old + 1
-            }
-        }
-        Atomic::Decrement => {
-            if old == 0 || old > a {
-                a
-            } else {
-                old - 1
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Flow, Surface};
 use crate::error::{FaultKind, Trap};
-use crate::instruction::{BarrierKind, Op, R32, Reduce, Shuffle, Vote};
+use crate::instruction::{BarrierKind, R32, Reduce, Shuffle, Together, Vote};
 use crate::shared::ones;
 use crate::warp::{Lanes32, Waiting, Warp};
 
@@ -10,22 +10,20 @@ use crate::warp::{Lanes32, Waiting, Warp};
 pub(crate) const BARRIERS: usize = 16;
 
 impl Surface<'_> {
-    pub(super) fn together(&mut self, warp: &mut Warp, op: &Op, lanes: u32) -> Result<(), Trap> {
-        let members = match op {
-            Op::ActiveMask { d } => {
-                warp.set32(*d, lanes, &[lanes; 32]);
-                return Ok(());
-            }
-            Op::Shuffle { members, .. }
-            | Op::Vote { members, .. }
-            | Op::Reduce { members, .. }
-            | Op::Elect { members, .. }
-            | Op::SyncWarp { members } => *members,
-            _ => return Ok(()),
-        };
+    pub(super) fn together(
+        &mut self,
+        warp: &mut Warp,
+        op: &Together,
+        lanes: u32,
+    ) -> Result<(), Trap> {
+        let (Together::Shuffle { members, .. }
+        | Together::Vote { members, .. }
+        | Together::Reduce { members, .. }
+        | Together::Elect { members, .. }
+        | Together::Sync { members }) = *op;
         let Some((members, lanes)) = meet(warp, members, lanes)? else { return Ok(()) };
         match op {
-            Op::Shuffle { f, d, valid, a, b, clamp, .. } => {
+            Together::Shuffle { f, d, valid, a, b, clamp, .. } => {
                 let inputs = [*a, *b, *clamp].map(|r| warp.r32(r));
                 let (value, in_range) = shuffle(*f, inputs, lanes)?;
                 warp.set32(*d, lanes, &value);
@@ -33,7 +31,7 @@ impl Surface<'_> {
                     warp.set_predicate(*valid, lanes, in_range);
                 }
             }
-            Op::Vote { f, d, d_predicate, a, .. } => {
+            Together::Vote { f, d, d_predicate, a, .. } => {
                 let votes = warp.holds(*a) & members;
                 let answer = match f {
                     Vote::All => votes == members,
@@ -45,7 +43,7 @@ impl Surface<'_> {
                     None => warp.set32(*d, lanes, &[votes; 32]),
                 }
             }
-            Op::Reduce { f, d, a, .. } => {
+            Together::Reduce { f, d, a, .. } => {
                 let a = warp.r32(*a);
                 let value = ones(members).map(|lane| a[lane]).reduce(|x, y| match f {
                     Reduce::Add => x.wrapping_add(y),
@@ -59,7 +57,7 @@ impl Surface<'_> {
                 });
                 warp.set32(*d, lanes, &[value.unwrap_or(0); 32]);
             }
-            Op::Elect { d, is_leader, .. } => {
+            Together::Elect { d, is_leader, .. } => {
                 let leader = members.trailing_zeros();
                 if let Some(d) = d {
                     warp.set32(*d, lanes, &[leader; 32]);
@@ -67,8 +65,10 @@ impl Surface<'_> {
                 warp.set_predicate(*is_leader, lanes, 1 << leader);
             }
             // All lanes that are left: this orders the warp's shared memory.
-            _ if members == warp.alive => self.shared.join(1 << warp.index, 1 << warp.index),
-            _ => {}
+            Together::Sync { .. } if members == warp.alive => {
+                self.shared.join(1 << warp.index, 1 << warp.index);
+            }
+            Together::Sync { .. } => {}
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use super::pointers::{Address, Arguments, Handle};
 
 /// Arguments come as one pointer each; a packed buffer in `extra` is not taken.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "as in cuda.h")]
 extern "C" fn cuLaunchKernel(
     function: Handle,
     grid_x: c_uint,

@@ -187,7 +187,6 @@ extern "C" fn cuOccupancyMaxPotentialBlockSize(
 }
 
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "as in cuda.h")]
 extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     grid: Out<c_int>,
     block: Out<c_int>,

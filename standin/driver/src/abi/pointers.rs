@@ -49,8 +49,10 @@ impl OutText {
         // SAFETY: the caller says that `room` bytes may be written, and at most `room - 1` are; a
         // string of ours does not overlap with the caller's.
         unsafe { place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
-        // SAFETY: `bytes.len()` is at most `room - 1`.
-        unsafe { place.add(bytes.len()).write(0) }
+        // SAFETY: `bytes.len()` is at most `room - 1`, so this is still the caller's room.
+        let end = unsafe { place.add(bytes.len()) };
+        // SAFETY: as above.
+        unsafe { end.write(0) }
         Ok(())
     }
 }
@@ -75,15 +77,18 @@ impl Text {
         std::str::from_utf8(self.bytes()?).map_err(|_| Status::InvalidValue)
     }
 
-    /// The first `N` bytes, or fewer if the string is shorter.
+    /// Whether an image begins with some bytes, none of them zero. A binary need not end with a
+    /// zero, so it is read no further than it agrees.
     pub(super) fn starts_with(&self, bytes: &[u8]) -> Result<bool, Status> {
         if self.0.is_null() {
             return Err(Status::InvalidValue);
         }
         for (offset, wanted) in bytes.iter().enumerate() {
-            // SAFETY: every byte before this one was read and is not zero (`wanted` is not), so the
-            // image reaches at least to this one.
-            let byte = unsafe { self.0.add(offset).cast::<u8>().read() };
+            // SAFETY: every byte before this one was read and is not zero (none that was wanted is),
+            // so the image reaches at least to this one.
+            let place = unsafe { self.0.add(offset) };
+            // SAFETY: as above.
+            let byte = unsafe { place.cast::<u8>().read() };
             if byte != *wanted || byte == 0 {
                 return Ok(false);
             }
@@ -177,8 +182,10 @@ impl JitOptions {
             return Err(Status::InvalidValue);
         }
         let option = |index| {
-            // SAFETY: the caller says that there are `count` options.
-            unsafe { self.0.add(index).read() }
+            // SAFETY: the caller says that there are `count` options, and `index` is below that.
+            let place = unsafe { self.0.add(index) };
+            // SAFETY: as above.
+            unsafe { place.read() }
         };
         Ok((0..count as usize).map(option).collect())
     }

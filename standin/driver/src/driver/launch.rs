@@ -151,8 +151,22 @@ impl Driver {
     pub(super) fn count(&mut self, name: &str, stats: &Stats) {
         let launches = self.report.launches.entry(name.to_owned()).or_default();
         launches.count += 1;
-        for (what, count) in [("instructions", stats.warp_instructions())] {
-            *launches.stats.entry(what.to_owned()).or_default() += count;
+        let counts = [
+            ("warp_instructions", stats.warp_instructions()),
+            ("global_bytes_read", stats.global_bytes_read),
+            ("global_bytes_written", stats.global_bytes_written),
+            ("global_sectors_read", stats.global_sectors_read),
+            ("global_sectors_written", stats.global_sectors_written),
+            ("bank_conflicts", stats.bank_conflicts),
+            ("barriers", stats.barriers),
+            ("float_atomics", stats.float_atomics),
+            ("shared_reads_unwritten", stats.shared_reads_unwritten),
+        ];
+        for (what, count) in counts {
+            *launches.counts.entry(what.to_owned()).or_default() += count;
+        }
+        for (opcode, count) in &stats.opcodes {
+            *launches.opcodes.entry(opcode.clone()).or_default() += count;
         }
     }
 }

@@ -92,13 +92,11 @@ impl Driver {
 
     /// An image that is no PTX. A binary for a card cannot run here.
     pub fn refuse_binary(&mut self, context: u64) -> Refused {
-        match self.context(context) {
-            Err(status) => Refused::silent(status),
-            Ok(_) => {
-                let log = "the image is a binary for cards, and only PTX runs here".to_owned();
-                self.refuse(Status::NoBinaryForGpu, log)
-            }
+        if let Err(status) = self.context(context) {
+            return Refused::silent(status);
         }
+        let log = "the image is a binary for cards, and only PTX runs here".to_owned();
+        self.refuse(Status::NoBinaryForGpu, log)
     }
 
     fn refuse(&mut self, status: Status, log: String) -> Refused {
@@ -163,20 +161,19 @@ impl Driver {
 
     /// `cuFuncGetAttribute`, by the number in `CUfunction_attribute`.
     pub fn function_attribute(&mut self, number: i32, function: u64) -> Result<i32, Status> {
-        let (major, minor) = match self.found(function)?.device {
-            device => self.devices[device].card.capability,
-        };
+        let device = self.found(function)?.device;
+        let (major, minor) = self.devices[device].card.capability;
         let function = self.found(function)?;
         let value = match number {
             0 => function.threads_max(),
             1 => function.kernel.static_shared(),
-            2 | 3 | 7 => 0, // constant and local bytes, caching of globals in L1
+            // Constant and local bytes, caching of globals in L1, clusters.
+            2 | 3 | 7 | 10..=15 => 0,
             4 => REGISTERS_ASSUMED,
             5 => function.target,
             6 => (major * 10 + minor) as usize,
             8 => function.dynamic_shared_max,
             9 => return Ok(function.carveout),
-            10..=15 => 0, // clusters
             _ => return Err(Status::InvalidValue),
         };
         Ok(value as i32)

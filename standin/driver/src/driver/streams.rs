@@ -273,7 +273,7 @@ impl Driver {
             return Ok(());
         }
         let size = pattern.bytes().len();
-        if to % size as u64 != 0 {
+        if !to.is_multiple_of(size as u64) {
             return Err(Status::InvalidValue);
         }
         let bytes = count.checked_mul(size).ok_or(Status::InvalidValue)?;

@@ -1,8 +1,6 @@
 //! What the children do: host code over cudarc, as somebody would write it for a card, right or
 //! with one mistake.
-#![expect(unsafe_code, reason = "cudarc's `result` layer is unsafe")]
-
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
@@ -10,10 +8,13 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 
+mod calls;
 mod launches;
 mod memory;
 mod mishaps;
 mod order;
+
+use calls::{launch, load};
 
 const PTX: &str = include_str!("probe.ptx");
 
@@ -55,7 +56,7 @@ pub(crate) fn run(name: &str) {
         "init_fails" => assert_eq!(result::init(), Err(DriverError(CUresult::CUDA_ERROR_UNKNOWN))),
         "retain_fails" => mishaps::retain_fails(),
         "driver_too_old_for_ptx" => {
-            mishaps::ptx_refused(PTX, CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)
+            mishaps::ptx_refused(PTX, CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
         }
         "card_too_old_for_ptx" => {
             let newer = PTX.replace(".target sm_80", ".target sm_89");
@@ -86,7 +87,7 @@ impl Card {
     }
 
     fn try_kernel(&self, name: &str) -> Result<sys::CUfunction, DriverError> {
-        unsafe { result::module::get_function(self.module, CString::new(name).unwrap()) }
+        calls::function(self.module, name)
     }
 }
 
@@ -94,29 +95,13 @@ impl Drop for Card {
     fn drop(&mut self) {
         // A card that failed says so here, too.
         let _ = self.context.bind_to_thread();
-        let _ = unsafe { result::module::unload(self.module) };
+        let _ = calls::unload(self.module);
     }
-}
-
-fn load(ptx: &str) -> Result<sys::CUmodule, DriverError> {
-    let text = CString::new(ptx).unwrap();
-    unsafe { result::module::load_data(text.as_ptr().cast()) }
 }
 
 /// A value's address, as a launch wants it.
 fn arg<T>(value: &T) -> *mut c_void {
     ptr::from_ref(value).cast_mut().cast()
-}
-
-fn launch(
-    function: sys::CUfunction,
-    (blocks, threads, shared): (u32, u32, u32),
-    stream: sys::CUstream,
-    args: &mut [*mut c_void],
-) -> Result<(), DriverError> {
-    unsafe {
-        result::launch_kernel(function, (blocks, 1, 1), (threads, 1, 1), shared, stream, args)
-    }
 }
 
 /// `out = value`, `N` times.
@@ -140,7 +125,7 @@ fn scale(
 
 #[track_caller]
 fn assert_all(values: &[f32], want: f32) {
-    let wrong = values.iter().filter(|value| **value != want).count();
+    let wrong = values.iter().filter(|value| value.to_bits() != want.to_bits()).count();
     assert_eq!(wrong, 0, "{wrong} of {} are not {want}: {:?}", values.len(), &values[..4]);
 }
 

@@ -1,15 +1,11 @@
 //! Streams, events, functions of the host, and several cards.
-#![expect(unsafe_code, reason = "cudarc's `result` layer is unsafe")]
-
-use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 
-use cudarc::driver::result;
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaStream};
 
+use super::calls::{call_host, download, download_in, free, malloc};
 use super::{Card, N, assert_all, assert_fails, fill, scale};
 
 /// One stream makes numbers, another uses them.
@@ -19,22 +15,18 @@ pub(super) fn two_streams(waits: bool) {
     let maker = card.context.new_stream().unwrap();
     let user = card.context.new_stream().unwrap();
     let made = card.context.new_event(None).unwrap();
-    let (a, b) =
-        unsafe { (result::malloc_sync(bytes).unwrap(), result::malloc_sync(bytes).unwrap()) };
+    let (a, b) = (malloc(bytes).unwrap(), malloc(bytes).unwrap());
     fill(&card, maker.cu_stream(), a, 3.0).unwrap();
     made.record(&maker).unwrap();
     if waits {
         user.wait(&made).unwrap();
     }
     scale(&card, user.cu_stream(), (b, a), 2.0).unwrap();
-    let mut out = vec![0.0f32; N];
-    unsafe { result::memcpy_dtoh_async(&mut out, b, user.cu_stream()) }.unwrap();
+    let out = download_in(user.cu_stream(), b, N);
     user.synchronize().unwrap();
     maker.synchronize().unwrap();
-    unsafe {
-        result::free_sync(a).unwrap();
-        result::free_sync(b).unwrap();
-    }
+    free(a).unwrap();
+    free(b).unwrap();
     assert_all(&out, 6.0);
 }
 
@@ -53,38 +45,24 @@ pub(super) fn two_cards() {
 pub(super) fn memory_of_the_other_card() {
     let (first, second) = (Card::open(0), Card::open(1));
     first.context.bind_to_thread().unwrap();
-    let of_first = unsafe { result::malloc_sync(N * 4) }.unwrap();
+    let of_first = malloc(N * 4).unwrap();
     second.context.bind_to_thread().unwrap();
     fill(&second, ptr::null_mut(), of_first, 1.0).unwrap();
     assert_fails(second.context.synchronize(), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     first.context.bind_to_thread().unwrap();
-    unsafe { result::free_sync(of_first) }.expect("the first card is as it was");
+    free(of_first).expect("the first card is as it was");
 }
 
 static CALLED: AtomicU32 = AtomicU32::new(0);
-
-unsafe extern "C" fn waits_for_release(argument: *mut c_void) {
-    let release = unsafe { Box::from_raw(argument.cast::<Receiver<()>>()) };
-    release.recv().unwrap();
-    CALLED.fetch_add(1, Ordering::SeqCst);
-}
-
-/// Queues a function of the host that returns when the sender says so.
-fn queue_host_function(stream: &CudaStream) -> Sender<()> {
-    let (release, released) = channel::<()>();
-    let argument = Box::into_raw(Box::new(released)).cast();
-    let function = waits_for_release;
-    unsafe { result::stream::launch_host_function(stream.cu_stream(), function, argument) }
-        .unwrap();
-    release
-}
 
 pub(super) fn host_function() {
     let card = Card::open(0);
     let stream = card.context.new_stream().unwrap();
     let other = card.context.new_stream().unwrap();
-    let memory = unsafe { result::malloc_sync(N * 4) }.unwrap();
-    let release = queue_host_function(&stream);
+    let memory = malloc(N * 4).unwrap();
+    let release = call_host(stream.cu_stream(), || {
+        CALLED.fetch_add(1, Ordering::SeqCst);
+    });
     fill(&card, stream.cu_stream(), memory, 9.0).unwrap();
     let event = stream.record_event(None).unwrap();
     // However often one asks, nothing behind the function runs; other streams go on.
@@ -97,8 +75,6 @@ pub(super) fn host_function() {
     stream.synchronize().unwrap();
     assert_eq!(CALLED.load(Ordering::SeqCst), 1);
     assert_eq!(event.try_is_complete(), Ok(true));
-    let mut out = vec![0.0f32; N];
-    unsafe { result::memcpy_dtoh_sync(&mut out, memory) }.unwrap();
-    assert_all(&out, 9.0);
-    unsafe { result::free_sync(memory) }.unwrap();
+    assert_all(&download(memory, N), 9.0);
+    free(memory).unwrap();
 }

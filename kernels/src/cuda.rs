@@ -19,6 +19,7 @@ mod memory;
 mod module;
 mod stream;
 
+pub mod gemm;
 pub mod quantise;
 
 pub use self::device::{Device, Properties};

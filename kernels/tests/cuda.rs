@@ -15,6 +15,10 @@
 mod bench;
 #[path = "cuda/device.rs"]
 mod device;
+#[path = "cuda/gemm.rs"]
+mod gemm;
+#[path = "cuda/gemm_bench.rs"]
+mod gemm_bench;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/honest.rs"]
@@ -71,7 +75,7 @@ impl Options {
 }
 
 fn cases() -> Vec<Case> {
-    [device::cases(), quantise::cases()].into_iter().flatten().collect()
+    [device::cases(), quantise::cases(), gemm::cases()].into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {

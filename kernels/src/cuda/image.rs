@@ -15,18 +15,22 @@ pub enum Arch {
     /// 8.9 (RTX 40): E4M3 tensor cores. Serves every newer card that has no image of its own: correct
     /// there, without what is new in it.
     Sm89,
+    /// 9.0 to 11 (H100, B200): E4M3 is converted to FP16, once. `mma.sync` takes E4M3 there, but the driver
+    /// makes of it a conversion for each product, into more registers than there are.
+    Sm90,
     /// Exactly 12.0 (RTX 50): block-scaled E4M3 tensor cores.
     Sm120a,
 }
 
 impl Arch {
-    pub const ALL: [Self; 3] = [Self::Sm80, Self::Sm89, Self::Sm120a];
+    pub const ALL: [Self; 4] = [Self::Sm80, Self::Sm89, Self::Sm90, Self::Sm120a];
 
     /// The image for a card, if there is one.
     pub fn serving((major, minor): (u32, u32)) -> Option<Self> {
         match (major, minor) {
             (12, 0) => Some(Self::Sm120a),
-            (9.., _) | (8, 9..) => Some(Self::Sm89),
+            (9..=11, _) => Some(Self::Sm90),
+            (12.., _) | (8, 9..) => Some(Self::Sm89),
             (8, _) => Some(Self::Sm80),
             _ => None,
         }
@@ -36,7 +40,7 @@ impl Arch {
     pub fn cuda_min(self) -> Version {
         match self {
             Self::Sm80 => Version { major: 11, minor: 7 },
-            Self::Sm89 => Version { major: 12, minor: 4 },
+            Self::Sm89 | Self::Sm90 => Version { major: 12, minor: 4 },
             Self::Sm120a => Version { major: 12, minor: 8 },
         }
     }
@@ -46,7 +50,7 @@ impl Arch {
     pub fn driver_min(self) -> u32 {
         match self {
             Self::Sm80 => 515,
-            Self::Sm89 => 550,
+            Self::Sm89 | Self::Sm90 => 550,
             Self::Sm120a => 570,
         }
     }
@@ -57,6 +61,7 @@ impl fmt::Display for Arch {
         f.write_str(match self {
             Self::Sm80 => "sm_80",
             Self::Sm89 => "sm_89",
+            Self::Sm90 => "sm_90",
             Self::Sm120a => "sm_120a",
         })
     }
@@ -67,7 +72,7 @@ impl fmt::Display for Arch {
 pub struct Program {
     name: &'static str,
     /// In the order of `Arch::ALL`.
-    images: [&'static [u8]; 3],
+    images: [&'static [u8]; 4],
 }
 
 macro_rules! program {
@@ -77,6 +82,7 @@ macro_rules! program {
             images: [
                 include_bytes!(concat!("../../ptx/", $name, ".sm_80.ptx.zst")),
                 include_bytes!(concat!("../../ptx/", $name, ".sm_89.ptx.zst")),
+                include_bytes!(concat!("../../ptx/", $name, ".sm_90.ptx.zst")),
                 include_bytes!(concat!("../../ptx/", $name, ".sm_120a.ptx.zst")),
             ],
         }
@@ -86,8 +92,14 @@ macro_rules! program {
 /// `quantise.cu`.
 pub const QUANTISE: Program = program!("quantise");
 
+/// `gemm_fp8.cu`.
+pub const GEMM_FP8: Program = program!("gemm_fp8");
+
+/// `gemm_bf16.cu`.
+pub const GEMM_BF16: Program = program!("gemm_bf16");
+
 /// Everything that ships.
-pub const PROGRAMS: [Program; 1] = [QUANTISE];
+pub const PROGRAMS: [Program; 3] = [QUANTISE, GEMM_FP8, GEMM_BF16];
 
 impl Program {
     pub fn name(&self) -> &'static str {
@@ -102,7 +114,8 @@ impl Program {
         let image = match arch {
             Arch::Sm80 => self.images[0],
             Arch::Sm89 => self.images[1],
-            Arch::Sm120a => self.images[2],
+            Arch::Sm90 => self.images[2],
+            Arch::Sm120a => self.images[3],
         };
         let damaged = |problem: String| DeviceError::Image {
             image: format!("{} for {arch}", self.name),

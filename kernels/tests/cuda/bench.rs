@@ -14,7 +14,11 @@ const ACTIVATIONS: Shape = Shape { rows: 8192, cols: 7168 };
 const WEIGHT: Shape = Shape { rows: 4096, cols: 7168 };
 
 pub(crate) fn lines(gpu: &Gpu) -> Vec<String> {
-    quantise_lines(gpu).unwrap_or_else(|error| vec![format!("bench: {error}")])
+    let lines = [quantise_lines(gpu), super::gemm_bench::lines(gpu)];
+    lines
+        .into_iter()
+        .flat_map(|lines| lines.unwrap_or_else(|error| vec![format!("bench: {error}")]))
+        .collect()
 }
 
 /// Milliseconds of one run of `work`, by events on the device.

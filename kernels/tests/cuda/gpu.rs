@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use shoal_kernels::cuda::gemm;
 use shoal_kernels::cuda::quantise::Kernels;
 use shoal_kernels::cuda::{Buffer, Device, Slice, Stream};
 
@@ -35,6 +36,7 @@ pub(crate) struct Gpu {
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
+    gemm: OnceLock<gemm::Kernels>,
     /// Takes the place of the quantise kernels' PTX.
     mutant: Option<String>,
 }
@@ -47,7 +49,8 @@ pub(crate) struct Guarded {
 
 impl Gpu {
     pub(crate) fn new(device: Device, stream: Stream, seed: u64, mutant: Option<String>) -> Self {
-        Self { device, stream, seed, quantise: OnceLock::new(), mutant }
+        let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
+        Self { device, stream, seed, quantise, gemm, mutant }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
@@ -56,6 +59,11 @@ impl Gpu {
             Some(ptx) => Kernels::of(&self.device.load_ptx("a mutant", ptx).unwrap()).unwrap(),
             None => Kernels::load(&self.device).unwrap(),
         })
+    }
+
+    /// The matrix products, loaded once.
+    pub(crate) fn gemm(&self) -> &gemm::Kernels {
+        self.gemm.get_or_init(|| gemm::Kernels::load(&self.device).unwrap())
     }
 
     /// Bytes on the device.

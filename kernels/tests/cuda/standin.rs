@@ -9,7 +9,7 @@ use shoal_standin_driver::testing::StandIn;
 use super::honest::MUTANTS;
 
 /// One of each kind that has an image of its own.
-const CARDS: [&str; 3] = ["3090", "4090", "5090"];
+const CARDS: [&str; 4] = ["3090", "4090", "h100", "5090"];
 
 /// Seed of numbers and of the order of work, with the way warps take turns.
 const TURNS: [(u64, &str); 2] = [(1, "round-robin"), (2, "random")];

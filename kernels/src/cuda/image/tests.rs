@@ -9,8 +9,8 @@ fn every_card_gets_the_best_image_that_runs_on_it() {
         ((8, 0), Some(Arch::Sm80)),
         ((8, 6), Some(Arch::Sm80)),
         ((8, 9), Some(Arch::Sm89)),
-        ((9, 0), Some(Arch::Sm89)),
-        ((10, 0), Some(Arch::Sm89)),
+        ((9, 0), Some(Arch::Sm90)),
+        ((10, 0), Some(Arch::Sm90)),
         ((12, 0), Some(Arch::Sm120a)),
         // The `a` in sm_120a means that card alone.
         ((12, 1), Some(Arch::Sm89)),
@@ -31,7 +31,7 @@ fn every_image_is_for_its_architecture_and_needs_no_newer_driver_than_it_says() 
         // PTX ISA, release notes: which version came with which CUDA.
         let isa = match arch {
             Arch::Sm80 => "7.7",
-            Arch::Sm89 => "8.4",
+            Arch::Sm89 | Arch::Sm90 => "8.4",
             Arch::Sm120a => "8.7",
         };
         assert_eq!(after(".version"), isa, "{} for {arch}", program.name());

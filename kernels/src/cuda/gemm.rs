@@ -321,6 +321,10 @@ impl Kernels {
 
     fn launch(&self, stream: &Stream, tiles: &Tiles, frame: &Frame<'_>) -> Result<(), DeviceError> {
         frame.check();
+        let experts = frame.groups.map_or(1, |groups| groups.experts);
+        if experts == 0 || frame.c.1 == 0 {
+            return Ok(());
+        }
         let Loaded { multiprocessors, shared_bytes_max, .. } = *self.loaded;
         let tile = match self.tile {
             TileChoice::Best => tiles.choose(frame, multiprocessors),
@@ -332,16 +336,17 @@ impl Kernels {
             let small = u32::try_from(size).ok().filter(|size| *size < 1 << 31);
             small.unwrap_or_else(|| panic!("{operation}: a size of {size}, at most 2^31 - 1"))
         };
-        let experts = frame.groups.map_or(1, |groups| groups.experts);
         // Experts share the rows, but each may have one more tile than its share; or each has all tiles.
         let (rows, columns) = (m.div_ceil(tile.side as usize), n.div_ceil(tile.side as usize));
         let rows_at_most = match frame.b.3 {
             Tiling::Column => rows * experts,
             Tiling::Row | Tiling::Block => rows + experts - 1,
         };
-        // Persistent blocks: no more than are resident at once, by shared memory and by registers.
-        let resident = (shared_bytes_max / tile.shared_bytes).clamp(1, 256 / tile.threads() + 1);
-        let resident = if tile.side == 64 { resident } else { 1 };
+        // Persistent blocks: as many as are resident at once, by shared memory and by registers.
+        let resident = match tile.side {
+            64 => (shared_bytes_max / tile.shared_bytes).clamp(1, 3),
+            _ => 1,
+        };
         let blocks = size(rows_at_most * columns).min(multiprocessors * resident);
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         let (a, a_scales, fp32) = frame.a.0.parts();
@@ -361,7 +366,7 @@ impl Kernels {
                 | flag(output.accumulate, C_ACCUMULATE)
                 | flag(fp32, SCALES_FP32),
         );
-        let grid = Grid::line(if experts == 0 { 0 } else { blocks }, tile.threads());
+        let grid = Grid::line(blocks, tile.threads());
         // SAFETY: the kernel stays inside matrices of these sizes, which were checked above, whatever the
         // ranges say: it cuts them at T.
         unsafe { tile.function.launch(stream, grid, arguments) }

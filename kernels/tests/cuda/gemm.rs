@@ -49,8 +49,8 @@ const SIZES: [(usize, usize, usize); 13] = [
 ];
 
 /// Rows of each expert.
-const EXPERTS: [&[usize]; 4] =
-    [&[0, 70, 0, 129, 1, 0, 150, 0], &[0, 0, 260, 0], &[0, 0, 0], &[9; 40]];
+const EXPERTS: [&[usize]; 5] =
+    [&[0, 70, 0, 129, 1, 0, 150, 0], &[0, 0, 260, 0], &[0, 0, 0], &[], &[9; 40]];
 
 /// What is tried.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ pub(crate) fn cases() -> Vec<Case> {
         };
         SIZES.into_iter().for_each(|(t, n, k)| push(Shape { t, n, k }, None));
         for rows in EXPERTS {
-            let t = ranges(rows, product).last().unwrap().1 as usize + 5;
+            let t = ranges(rows, product).last().map_or(0, |range| range.1 as usize) + 5;
             push(Shape { t, n: 144, k: 80 }, Some(rows));
             push(Shape { t, n: 64, k: 200 }, Some(rows));
         }

@@ -28,6 +28,11 @@ impl<'a> Operation<'a> {
         Operation { name, parts: name.split('.').collect(), operands: split_list(operands) }
     }
 
+    /// What stands between the name and the type.
+    pub(crate) fn modifiers(&self) -> &[&'a str] {
+        self.parts.get(1..self.parts.len() - 1).unwrap_or_default()
+    }
+
     pub(crate) fn has(&self, part: &str) -> bool {
         self.parts.contains(&part)
     }

@@ -90,9 +90,12 @@ impl<'a> Scanner<'a> {
         self.advance(rest.find(stops).unwrap_or(rest.len())).trim()
     }
 
-    /// The inside of a pair of braces, which must be next. `None` if it does not end.
+    /// The inside of a pair of braces, `None` if none is next or it does not end.
     pub(crate) fn block(&mut self) -> Option<&'a str> {
         let rest = self.rest();
+        if !rest.starts_with('{') {
+            return None;
+        }
         let mut depth = 0;
         for (i, byte) in rest.bytes().enumerate() {
             match byte {

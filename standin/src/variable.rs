@@ -17,6 +17,9 @@ pub(crate) struct Variable {
     pub(crate) is_dynamic: bool,
 }
 
+/// The largest variable, in bytes; a device refuses far smaller ones in every space but global.
+const BYTES_MAX: usize = 1 << 30;
+
 const SPACES: [&str; 5] = [".shared", ".local", ".global", ".const", ".param"];
 
 impl Variable {
@@ -42,7 +45,8 @@ impl Variable {
                 ".visible" | ".extern" | ".weak" | ".common" | ".managed" | ".ptr"
             ) {
             } else if let Some(count) = word.strip_prefix(".v") {
-                vector = count.parse().map_err(|_| "a vector of how many")?;
+                let count = count.parse().ok().filter(|count| [2, 4, 8].contains(count));
+                vector = count.ok_or("a vector of how many")?;
             } else if let Some(ty) = word.strip_prefix('.') {
                 element = Some(size_of(ty).ok_or_else(|| format!("type .{ty}"))?);
                 is_float = ty.starts_with('f');
@@ -52,26 +56,31 @@ impl Variable {
         }
         let (space, element) =
             (space.ok_or("a state space is wanted")?, element.ok_or("a type is wanted")?);
-        let element_bytes = element * vector;
-        let (mut count, mut is_dynamic) = (1, false);
+        let element_bytes: usize = element * vector;
+        let (mut count, mut is_dynamic) = (1usize, false);
         let (bare, dimensions) = name.split_once('[').unwrap_or((&name, ""));
         for dimension in dimensions.split(['[', ']']).filter(|_| name.contains('[')) {
             match dimension.trim() {
                 "" => {}
-                number => count *= number.parse::<usize>().map_err(|_| format!("size {number}"))?,
+                number => {
+                    let number: usize = number.parse().map_err(|_| format!("size {number}"))?;
+                    count = count.checked_mul(number).ok_or("a size without end")?;
+                }
             }
         }
         if name.ends_with("[]") {
             is_dynamic = true;
             count = 0;
         }
+        let bytes = count.checked_mul(element_bytes).filter(|bytes| *bytes <= BYTES_MAX);
+        let bytes = bytes.ok_or_else(|| format!("more than {BYTES_MAX} bytes"))?;
         if bare.is_empty() {
             return Err("a name is wanted".to_owned());
         }
         Ok(Variable {
             name: bare.to_owned(),
             space,
-            bytes: count * element_bytes,
+            bytes,
             align: align.unwrap_or(element_bytes),
             element,
             is_float,

@@ -284,7 +284,7 @@ impl Decoder {
     /// `setp.compare[.logic].type p[|q], a, b[, [!]c]`
     fn setp(&mut self, o: &Operation<'_>) -> Decoded<Op> {
         let (f, as_) = compare(o)?;
-        let logic = match o.parts[2..o.parts.len() - 1] {
+        let logic = match o.modifiers().get(1..).unwrap_or_default() {
             [] => None,
             ["and"] => Some(Logic::And),
             ["or"] => Some(Logic::Or),
@@ -344,7 +344,7 @@ impl Decoder {
 }
 
 fn compare(o: &Operation<'_>) -> Decoded<(Compare, CompareAs)> {
-    let (name, ty) = (o.parts[1], o.ty());
+    let (Some(name), ty) = (o.modifiers().first().copied(), o.ty()) else { return o.unknown() };
     let is_float = ty.starts_with('f') || ty.starts_with("bf");
     // `ltu` and the like are true for NaN; `lo`, `ls`, `hi`, `hs` are the unsigned order.
     let unordered = name.strip_suffix('u').filter(|_| is_float && name.len() == 3);

@@ -128,7 +128,7 @@ impl Decoder {
         let ty = o.ty();
         let Some(bits) = bits_of(ty) else { return o.unknown() };
         let (mut at, mut count) = (Space::Generic, 1);
-        for part in &o.parts[1..o.parts.len() - 1] {
+        for part in o.modifiers() {
             if let Some(known) = space(part) {
                 at = known;
             } else if let Some(vector) = part.strip_prefix('v') {
@@ -188,7 +188,7 @@ impl Decoder {
         let ty = o.ty();
         let mut at = Space::Generic;
         let mut name = "";
-        for part in &o.parts[1..o.parts.len() - 1] {
+        for part in o.modifiers() {
             if let Some(known) = space(part) {
                 at = known;
             } else if !HINTS.contains(part) && *part != "acq_rel" && *part != "noftz" {

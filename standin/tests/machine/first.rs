@@ -2,6 +2,8 @@
 
 use shoal_standin::{FaultKind, Launch, Memory, Module, Options, launch};
 
+use super::kit::{Numbers, TILE};
+
 /// c[i] = a[i] + b[i] for i below n.
 const ADD: &str = "
 .version 8.7
@@ -96,4 +98,62 @@ fn an_unknown_instruction_is_refused_with_its_line() {
     let error = Module::load(&text).unwrap_err();
     assert_eq!(error.line, 30);
     assert!(error.to_string().contains("frobnicate.f32"), "{error}");
+}
+
+/// Cuts, doubles or garbles a stretch of a text.
+fn damaged(text: &str, numbers: &mut Numbers) -> String {
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..=numbers.below(3) {
+        let start = numbers.below(bytes.len() as u64) as usize;
+        let end = (start + numbers.below(40) as usize).min(bytes.len());
+        match numbers.below(4) {
+            0 => drop(bytes.drain(start..end)),
+            1 => bytes
+                .splice(
+                    start..start,
+                    text.as_bytes()[start.min(text.len() - 1)..].iter().take(30).copied(),
+                )
+                .for_each(drop),
+            2 => bytes[start..end]
+                .iter_mut()
+                .for_each(|byte| *byte = b"{}[];,.%@!:0f r"[*byte as usize % 15]),
+            _ => bytes.truncate(end.max(start)),
+        }
+        if bytes.is_empty() {
+            bytes.push(b'.');
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn damaged_text_is_an_error_or_a_kernel_but_never_a_panic() {
+    let mut numbers = Numbers(21);
+    let (mut loaded, mut refused) = (0, 0);
+    let memory = Memory::new();
+    let buffer = memory.allocate(4096);
+    let params = params([buffer; 3], 16);
+    let options = Options { steps_max: 20_000, threads: 1, ..Options::default() };
+    for i in 0..1500 {
+        // The small text also runs; the large one has every kind of instruction.
+        let is_small = i % 3 != 0;
+        let text = damaged(if is_small { ADD } else { TILE }, &mut numbers);
+        let Ok(module) = Module::load(&text) else {
+            refused += 1;
+            continue;
+        };
+        loaded += 1;
+        if let (true, Some(kernel)) = (is_small, module.entries().next()) {
+            let grid = Launch {
+                grid: [2, 1, 1],
+                block: [64, 1, 1],
+                dynamic_shared: 0,
+                params: &params,
+                options: &options,
+            };
+            // Any outcome but a panic will do.
+            drop(launch(kernel, &memory, &grid));
+        }
+    }
+    assert!(loaded > 30 && refused > 300, "{loaded} loaded, {refused} refused");
 }

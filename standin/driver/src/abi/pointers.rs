@@ -192,7 +192,8 @@ impl JitOptions {
 }
 
 impl JitValues {
-    /// Writes the log of errors where `options` want it, and how long it is, its zero included.
+    /// Writes the log of errors where `options` want it, and how long it is without its zero, as the
+    /// driver counts (580.159).
     pub(super) fn log(&self, options: &[c_uint], log: &str) -> Result<(), Status> {
         if options.is_empty() {
             return Ok(());
@@ -217,7 +218,7 @@ impl JitValues {
                 OutText(into).put(text, room.try_into().unwrap_or(c_int::MAX))?;
             }
             // SAFETY: as above.
-            unsafe { size.write(if written == 0 { 0 } else { written + 1 }) }
+            unsafe { size.write(written) }
         }
         Ok(())
     }

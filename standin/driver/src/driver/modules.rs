@@ -69,6 +69,10 @@ impl Driver {
     /// `cuModuleLoadData` of PTX text. The log of the error says why.
     pub fn load_module(&mut self, context: u64, ptx: &str) -> Result<u64, Refused> {
         let device = self.context(context).map_err(Refused::silent)?;
+        // As a driver answers (580.159, on a card): an image of no known kind is no PTX with a mistake.
+        if !ptx.contains(".version") {
+            return Err(self.refuse(Status::InvalidImage, "no `.version`: no PTX".to_owned()));
+        }
         let module = Module::load(ptx)
             .map_err(|error| self.refuse(Status::InvalidPtx, error.to_string()))?;
         let driver = self.settings.driver;

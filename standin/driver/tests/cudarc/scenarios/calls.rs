@@ -67,9 +67,9 @@ pub(super) fn load_with_log(ptx: &str) -> (CUresult, String) {
     let code =
         unsafe { sys::cuModuleLoadDataEx(&raw mut module, image, 2, options, values.as_mut_ptr()) };
     let written = values[1].addr();
-    assert!((1..=log.len()).contains(&written), "{written}");
-    assert_eq!(log[written - 1], 0);
-    (code, String::from_utf8(log[..written - 1].to_vec()).unwrap())
+    assert!((1..log.len()).contains(&written), "{written}");
+    assert_eq!(log[written], 0);
+    (code, String::from_utf8(log[..written].to_vec()).unwrap())
 }
 
 pub(super) fn unload(module: sys::CUmodule) -> Result<(), DriverError> {

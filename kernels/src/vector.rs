@@ -52,7 +52,7 @@ pub(crate) trait Vector: Copy {
     /// The smaller one; `b` where either is NaN.
     fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// `x` in the lanes from `first` on, `other` in those before.
-    fn from_lane(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes;
+    fn lanes_from(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes;
     /// The nearest integer, and two to its power: `x` is within -126..=127, or NaN.
     fn power_of_two(self, x: Self::Lanes) -> (Self::Lanes, Self::Lanes);
 
@@ -92,7 +92,7 @@ pub(crate) trait Vector: Copy {
         let r = self.sub(x, n);
         // (2^r - 1) / r on |r| <= 1/2, interpolated at Chebyshev's nodes: 5e-9 of 2^r.
         let r2 = self.mul(r, r);
-        let low = self.mul_add(r, self.all(0.240_226_5), self.all(0.693_147_2));
+        let low = self.mul_add(r, self.all(0.240_226_5), self.all(std::f32::consts::LN_2));
         let middle = self.mul_add(r, self.all(0.009_618_083), self.all(0.055_503_57));
         let high = self.mul_add(r, self.all(0.000_154_531_63), self.all(0.001_339_086_3));
         let poly = self.mul_add(r2, self.mul_add(r2, high, middle), low);

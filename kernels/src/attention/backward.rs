@@ -273,8 +273,8 @@ fn finish<V: Vector, const M: usize>(
             (scores[m][n], d_weights[m][n]) = (weight, d_score);
             if first < key + M {
                 let hidden = (key + m).saturating_sub(first + n * LANES);
-                scores[m][n] = v.from_lane(hidden, weight, v.all(0.0));
-                d_weights[m][n] = v.from_lane(hidden, d_score, v.all(0.0));
+                scores[m][n] = v.lanes_from(hidden, weight, v.all(0.0));
+                d_weights[m][n] = v.lanes_from(hidden, d_score, v.all(0.0));
             }
         }
     }

@@ -221,7 +221,7 @@ fn score<V: Vector, const M: usize>(
             let mut score = v.mul(sums[m][n], factor);
             if first < key + M {
                 let hidden = (key + m).saturating_sub(first + n * LANES);
-                score = v.from_lane(hidden, score, v.all(f32::NEG_INFINITY));
+                score = v.lanes_from(hidden, score, v.all(f32::NEG_INFINITY));
             }
             max[n] = v.max(score, max[n]);
             out[2 * m + n] = v.array(score);
@@ -248,7 +248,7 @@ fn weigh<V: Vector>(
                 let key = key + 2 * at + m;
                 if first < key {
                     let hidden = key.saturating_sub(first + n * LANES);
-                    weight = v.from_lane(hidden, weight, v.all(0.0));
+                    weight = v.lanes_from(hidden, weight, v.all(0.0));
                 }
                 running.sum[n] = v.add(running.sum[n], weight);
                 rows[m][n] = weight;

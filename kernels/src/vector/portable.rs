@@ -103,7 +103,7 @@ impl<const FUSED: bool> Vector for Portable<FUSED> {
     }
 
     #[inline(always)]
-    fn from_lane(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes {
+    fn lanes_from(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes {
         each(
             #[inline(always)]
             |l| if first <= l { x[l] } else { other[l] },

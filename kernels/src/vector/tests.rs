@@ -55,7 +55,7 @@ impl Work for Lanewise {
         let check = |name: &str, got: V::Lanes, want: &dyn Fn(usize) -> f32| {
             for (l, got) in v.array(got).into_iter().enumerate() {
                 let want = want(l);
-                let same = got == want || got.is_nan() && want.is_nan();
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
                 assert!(same || (got - want).abs() < 1e-6, "{name}[{l}] = {got}, want {want}");
             }
         };
@@ -70,8 +70,8 @@ impl Work for Lanewise {
         check("min passes a NaN over", v.min(x, y), &|l| smallest(a[l], b[l]));
         check("min keeps a NaN behind", v.min(y, x), &|l| smallest(b[l], a[l]));
         for first in [0, 1, 5, 15, 16, 40] {
-            let got = v.from_lane(first, x, y);
-            check("from_lane", got, &|l| if first <= l { a[l] } else { b[l] });
+            let got = v.lanes_from(first, x, y);
+            check("lanes_from", got, &|l| if first <= l { a[l] } else { b[l] });
         }
         let (low, high) = v.zip(x, y);
         let zipped = |l: usize| if l.is_multiple_of(2) { a[l / 2] } else { b[l / 2] };

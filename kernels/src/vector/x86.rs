@@ -119,7 +119,7 @@ macro_rules! sixteen_lanes {
         }
 
         #[inline(always)]
-        fn from_lane(self, first: usize, x: __m512, other: __m512) -> __m512 {
+        fn lanes_from(self, first: usize, x: __m512, other: __m512) -> __m512 {
             let before = (1_u32 << first.min(LANES)) - 1;
             self.avx512f._mm512_mask_blend_ps(before as u16, x, other)
         }
@@ -156,6 +156,7 @@ impl Vector for Avx512 {
 
 impl Pairs {
     /// Rounds 32 numbers: `low` into the lower lanes.
+    #[expect(clippy::unused_self, reason = "it is the proof that the CPU can")]
     #[inline(always)]
     fn narrow(self, low: __m512, high: __m512) -> __m512i {
         // SAFETY: `self` proves that the CPU has AVX512_BF16.
@@ -280,7 +281,7 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn from_lane(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes {
+    fn lanes_from(self, first: usize, x: Self::Lanes, other: Self::Lanes) -> Self::Lanes {
         let mask: [f32; LANES] = std::array::from_fn(
             #[inline(always)]
             |l| if first <= l { -1.0 } else { 1.0 },

@@ -198,13 +198,11 @@ fn check(gpu: &Gpu, plan: Plan) -> Result<(), String> {
     let mut tokens = |cols: usize| {
         let mut x = uneven(&mut random, t, cols);
         let of_expert = |row| ranges.iter().any(|range| (range.0..range.1).contains(&(row as u32)));
-        let mut rows = x.chunks_mut(cols.max(1)).enumerate();
-        rows.try_for_each(|(row, x)| -> Option<()> {
+        for (row, x) in x.chunks_mut(cols.max(1)).enumerate() {
             if product == Product::WeightGrad && !of_expert(row) {
                 x.fill(0.0);
             }
-            Some(())
-        });
+        }
         x
     };
     let (x, dy) = (tokens(k), tokens(n));
@@ -233,7 +231,7 @@ fn check(gpu: &Gpu, plan: Plan) -> Result<(), String> {
         let judge = judged_by_linear(plan, &x, &dy, &w);
         let apart =
             difference(got.iter().map(|x| f64::from(*x)).zip(judge.iter().map(|x| f64::from(*x))));
-        if !(apart <= gate(gpu, plan)) {
+        if apart.is_nan() || apart > gate(gpu, plan) {
             return Err(format!("from `linear`: calc_diff {apart:e}"));
         }
     }
@@ -383,8 +381,8 @@ fn compare(gpu: &Gpu, plan: Plan, got: &[f32], want: &[Want]) -> Result<(), Stri
         let got = f64::from(*got);
         let room =
             if want.touched { want.magnitude * sums + want.value.abs() * rounding } else { 0.0 };
-        // A NaN is in no room.
-        if !((got - want.value).abs() <= room) {
+        let apart = (got - want.value).abs();
+        if apart.is_nan() || apart > room {
             let touched = if want.touched { "" } else { ", which no expert has" };
             return Err(format!(
                 "element {at}{touched}: {got}, want {} within {room:e}",
@@ -434,7 +432,7 @@ fn unrounded(gpu: &Gpu, kind: Kind) -> Result<(), String> {
     let want = reference(plan, &x, &w, &[(0, t as u32)], &vec![0.0; t * n]);
     let apart = difference(got.iter().zip(want).map(|(got, want)| (f64::from(*got), want.value)));
     // A product that rounded nothing would prove nothing.
-    if apart < 1e-3 && apart > 1e-9 { Ok(()) } else { Err(format!("calc_diff {apart:e}")) }
+    if (1e-9..1e-3).contains(&apart) { Ok(()) } else { Err(format!("calc_diff {apart:e}")) }
 }
 
 /// Ranges of as many rows each.

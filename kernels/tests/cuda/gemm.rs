@@ -83,7 +83,9 @@ pub(crate) fn cases() -> Vec<Case> {
             let name = name + if accumulate { " added" } else { "" };
             cases.push(Case::new(name, move |gpu| check(gpu, plan)));
         };
-        SIZES.into_iter().for_each(|(t, n, k)| push(Shape { t, n, k }, None));
+        for (t, n, k) in SIZES {
+            push(Shape { t, n, k }, None);
+        }
         for rows in EXPERTS {
             let t = ranges(rows, product).last().map_or(0, |range| range.1 as usize) + 5;
             push(Shape { t, n: 144, k: 80 }, Some(rows));
@@ -352,7 +354,7 @@ fn reference(plan: Plan, a: &[f32], b: &[f32], ranges: &[(u32, u32)], before: &[
     c
 }
 
-/// 1 - 2 <x, y> / (<x, x> + <y, y>), as DeepGEMM's tests have it; numerics of the FP8 recipe are gated by it.
+/// 1 - 2 <x, y> / (<x, x> + <y, y>), as `DeepGEMM`'s tests have it; numerics of the FP8 recipe are gated by it.
 fn difference(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
     let (mut xy, mut squares) = (0.0, 0.0);
     for (x, y) in pairs {
@@ -418,7 +420,7 @@ fn judged_by_linear(plan: Plan, x: &[f32], dy: &[f32], w: &[f32]) -> Vec<f32> {
     }
 }
 
-/// DeepGEMM's gate for the whole way, quantising included.
+/// `DeepGEMM`'s gate for the whole way, quantising included.
 fn unrounded(gpu: &Gpu, kind: Kind) -> Result<(), String> {
     let (t, n, k) = (96, 160, 1024);
     let mut random = Random::new(gpu.seed);

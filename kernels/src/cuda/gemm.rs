@@ -9,11 +9,11 @@
 //!
 //! *FP8.* Codes are E4M3. For forward and input gradient x and dy are in 1 x 128 tiles and w in 128 x 128 blocks
 //! (one copy serves both); for the weight gradient dy and x are in 128 x 1 tiles. Scales of both operands are in one
-//! format. The products of 128 are summed in the tensor core, scaled, and added up in FP32; on sm_120a with UE8M0
-//! scales the tensor core scales and adds up. Sums of a tensor core keep 13 bits of the largest addend on sm_89, 24 or
+//! format. The products of 128 are summed in the tensor core, scaled, and added up in FP32; on `sm_120a` with UE8M0
+//! scales the tensor core scales and adds up. Sums of a tensor core keep 13 bits of the largest addend on `sm_89`, 24 or
 //! more elsewhere (numbers published by MMA-Sim, arXiv 2511.10909): against exact sums, `calc_diff` stays
 //! below 1e-6. A NaN comes from the scale of its tile, which is how [`crate::Quantized`] makes them: a NaN code
-//! under a finite scale is no NaN below sm_89. *BF16.* No scales, sums in FP32.
+//! under a finite scale is no NaN below `sm_89`. *BF16.* No scales, sums in FP32.
 //!
 //! *Grouped*, for experts. Forward and input gradient: w is `(E, N, K)` with scales for each expert, and rows
 //! `first .. end` of x and y, of dy and dx, belong to expert e; ranges do not overlap, may be empty, and rows in none
@@ -244,6 +244,7 @@ impl Kernels {
     }
 
     /// y = x w^T: x `(T, K)` in 1 x 128 tiles, w `(N, K)` or `(E, N, K)` in 128 x 128 blocks, y `(T, N)`.
+    #[expect(clippy::too_many_arguments, reason = "what is multiplied, and where it goes")]
     pub fn forward(
         &self,
         stream: &Stream,
@@ -269,6 +270,7 @@ impl Kernels {
     }
 
     /// dx = dy w: dy `(T, N)` in 1 x 128 tiles, w as in `forward`, dx `(T, K)`.
+    #[expect(clippy::too_many_arguments, reason = "what is multiplied, and where it goes")]
     pub fn input_grad(
         &self,
         stream: &Stream,
@@ -294,6 +296,7 @@ impl Kernels {
     }
 
     /// dw = dy^T x: dy `(T, N)` and x `(T, K)` in 128 x 1 tiles, dw `(N, K)` or `(E, N, K)`.
+    #[expect(clippy::too_many_arguments, reason = "what is multiplied, and where it goes")]
     pub fn weight_grad(
         &self,
         stream: &Stream,

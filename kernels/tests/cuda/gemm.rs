@@ -83,7 +83,9 @@ pub(crate) fn cases() -> Vec<Case> {
             let name = name + if accumulate { " added" } else { "" };
             cases.push(Case::new(name, move |gpu| check(gpu, plan)));
         };
-        SIZES.into_iter().for_each(|(t, n, k)| push(Shape { t, n, k }, None));
+        for (t, n, k) in SIZES {
+            push(Shape { t, n, k }, None);
+        }
         for rows in EXPERTS {
             let t = ranges(rows, product).last().map_or(0, |range| range.1 as usize) + 5;
             push(Shape { t, n: 144, k: 80 }, Some(rows));
@@ -198,13 +200,11 @@ fn check(gpu: &Gpu, plan: Plan) -> Result<(), String> {
     let mut tokens = |cols: usize| {
         let mut x = uneven(&mut random, t, cols);
         let of_expert = |row| ranges.iter().any(|range| (range.0..range.1).contains(&(row as u32)));
-        let mut rows = x.chunks_mut(cols.max(1)).enumerate();
-        rows.try_for_each(|(row, x)| -> Option<()> {
+        for (row, x) in x.chunks_mut(cols.max(1)).enumerate() {
             if product == Product::WeightGrad && !of_expert(row) {
                 x.fill(0.0);
             }
-            Some(())
-        });
+        }
         x
     };
     let (x, dy) = (tokens(k), tokens(n));
@@ -233,7 +233,7 @@ fn check(gpu: &Gpu, plan: Plan) -> Result<(), String> {
         let judge = judged_by_linear(plan, &x, &dy, &w);
         let apart =
             difference(got.iter().map(|x| f64::from(*x)).zip(judge.iter().map(|x| f64::from(*x))));
-        if !(apart <= gate(gpu, plan)) {
+        if apart.is_nan() || apart > gate(gpu, plan) {
             return Err(format!("from `linear`: calc_diff {apart:e}"));
         }
     }
@@ -354,7 +354,7 @@ fn reference(plan: Plan, a: &[f32], b: &[f32], ranges: &[(u32, u32)], before: &[
     c
 }
 
-/// 1 - 2 <x, y> / (<x, x> + <y, y>), as DeepGEMM's tests have it; numerics of the FP8 recipe are gated by it.
+/// 1 - 2 <x, y> / (<x, x> + <y, y>), as `DeepGEMM`'s tests have it; numerics of the FP8 recipe are gated by it.
 fn difference(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
     let (mut xy, mut squares) = (0.0, 0.0);
     for (x, y) in pairs {
@@ -383,8 +383,8 @@ fn compare(gpu: &Gpu, plan: Plan, got: &[f32], want: &[Want]) -> Result<(), Stri
         let got = f64::from(*got);
         let room =
             if want.touched { want.magnitude * sums + want.value.abs() * rounding } else { 0.0 };
-        // A NaN is in no room.
-        if !((got - want.value).abs() <= room) {
+        let apart = (got - want.value).abs();
+        if apart.is_nan() || apart > room {
             let touched = if want.touched { "" } else { ", which no expert has" };
             return Err(format!(
                 "element {at}{touched}: {got}, want {} within {room:e}",
@@ -420,7 +420,7 @@ fn judged_by_linear(plan: Plan, x: &[f32], dy: &[f32], w: &[f32]) -> Vec<f32> {
     }
 }
 
-/// DeepGEMM's gate for the whole way, quantising included.
+/// `DeepGEMM`'s gate for the whole way, quantising included.
 fn unrounded(gpu: &Gpu, kind: Kind) -> Result<(), String> {
     let (t, n, k) = (96, 160, 1024);
     let mut random = Random::new(gpu.seed);
@@ -434,7 +434,7 @@ fn unrounded(gpu: &Gpu, kind: Kind) -> Result<(), String> {
     let want = reference(plan, &x, &w, &[(0, t as u32)], &vec![0.0; t * n]);
     let apart = difference(got.iter().zip(want).map(|(got, want)| (f64::from(*got), want.value)));
     // A product that rounded nothing would prove nothing.
-    if apart < 1e-3 && apart > 1e-9 { Ok(()) } else { Err(format!("calc_diff {apart:e}")) }
+    if (1e-9..1e-3).contains(&apart) { Ok(()) } else { Err(format!("calc_diff {apart:e}")) }
 }
 
 /// Ranges of as many rows each.

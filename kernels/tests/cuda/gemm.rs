@@ -144,10 +144,10 @@ impl Matrix {
             Tiling::Row | Tiling::Block => Quantized::quantise_f32(x, rows, cols, tiling, format),
         };
         let scales = match quantized.scales() {
-            Scales::Pow2(scales) => scales.clone(),
+            Scales::Pow2(scales) => scales[..].to_vec(),
             Scales::Fp32(scales) => scales.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
-        Self { values: quantized.dequantise(), bytes: quantized.codes().to_vec(), scales, format }
+        Self { values: quantized.dequantise(), bytes: quantized.codes()[..].to_vec(), scales, format }
     }
 
     /// One weight for each expert.

@@ -94,7 +94,7 @@ fn every_bf16(gpu: &Gpu, kernel: Kernel, format: ScaleFormat) -> Result<(), Stri
 
 fn scale_bytes(scales: &Scales) -> Vec<u8> {
     match scales {
-        Scales::Pow2(scales) => scales.clone(),
+        Scales::Pow2(scales) => scales[..].to_vec(),
         Scales::Fp32(scales) => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
     }
 }

@@ -96,11 +96,11 @@ pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
     Ok(())
 }
 
-fn shown(report: &Report) -> Vec<Vec<String>> {
-    let Report { trained, peak, .. } = report;
-    let milliseconds = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
-    let bytes = |bytes: u64| format!("{}B", short(bytes as f64));
-    let unknown = || "unknown".to_owned();
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1e3)
+}
+
+fn parts(trained: &Trained) -> String {
     let parts = [
         ("forward", trained.forward_seconds),
         ("input half", trained.backward_input_seconds),
@@ -108,6 +108,13 @@ fn shown(report: &Report) -> Vec<Vec<String>> {
         ("update", trained.update_seconds),
     ];
     let parts = parts.map(|(name, seconds)| format!("{name} {}", milliseconds(seconds)));
+    parts.join(", ")
+}
+
+fn shown(report: &Report) -> Vec<Vec<String>> {
+    let Report { trained, peak, .. } = report;
+    let bytes = |bytes: u64| format!("{}B", short(bytes as f64));
+    let unknown = || "unknown".to_owned();
     let rows = [
         (
             "cell",
@@ -135,7 +142,7 @@ fn shown(report: &Report) -> Vec<Vec<String>> {
                 milliseconds(trained.slowest_seconds)
             ),
         ),
-        ("parts", parts.join(", ")),
+        ("parts", parts(trained)),
         (
             "arithmetic",
             format!(

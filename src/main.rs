@@ -43,7 +43,24 @@ use crate::cli::{Cli, Verb};
 use crate::exit::Stopped;
 
 fn main() -> ExitCode {
-    let ended = match Cli::parse().verb {
+    let verb = Cli::parse().verb;
+    let ended = match shoal_bench::instruction_set() {
+        Ok(_) => run(verb),
+        Err(problem) => Err(Stopped::Input(problem)),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stopped) => {
+            if let Some(text) = stopped.text() {
+                terminal::error(&text);
+            }
+            ExitCode::from(stopped.exit_code())
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<(), Stopped> {
+    match verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
         Verb::Data(verb) => data::run(&verb),
@@ -60,15 +77,6 @@ fn main() -> ExitCode {
         }
         Verb::Worker(args) => {
             hosting::host(args).map_err(Stopped::Failed).map(|never| match never {})
-        }
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(stopped) => {
-            if let Some(text) = stopped.text() {
-                terminal::error(&text);
-            }
-            ExitCode::from(stopped.exit_code())
         }
     }
 }

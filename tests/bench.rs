@@ -99,3 +99,15 @@ fn what_cannot_be_measured_is_said() {
         assert!(error.contains(wanted) && ended.stdout.is_empty(), "want {wanted:?} in: {error}");
     }
 }
+
+#[test]
+fn an_instruction_set_that_is_none_is_refused_by_every_verb() {
+    let verbs: [&[&str]; 2] = [&["bench", "train"], &["launch", "examples/quickstart.yaml"]];
+    for verb in verbs {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        let ended = command.args(verb).env("SHOAL_CPU", "mmx").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains("SHOAL_CPU=mmx") && said.contains("portable"), "{said}");
+    }
+}

@@ -64,7 +64,7 @@ const WITHOUT_TOKIO: [&str; 9] = [
 /// Where the system is called in ways the compiler cannot check.
 const UNSAFE: [&str; 11] = [
     "kernels/src/gemm",
-    "kernels/src/vector/x86.rs", // two instructions on pairs of BF16
+    "kernels/src/vector/x86.rs",      // two instructions on pairs of BF16
     "kernels/src/attention/panel.rs", // columns of one matrix, written side by side
     "bench/src/peak.rs",
     "src/bench/meter.rs",

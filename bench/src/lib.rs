@@ -14,6 +14,14 @@ pub mod train;
 pub use error::Error;
 pub use median::median;
 
+/// The instruction set that products run on, by its name.
+///
+/// # Errors
+/// When `SHOAL_CPU` names one that this CPU does not have, or none.
+pub fn instruction_set() -> Result<&'static str, String> {
+    shoal_kernels::Isa::chosen().map(shoal_kernels::Isa::name)
+}
+
 /// What the measuring process knows about itself.
 pub trait Meter: Sync {
     /// Seconds since any fixed moment.

@@ -210,14 +210,21 @@ impl Kernels {
     /// # Errors
     /// When the driver refuses the PTX.
     pub fn load(device: &Device) -> Result<Self, DeviceError> {
-        let fp8 = device.load(&GEMM_FP8)?;
+        Self::of(device, &device.load(&GEMM_FP8)?)
+    }
+
+    /// FP8 products of a module that was loaded from other PTX: a test's variant.
+    ///
+    /// # Errors
+    /// When one is missing, or takes something else.
+    pub fn of(device: &Device, fp8: &Module) -> Result<Self, DeviceError> {
         let scaled = match device.arch() {
-            Arch::Sm120a => Some(Products::load(&fp8, "fp8_scaled")?),
+            Arch::Sm120a => Some(Products::load(fp8, "fp8_scaled")?),
             Arch::Sm80 | Arch::Sm89 | Arch::Sm90 => None,
         };
         let properties = device.properties();
         let loaded = Loaded {
-            fp8: Products::load(&fp8, "fp8")?,
+            fp8: Products::load(fp8, "fp8")?,
             scaled,
             bf16: Products::load(&device.load(&GEMM_BF16)?, "bf16")?,
             multiprocessors: properties.multiprocessors,
@@ -233,7 +240,7 @@ impl Kernels {
         Self { loaded: Arc::clone(&self.loaded), tile }
     }
 
-    fn of(&self, operand: Operand<'_>) -> &Products {
+    fn products(&self, operand: Operand<'_>) -> &Products {
         match (operand, &self.loaded.scaled) {
             (Operand::Bf16(_), _) => &self.loaded.bf16,
             (Operand::Fp8(QuantizedSlices { format: ScaleFormat::Pow2, .. }), Some(scaled)) => {
@@ -266,7 +273,7 @@ impl Kernels {
             n,
             k,
         };
-        self.launch(stream, &self.of(x).forward, &frame)
+        self.launch(stream, &self.products(x).forward, &frame)
     }
 
     /// dx = dy w: dy `(T, N)` in 1 x 128 tiles, w as in `forward`, dx `(T, K)`.
@@ -292,7 +299,7 @@ impl Kernels {
             n: k,
             k: n,
         };
-        self.launch(stream, &self.of(dy).input_grad, &frame)
+        self.launch(stream, &self.products(dy).input_grad, &frame)
     }
 
     /// dw = dy^T x: dy `(T, N)` and x `(T, K)` in 128 x 1 tiles, dw `(N, K)` or `(E, N, K)`.
@@ -319,7 +326,7 @@ impl Kernels {
             n: k,
             k: t,
         };
-        self.launch(stream, &self.of(dy).weight_grad, &frame)
+        self.launch(stream, &self.products(dy).weight_grad, &frame)
     }
 
     fn launch(&self, stream: &Stream, tiles: &Tiles, frame: &Frame<'_>) -> Result<(), DeviceError> {

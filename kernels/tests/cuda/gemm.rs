@@ -147,7 +147,12 @@ impl Matrix {
             Scales::Pow2(scales) => scales[..].to_vec(),
             Scales::Fp32(scales) => scales.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
-        Self { values: quantized.dequantise(), bytes: quantized.codes()[..].to_vec(), scales, format }
+        Self {
+            values: quantized.dequantise(),
+            bytes: quantized.codes()[..].to_vec(),
+            scales,
+            format,
+        }
     }
 
     /// One weight for each expert.

@@ -4,7 +4,9 @@ use std::sync::OnceLock;
 
 use shoal_kernels::cuda::gemm;
 use shoal_kernels::cuda::quantise::Kernels;
-use shoal_kernels::cuda::{Buffer, Device, Slice, Stream};
+use shoal_kernels::cuda::{Buffer, Device, Module, Slice, Stream};
+
+use super::honest::Mutant;
 
 /// Bytes before and after what a kernel may write.
 const GUARD: usize = 256;
@@ -37,8 +39,8 @@ pub(crate) struct Gpu {
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
     gemm: OnceLock<gemm::Kernels>,
-    /// Takes the place of the quantise kernels' PTX.
-    mutant: Option<String>,
+    /// Takes the place of the PTX that it was made from.
+    mutant: Option<&'static Mutant>,
 }
 
 /// Room for a result between two guards.
@@ -48,22 +50,34 @@ pub(crate) struct Guarded {
 }
 
 impl Gpu {
-    pub(crate) fn new(device: Device, stream: Stream, seed: u64, mutant: Option<String>) -> Self {
+    pub(crate) fn new(
+        device: Device,
+        stream: Stream,
+        seed: u64,
+        mutant: Option<&'static Mutant>,
+    ) -> Self {
         let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
         Self { device, stream, seed, quantise, gemm, mutant }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
     pub(crate) fn quantise(&self) -> &Kernels {
-        self.quantise.get_or_init(|| match &self.mutant {
-            Some(ptx) => Kernels::of(&self.device.load_ptx("a mutant", ptx).unwrap()).unwrap(),
+        self.quantise.get_or_init(|| match self.mutant.filter(|mutant| !mutant.is_product()) {
+            Some(mutant) => Kernels::of(&self.changed(mutant)).unwrap(),
             None => Kernels::load(&self.device).unwrap(),
         })
     }
 
     /// The matrix products, loaded once.
     pub(crate) fn gemm(&self) -> &gemm::Kernels {
-        self.gemm.get_or_init(|| gemm::Kernels::load(&self.device).unwrap())
+        self.gemm.get_or_init(|| match self.mutant.filter(|mutant| mutant.is_product()) {
+            Some(mutant) => gemm::Kernels::of(&self.device, &self.changed(mutant)).unwrap(),
+            None => gemm::Kernels::load(&self.device).unwrap(),
+        })
+    }
+
+    fn changed(&self, mutant: &Mutant) -> Module {
+        self.device.load_ptx("a mutant", &mutant.ptx()).unwrap()
     }
 
     /// Bytes on the device.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use shoal_kernels::cuda::image::{Arch, QUANTISE};
+use shoal_kernels::cuda::image::{Arch, GEMM_FP8, QUANTISE};
 
 /// One change of one line of a kernel.
 pub(crate) struct Mutant {
@@ -24,6 +24,8 @@ enum Change {
     To(&'static str),
     /// The last two operands change places.
     Swap,
+    /// The operand of this number, from 0, and the next one change places.
+    SwapFrom(usize),
 }
 
 const fn mutant(
@@ -40,7 +42,7 @@ pub(crate) const ARCH: Arch = Arch::Sm89;
 
 const GONE: Change = Change::To("// bar.sync");
 
-pub(crate) const MUTANTS: [Mutant; 16] = [
+pub(crate) static MUTANTS: [Mutant; 26] = [
     mutant(
         "columns are read before every warp has written its own",
         "quantise_columns_pow2",
@@ -137,12 +139,82 @@ pub(crate) const MUTANTS: [Mutant; 16] = [
         ("quantise_columns_pow2_param_1]", 0, Change::To("quantise_columns_pow2_param_2]")),
         ("quantise Columns Pow2 129x129", ""),
     ),
+    mutant(
+        "a tile is multiplied before it is there",
+        "fp8_forward_64",
+        ("bar.sync", 0, GONE),
+        (FORWARD, "race"),
+    ),
+    mutant(
+        "a copy too few is waited for",
+        "fp8_forward_64",
+        ("wait_group 1", 0, Change::To("wait_group 2")),
+        (FORWARD, "cp.async"),
+    ),
+    mutant(
+        "a fragment's rows change places",
+        "fp8_forward_64",
+        ("mma.sync", 0, Change::SwapFrom(4)),
+        (FORWARD, "gemm Forward"),
+    ),
+    mutant(
+        "a fragment's halves change places",
+        "fp8_forward_64",
+        ("mma.sync", 0, Change::SwapFrom(5)),
+        (FORWARD, "gemm Forward"),
+    ),
+    mutant(
+        "a row is looked for where it was not put",
+        "fp8_forward_64",
+        ("xor.b32", 0, Change::To("or.b32")),
+        (FORWARD, ""),
+    ),
+    mutant(
+        "scales are half as large",
+        "fp8_forward_64",
+        (", 23;", 0, Change::To(", 22;")),
+        (FORWARD, "gemm Forward"),
+    ),
+    mutant(
+        "two weights change places",
+        "fp8_input_grad_64",
+        ("prmt.b32", 0, Change::SwapFrom(1)),
+        (INPUT_GRAD, "gemm InputGrad"),
+    ),
+    mutant(
+        "a fragment is read as it lies, not turned",
+        "fp8_weight_grad_64",
+        (".trans", 0, Change::To("")),
+        (WEIGHT_GRAD, "gemm WeightGrad"),
+    ),
+    mutant(
+        "gradients are stored before all warps have summed",
+        "fp8_weight_grad_64",
+        ("bar.sync", 2, GONE),
+        (WEIGHT_GRAD, "race"),
+    ),
+    mutant(
+        "scales of x where those of w belong",
+        "fp8_forward_64",
+        ("fp8_forward_64_param_3]", 0, Change::To("fp8_forward_64_param_2]")),
+        (FORWARD, ""),
+    ),
 ];
 
+const FORWARD: &str = "gemm Forward Pow2 Small 200x320x272";
+const INPUT_GRAD: &str = "gemm InputGrad Pow2 Small 200x320x272";
+const WEIGHT_GRAD: &str = "gemm WeightGrad Pow2 Small 200x320x272";
+
 impl Mutant {
+    /// Whether it is a matrix product.
+    pub(crate) fn is_product(&self) -> bool {
+        self.kernel.starts_with("fp8_")
+    }
+
     /// The text of all kernels with the change.
     pub(crate) fn ptx(&self) -> String {
-        let ptx = QUANTISE.ptx(ARCH).expect("the image that ships");
+        let program = if self.is_product() { GEMM_FP8 } else { QUANTISE };
+        let ptx = program.ptx(ARCH).expect("the image that ships");
         let (mut changed, mut inside, mut seen, mut done) = (String::new(), false, 0, false);
         for line in ptx.lines() {
             if line.contains(".entry") {
@@ -174,6 +246,20 @@ impl Change {
                 let at = if find.starts_with("prmt") { 1 } else { operands.len() - 2 };
                 operands.swap(at, at + 1);
                 format!("{head}%{};", operands.join(", "))
+            }
+            Self::SwapFrom(at) => {
+                // Braces stay where they are.
+                let (head, operands) = line.split_once('%').expect("an operand");
+                let (mut names, rests): (Vec<&str>, Vec<&str>) = operands
+                    .split('%')
+                    .map(|operand| {
+                        let end = operand.find(|c: char| !c.is_alphanumeric());
+                        operand.split_at(end.unwrap_or(operand.len()))
+                    })
+                    .unzip();
+                names.swap(*at, *at + 1);
+                let operands = names.iter().zip(rests).map(|(name, rest)| format!("%{name}{rest}"));
+                format!("{head}{}", operands.collect::<String>())
             }
         }
     }

@@ -149,7 +149,7 @@ pub(crate) static MUTANTS: [Mutant; 26] = [
         "a copy too few is waited for",
         "fp8_forward_64",
         ("wait_group 1", 0, Change::To("wait_group 2")),
-        (FORWARD, "cp.async"),
+        (FORWARD, "an asynchronous copy"),
     ),
     mutant(
         "a fragment's rows change places",

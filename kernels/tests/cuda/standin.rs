@@ -14,8 +14,8 @@ use super::honest::MUTANTS;
 /// One of each kind that has an image of its own.
 const CARDS: [&str; 4] = ["3090", "4090", "h100", "5090"];
 
-/// Seed of numbers and of the order of work, with the way warps take turns.
-const TURNS: [(u64, &str); 2] = [(1, "round-robin"), (2, "random")];
+/// Seed of numbers and of the order of work, with the way warps take turns and how tensor cores add.
+const TURNS: [(u64, &str, &str); 2] = [(1, "round-robin", "exact"), (2, "random", "hardware")];
 
 /// Cases of the second turn: every kernel, but the products, which take longest, at few sizes.
 const SECOND_TURN: [&str; 5] =
@@ -41,8 +41,14 @@ pub(crate) fn run(words: &[String]) -> Vec<String> {
     failures.into_inner().expect("no thread died")
 }
 
-fn one_turn(card: &str, (seed, schedule): (u64, &str), words: &[String]) -> Vec<String> {
-    let standin = StandIn::new().cards(card).seed(seed).set("SHOAL_STANDIN_SCHEDULE", schedule);
+fn one_turn(
+    card: &str,
+    (seed, schedule, sums): (u64, &str, &str),
+    words: &[String],
+) -> Vec<String> {
+    let standin = StandIn::new().cards(card).seed(seed);
+    let standin =
+        standin.set("SHOAL_STANDIN_SCHEDULE", schedule).set("SHOAL_STANDIN_ACCUMULATE", sums);
     let chosen: Vec<&str> = match (seed, words.is_empty()) {
         (2, true) => SECOND_TURN.to_vec(),
         _ => words.iter().map(String::as_str).collect(),
@@ -51,7 +57,7 @@ fn one_turn(card: &str, (seed, schedule): (u64, &str), words: &[String]) -> Vec<
     let output = child(&standin, &[&["--seed", seed.as_str()], chosen.as_slice()].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let summary = text.lines().last().unwrap_or("nothing").to_owned();
-    println!("stand-in {card}, {schedule}: {summary}");
+    println!("stand-in {card}, {schedule}, {sums} sums: {summary}");
     let mut failures = Vec::new();
     if !output.status.success() {
         let failed: Vec<&str> = text.lines().filter(|line| !line.starts_with("ok ")).collect();

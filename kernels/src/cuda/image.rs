@@ -10,7 +10,7 @@ use super::error::{DeviceError, Version};
 /// What PTX is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arch {
-    /// Compute capability 8.0 to 8.7 (RTX 30): E4M3 in memory, BF16 tensor cores.
+    /// Compute capability 8.0 to 8.7 (RTX 30): E4M3 in memory, widened to FP16 (exact) for the tensor cores.
     Sm80,
     /// 8.9 (RTX 40): E4M3 tensor cores. Serves every newer card that has no image of its own: correct
     /// there, without what is new in it.

@@ -17,6 +17,7 @@ use shoal_plan::manifest;
 use shoal_plan::model::RopeScaling;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_plan::routing::Routing;
 use shoal_plan::schedule::Schedule;
 use shoal_worker::comm::{Membership, Mesh, Timeouts};
 use shoal_worker::engine::{Cell, Inputs};
@@ -52,9 +53,10 @@ spec:
     lr: 0.001
 ";
 
-/// What a run showed: every step's losses, and the first step's gradient of every parameter.
+/// What a run showed: every step's losses and routers, and the first step's gradient of every parameter.
 struct Run {
     losses: Vec<f64>,
+    routers: Vec<Vec<Routing>>,
     grad_norms: Vec<f64>,
     gradients: BTreeMap<String, Vec<f32>>,
 }
@@ -165,11 +167,12 @@ fn run_cell(cell: Cell) -> Run {
             (parameters.names()).map(|name| (name.to_owned(), parameters.gradient(name).to_vec())),
         );
     }
-    let mut run = Run { losses: vec![], grad_norms: vec![], gradients };
+    let mut run = Run { losses: vec![], routers: vec![], grad_norms: vec![], gradients };
     trainer.forget_gradients();
     for step in 1..=STEPS {
         let row = trainer.train_step(step, false).expect("the step is committed").row;
         run.losses.push(row.loss);
+        run.routers.push(row.router);
         run.grad_norms.push(row.grad_norm);
     }
     run
@@ -181,6 +184,7 @@ fn combine(cells: Vec<(CellId, Run)>) -> Run {
     let (_, mut first) = cells.next().expect("a grid has a cell");
     for (cell, run) in cells {
         assert_eq!(run.losses, first.losses, "{cell} saw other losses");
+        assert_eq!(run.routers, first.routers, "{cell} saw other routers");
         assert_eq!(run.grad_norms, first.grad_norms, "{cell} saw other norms");
         for (name, gradient) in run.gradients {
             if let Some(seen) = first.gradients.get(&name) {
@@ -218,8 +222,20 @@ fn assert_alike(cut: &Run, one: &Run, what: &str) {
         let (off, size) = (distance(&cut.gradients[name], want), distance(want, &zeros));
         assert!(off <= 1e-5 * size, "{what}: gradient of {name} is off by {off} of {size}");
     }
+    assert_losses_alike(cut, one, what);
+}
+
+/// Holds every loss in FP32 against another grid's. Sums are added in another order there, so a token whose
+/// two best experts are nearly tied may go to another one; from that step on the runs are two runs, and stay
+/// only as close as such runs do. It shows in the routers' figures, and never at once.
+#[track_caller]
+fn assert_losses_alike(cut: &Run, one: &Run, what: &str) {
+    let same = cut.routers.iter().zip(&one.routers).take_while(|(cut, one)| cut == one).count();
+    assert!(3 < same, "{what}: tokens chose other experts in step {}", same + 1);
+    let off = largest_difference(&cut.losses[..same], &one.losses[..same]);
+    assert!(off < 1e-4, "{what}: losses differ by {off} with the same experts: {:?}", cut.losses);
     let off = largest_difference(&cut.losses, &one.losses);
-    assert!(off < 1e-4, "{what}: losses differ by {off}: {:?}", cut.losses);
+    assert!(off < 2e-3, "{what}: losses differ by {off}: {:?}", cut.losses);
 }
 
 #[test]
@@ -284,9 +300,8 @@ fn models_of_any_depth_of_prediction_and_dense_ones_are_cut_as_well() {
             train(&job, tokens(), 1)
         };
         let (one, cut) = (run((1, 1, 1)), run((2, 2, 1)));
-        let off = largest_difference(&cut.losses, &one.losses);
         let what = format!("depth {depth}, {experts} experts");
-        assert!(off < 1e-4, "{what}: losses differ by {off}: {:?}", cut.losses);
+        assert_losses_alike(&cut, &one, &what);
         assert!(one.losses[STEPS as usize - 1] < 0.8 * one.losses[0], "{what}: {:?}", one.losses);
     }
 }

@@ -225,10 +225,11 @@ fn room(bits: i32, roundings: u32, layers: u32) -> Room {
 
 /// Weights are BF16 in the file. What is rounded in a layer, in a row: norm, two latents, a norm and a
 /// projection of each, values, attention, the stream after it; norm, gate, product, output, the stream.
+/// Where attention multiplies pairs of BF16, also its weights, and on the way back the gradients of its scores.
 #[test]
 fn bf16_is_as_far_from_it_as_its_roundings() {
     for (case, layers) in CASES {
-        assert_within(case, &distance(case, Precision::Bf16, by_norm), &room(8, 12, layers));
+        assert_within(case, &distance(case, Precision::Bf16, by_norm), &room(8, 14, layers));
     }
 }
 

@@ -13,6 +13,9 @@ use shoal_bench::Error;
 use crate::cli::{Bench, Measured};
 use crate::exit::Stopped;
 
+/// Tokens of noise to cut sequences from, where no text is given: enough that sequences differ.
+const NOISE: usize = 1 << 16;
+
 pub(crate) fn bench(verb: &Bench) -> Result<(), Stopped> {
     match &verb.measured {
         None => ops::bench(&verb.ops),

@@ -38,3 +38,19 @@ pub(crate) fn timed<R>(meter: &dyn Meter, work: impl FnOnce() -> R) -> (f64, R) 
     let result = work();
     (meter.seconds() - began, result)
 }
+
+/// A clock of tests that a look moves on by one second, and no count.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Ticks(std::sync::atomic::AtomicU64);
+
+#[cfg(test)]
+impl Meter for Ticks {
+    fn seconds(&self) -> f64 {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f64
+    }
+
+    fn allocations(&self) -> Option<u64> {
+        None
+    }
+}

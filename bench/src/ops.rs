@@ -167,24 +167,11 @@ fn random(dtype: DType, rows: usize, cols: usize) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use shoal_plan::arithmetic::parameters;
 
     use super::*;
+    use crate::Ticks;
     use crate::train::Cell;
-
-    struct Ticks(AtomicU64);
-
-    impl Meter for Ticks {
-        fn seconds(&self) -> f64 {
-            self.0.fetch_add(1, Ordering::Relaxed) as f64
-        }
-
-        fn allocations(&self) -> Option<u64> {
-            None
-        }
-    }
 
     fn measured(precision: Precision) -> (Shapes, Vec<Measured>) {
         let model = ModelConfig { num_nextn_predict_layers: 0, ..ModelConfig::tiny() };
@@ -196,7 +183,7 @@ mod tests {
             read_gigabytes_per_second: 1.0,
             triad_gigabytes_per_second: 1.0,
         };
-        let rows = shapes.measure(&peak, &Ticks(AtomicU64::new(0))).unwrap();
+        let rows = shapes.measure(&peak, &Ticks::default()).unwrap();
         (shapes, rows)
     }
 

@@ -212,26 +212,13 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
-
-    struct Ticks(AtomicU64);
-
-    impl Meter for Ticks {
-        fn seconds(&self) -> f64 {
-            self.0.fetch_add(1, Ordering::Relaxed) as f64
-        }
-
-        fn allocations(&self) -> Option<u64> {
-            None
-        }
-    }
+    use crate::Ticks;
 
     #[test]
     fn a_peak_counts_the_work_of_every_thread() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let peak = pool.install(|| Peak::measure(&Ticks(AtomicU64::new(0))));
+        let peak = pool.install(|| Peak::measure(&Ticks::default()));
         // A round takes one tick of a second.
         let each = 2.0 * (REPEATS * ACCUMULATORS) as f64 / 1e9;
         assert!((peak.f32_gflops / each - fastest_f32().flops as f64).abs() < 1e-6, "{peak:?}");

@@ -275,23 +275,8 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
-
-    /// A clock that a look moves on by one second, and no count.
-    #[derive(Default)]
-    struct Ticks(AtomicU64);
-
-    impl Meter for Ticks {
-        fn seconds(&self) -> f64 {
-            self.0.fetch_add(1, Ordering::Relaxed) as f64
-        }
-
-        fn allocations(&self) -> Option<u64> {
-            None
-        }
-    }
+    use crate::Ticks;
 
     fn cell() -> Cell {
         let model = ModelConfig { num_nextn_predict_layers: 0, ..ModelConfig::tiny() };

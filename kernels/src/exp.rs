@@ -15,7 +15,7 @@ const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// 1.5 * 2^23: adding and subtracting it rounds to the nearest integer.
-const ROUNDER: f32 = 12_582_912.0;
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
 
 /// `e^x`: within 2 ulp, 0 and infinity at the ends, NaN for NaN.
 #[inline(always)]

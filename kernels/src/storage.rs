@@ -40,11 +40,6 @@ fn pool() -> MutexGuard<'static, BTreeMap<usize, Vec<Vec<u32>>>> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Gives the pool's blocks back to the system: after work of other sizes than those to come.
-pub fn release() {
-    pool().clear();
-}
-
 impl<T: Pod + Send + Sync> Storage<T> {
     /// Contents are unspecified.
     pub(crate) fn new(len: usize) -> Self {

@@ -43,6 +43,8 @@ pub use error::Error;
 pub use exchange::{Alone, Exchange, ExchangeError};
 pub use findings::{NonFinite, Pass};
 pub use memory::Memory;
+pub use mla::head_shape;
+pub use moe::router_shape;
 pub use optimizer::Update;
 pub use options::StageOptions;
 pub use parameters::{Class, Moments, Parameters};

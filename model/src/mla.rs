@@ -209,7 +209,7 @@ impl Mla {
 }
 
 /// How projections divide into heads, and how these are rotated.
-pub(crate) fn head_shape(config: &ModelConfig, tokens_per_sequence: usize) -> HeadShape {
+pub fn head_shape(config: &ModelConfig, tokens_per_sequence: usize) -> HeadShape {
     HeadShape {
         heads: config.num_attention_heads as usize,
         nope: config.qk_nope_head_dim as usize,

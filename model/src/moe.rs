@@ -269,7 +269,7 @@ impl Moe {
 }
 
 /// How the router chooses.
-pub(crate) fn router_shape(config: &ModelConfig, tokens_per_sequence: usize) -> RouterShape {
+pub fn router_shape(config: &ModelConfig, tokens_per_sequence: usize) -> RouterShape {
     RouterShape {
         experts: config.n_routed_experts as usize,
         top_k: config.num_experts_per_tok as usize,

@@ -8,14 +8,11 @@ use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
 use super::meter::Process;
-use super::{pool, seconds};
+use super::{NOISE, pool, seconds};
 use crate::cli::{self, Growth, Output};
 use crate::exit::Stopped;
 use crate::show::{json, table};
 use crate::terminal::{data, note};
-
-/// Tokens of noise to cut sequences from.
-const NOISE: usize = 1 << 16;
 
 #[derive(Serialize)]
 struct Report {

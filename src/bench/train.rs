@@ -9,15 +9,12 @@ use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
 use super::meter::{Process, peak_resident_bytes};
-use super::{pool, seconds};
+use super::{NOISE, pool, seconds};
 use crate::cli::{Output, Sizes, Train};
 use crate::exit::Stopped;
 use crate::progress::short;
 use crate::show::{json, table};
 use crate::terminal::{data, note};
-
-/// Tokens of noise, where no text is given: enough that sequences differ.
-const NOISE: usize = 1 << 16;
 
 /// One cell on this machine.
 #[derive(Serialize)]

@@ -204,7 +204,7 @@ fn deadlock(kernel: &Kernel, warps: &[Warp]) -> Trap {
 }
 
 fn place(kernel: &Kernel, warp: &Warp, block: [u32; 3], trap: &Trap) -> Place {
-    let instruction = &kernel.code[(warp.pc as usize).saturating_sub(1)];
+    let instruction = &kernel.body.code[(warp.pc as usize).saturating_sub(1)];
     Place {
         kernel: kernel.name.clone(),
         line: instruction.line,

@@ -23,12 +23,17 @@ pub(crate) struct Names {
 }
 
 /// A body that was read.
+#[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) code: Vec<Instruction>,
     pub(crate) registers: Registers,
+    /// Distinct opcodes, by `Instruction::opcode`.
     pub(crate) opcodes: Vec<String>,
+    /// Shared bytes declared with a size; what a launch adds starts behind them.
     pub(crate) static_shared: usize,
+    /// Bytes of local memory of one thread.
     pub(crate) local: usize,
+    /// The smallest access to shared and to global memory, in bytes.
     pub(crate) granules: [usize; 2],
 }
 

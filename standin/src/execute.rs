@@ -57,7 +57,7 @@ impl Surface<'_> {
     pub(crate) fn step(&mut self, warp: &mut Warp) -> Result<Option<Flow>, Trap> {
         let Some(active) = warp.settle()? else { return Ok(None) };
         let kernel = self.kernel;
-        let instruction = &kernel.code[warp.pc as usize];
+        let instruction = &kernel.body.code[warp.pc as usize];
         warp.pc += 1;
         let lanes = match instruction.guard {
             Some(guard) => active & warp.holds(guard),

@@ -124,12 +124,12 @@ fn check(kernel: &Kernel, launch: &Launch<'_>) -> Result<(), Fault> {
         let what = format!("a block of {:?} threads, exactly {exact:?} are wanted", launch.block);
         return Err(refuse(kernel, &what));
     }
-    let shared = kernel.static_shared + launch.dynamic_shared;
+    let shared = kernel.body.static_shared + launch.dynamic_shared;
     let most = launch.options.shared_max;
     if shared > most {
         let what = format!(
             "{} static and {} dynamic bytes of shared memory, at most {most}",
-            kernel.static_shared, launch.dynamic_shared
+            kernel.body.static_shared, launch.dynamic_shared
         );
         return Err(refuse(kernel, &what));
     }
@@ -160,7 +160,7 @@ pub fn launch(kernel: &Kernel, memory: &Memory, launch: &Launch<'_>) -> Result<S
         blocks: launch.grid.iter().product(),
         next: AtomicU32::new(0),
         has_failed: AtomicBool::new(false),
-        outcome: Mutex::new((Counts::new(kernel.opcodes.len()), None)),
+        outcome: Mutex::new((Counts::new(kernel.body.opcodes.len()), None)),
     };
     let threads = launch.options.threads.clamp(1, run.blocks as usize);
     if threads == 1 {
@@ -177,7 +177,7 @@ pub fn launch(kernel: &Kernel, memory: &Memory, launch: &Launch<'_>) -> Result<S
     }
     let (counts, failure) = run.outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
     match failure {
-        None => Ok(counts.finish(&kernel.opcodes)),
+        None => Ok(counts.finish(&kernel.body.opcodes)),
         Some((_, (trap, place))) => Err(Fault { kind: trap.kind, what: trap.what, place }),
     }
 }
@@ -201,7 +201,7 @@ impl Run<'_> {
         let options = launch.options;
         let threads: u32 = launch.block.iter().product();
         let warp_count = threads.div_ceil(32) as usize;
-        let shared = kernel.static_shared + launch.dynamic_shared;
+        let shared = kernel.body.static_shared + launch.dynamic_shared;
         let around = Surroundings {
             grid: launch.grid,
             block: launch.block,
@@ -209,16 +209,16 @@ impl Run<'_> {
             dynamic_shared: launch.dynamic_shared as u32,
             total_shared: shared as u32,
         };
-        let registers = &kernel.registers;
+        let registers = &kernel.body.registers;
         let new = |index| {
             Warp::new(index, &registers.narrow, &registers.wide, registers.predicates, &around)
         };
         let fresh: Vec<Warp> = (0..warp_count).map(new).collect();
         let mut warps: Vec<Warp> = (0..warp_count).map(new).collect();
         for warp in &mut warps {
-            warp.local = vec![0xFF; 32 * kernel.local];
+            warp.local = vec![0xFF; 32 * kernel.body.local];
         }
-        let granule = if options.races { kernel.granules[0] } else { 0 };
+        let granule = if options.races { kernel.body.granules[0] } else { 0 };
         let mut surface = Surface {
             kernel,
             view: self.view,
@@ -226,7 +226,7 @@ impl Run<'_> {
             options,
             launch: self.number,
             shared: Shared::new(shared, granule, warp_count),
-            counts: Counts::new(kernel.opcodes.len()),
+            counts: Counts::new(kernel.body.opcodes.len()),
             random: Random::new(0),
             block: 0,
             last: 0,

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::body::{self, Names};
+use crate::body::{self, Body, Names};
 use crate::error::LoadError;
-use crate::instruction::Instruction;
 use crate::memory::{Allocation, module_variable};
-use crate::registers::Registers;
 use crate::scan::{Scanner, split_list, without_comments};
 use crate::variable::Variable;
 
@@ -27,16 +25,7 @@ pub struct Param {
 pub struct Kernel {
     pub(crate) name: String,
     pub(crate) params: Vec<Param>,
-    pub(crate) code: Vec<Instruction>,
-    pub(crate) registers: Registers,
-    /// Distinct opcodes, by `Instruction::opcode`.
-    pub(crate) opcodes: Vec<String>,
-    /// Shared bytes declared with a size; what a launch adds starts behind them.
-    pub(crate) static_shared: usize,
-    /// Bytes of local memory of one thread.
-    pub(crate) local: usize,
-    /// The smallest access to shared and to global memory, in bytes.
-    pub(crate) granules: [usize; 2],
+    pub(crate) body: Body,
     pub(crate) max_threads: Option<usize>,
     pub(crate) exact_block: Option<[u32; 3]>,
     pub(crate) architecture: u32,
@@ -63,7 +52,7 @@ impl Kernel {
 
     /// Bytes of shared memory that every launch has, without the dynamic part.
     pub fn static_shared(&self) -> usize {
-        self.static_shared
+        self.body.static_shared
     }
 
     /// Threads a block may have at most, from `.maxntid` or `.reqntid`.
@@ -257,12 +246,7 @@ impl Reader<'_> {
         Ok(Kernel {
             name: name.to_owned(),
             params,
-            code: body.code,
-            registers: body.registers,
-            opcodes: body.opcodes,
-            static_shared: body.static_shared,
-            local: body.local,
-            granules: body.granules,
+            body,
             max_threads,
             exact_block,
             architecture: digits.parse().map_err(|_| bad("no .target before it"))?,

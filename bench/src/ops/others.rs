@@ -3,9 +3,8 @@
 use shoal_kernels::adamw::{self, AdamStep};
 use shoal_kernels::compare::Random;
 use shoal_kernels::linear::{Math, Operand, Weight};
-use shoal_kernels::mla::{self, HeadShape};
-use shoal_kernels::router::{self, RouterShape};
-use shoal_kernels::{embedding, rmsnorm, swiglu};
+use shoal_kernels::{embedding, mla, rmsnorm, router, swiglu};
+use shoal_model::{head_shape, router_shape};
 use shoal_plan::arithmetic::parameters;
 
 use super::{Bound, Operation, Shapes, random};
@@ -38,17 +37,8 @@ fn streams<'a>(
 
 /// Attention as the model runs it: heads are split and rotated on the way in.
 fn attention(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
-    let m = &shapes.model;
-    let s = HeadShape {
-        heads: m.num_attention_heads as usize,
-        nope: m.qk_nope_head_dim as usize,
-        rope: m.qk_rope_head_dim as usize,
-        value: m.v_head_dim as usize,
-        tokens_per_sequence: shapes.tokens,
-        rope_theta: m.rope_theta,
-        yarn: None,
-    };
-    let (t, dtype, scale) = (shapes.rows(), shapes.dtype(), m.softmax_scale());
+    let s = head_shape(&shapes.model, shapes.tokens);
+    let (t, dtype, scale) = (shapes.rows(), shapes.dtype(), shapes.model.softmax_scale());
     let (qk, value) = (s.nope + s.rope, s.value);
     let q = random(dtype, t, s.heads * qk);
     let kv = random(dtype, t, s.heads * (s.nope + value));
@@ -116,16 +106,7 @@ fn activations(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
 }
 
 fn routing(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
-    let m = &shapes.model;
-    let s = RouterShape {
-        experts: m.n_routed_experts as usize,
-        top_k: m.num_experts_per_tok as usize,
-        groups: m.n_group as usize,
-        groups_kept: m.topk_group as usize,
-        normalise: m.norm_topk_prob,
-        scaling: m.routed_scaling_factor,
-        tokens_per_sequence: shapes.tokens,
-    };
+    let s = router_shape(&shapes.model, shapes.tokens);
     let (t, d, e) = (shapes.rows(), shapes.d(), s.experts);
     let x = random(shapes.dtype(), t, d);
     let (w, bias) = (Random::new(4).normal(e * d), vec![0.0; e]);

@@ -7,7 +7,9 @@
 use std::f32::consts::LOG2_E;
 
 use super::heads::{Gradients, Heads, Read, Task};
-use super::tile::{Left, QUERIES, Rows, Vectors, accumulate, multiply, panels, turn_back, turned};
+use super::tile::{
+    Left, QUERIES, Rows, Vectors, accumulate, multiply, panels, read_heads, turn_back, turned,
+};
 use super::{AttentionShape, KEYS};
 use crate::lanes;
 use crate::scratch::Scratch;
@@ -151,24 +153,7 @@ impl<H: Heads, G> Backward<'_, H, G> {
                 along[token] = lanes::dot(out, &o);
             },
         );
-        let q = Rows::read::<V>(
-            s.tokens,
-            s.qk_dim,
-            #[inline(always)]
-            |token, out| self.heads.query(task, token, out),
-        );
-        let mut k = Rows::read::<V>(
-            s.tokens,
-            s.qk_dim,
-            #[inline(always)]
-            |token, out| self.heads.key(task, token, out),
-        );
-        let mut values = Rows::read::<V>(
-            s.tokens,
-            s.v_dim,
-            #[inline(always)]
-            |token, out| self.heads.value(task, token, out),
-        );
+        let [q, mut k, mut values] = read_heads::<V>(self.heads, s, task);
         let tokens = k.tokens;
         let mut of_queries = Vectors::zeros(tokens / LANES * 2);
         for (token, (lse, along)) in self.lse.iter().zip(along.iter()).enumerate() {
@@ -215,28 +200,33 @@ fn fill<V: Vector>(
     let by_key = square.d_scores_by_key.units();
     let mut at = 0;
     while at < keys {
+        let sides = ((k, q), (values, d_o));
+        let of_queries = (lse, along, factor);
+        let place = (first, key + at);
+        let out = [&mut weights[at * row..], &mut d_scores[at * row..], &mut by_key[at * row..]];
         at += if V::ROOMY {
-            let (scores, d_weights) = scores::<V, 4>(v, (k, q), (values, d_o), key + at);
-            let rows = finish(v, (scores, d_weights), (lse, along), factor, (first, key + at));
-            store(
-                v,
-                rows,
-                &mut weights[at * row..],
-                &mut d_scores[at * row..],
-                &mut by_key[at * row..],
-            )
+            fill_rows::<V, 4>(v, sides, of_queries, place, out)
         } else {
-            let (scores, d_weights) = scores::<V, 2>(v, (k, q), (values, d_o), key + at);
-            let rows = finish(v, (scores, d_weights), (lse, along), factor, (first, key + at));
-            store(
-                v,
-                rows,
-                &mut weights[at * row..],
-                &mut d_scores[at * row..],
-                &mut by_key[at * row..],
-            )
+            fill_rows::<V, 2>(v, sides, of_queries, place, out)
         };
     }
+}
+
+/// Left and right side of a product.
+type Sides<'a> = (Left<'a>, &'a [Units]);
+
+/// `M` keys of a block; returns `M`.
+#[inline(always)]
+fn fill_rows<V: Vector, const M: usize>(
+    v: V,
+    (k_q, values_d_o): (Sides<'_>, Sides<'_>),
+    (lse, along, factor): ([V::Lanes; 2], [V::Lanes; 2], V::Lanes),
+    (first, key): (usize, usize),
+    [weights, d_scores, by_key]: [&mut [Units]; 3],
+) -> usize {
+    let products = scores::<V, M>(v, k_q, values_d_o, key);
+    let rows = finish(v, products, (lse, along), factor, (first, key));
+    store(v, rows, weights, d_scores, by_key)
 }
 
 /// Two vectors of `M` rows.
@@ -246,8 +236,8 @@ type Block<V, const M: usize> = [[<V as Vector>::Lanes; 2]; M];
 #[inline(always)]
 fn scores<V: Vector, const M: usize>(
     v: V,
-    (k, q): (Left<'_>, &[Units]),
-    (values, d_o): (Left<'_>, &[Units]),
+    (k, q): Sides<'_>,
+    (values, d_o): Sides<'_>,
     key: usize,
 ) -> (Block<V, M>, Block<V, M>) {
     let zero = [[v.all(0.0); 2]; M];

@@ -6,7 +6,9 @@
 use std::f32::consts::{LN_2, LOG2_E};
 
 use super::heads::{Heads, Panel, Task};
-use super::tile::{Left, QUERIES, Rows, Vectors, accumulate, multiply, panels, turn_back, turned};
+use super::tile::{
+    Left, QUERIES, Vectors, accumulate, multiply, panels, read_heads, turn_back, turned,
+};
 use super::{AttentionShape, KEYS};
 use crate::vector::{LANES, Units, Vector, Work};
 
@@ -78,26 +80,8 @@ impl<H: Heads> Work for Forward<'_, H> {
 impl<H: Heads> Forward<'_, H> {
     #[inline(always)]
     fn pack<V: Vector>(&self, v: V) -> Packed {
-        let (s, task) = (self.s, self.task);
-        let mut q = Rows::read::<V>(
-            s.tokens,
-            s.qk_dim,
-            #[inline(always)]
-            |token, out| self.heads.query(task, token, out),
-        );
+        let [mut q, mut k, mut values] = read_heads::<V>(self.heads, self.s, self.task);
         let queries = panels(v, q.natural(v).units(), &q);
-        let mut k = Rows::read::<V>(
-            s.tokens,
-            s.qk_dim,
-            #[inline(always)]
-            |token, out| self.heads.key(task, token, out),
-        );
-        let mut values = Rows::read::<V>(
-            s.tokens,
-            s.v_dim,
-            #[inline(always)]
-            |token, out| self.heads.value(task, token, out),
-        );
         Packed {
             keys: k.natural(v),
             key_stride: k.width * LANES,

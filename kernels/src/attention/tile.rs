@@ -7,6 +7,9 @@
 use crate::scratch::Scratch;
 use crate::vector::{LANES, Units, Vector, transpose};
 
+use super::AttentionShape;
+use super::heads::{Heads, Task};
+
 /// Queries of a block: two vectors.
 pub(super) const QUERIES: usize = 2 * LANES;
 
@@ -160,6 +163,34 @@ fn strip<V: Vector, const M: usize, const N: usize>(
         }
     }
     M
+}
+
+/// Queries, keys and values of one task.
+#[inline(always)]
+pub(super) fn read_heads<V: Vector>(
+    heads: &impl Heads,
+    s: &AttentionShape,
+    task: Task,
+) -> [Rows; 3] {
+    let query = Rows::read::<V>(
+        s.tokens,
+        s.qk_dim,
+        #[inline(always)]
+        |token, out| heads.query(task, token, out),
+    );
+    let key = Rows::read::<V>(
+        s.tokens,
+        s.qk_dim,
+        #[inline(always)]
+        |token, out| heads.key(task, token, out),
+    );
+    let value = Rows::read::<V>(
+        s.tokens,
+        s.v_dim,
+        #[inline(always)]
+        |token, out| heads.value(task, token, out),
+    );
+    [query, key, value]
 }
 
 /// FP32 rows of one head, padded with zeros to blocks of queries and to whole vectors of units.

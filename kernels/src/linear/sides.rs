@@ -56,7 +56,26 @@ impl<'a> From<&'a Tensor> for Rows<'a> {
     }
 }
 
+impl<'a> From<&'a Weight> for Source<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        match weight {
+            Weight::F32(w) => Self::F32(w),
+            Weight::Bf16(w) => Self::Bf16(w),
+            Weight::Fp8(w) => Self::Fp8(w),
+        }
+    }
+}
+
 impl<'a> Source<'a> {
+    /// Whether BF16 holds the values: then products may read them as pairs.
+    fn is_exact_in_bf16(self) -> bool {
+        match self {
+            Self::F32(_) => false,
+            Self::Bf16(_) => true,
+            Self::Fp8(x) => x.is_exact_in_bf16(),
+        }
+    }
+
     fn shape(self) -> [usize; 2] {
         match self {
             Self::F32(x) | Self::Bf16(x) => [x.rows(), x.cols()],
@@ -109,7 +128,7 @@ impl Deref for Panel<'_> {
 }
 
 /// A matrix in BF16: borrowed where it is BF16 already.
-pub(super) enum HalfPanel<'a> {
+pub(crate) enum HalfPanel<'a> {
     Borrowed(&'a [u16]),
     Scratch(HalfScratch),
 }
@@ -128,17 +147,14 @@ impl Deref for HalfPanel<'_> {
 /// Some rows as the left side of a product.
 pub(crate) enum LeftPanel<'a> {
     Singles(Panel<'a>, [usize; 2]),
-    Pairs(HalfPanelOf<'a>, [usize; 2]),
+    Pairs(HalfPanel<'a>, [usize; 2]),
 }
-
-/// Keeps the kind of panel to this module.
-pub(crate) struct HalfPanelOf<'a>(HalfPanel<'a>);
 
 impl LeftPanel<'_> {
     pub(crate) fn view(&self) -> Left<'_> {
         match self {
             Self::Singles(panel, [rows, cols]) => Left::singles(View::new(panel, *rows, *cols)),
-            Self::Pairs(panel, [rows, cols]) => Left::pairs(&panel.0, *rows, *cols),
+            Self::Pairs(panel, [rows, cols]) => Left::pairs(panel, *rows, *cols),
         }
     }
 }
@@ -161,11 +177,7 @@ impl<'a> Rows<'a> {
 
     /// Whether BF16 holds the values: then products may read them as pairs.
     pub(super) fn is_exact_in_bf16(&self) -> bool {
-        match self.source {
-            Source::F32(_) => false,
-            Source::Bf16(_) => true,
-            Source::Fp8(x) => x.is_exact_in_bf16(),
-        }
+        self.source.is_exact_in_bf16()
     }
 
     /// Where row `at` is in the operand.
@@ -199,7 +211,7 @@ impl<'a> Rows<'a> {
             }
             (Source::Bf16(x), Form::Pairs) if cols.is_multiple_of(2) && self.index.is_none() => {
                 let halves = &x.bf16s()[rows.start * cols..rows.end * cols];
-                LeftPanel::Pairs(HalfPanelOf(HalfPanel::Borrowed(halves)), [count, cols])
+                LeftPanel::Pairs(HalfPanel::Borrowed(halves), [count, cols])
             }
             (Source::Bf16(_) | Source::Fp8(_), Form::Pairs) => {
                 // The last pair of an odd row is completed with zero.
@@ -209,7 +221,7 @@ impl<'a> Rows<'a> {
                     out[cols..].fill(0);
                     self.source.halves_of_row(self.place(row), &mut out[..cols]);
                 }
-                LeftPanel::Pairs(HalfPanelOf(HalfPanel::Scratch(panel)), [count, even])
+                LeftPanel::Pairs(HalfPanel::Scratch(panel), [count, even])
             }
         }
     }
@@ -267,19 +279,9 @@ impl Operand {
 }
 
 impl Weight {
-    /// Whether BF16 holds its values.
-    fn is_exact_in_bf16(&self) -> bool {
-        match self {
-            Self::F32(_) => false,
-            Self::Bf16(_) => true,
-            Self::Fp8(w) => w.is_exact_in_bf16(),
-        }
-    }
-
     /// `w^T` as the right side of a product, in pairs where `pairs` allows it.
     pub(crate) fn turned(&self, pairs: bool) -> Right {
-        let halves = pairs.then(|| self.halves()).flatten();
-        halves
+        self.halves(pairs)
             .and_then(|w| Right::turned_pairs(Halves::new(&w, self.n(), self.k())))
             .unwrap_or_else(|| {
                 Right::singles(View::new(&self.panel(), self.n(), self.k()).transposed())
@@ -288,15 +290,15 @@ impl Weight {
 
     /// `w` itself as the right side of a product.
     pub(crate) fn right(&self, pairs: bool) -> Right {
-        let halves = pairs.then(|| self.halves()).flatten();
-        halves
+        self.halves(pairs)
             .and_then(|w| Right::pairs(Halves::new(&w, self.n(), self.k())))
             .unwrap_or_else(|| Right::singles(View::new(&self.panel(), self.n(), self.k())))
     }
 
-    /// All values in BF16, where it holds them.
-    fn halves(&self) -> Option<HalfPanel<'_>> {
-        self.is_exact_in_bf16().then(|| match self {
+    /// All values in BF16, where they are wanted and it holds them.
+    fn halves(&self, wanted: bool) -> Option<HalfPanel<'_>> {
+        let exact = wanted && Source::from(self).is_exact_in_bf16();
+        exact.then(|| match self {
             Self::F32(w) | Self::Bf16(w) => HalfPanel::Borrowed(w.bf16s()),
             Self::Fp8(w) => {
                 let mut panel = HalfScratch::new(w.rows() * w.cols());
@@ -310,13 +312,9 @@ impl Weight {
 
     pub(crate) fn panel(&self) -> Panel<'_> {
         match self {
-            Self::F32(w) => Panel::Borrowed(w.f32s()),
-            Self::Bf16(w) => {
-                let mut panel = Scratch::new(w.rows() * w.cols());
-                w.read_rows(0..w.rows(), &mut panel);
-                Panel::Scratch(panel)
-            }
+            Self::F32(_) | Self::Bf16(_) => Source::from(self).panel(0..self.n()),
             Self::Fp8(w) => {
+                // Spread over threads, which rows of an operand are already.
                 let mut panel = Scratch::new(w.rows() * w.cols());
                 w.dequantise_into(&mut panel);
                 Panel::Scratch(panel)

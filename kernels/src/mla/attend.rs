@@ -57,12 +57,7 @@ impl Heads for Projections<'_> {
     fn query(&self, task: Task, token: usize, out: &mut [f32]) {
         let s = self.heads;
         self.q.row((self.row(task, token) * s.heads + task.head) * s.qk(), out);
-        for (pair, (cos, sin)) in
-            out[s.nope..].as_chunks_mut::<2>().0.iter_mut().zip(self.rotation.at(token))
-        {
-            let [a, b] = *pair;
-            *pair = [a * cos - b * sin, a * sin + b * cos];
-        }
+        turn(&mut out[s.nope..], self.rotation.at(token), 1.0);
     }
 
     #[inline(always)]
@@ -92,7 +87,7 @@ struct Joined<'a> {
 impl Gradients for Joined<'_> {
     #[inline(always)]
     fn query(&mut self, token: usize, dq: &mut [f32]) {
-        turn_back(&mut dq[self.heads.nope..], self.rotation.at(token));
+        turn(&mut dq[self.heads.nope..], self.rotation.at(token), BACK);
         self.d_q.write(token, 0, dq);
     }
 
@@ -106,12 +101,15 @@ impl Gradients for Joined<'_> {
     }
 }
 
-/// Turns pairs back where they lie.
+/// The direction of the transpose of a rotation.
+const BACK: f32 = -1.0;
+
+/// Turns pairs where they lie, as `rotate` does; `BACK` undoes it, to the bit as if it were written out.
 #[inline(always)]
-fn turn_back(x: &mut [f32], turn: &[(f32, f32)]) {
+fn turn(x: &mut [f32], turn: &[(f32, f32)], direction: f32) {
     for (pair, (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(turn) {
-        let [a, b] = *pair;
-        *pair = [a * cos + b * sin, b * cos - a * sin];
+        let ([a, b], sin) = (*pair, direction * sin);
+        *pair = [a * cos - b * sin, a * sin + b * cos];
     }
 }
 

@@ -1,13 +1,11 @@
 //! Arrays of sixteen, for any CPU; the compiler finds the vectors.
 
 use super::{LANES, Units, Vector};
+use crate::exp::ROUNDER;
 
 /// Multiply-adds are fused where asked, which is one instruction or a slow call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Portable<const FUSED: bool>;
-
-/// 1.5 * 2^23: adding and subtracting it rounds to the nearest integer.
-pub(super) const ROUNDER: f32 = 12_582_912.0;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {

@@ -5,8 +5,8 @@
 use std::arch::x86_64::{__m256, __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps};
 use std::mem::transmute;
 
-use super::portable::ROUNDER;
 use super::{LANES, Units, Vector};
+use crate::exp::ROUNDER;
 
 pub(super) use pulp::x86::V3 as Avx2;
 pub(super) use pulp::x86::V4 as Avx512;

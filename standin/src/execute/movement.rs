@@ -277,7 +277,7 @@ impl Surface<'_> {
         if !self.options.races {
             return Ok(());
         }
-        let granule = self.kernel.granules[1];
+        let granule = self.kernel.body.granules[1];
         let allocation = self.view.allocation(index);
         let writers =
             self.writers[index].get_or_insert_with(|| allocation.writers(self.launch, granule));
@@ -296,7 +296,7 @@ impl Surface<'_> {
 
     /// A local address as an index into the warp's local memory.
     fn local(&self, address: u64, bytes: usize, lane: usize) -> Result<usize, Trap> {
-        let size = self.kernel.local;
+        let size = self.kernel.body.local;
         let fits = address < size as u64 && bytes as u64 <= size as u64 - address;
         if !fits {
             let what =

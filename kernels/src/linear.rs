@@ -182,7 +182,7 @@ impl Weight {
 pub fn forward<'a>(x: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
     let x = x.into();
     assert_eq!(x.cols(), w.k(), "linear forward: x and w have one K");
-    times(x, &w.turned(x.is_exact_in_bf16()), out)
+    times(x, &w.turned(x.goes_in_pairs()), out)
 }
 
 /// `dx = dy w`.
@@ -191,7 +191,7 @@ pub fn forward<'a>(x: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
 pub fn backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
     let dy = dy.into();
     assert_eq!(dy.cols(), w.n(), "linear backward_input: dy and w have one N");
-    times(dy, &w.right(dy.is_exact_in_bf16()), out)
+    times(dy, &w.right(dy.goes_in_pairs()), out)
 }
 
 /// `dx += dy w`, in FP32: the second of two layers that read one input.
@@ -201,7 +201,7 @@ pub fn add_backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, dx: &mut Tens
     let dy = dy.into();
     assert_eq!(dy.cols(), w.n(), "linear add_backward_input: dy and w have one N");
     assert_eq!((dx.rows(), dx.cols()), (dy.rows(), w.k()), "linear add_backward_input: dx");
-    let right = w.right(dy.is_exact_in_bf16());
+    let right = w.right(dy.goes_in_pairs());
     let chunks = dx.f32s_mut().chunks_mut((ROWS * w.k()).max(1));
     spread::each(chunks.enumerate(), |(i, dx)| {
         let left = dy.left(i * ROWS..((i + 1) * ROWS).min(dy.rows()), right.form());
@@ -229,9 +229,8 @@ pub fn backward_weight<'a>(x: impl Into<Rows<'a>>, dy: impl Into<Rows<'a>>, dw: 
     let (t, k, n) = (x.rows(), x.cols(), dy.cols());
     assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
     assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
-    let exact = x.is_exact_in_bf16() && dy.is_exact_in_bf16();
-    if let Some(right) = exact.then(|| x.columns_right()).flatten() {
-        return add_by_rows(dw, dy.columns_left().left(), &right, WEIGHT_ROWS);
+    if x.goes_in_pairs() && dy.goes_in_pairs() {
+        return add_by_rows(dw, dy.columns_left().left(), &x.columns_right(), WEIGHT_ROWS);
     }
     let (x_panel, dy_panel) = (x.columns_panel(), dy.columns_panel());
     let dy_turned = View::new(&dy_panel, t, n).transposed();

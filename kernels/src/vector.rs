@@ -111,7 +111,7 @@ pub(crate) fn run(isa: Isa, dtype: DType, work: impl Work) {
     #[cfg(target_arch = "x86_64")]
     {
         use self::x86::{Avx2, Avx512, Pairs};
-        let pairs = isa == Isa::Avx512Bf16 && dtype == DType::Bf16;
+        let pairs = isa.multiplies_pairs() && dtype == DType::Bf16;
         if let Some(v) = Pairs::try_new().filter(|_| pairs) {
             return v.vectorize(
                 #[inline(always)]

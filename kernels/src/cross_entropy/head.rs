@@ -105,7 +105,7 @@ impl Head {
         let (v, d) = (w.n(), w.k());
         let even = v.is_multiple_of(2) && d.is_multiple_of(2);
         let pairs = match (h, w) {
-            (Operand::Bf16(_), Weight::Bf16(w)) if even && Isa::current() == Isa::Avx512Bf16 => {
+            (Operand::Bf16(_), Weight::Bf16(w)) if even && Isa::current().multiplies_pairs() => {
                 Some(w.bf16s())
             }
             (Operand::F32(_) | Operand::Bf16(_) | Operand::Fp8(_), _) => None,
@@ -121,8 +121,7 @@ impl Head {
             };
             let in_pairs = |w: &[u16]| {
                 let halves = || Halves::new(&w[part.clone()], n, d);
-                let plain = gradient.then(|| Right::pairs(halves())).flatten();
-                (Right::turned_pairs(halves()).expect("this CPU multiplies pairs"), plain)
+                (Right::turned_pairs(halves()), gradient.then(|| Right::pairs(halves())))
             };
             let (turned, plain) = match (&panel, pairs) {
                 (Some(panel), _) => singles(panel),
@@ -278,7 +277,6 @@ impl Head {
         let right = match (h, kept) {
             (Operand::Bf16(h), Kept::Bf16(_)) => {
                 Right::pairs(Halves::new(&h.bf16s()[rows.start * d..rows.end * d], n, d))
-                    .expect("this CPU multiplies pairs")
             }
             (Operand::F32(_) | Operand::Bf16(_) | Operand::Fp8(_), _) => {
                 Right::singles(View::new(&h.panel(rows), n, d))

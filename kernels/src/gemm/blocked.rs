@@ -127,11 +127,13 @@ impl Right {
         Self { kernel, form: Form::Singles, cells, depth, cols }
     }
 
-    /// `x^T` in pairs along its rows: `x` is `(cols, K)`. None without an instruction for pairs.
-    pub(crate) fn turned_pairs(x: Halves<'_>) -> Option<Self> {
+    /// `x^T` in pairs along its rows: `x` is `(cols, K)`. Where `Isa::multiplies_pairs` only.
+    pub(crate) fn turned_pairs(x: Halves<'_>) -> Self {
         Self::turned_pairs_with(Isa::current(), x)
+            .expect("callers ask whether pairs are multiplied")
     }
 
+    /// None without an instruction for pairs.
     pub(super) fn turned_pairs_with(isa: Isa, x: Halves<'_>) -> Option<Self> {
         let kernel = Kernel::pairs(isa)?;
         let (depth, cols) = (x.cols().div_ceil(2), x.rows());
@@ -142,11 +144,12 @@ impl Right {
         Some(Self { kernel, form: Form::Pairs, cells, depth, cols })
     }
 
-    /// `x` itself, `(K, cols)`, in pairs down its columns. None without an instruction for pairs.
-    pub(crate) fn pairs(x: Halves<'_>) -> Option<Self> {
-        Self::pairs_with(Isa::current(), x)
+    /// `x` itself, `(K, cols)`, in pairs down its columns. Where `Isa::multiplies_pairs` only.
+    pub(crate) fn pairs(x: Halves<'_>) -> Self {
+        Self::pairs_with(Isa::current(), x).expect("callers ask whether pairs are multiplied")
     }
 
+    /// None without an instruction for pairs.
     pub(super) fn pairs_with(isa: Isa, x: Halves<'_>) -> Option<Self> {
         let kernel = Kernel::pairs(isa)?;
         let (depth, cols) = (x.rows().div_ceil(2), x.cols());

@@ -57,6 +57,11 @@ impl Isa {
         }
     }
 
+    /// Whether products multiply BF16 numbers in pairs; elsewhere they are widened to FP32 first.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
     /// The one that products run on: the fastest, or the one that `SHOAL_CPU` names.
     ///
     /// # Errors

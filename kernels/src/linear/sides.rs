@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::fp8::{BLOCK, Quantized};
-use crate::gemm::{Columns, Form, Halves, Left, Right, View};
+use crate::gemm::{Columns, Form, Halves, Isa, Left, Right, View};
 use crate::scratch::{HalfScratch, Scratch};
 use crate::tensor::{DType, Tensor};
 
@@ -67,13 +67,14 @@ impl<'a> From<&'a Weight> for Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Whether BF16 holds the values: then products may read them as pairs.
-    fn is_exact_in_bf16(self) -> bool {
-        match self {
+    /// Whether products read the values as pairs: BF16 holds them, and this CPU multiplies pairs.
+    fn goes_in_pairs(self) -> bool {
+        let exact = match self {
             Self::F32(_) => false,
             Self::Bf16(_) => true,
             Self::Fp8(x) => x.is_exact_in_bf16(),
-        }
+        };
+        exact && Isa::current().multiplies_pairs()
     }
 
     fn shape(self) -> [usize; 2] {
@@ -175,9 +176,9 @@ impl<'a> Rows<'a> {
         self.source.shape()[1]
     }
 
-    /// Whether BF16 holds the values: then products may read them as pairs.
-    pub(super) fn is_exact_in_bf16(&self) -> bool {
-        self.source.is_exact_in_bf16()
+    /// Whether products read the values as pairs: BF16 holds them, and this CPU multiplies pairs.
+    pub(super) fn goes_in_pairs(&self) -> bool {
+        self.source.goes_in_pairs()
     }
 
     /// Where row `at` is in the operand.
@@ -245,8 +246,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// As the right side, in pairs; None without an instruction for them.
-    pub(super) fn columns_right(&self) -> Option<Right> {
+    /// As the right side, where it goes in pairs.
+    pub(super) fn columns_right(&self) -> Right {
         self.with_columns(Right::pairs)
     }
 
@@ -281,24 +282,26 @@ impl Operand {
 impl Weight {
     /// `w^T` as the right side of a product, in pairs where `pairs` allows it.
     pub(crate) fn turned(&self, pairs: bool) -> Right {
-        self.halves(pairs)
-            .and_then(|w| Right::turned_pairs(Halves::new(&w, self.n(), self.k())))
-            .unwrap_or_else(|| {
-                Right::singles(View::new(&self.panel(), self.n(), self.k()).transposed())
-            })
+        let (n, k) = (self.n(), self.k());
+        match self.halves(pairs) {
+            Some(w) => Right::turned_pairs(Halves::new(&w, n, k)),
+            None => Right::singles(View::new(&self.panel(), n, k).transposed()),
+        }
     }
 
     /// `w` itself as the right side of a product.
     pub(crate) fn right(&self, pairs: bool) -> Right {
-        self.halves(pairs)
-            .and_then(|w| Right::pairs(Halves::new(&w, self.n(), self.k())))
-            .unwrap_or_else(|| Right::singles(View::new(&self.panel(), self.n(), self.k())))
+        let (n, k) = (self.n(), self.k());
+        match self.halves(pairs) {
+            Some(w) => Right::pairs(Halves::new(&w, n, k)),
+            None => Right::singles(View::new(&self.panel(), n, k)),
+        }
     }
 
-    /// All values in BF16, where they are wanted and it holds them.
+    /// All values in BF16, where they are wanted and go in pairs.
     fn halves(&self, wanted: bool) -> Option<HalfPanel<'_>> {
-        let exact = wanted && Source::from(self).is_exact_in_bf16();
-        exact.then(|| match self {
+        let pairs = wanted && Source::from(self).goes_in_pairs();
+        pairs.then(|| match self {
             Self::F32(w) | Self::Bf16(w) => HalfPanel::Borrowed(w.bf16s()),
             Self::Fp8(w) => {
                 let mut panel = HalfScratch::new(w.rows() * w.cols());

@@ -48,12 +48,16 @@ pub fn narrow(x: &[f32], out: &mut [u16]) {
 pub fn round(x: &mut [f32]) {
     vectorised(
         #[inline(always)]
-        || {
-            for x in x.iter_mut() {
-                *x = bf16_to_f32(f32_to_bf16(*x));
-            }
-        },
+        || round_inlined(x),
     );
+}
+
+/// `round`, in functions that are compiled for an instruction set already.
+#[inline(always)]
+pub(crate) fn round_inlined(x: &mut [f32]) {
+    for x in x {
+        *x = bf16_to_f32(f32_to_bf16(*x));
+    }
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use super::{HeadShape, Rotation, add_rotated_back, rotate};
 use crate::attention::{
     AttentionShape, Gradients, Heads, Panel, Read, Task, backward_heads, forward_heads,
 };
+use crate::bf16;
 use crate::gemm::Isa;
 use crate::scratch::Scratch;
 use crate::simd::vectorised;
 use crate::spread::{self, ROWS};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// What one call reads.
 struct Projections<'a> {
@@ -19,6 +20,9 @@ struct Projections<'a> {
     k_rope: Scratch,
     rotation: Rotation,
     heads: &'a HeadShape,
+    /// What is rotated is rounded, as everything between operations of a BF16 model: products that do not
+    /// read BF16 themselves must see the same numbers.
+    round: bool,
 }
 
 impl<'a> Projections<'a> {
@@ -27,6 +31,7 @@ impl<'a> Projections<'a> {
         assert_eq!(q.cols(), s.heads * s.qk(), "mla: columns of q");
         assert_eq!((kv.rows(), kv.cols()), (t, s.heads * (s.nope + s.value)), "mla: shape of kv");
         assert_eq!((k_rope.rows(), k_rope.cols()), (t, s.rope), "mla: shape of k_rope");
+        let round = q.dtype() == DType::Bf16;
         let mut turned = Scratch::new(t * s.rope);
         let mut scratch = None;
         let k_rope = k_rope.rows_f32(0..t, &mut scratch).chunks_exact(s.rope.max(1));
@@ -39,7 +44,10 @@ impl<'a> Projections<'a> {
                 }
             },
         );
-        Self { q: Read::new(q), kv: Read::new(kv), k_rope: turned, rotation, heads: s }
+        if round {
+            bf16::round(&mut turned);
+        }
+        Self { q: Read::new(q), kv: Read::new(kv), k_rope: turned, rotation, heads: s, round }
     }
 
     fn row(&self, task: Task, token: usize) -> usize {
@@ -58,6 +66,9 @@ impl Heads for Projections<'_> {
         let s = self.heads;
         self.q.row((self.row(task, token) * s.heads + task.head) * s.qk(), out);
         turn(&mut out[s.nope..], self.rotation.at(token), 1.0);
+        if self.round {
+            bf16::round_inlined(&mut out[s.nope..]);
+        }
     }
 
     #[inline(always)]

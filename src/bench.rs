@@ -6,12 +6,11 @@ mod meter;
 mod ops;
 mod train;
 
-use anyhow::Context;
-use rayon::ThreadPool;
 use shoal_bench::Error;
 
 use crate::cli::{Bench, Measured};
 use crate::exit::Stopped;
+use crate::voice::pool;
 
 /// Tokens of noise to cut sequences from, where no text is given: enough that sequences differ.
 const NOISE: usize = 1 << 16;
@@ -24,12 +23,6 @@ pub(crate) fn bench(verb: &Bench) -> Result<(), Stopped> {
         Some(Measured::Growth(args)) => growth::bench(args),
         Some(Measured::Decode(args)) => decode::bench(args),
     }
-}
-
-/// As many compute threads as were asked for; 0: one for each core.
-fn pool(threads: usize) -> Result<ThreadPool, Stopped> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    Ok(pool.context("starting compute threads")?)
 }
 
 /// A length of time somebody asked for.

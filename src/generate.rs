@@ -58,7 +58,7 @@ pub(crate) fn generate(args: &cli::Generate) -> Result<(), Stopped> {
     };
     let mut texts = (0..u64::from(args.batch)).map(begin).collect::<Result<Vec<_>, _>>()?;
     let mut shown = Shown { stream: args.output == Output::Table, text: String::new() };
-    let pool = voice::pool(&args.model)?;
+    let pool = voice::pool(args.model.threads)?;
     let seconds = pool.install(|| write(&voice, &mut texts, &mut shown, &interrupted))?;
     shown.end();
     let figures = figures(&texts, seconds, speculate);

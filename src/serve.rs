@@ -30,7 +30,7 @@ pub(crate) fn serve(args: &cli::Serve) -> Result<(), Stopped> {
     let token = token(args)?;
     let voice = voice::open(&args.model)?;
     let speculate = voice::speculates(&voice, &args.model, args.speculate)?;
-    let pool = voice::pool(&args.model)?;
+    let pool = voice::pool(args.model.threads)?;
     let directory = std::path::absolute(&args.model.directory).context("naming the model")?;
     let name = directory.file_name().map_or("model".into(), |name| name.to_string_lossy());
     let writer = Writer::start(voice, pool, speculate, args.queue);

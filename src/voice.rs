@@ -30,9 +30,9 @@ pub(crate) fn speculates(voice: &Voice, model: &Model, choice: Speculate) -> Res
     }
 }
 
-/// The threads that compute.
-pub(crate) fn pool(model: &Model) -> Result<ThreadPool, Stopped> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(model.threads).build();
+/// The threads that compute: as many as were asked for, or with 0 one for each core.
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool, Stopped> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     Ok(pool.context("starting compute threads")?)
 }
 

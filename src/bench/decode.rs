@@ -47,7 +47,7 @@ pub(super) fn bench(args: &Decode) -> Result<(), Stopped> {
     let interrupted = Interrupted::listen()?;
     let voice = voice::open(&args.model)?;
     voice::speculates(&voice, &args.model, Speculate::Mtp)?;
-    let pool = voice::pool(&args.model)?;
+    let pool = voice::pool(args.model.threads)?;
     note(&format!("{} threads; each figure is the best of several", pool.current_num_threads()));
     let mut rows = Vec::new();
     for batch in &args.batch {

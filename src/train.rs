@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use shoal_coordinator::{Command, Failure, News, Running};
+use shoal_coordinator::{Cause, Command, Failure, News, Running};
 use shoal_plan::job::Job;
 use shoal_plan::report::{Ending, Outcome, StepReport};
 use shoal_plan::standing::Best;
@@ -126,7 +126,7 @@ impl Training<'_> {
                 self.checkpoint = Some(step);
                 tracing::info!(step, "the checkpoint is complete");
             }
-            News::CheckpointFailed { step, why } => {
+            News::CheckpointFailed { step, why, .. } => {
                 progress.say(&format!("warning: no checkpoint of step {step}: {why}"));
             }
             News::Finished { last_step, ending, best } => {
@@ -135,6 +135,10 @@ impl Training<'_> {
                     (ending == Ending::Stopped).then(|| stopping.unwrap_or(Signal::Terminate));
                 let no_improvement = ending == Ending::NoImprovement;
                 return Ok(Some(Done { last_step, best, no_improvement, stopped_by }));
+            }
+            // What was trained since is lost, and trying again would end the same way.
+            News::Failed(failure) if failure.kind == Cause::Checkpoint => {
+                return Err(Stopped::Checkpoint(self.story(&failure)));
             }
             News::Failed(failure) => return Err(Stopped::Failed(anyhow!(self.story(&failure)))),
         }

@@ -33,13 +33,44 @@ impl Keep {
 /// then deletes those not to keep and the partial ones that are older.
 ///
 /// After `Ok` the checkpoint survives a power cut. What cannot be deleted is left, and is no error.
+///
+/// # Errors
+/// A file that is not as its worker wrote it, or a disk that takes no more. Then what was written
+/// aside is gone, and the checkpoints before are as they were.
 pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> Result<(), Error> {
+    let partial = checkpoints.join(format!(".step-{}.partial", manifest.standing.step));
+    let completed = complete(checkpoints, &partial, manifest);
+    if completed.is_err() {
+        // Its room may be what the next one lacks.
+        remove(&partial);
+        return completed;
+    }
     let step = manifest.standing.step;
-    let partial = checkpoints.join(format!(".step-{step}.partial"));
+    // The best may have been seen before `keep_best` was set; then there is nothing to name.
+    let best = manifest.standing.best.filter(|best| {
+        keep.best && checkpoints.join(format!("step-{}", best.step)).join(FILE_NAME).exists()
+    });
+    if let Some(Err(error)) = best.map(|best| name_best(checkpoints, best)) {
+        // The checkpoint is complete all the same. `best.json` names the best before, which must
+        // not go; the next commit tries again.
+        tracing::warn!(step, %error, "could not name the best checkpoint");
+        return Ok(());
+    }
+    prune(checkpoints, step, keep.newest, best.map(|best| best.step));
+    Ok(())
+}
+
+/// Gives the files aside a manifest and their final name.
+fn complete(
+    checkpoints: &Path,
+    partial: &Path,
+    manifest: &CheckpointManifest,
+) -> Result<(), Error> {
+    let step = manifest.standing.step;
     let complete = checkpoints.join(format!("step-{step}"));
-    check_files(&partial, manifest)?;
-    write_manifest(&partial, manifest)?;
-    sync_dir(&partial)?;
+    check_files(partial, manifest)?;
+    write_manifest(partial, manifest)?;
+    sync_dir(partial)?;
     // A complete one of this step is one that the run could not load or went back behind.
     let replaced = checkpoints.join(format!(".step-{step}.replaced"));
     let had_one = complete.exists();
@@ -47,20 +78,33 @@ pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> 
         remove(&replaced);
         rename(&complete, &replaced)?;
     }
-    rename(&partial, &complete)?;
+    if let Err(error) = rename(partial, &complete) {
+        if had_one {
+            fs::rename(&replaced, &complete).ok();
+        }
+        return Err(error);
+    }
     sync_dir(checkpoints)?;
     if had_one {
         remove(&replaced);
     }
-    // The best may have been seen before `keep_best` was set; then there is nothing to name.
-    let best = manifest.standing.best.filter(|best| {
-        keep.best && checkpoints.join(format!("step-{}", best.step)).join(FILE_NAME).exists()
-    });
-    if let Some(best) = best {
-        name_best(checkpoints, best)?;
-    }
-    prune(checkpoints, step, keep.newest, best.map(|best| best.step));
     Ok(())
+}
+
+/// Removes what cells wrote of a step that will not be completed. No cell may be writing any more.
+///
+/// The name goes at once, so that cells of a later generation of the plan can write the same step;
+/// the files go on another thread. What stays costs only space: the next commit tries again.
+pub fn discard(checkpoints: &Path, step: u64) {
+    let partial = checkpoints.join(format!(".step-{step}.partial"));
+    let discarded = checkpoints.join(format!(".step-{step}.discarded"));
+    match fs::rename(&partial, &discarded) {
+        Ok(()) => drop(std::thread::spawn(move || remove(&discarded))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %partial.display(), %error, "could not discard a checkpoint");
+        }
+    }
 }
 
 /// Written anew with every checkpoint: a run that went back to an older one may have had another
@@ -74,8 +118,11 @@ fn name_best(checkpoints: &Path, best: Best) -> Result<(), Error> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(io("writing", &aside))?;
-    rename(&aside, &path)?;
+    let named = write().map_err(io("writing", &aside)).and_then(|()| rename(&aside, &path));
+    if named.is_err() {
+        remove(&aside);
+        return named;
+    }
     sync_dir(checkpoints)
 }
 
@@ -117,8 +164,7 @@ fn prune(checkpoints: &Path, newest: u64, keep: u32, best: Option<u64>) {
         if let Some(step) = step_of(name, "step-", "").filter(|step| *step <= newest) {
             complete.push((step, entry.path()));
         }
-        let partial = step_of(name, ".step-", ".partial").or(step_of(name, ".step-", ".replaced"));
-        if partial.is_some_and(|step| step < newest) {
+        if leftover_of(name).is_some_and(|step| step < newest) {
             remove(&entry.path());
         }
     }
@@ -129,6 +175,12 @@ fn prune(checkpoints: &Path, newest: u64, keep: u32, best: Option<u64>) {
         remove(&path.join(FILE_NAME));
         remove(path);
     }
+}
+
+/// The step of a directory that a crash or a failure left behind.
+fn leftover_of(name: &str) -> Option<u64> {
+    let mut endings = [".partial", ".replaced", ".discarded"].into_iter();
+    endings.find_map(|ending| step_of(name, ".step-", ending))
 }
 
 fn step_of(name: &str, before: &str, after: &str) -> Option<u64> {
@@ -253,10 +305,12 @@ pub(crate) mod tests {
             error.ends_with("model-0.safetensors has 1 bytes, and its worker wrote 2"),
             "{error}"
         );
+        assert!(names(&dir.0).is_empty(), "its room may be what the next one lacks");
+        let manifest = written(&dir.0, 50);
         fs::remove_file(&file).unwrap();
         let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
         assert!(error.starts_with("looking for "), "{error}");
-        assert_eq!(names(&dir.0), [".step-50.partial"]);
+        assert!(names(&dir.0).is_empty());
     }
 
     #[test]

@@ -186,6 +186,7 @@ impl Conductor {
                 }
             }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
+            Effect::DiscardCheckpoint { step } => checkpoints::discard(&self.checkpoints, step),
             Effect::News(news) => {
                 self.measure(&news);
                 // Nobody listens when the launcher has given up; the workers still get their word.

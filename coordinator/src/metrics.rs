@@ -149,9 +149,10 @@ impl Metrics {
                 self.recoveries.with_label_values(&["nonfinite"]).inc();
                 self.step.set(whole(*to));
             }
-            // Checkpoints are counted where they are committed.
+            News::CheckpointFailed { cell: Some(_), .. } => self.checkpoints.not_written(),
+            // Other checkpoints are counted where they are committed.
             News::CheckpointCommitted { .. }
-            | News::CheckpointFailed { .. }
+            | News::CheckpointFailed { cell: None, .. }
             | News::Joined { .. }
             | News::Finished { .. }
             | News::Failed(_) => {}

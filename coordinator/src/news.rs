@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Best;
@@ -44,6 +45,8 @@ pub enum News {
     /// A checkpoint could not be completed; training goes on, and the one before it stays.
     CheckpointFailed {
         step: u64,
+        /// The first cell whose files could not be written; `None` where the last act failed.
+        cell: Option<CellId>,
         why: String,
     },
     Finished {

@@ -97,6 +97,10 @@ pub enum Effect {
     },
     Record(LedgerRow),
     CommitCheckpoint(CheckpointManifest),
+    /// Some cell could not write its files of this step, and no cell writes any more.
+    DiscardCheckpoint {
+        step: u64,
+    },
     News(News),
 }
 
@@ -241,6 +245,9 @@ impl State {
                 if let Some(manifest) = self.parts.next_complete(self.committed) {
                     self.effects.push(Effect::CommitCheckpoint(manifest));
                 }
+                if let Some(step) = self.parts.next_failed() {
+                    self.effects.push(Effect::DiscardCheckpoint { step });
+                }
                 self.finish_when_all_have();
                 self.go_back_when_all_wait();
             }
@@ -281,6 +288,9 @@ impl State {
                     Err(PartError::Late) => self.ignore(connection, Ignored::Repeated),
                     Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
                 }
+            }
+            FromWorker::CheckpointPartFailed { standing, cell, why, .. } => {
+                self.part_failed((worker, connection), standing, cell, why);
             }
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
@@ -342,6 +352,7 @@ fn generation(message: &FromWorker) -> Option<Generation> {
         | FromWorker::Evaluated { generation, .. }
         | FromWorker::GoBack { generation, .. }
         | FromWorker::CheckpointPart { generation, .. }
+        | FromWorker::CheckpointPartFailed { generation, .. }
         | FromWorker::Finished { generation, .. }
         | FromWorker::Failed { generation, .. } => Some(*generation),
     }

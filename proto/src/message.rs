@@ -55,6 +55,16 @@ pub enum FromWorker {
         cell: CellId,
         files: Vec<CheckpointFile>,
     },
+    /// The cell could not write its files of the checkpoint of this step, and has removed what there
+    /// was of them. It trains on.
+    CheckpointPartFailed {
+        generation: Generation,
+        /// The same from all cells.
+        standing: Standing,
+        cell: CellId,
+        /// The file, and what the system said.
+        why: String,
+    },
     /// Nothing is left to do.
     Finished {
         generation: Generation,

@@ -91,6 +91,12 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 cell: CellId(raw.cell),
                 files: files(raw.files)?,
             },
+            Message::CheckpointPartFailed(raw) => Self::CheckpointPartFailed {
+                generation: Generation(raw.generation),
+                standing: reports::standing("checkpoint_part_failed.standing", raw.standing)?,
+                cell: CellId(raw.cell),
+                why: readable("checkpoint_part_failed.why", &raw.why)?,
+            },
             Message::Finished(raw) => Self::Finished {
                 generation: Generation(raw.generation),
                 step: raw.step,
@@ -150,6 +156,14 @@ impl From<FromWorker> for raw::FromWorker {
                     standing: Some(standing.into()),
                     cell: cell.0,
                     files: files.into_iter().map(raw_file).collect(),
+                })
+            }
+            FromWorker::CheckpointPartFailed { generation, standing, cell, why } => {
+                Message::CheckpointPartFailed(raw::CheckpointPartFailed {
+                    generation: generation.0,
+                    standing: Some(standing.into()),
+                    cell: cell.0,
+                    why: shortened(why),
                 })
             }
             FromWorker::Finished { generation, step, ending } => Message::Finished(raw::Finished {

@@ -67,6 +67,10 @@ enum CellNews {
         standing: Standing,
         files: Vec<CheckpointFile>,
     },
+    PartFailed {
+        standing: Standing,
+        why: String,
+    },
     Finished {
         step: u64,
         ending: Ending,
@@ -296,6 +300,9 @@ impl Gathering {
             }
             CellNews::Part { standing, files } => {
                 Some(EngineEvent::CheckpointPart { standing, cell, files })
+            }
+            CellNews::PartFailed { standing, why } => {
+                Some(EngineEvent::CheckpointPartFailed { standing, cell, why })
             }
             CellNews::Finished { step, ending } => {
                 self.ended += 1;

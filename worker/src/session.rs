@@ -36,6 +36,8 @@ pub enum EngineEvent {
     Evaluated { step: u64, evaluations: Vec<Evaluation> },
     /// The cell's files of a checkpoint are written and fsynced.
     CheckpointPart { standing: Standing, cell: CellId, files: Vec<CheckpointFile> },
+    /// The cell could not write its files of a checkpoint, and trains on.
+    CheckpointPartFailed { standing: Standing, cell: CellId, why: String },
     /// Nothing is left to do; the last step's checkpoint parts are out.
     Finished { step: u64, ending: Ending },
     /// Too many steps were skipped: the cells have ended, and want to start from a checkpoint.
@@ -248,6 +250,9 @@ impl Session {
             }
             EngineEvent::CheckpointPart { standing, cell, files } => {
                 FromWorker::CheckpointPart { generation, standing, cell, files }
+            }
+            EngineEvent::CheckpointPartFailed { standing, cell, why } => {
+                FromWorker::CheckpointPartFailed { generation, standing, cell, why }
             }
             EngineEvent::Finished { step, ending } => {
                 self.stage = Stage::Finished;

@@ -36,7 +36,7 @@ impl Checkpoints {
             failed: book.counters(
                 "shoal_checkpoint_failures_total",
                 "Checkpoints that could not be completed.",
-                ("reason", &["io", "file_size", "ledger"]),
+                ("reason", &["write", "io", "file_size", "ledger"]),
             )?,
             last_step: book.integer(
                 "shoal_checkpoint_last_step",
@@ -59,6 +59,11 @@ impl Checkpoints {
         // The other phase is the workers'.
         checkpoints.durations.with_label_values(&["commit"]);
         Ok(checkpoints)
+    }
+
+    /// Some cell could not write its files.
+    pub(super) fn not_written(&self) {
+        self.failed.with_label_values(&["write"]).inc();
     }
 
     pub(super) fn committed(&self, what: &Committed, result: Result<(), &Error>) {

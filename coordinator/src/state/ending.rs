@@ -116,6 +116,9 @@ impl State {
         }
         if let Some((_, why)) = self.checkpoint_failed.clone().filter(|(failed, _)| *failed == step)
         {
+            let why = format!(
+                "the checkpoint of step {step}, the run's last, could not be completed: {why}"
+            );
             return self.fail(Cause::Checkpoint, None, why);
         }
         let mut endings = self.members.values().filter_map(|member| member.finished);

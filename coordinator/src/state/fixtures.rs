@@ -134,6 +134,9 @@ pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> From
         FromWorker::CheckpointPart { standing, cell, files, .. } => {
             FromWorker::CheckpointPart { generation, standing, cell, files }
         }
+        FromWorker::CheckpointPartFailed { standing, cell, why, .. } => {
+            FromWorker::CheckpointPartFailed { generation, standing, cell, why }
+        }
         FromWorker::Finished { step, ending, .. } => {
             FromWorker::Finished { generation, step, ending }
         }
@@ -148,6 +151,11 @@ pub(crate) fn part(worker: u32, step: u64) -> FromWorker {
     let files = vec![CheckpointFile { name, bytes: 1, blake3 }];
     let (standing, cell) = (at(step), CellId(worker));
     FromWorker::CheckpointPart { generation: G1, standing, cell, files }
+}
+
+pub(crate) fn part_failed(worker: u32, step: u64) -> FromWorker {
+    let (standing, cell, why) = (at(step), CellId(worker), "disk full".to_owned());
+    FromWorker::CheckpointPartFailed { generation: G1, standing, cell, why }
 }
 
 pub(crate) fn finished(step: u64, ending: Ending) -> FromWorker {

@@ -22,6 +22,10 @@ pub(super) struct Parts {
 struct Pending {
     standing: Standing,
     files: BTreeMap<CellId, Vec<CheckpointFile>>,
+    /// Cells that could not write theirs.
+    failed: BTreeSet<CellId>,
+    /// `next_failed` has named it.
+    discarded: bool,
 }
 
 /// Why a part is not taken.
@@ -52,22 +56,7 @@ impl Parts {
         cell: CellId,
         files: Vec<CheckpointFile>,
     ) -> Result<(), PartError> {
-        let step = standing.step;
-        if !self.writers().any(|writer| writer == cell) {
-            return Err(PartError::Wrong(format!("{cell} writes no checkpoints in this plan")));
-        }
-        if step <= self.closed || self.is_writing(step) {
-            return Err(PartError::Late);
-        }
-        let files_of = || Pending { standing, files: BTreeMap::new() };
-        let pending = self.steps.entry(step).or_insert_with(files_of);
-        if pending.files.contains_key(&cell) {
-            return Err(PartError::Late);
-        }
-        if pending.standing != standing {
-            let (got, want) = (standing, pending.standing);
-            return Err(PartError::Wrong(format!("{cell} stands at {got:?}, others at {want:?}")));
-        }
+        let pending = self.awaiting(standing, cell)?;
         let mut names: BTreeSet<_> =
             pending.files.values().flatten().map(|file| &file.name).collect();
         if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
@@ -78,6 +67,46 @@ impl Parts {
         Ok(())
     }
 
+    /// Notes that a cell could not write its files. True if it is the first of this step.
+    pub(super) fn fail(&mut self, standing: Standing, cell: CellId) -> Result<bool, PartError> {
+        let pending = self.awaiting(standing, cell)?;
+        pending.failed.insert(cell);
+        Ok(pending.failed.len() == 1)
+    }
+
+    /// The checkpoint that waits for this cell's word.
+    fn awaiting(&mut self, standing: Standing, cell: CellId) -> Result<&mut Pending, PartError> {
+        let step = standing.step;
+        if !self.writers().any(|writer| writer == cell) {
+            return Err(PartError::Wrong(format!("{cell} writes no checkpoints in this plan")));
+        }
+        if step <= self.closed || self.is_writing(step) {
+            return Err(PartError::Late);
+        }
+        let pending = self.steps.entry(step).or_insert_with(|| Pending::new(standing));
+        if pending.is_from(cell) {
+            return Err(PartError::Late);
+        }
+        if pending.standing != standing {
+            let (got, want) = (standing, pending.standing);
+            return Err(PartError::Wrong(format!("{cell} stands at {got:?}, others at {want:?}")));
+        }
+        Ok(pending)
+    }
+
+    /// A step of which some cell could not write its files, once every cell has said what became
+    /// of its own: each step once.
+    pub(super) fn next_failed(&mut self) -> Option<u64> {
+        let n_writers = self.writers().count();
+        let (step, pending) = self.steps.iter_mut().find(|(_, pending)| {
+            let heard = pending.files.len() + pending.failed.len();
+            !pending.discarded && !pending.failed.is_empty() && heard == n_writers
+        })?;
+        // Its names stay, so that what is said twice is known to be.
+        pending.discarded = true;
+        Some(*step)
+    }
+
     /// The next complete checkpoint of a committed step, if none is being written.
     pub(super) fn next_complete(&mut self, committed: u64) -> Option<CheckpointManifest> {
         if self.writing.is_some() {
@@ -85,10 +114,11 @@ impl Parts {
         }
         let n_writers = self.writers().count();
         let complete = |(step, pending): &(&u64, &Pending)| {
+            // One that failed anywhere never has all.
             **step <= committed && pending.files.len() == n_writers
         };
         let step = *self.steps.iter().find(complete)?.0;
-        let Pending { standing, files } = self.steps.remove(&step)?;
+        let Pending { standing, files, .. } = self.steps.remove(&step)?;
         let mut files: Vec<_> = files.into_values().flatten().collect();
         files.sort();
         self.writing = Some(standing);
@@ -120,7 +150,19 @@ impl Parts {
             return Vec::new();
         }
         let pending = self.steps.get(&step);
-        self.writers().filter(|cell| !pending.is_some_and(|p| p.files.contains_key(cell))).collect()
+        self.writers().filter(|cell| !pending.is_some_and(|p| p.is_from(*cell))).collect()
+    }
+}
+
+impl Pending {
+    fn new(standing: Standing) -> Self {
+        let (files, failed) = (BTreeMap::new(), BTreeSet::new());
+        Self { standing, files, failed, discarded: false }
+    }
+
+    /// Whether this cell has said what became of its files.
+    fn is_from(&self, cell: CellId) -> bool {
+        self.files.contains_key(&cell) || self.failed.contains(&cell)
     }
 }
 
@@ -172,6 +214,29 @@ mod tests {
         assert!(!parts.is_busy());
         assert_eq!(parts.next_complete(7).unwrap().standing.step, 7);
         assert_eq!(parts.add(at(5), CellId(2), file("b")), Err(PartError::Late));
+    }
+
+    #[test]
+    fn a_checkpoint_with_a_failed_part_is_discarded_once_all_have_spoken() {
+        let mut parts = Parts::new(GRID, 0);
+        assert_eq!(parts.fail(at(5), CellId(2)), Ok(true));
+        assert_eq!(parts.fail(at(5), CellId(2)), Err(PartError::Late));
+        assert_eq!(parts.add(at(5), CellId(2), file("b")), Err(PartError::Late));
+        assert!(parts.fail(at(5), CellId(1)).is_err(), "a cell that writes nothing");
+        assert_eq!((parts.next_failed(), parts.missing(5)), (None, vec![CellId(0)]));
+        parts.add(at(5), CellId(0), file("a")).unwrap();
+        assert_eq!(parts.next_complete(5), None);
+        assert_eq!((parts.next_failed(), parts.next_failed()), (Some(5), None));
+        assert_eq!(parts.fail(at(5), CellId(0)), Err(PartError::Late));
+        // Both fail the next one, and the third is whole.
+        assert_eq!(parts.fail(at(6), CellId(0)), Ok(true));
+        assert_eq!(parts.fail(at(6), CellId(2)), Ok(false));
+        assert_eq!(parts.next_failed(), Some(6));
+        parts.add(at(7), CellId(0), file("a")).unwrap();
+        parts.add(at(7), CellId(2), file("b")).unwrap();
+        assert_eq!(parts.next_complete(7).unwrap().standing.step, 7);
+        assert_eq!(parts.written(7), Some(at(7)));
+        assert_eq!((parts.next_failed(), parts.steps.len()), (None, 0));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use shoal_plan::report::{Evaluation, Outcome, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::ToWorker;
 
-use super::{Effect, Ignored, Phase, State};
+use super::parts::PartError;
+use super::{ConnectionId, Effect, Ignored, Phase, State};
 use crate::ledger::{LedgerRow, StepLine};
 use crate::news::{Cause, News};
 
@@ -112,8 +113,33 @@ impl State {
             }
             Err(why) => {
                 self.checkpoint_failed = Some((step, why.clone()));
-                self.news(News::CheckpointFailed { step, why });
+                self.news(News::CheckpointFailed { step, cell: None, why });
             }
+        }
+    }
+
+    /// A cell could not write its files. The others' are of no use then, and go when all have said
+    /// what became of theirs.
+    pub(super) fn part_failed(
+        &mut self,
+        (worker, connection): (WorkerId, ConnectionId),
+        standing: Standing,
+        cell: CellId,
+        why: String,
+    ) {
+        if let Err(why) = self.part_fits(worker, standing, cell) {
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        let step = standing.step;
+        match self.parts.fail(standing, cell) {
+            Ok(true) => {
+                let why = format!("{worker}, {cell}: {why}");
+                self.checkpoint_failed = Some((step, why.clone()));
+                self.news(News::CheckpointFailed { step, cell: Some(cell), why });
+            }
+            Ok(false) => {}
+            Err(PartError::Late) => self.ignore(connection, Ignored::Repeated),
+            Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
         }
     }
 }

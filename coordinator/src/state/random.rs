@@ -4,8 +4,8 @@
 use shoal_proto::FailureKind;
 
 use super::fixtures::{
-    G1, LAST_STEP, connection, evaluated, finished, go_back, hello, of_generation, part, settings,
-    step_done, step_skipped,
+    G1, LAST_STEP, connection, evaluated, finished, go_back, hello, of_generation, part,
+    part_failed, settings, step_done, step_skipped,
 };
 use super::*;
 
@@ -58,7 +58,7 @@ fn script(worker: u32, rolls_back: bool) -> Vec<FromWorker> {
 fn disturbance(random: &mut Random) -> Event {
     let n = random.below(4) as u32;
     let connection = connection(n);
-    let message = match random.below(15) {
+    let message = match random.below(16) {
         0 => return Event::HungUp { connection, why: "reset".into() },
         1 => return Event::WorkerExited { worker: WorkerId(n), what: "signal 9".into() },
         2 => return Event::BadMessage { connection, why: "nonsense".into() },
@@ -77,6 +77,7 @@ fn disturbance(random: &mut Random) -> Event {
         11 => go_back(random.below(5), 1),
         12 => evaluated(random.below(5), 1.0),
         13 => step_skipped(random.below(3) as u32, random.below(6) + 1, 1),
+        14 => part_failed(random.below(4) as u32, random.below(7)),
         _ => FromWorker::Heartbeat { generation: None, step: 0 },
     };
     Event::Message { connection, message }
@@ -153,6 +154,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 FromWorker::Hello(_)
                 | FromWorker::Heartbeat { .. }
                 | FromWorker::CheckpointPart { .. }
+                | FromWorker::CheckpointPartFailed { .. }
                 | FromWorker::Evaluated { .. }
                 | FromWorker::GoBack { .. }
                 | FromWorker::Finished { .. }
@@ -177,6 +179,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 Effect::CommitCheckpoint(manifest) => writing.push(manifest.standing.step),
                 Effect::News(news) => judge.hear(&news),
                 Effect::Send { .. }
+                | Effect::DiscardCheckpoint { .. }
                 | Effect::Close { .. }
                 | Effect::Ignored { .. }
                 | Effect::Record(_) => {}

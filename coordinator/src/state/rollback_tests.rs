@@ -72,6 +72,7 @@ fn without_a_checkpoint_the_run_goes_back_to_its_initial_parameters() {
             | Effect::Ignored { .. }
             | Effect::Record(_)
             | Effect::CommitCheckpoint(_)
+            | Effect::DiscardCheckpoint { .. }
             | Effect::News(_) => None,
         })
         .collect();

@@ -6,7 +6,7 @@ use shoal_proto::{FailureKind, Hello};
 
 use super::cause::GRACE_MS;
 use super::fixtures::{
-    G1, at, connection, evaluated, finished, go_back, hello, part, settings, step_done,
+    G1, at, connection, evaluated, finished, go_back, hello, part, part_failed, settings, step_done,
 };
 use super::*;
 use crate::ledger::Rollback;
@@ -99,6 +99,7 @@ fn line(effect: &Effect) -> String {
         Effect::CommitCheckpoint(manifest) => {
             format!("commit {} of {} files", manifest.standing.step, manifest.files.len())
         }
+        Effect::DiscardCheckpoint { step } => format!("discard {step}"),
         Effect::News(News::Step(report)) => format!("step {}", report.step()),
         Effect::News(News::Evaluated { step, evaluations }) => {
             format!("evaluated {step}: {} {}", evaluations[0].set, evaluations[0].loss)
@@ -340,7 +341,7 @@ fn a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last() {
     run.say(1, part(1, 2));
     let result = || Err("disk full".to_owned());
     let failed = run.apply(Event::CheckpointWritten { step: 2, result: result() });
-    check(failed, &[r#"CheckpointFailed { step: 2, why: "disk full" }"#]);
+    check(failed, &[r#"CheckpointFailed { step: 2, cell: None, why: "disk full" }"#]);
     for worker in [0, 1] {
         run.say(worker, step_done(worker, 3));
         run.say(worker, step_done(worker, 4));
@@ -348,7 +349,30 @@ fn a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last() {
         run.say(worker, finished(4, Ending::Completed));
     }
     let end = run.apply(Event::CheckpointWritten { step: 4, result: result() });
-    assert!(end.ends_with("failed: disk full (last committed step: 4)"), "{end}");
+    let want = "failed: the checkpoint of step 4, the run's last, could not be completed: disk full \
+                (last committed step: 4)";
+    assert!(end.ends_with(want), "{end}");
+}
+
+#[test]
+fn a_cell_that_cannot_write_costs_a_checkpoint_and_not_the_run() {
+    let mut run = Run::two_steps();
+    let told = r#"CheckpointFailed { step: 2, cell: Some(CellId(1)), why: "worker-1, cell-1: disk full" }"#;
+    check(run.say(1, part_failed(1, 2)), &[told]);
+    check(run.say(1, part_failed(1, 2)), &["11 ignored: known already"]);
+    check(run.say(0, part(0, 2)), &["discard 2"]);
+    for step in [3, 4] {
+        run.say(0, step_done(0, step));
+        run.say(1, step_done(1, step));
+    }
+    run.say(0, part_failed(0, 4));
+    run.say(0, finished(4, Ending::Completed));
+    check(run.say(1, part_failed(1, 4)), &["discard 4"]);
+    let end = run.say(1, finished(4, Ending::Completed));
+    assert!(end.contains("the run's last, could not be completed: worker-0, cell-0"), "{end}");
+    let mut wrong = Run::two_steps();
+    let end = wrong.say(0, part_failed(1, 2));
+    assert!(end.contains("a checkpoint's part of cell-1, which it does not host"), "{end}");
 }
 
 #[test]

@@ -31,6 +31,11 @@ fn part(name: &str, blake3: &str) -> FromWorker {
     FromWorker::CheckpointPart { generation, standing: standing(), cell, files: vec![file] }
 }
 
+fn part_failed(why: &str) -> FromWorker {
+    let (generation, cell, why) = (Generation(1), CellId(2), why.into());
+    FromWorker::CheckpointPartFailed { generation, standing: standing(), cell, why }
+}
+
 fn standing() -> Standing {
     let best = Some(Best { step: 40, loss: 1.0 / 3.0 });
     Standing { step: 50, sequences: 432, skips: 1, rollbacks: 2, best, stale: 3 }
@@ -134,6 +139,7 @@ fn what_a_worker_says_arrives_unchanged() {
         FromWorker::GoBack { generation, standing: standing() },
         FromWorker::GoBack { generation, standing: Standing::default() },
         part("model-0.safetensors", &"a1".repeat(32)),
+        part_failed("writing model-cell-0.safetensors: No space left on device (os error 28)"),
         FromWorker::Finished { generation, step: 100, ending: Ending::Completed },
         FromWorker::Finished { generation, step: 12, ending: Ending::Stopped },
         FromWorker::Finished { generation, step: 12, ending: Ending::NoImprovement },
@@ -241,8 +247,16 @@ fn text_cannot_steer_a_terminal_and_is_cut_to_size() {
         unreachable!("a Failed stays a Failed");
     };
     assert_eq!(what, "red \\u{1b}[31m\nnext \\u{7} é");
-    let long = failed(FailureKind::Internal, &"é".repeat(TEXT_BYTES_MAX));
-    FromWorker::try_from(raw::FromWorker::from(long)).unwrap();
+    let long = "é".repeat(TEXT_BYTES_MAX);
+    for long in [failed(FailureKind::Internal, &long), part_failed(&long)] {
+        FromWorker::try_from(raw::FromWorker::from(long)).unwrap();
+    }
+    let FromWorker::CheckpointPartFailed { why, .. } =
+        FromWorker::try_from(raw::FromWorker::from(part_failed("a \u{1b}[2J"))).unwrap()
+    else {
+        unreachable!("it stays what it is");
+    };
+    assert_eq!(why, "a \\u{1b}[2J");
 }
 
 #[track_caller]

@@ -64,7 +64,7 @@ impl Cell {
             let due = step.is_multiple_of(job.checkpoint.every) && !skipped;
             let stale = self.standing.is_stale(job.evaluation.patience);
             if due || best || last || stops || stale {
-                self.write_checkpoint(say)?;
+                self.write_checkpoint(say);
             }
             if stops && !last && !stale {
                 break Ending::Stopped;
@@ -136,16 +136,24 @@ impl Cell {
         }
     }
 
-    fn write_checkpoint(&self, say: Say<'_>) -> Result<(), EngineError> {
+    /// A disk that is full, or may not be written to, costs a checkpoint and not the run: the
+    /// coordinator counts it, and whether the run may end without one is for it to say.
+    fn write_checkpoint(&self, say: Say<'_>) {
         let standing = self.standing;
         let write = || self.trainer.write_checkpoint(standing.step);
         let written = match &self.watch {
             Some(watch) => watch.checkpoint(write),
             None => write(),
         };
-        if let Some(files) = written? {
-            say(CellNews::Part { standing, files });
+        match written {
+            Ok(Some(files)) => say(CellNews::Part { standing, files }),
+            // Others write for this cell.
+            Ok(None) => {}
+            Err(error) => {
+                let (step, why) = (standing.step, error.to_string());
+                tracing::error!(cell = %self.trainer.id, step, why, "no files of the checkpoint");
+                say(CellNews::PartFailed { standing, why });
+            }
         }
-        Ok(())
     }
 }

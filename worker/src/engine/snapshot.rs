@@ -6,6 +6,7 @@
 //! stages: their names differ, and stand in the same files.
 
 use std::borrow::Cow;
+use std::fs;
 use std::path::Path;
 
 use shoal_data::Tokenizer;
@@ -43,20 +44,39 @@ pub(super) fn write(
         return Ok(None);
     }
     let directory = partial_directory(&inputs.checkpoints, step)?;
-    let mut files = writer.write(&directory, stages)?;
-    if cell == CellId(0) {
-        let index = index(inputs);
-        let extras = ConfigExtras { eos: inputs.tokenizer.end_token(), ..ConfigExtras::default() };
-        files.extend(write_hf_files(&directory, &inputs.job.model, &extras, &index)?);
-        let beside = Tokenizer::file_beside(&directory, inputs.job.model.vocab_size)?;
-        if let Some((_, json)) = beside {
-            files.push(write_bytes(&directory, TOKENIZER_FILE, &json)?);
+    let written = writer.write_all(inputs, &directory, stages);
+    if written.is_err() {
+        // On a full disk half a file is in the way of the next whole one. What cannot be removed
+        // goes with the directory, which the coordinator discards.
+        for kind in TensorKind::ALL {
+            fs::remove_file(directory.join(kind.file_name(cell))).ok();
         }
     }
-    Ok(Some(files))
+    written.map(Some)
 }
 
 impl Writer {
+    /// The tensors, and from cell 0 what `transformers` wants beside them.
+    fn write_all(
+        self,
+        inputs: &Inputs,
+        directory: &Path,
+        stages: &[&Stage],
+    ) -> Result<Vec<CheckpointFile>, EngineError> {
+        let mut files = self.write(directory, stages)?;
+        if self.cell == CellId(0) {
+            let index = index(inputs);
+            let eos = inputs.tokenizer.end_token();
+            let extras = ConfigExtras { eos, ..ConfigExtras::default() };
+            files.extend(write_hf_files(directory, &inputs.job.model, &extras, &index)?);
+            let beside = Tokenizer::file_beside(directory, inputs.job.model.vocab_size)?;
+            if let Some((_, json)) = beside {
+                files.push(write_bytes(directory, TOKENIZER_FILE, &json)?);
+            }
+        }
+        Ok(files)
+    }
+
     /// One file of each kind of tensors that the stages have.
     fn write(
         self,

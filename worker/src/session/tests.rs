@@ -92,6 +92,9 @@ fn a_worker_trains_from_hello_to_leave() {
     check(&mut s, Event::Engine(done), "send StepDone");
     let part = EngineEvent::CheckpointPart { standing: at(5), cell: CellId(0), files: vec![] };
     check(&mut s, Event::Engine(part), "send CheckpointPart");
+    let why = "disk full".to_owned();
+    let part = EngineEvent::CheckpointPartFailed { standing: at(5), cell: CellId(0), why };
+    check(&mut s, Event::Engine(part), "send CheckpointPartFailed");
     let committed = ToWorker::CheckpointCommitted { generation: G1, step: 5 };
     check(&mut s, from(committed), "CheckpointCommitted { step: 5 }");
     check(&mut s, from(ToWorker::Stop { generation: G1 }), "StopEngine");

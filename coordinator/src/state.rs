@@ -128,6 +128,8 @@ struct Member {
     /// False after a hang-up or the end of the lease.
     connected: bool,
     address: SocketAddr,
+    /// Where the snapshots in its memory are reached.
+    vault: SocketAddr,
     heard_ms: u64,
     ready: bool,
     /// The last step it has done.
@@ -282,6 +284,9 @@ impl State {
                     Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
                 }
             }
+            FromWorker::Held { .. } | FromWorker::AtEdge { .. } | FromWorker::Leaving { .. } => {
+                self.ignore(connection, Ignored::OutOfPhase(self.phase));
+            }
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
                 let (cause, step) = (Cause::Reported(kind), Some(step));
@@ -336,12 +341,14 @@ impl State {
 /// The generation a message claims. A heartbeat's does not matter: it only says "alive".
 fn generation(message: &FromWorker) -> Option<Generation> {
     match message {
-        FromWorker::Hello(_) | FromWorker::Heartbeat { .. } => None,
+        FromWorker::Hello(_) | FromWorker::Heartbeat { .. } | FromWorker::Leaving { .. } => None,
         FromWorker::Ready { generation }
         | FromWorker::StepDone { generation, .. }
         | FromWorker::Evaluated { generation, .. }
         | FromWorker::GoBack { generation, .. }
         | FromWorker::CheckpointPart { generation, .. }
+        | FromWorker::Held { generation, .. }
+        | FromWorker::AtEdge { generation, .. }
         | FromWorker::Finished { generation, .. }
         | FromWorker::Failed { generation, .. } => Some(*generation),
     }

@@ -132,6 +132,8 @@ struct Member {
     /// False after a hang-up or the end of the lease.
     connected: bool,
     address: SocketAddr,
+    /// Where the snapshots in its memory are reached.
+    vault: SocketAddr,
     heard_ms: u64,
     ready: bool,
     /// The last step it has done.
@@ -292,6 +294,9 @@ impl State {
             FromWorker::CheckpointPartFailed { standing, cell, why, .. } => {
                 self.part_failed((worker, connection), standing, cell, why);
             }
+            FromWorker::Held { .. } | FromWorker::AtEdge { .. } | FromWorker::Leaving { .. } => {
+                self.ignore(connection, Ignored::OutOfPhase(self.phase));
+            }
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
                 let (cause, step) = (Cause::Reported(kind), Some(step));
@@ -346,13 +351,15 @@ impl State {
 /// The generation a message claims. A heartbeat's does not matter: it only says "alive".
 fn generation(message: &FromWorker) -> Option<Generation> {
     match message {
-        FromWorker::Hello(_) | FromWorker::Heartbeat { .. } => None,
+        FromWorker::Hello(_) | FromWorker::Heartbeat { .. } | FromWorker::Leaving { .. } => None,
         FromWorker::Ready { generation }
         | FromWorker::StepDone { generation, .. }
         | FromWorker::Evaluated { generation, .. }
         | FromWorker::GoBack { generation, .. }
         | FromWorker::CheckpointPart { generation, .. }
         | FromWorker::CheckpointPartFailed { generation, .. }
+        | FromWorker::Held { generation, .. }
+        | FromWorker::AtEdge { generation, .. }
         | FromWorker::Finished { generation, .. }
         | FromWorker::Failed { generation, .. } => Some(*generation),
     }

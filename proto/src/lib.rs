@@ -4,12 +4,13 @@
 //! One meaning each: *run* (one launch), *plan* (who hosts which cell), *generation* (the number
 //! of the plan, which fences stale members), *session* (one worker's stream), *lease* (how long a
 //! silent worker counts as alive), *step* (one optimizer update), *part* (one cell's files of a
-//! checkpoint), *secret* (what only members of the run know).
+//! checkpoint), *vault* (the snapshots in a worker's memory), *edge* (the end of a step, where a plan may
+//! change), *secret* (what only members of the run know).
 
 mod message;
 mod secret;
 pub mod wire;
 
-pub use message::{Assign, FailureKind, FromWorker, Hello, ToWorker};
+pub use message::{Assign, FailureKind, FromWorker, Hello, Resuming, Source, ToWorker};
 pub use secret::{Secret, SecretError};
 pub use wire::WireError;

@@ -65,6 +65,26 @@ pub enum FromWorker {
         /// The file, and what the system said.
         why: String,
     },
+    /// This worker's memory holds the state of a cell after this standing's step: its own, or a
+    /// copy of a peer's.
+    Held {
+        generation: Generation,
+        standing: Standing,
+        cell: CellId,
+        /// Of the snapshot, in lower-case hexadecimal.
+        blake3: String,
+    },
+    /// All its cells have ended after the step on which all workers agreed, as `ToWorker::Edge`
+    /// asked, and their snapshots are in its memory: it waits for a new plan.
+    AtEdge {
+        generation: Generation,
+        /// The same from all workers.
+        standing: Standing,
+    },
+    /// It wants to hand over its cells and go. Said at any time after the hello.
+    Leaving {
+        reason: String,
+    },
     /// Nothing is left to do.
     Finished {
         generation: Generation,
@@ -93,6 +113,18 @@ pub struct Hello {
     pub pid: u32,
     /// Compute threads. Never zero.
     pub threads: u32,
+    /// Where the other workers reach the snapshots in its memory.
+    pub vault_address: SocketAddr,
+    /// In a session that was cut off and is taken up again by the same process: what it does.
+    pub resuming: Option<Resuming>,
+}
+
+/// What a worker is at that has lost its coordinator for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resuming {
+    pub generation: Generation,
+    /// Optimizer steps done.
+    pub step: u64,
 }
 
 /// What the coordinator says.
@@ -105,6 +137,11 @@ pub enum ToWorker {
     },
     /// Checkpoint at the next step all workers agree on, then report `Finished`.
     Stop {
+        generation: Generation,
+    },
+    /// End after the next step on which all workers agree, keep the state in memory, and wait for a
+    /// new plan.
+    Edge {
         generation: Generation,
     },
     /// The checkpoint of this step is complete and durable.
@@ -134,6 +171,21 @@ pub struct Assign {
     pub resume_from: Option<u64>,
     /// From where to go on. After a rollback its data are further than the checkpoint's.
     pub standing: Standing,
+    /// Vaults of all workers in `peers`.
+    pub vaults: BTreeMap<WorkerId, SocketAddr>,
+    /// Where the state of each cell after `standing` is found, in cell order: one for each, or none
+    /// at all, and then it comes from the checkpoint or from the seed.
+    pub sources: Vec<Source>,
+}
+
+/// A snapshot in some worker's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub worker: WorkerId,
+    /// Whose snapshot it is: the cell's own, or that of its twin in another replica, which is equal.
+    pub cell: CellId,
+    /// Of the snapshot, in lower-case hexadecimal.
+    pub blake3: String,
 }
 
 /// Why a worker gave up.

@@ -9,7 +9,7 @@ use shoal_plan::checkpoint::{self, CheckpointFile};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 
-use crate::message::{FailureKind, FromWorker, Hello};
+use crate::message::{FailureKind, FromWorker, Hello, Resuming};
 
 mod reports;
 mod to_worker;
@@ -97,6 +97,19 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 cell: CellId(raw.cell),
                 why: readable("checkpoint_part_failed.why", &raw.why)?,
             },
+            Message::Held(raw) => Self::Held {
+                generation: Generation(raw.generation),
+                standing: reports::standing("held.standing", raw.standing)?,
+                cell: CellId(raw.cell),
+                blake3: hash("held.blake3", raw.blake3)?,
+            },
+            Message::AtEdge(raw) => Self::AtEdge {
+                generation: Generation(raw.generation),
+                standing: reports::standing("at_edge.standing", raw.standing)?,
+            },
+            Message::Leaving(raw) => {
+                Self::Leaving { reason: readable("leaving.reason", &raw.reason)? }
+            }
             Message::Finished(raw) => Self::Finished {
                 generation: Generation(raw.generation),
                 step: raw.step,
@@ -123,6 +136,10 @@ impl From<FromWorker> for raw::FromWorker {
                 data_address: hello.data_address.to_string(),
                 pid: hello.pid,
                 threads: hello.threads,
+                vault_address: hello.vault_address.to_string(),
+                resuming: hello
+                    .resuming
+                    .map(|at| raw::Resuming { generation: at.generation.0, step: at.step }),
             }),
             FromWorker::Heartbeat { generation, step } => Message::Heartbeat(raw::Heartbeat {
                 generation: generation.map(|generation| generation.0),
@@ -166,6 +183,19 @@ impl From<FromWorker> for raw::FromWorker {
                     why: shortened(why),
                 })
             }
+            FromWorker::Held { generation, standing, cell, blake3 } => Message::Held(raw::Held {
+                generation: generation.0,
+                standing: Some(standing.into()),
+                cell: cell.0,
+                blake3,
+            }),
+            FromWorker::AtEdge { generation, standing } => Message::AtEdge(raw::AtEdge {
+                generation: generation.0,
+                standing: Some(standing.into()),
+            }),
+            FromWorker::Leaving { reason } => {
+                Message::Leaving(raw::Leaving { reason: shortened(reason) })
+            }
             FromWorker::Finished { generation, step, ending } => Message::Finished(raw::Finished {
                 generation: generation.0,
                 step,
@@ -198,6 +228,10 @@ impl TryFrom<raw::Hello> for Hello {
             data_address: address("hello.data_address", &raw.data_address)?,
             pid: raw.pid,
             threads: raw.threads,
+            vault_address: address("hello.vault_address", &raw.vault_address)?,
+            resuming: raw
+                .resuming
+                .map(|raw| Resuming { generation: Generation(raw.generation), step: raw.step }),
         })
     }
 }
@@ -246,14 +280,19 @@ fn files(raw: Vec<raw::CheckpointFile>) -> Result<Vec<CheckpointFile>, WireError
             let field = "checkpoint_part.files.name";
             return Err(value(field, raw.name.escape_debug(), "a plain file name"));
         }
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if raw.blake3.len() != 64 || !raw.blake3.bytes().all(hex) {
-            let field = "checkpoint_part.files.blake3";
-            return Err(value(field, raw.blake3.escape_debug(), "64 lower-case hex digits"));
-        }
-        Ok(CheckpointFile { name: raw.name, bytes: raw.bytes, blake3: raw.blake3 })
+        let blake3 = hash("checkpoint_part.files.blake3", raw.blake3)?;
+        Ok(CheckpointFile { name: raw.name, bytes: raw.bytes, blake3 })
     };
     raw.into_iter().map(file).collect()
+}
+
+/// A blake3 as it is written everywhere.
+fn hash(field: &'static str, text: String) -> Result<String, WireError> {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if text.len() != 64 || !text.bytes().all(hex) {
+        return Err(value(field, text.escape_debug(), "64 lower-case hex digits"));
+    }
+    Ok(text)
 }
 
 fn raw_file(file: CheckpointFile) -> raw::CheckpointFile {

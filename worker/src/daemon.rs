@@ -66,6 +66,9 @@ pub trait Engine: Send {
     /// Checkpoint at the next step that all workers agree on, and finish. Called at most once, and
     /// possibly before `begin` or after the last step.
     fn stop(&self);
+    /// End at the next step that all workers agree on, and keep the state in memory for the next
+    /// plan. Called at most once, and possibly before `begin` or after the last step.
+    fn edge(&self);
     /// The checkpoint of this step is complete and durable.
     fn checkpoint_committed(&self, step: u64);
 }
@@ -111,6 +114,8 @@ pub async fn run(
         data_address: listener.local_addr().map_err(listen)?,
         pid: std::process::id(),
         threads: options.threads as u32,
+        vault_address: listener.local_addr().map_err(listen)?,
+        resuming: None,
     };
     let link = tokio::select! {
         link = client::connect(options.join, &options.secret) => link?,
@@ -183,6 +188,7 @@ impl<F: EngineFactory> Daemon<F> {
             Effect::StartEngine(assign) => self.start_engine(*assign)?,
             Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
             Effect::StopEngine => self.tell_engine(|engine| engine.stop()),
+            Effect::EndAtEdge => self.tell_engine(|engine| engine.edge()),
             Effect::CheckpointCommitted { step } => {
                 self.tell_engine(|engine| engine.checkpoint_committed(step));
             }
@@ -197,7 +203,7 @@ impl<F: EngineFactory> Daemon<F> {
 
     fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
         self.engine.take().map(tear_down);
-        let Assign { run, plan, job, peers, resume_from, standing } = assign;
+        let Assign { run, plan, job, peers, resume_from, standing, .. } = assign;
         let listener = self.listener.try_clone();
         let assignment = Assignment {
             job,
@@ -287,6 +293,8 @@ mod tests {
             self.events.send(finished).unwrap();
         }
 
+        fn edge(&self) {}
+
         fn checkpoint_committed(&self, step: u64) {
             let (kind, layer) = (FailureKind::Checkpoint, None);
             let what = "as the test wants it".to_owned();
@@ -321,6 +329,7 @@ mod tests {
         let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
         let mut assign = assign("r", Generation(1));
         assign.peers.insert(WorkerId(0), hello.data_address);
+        assign.vaults.insert(WorkerId(0), hello.vault_address);
         coordinator.say(ToWorker::Assign(assign));
         let generation = Generation(1);
         assert_eq!(coordinator.next().await, FromWorker::Ready { generation });

@@ -164,6 +164,10 @@ impl Engine for LocalEngine {
         self.control.stop();
     }
 
+    fn edge(&self) {
+        self.control.stop();
+    }
+
     fn checkpoint_committed(&self, step: u64) {
         tracing::info!(step, "the checkpoint is complete");
     }

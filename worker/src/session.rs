@@ -38,6 +38,11 @@ pub enum EngineEvent {
     CheckpointPart { standing: Standing, cell: CellId, files: Vec<CheckpointFile> },
     /// The cell could not write its files of a checkpoint, and trains on.
     CheckpointPartFailed { standing: Standing, cell: CellId, why: String },
+    /// The state of a cell after a step is in this worker's memory: its own, or a copy of a peer's.
+    Held { standing: Standing, cell: CellId, blake3: String },
+    /// The cells have ended after the step on which all agreed, as they were asked to, and their
+    /// snapshots are in this worker's memory.
+    AtEdge { standing: Standing },
     /// Nothing is left to do; the last step's checkpoint parts are out.
     Finished { step: u64, ending: Ending },
     /// Too many steps were skipped: the cells have ended, and want to start from a checkpoint.
@@ -72,6 +77,8 @@ pub enum Effect {
     BeginTraining,
     /// Checkpoint at the next step that all workers agree on, and finish.
     StopEngine,
+    /// End at the next step that all workers agree on, and keep the state in memory.
+    EndAtEdge,
     CheckpointCommitted {
         step: u64,
     },
@@ -185,6 +192,7 @@ impl Session {
                 vec![Effect::BeginTraining]
             }
             ToWorker::Stop { generation } => self.for_engine(generation, Effect::StopEngine),
+            ToWorker::Edge { generation } => self.for_engine(generation, Effect::EndAtEdge),
             ToWorker::CheckpointCommitted { generation, step } => {
                 self.for_engine(generation, Effect::CheckpointCommitted { step })
             }
@@ -253,6 +261,13 @@ impl Session {
             }
             EngineEvent::CheckpointPartFailed { standing, cell, why } => {
                 FromWorker::CheckpointPartFailed { generation, standing, cell, why }
+            }
+            EngineEvent::Held { standing, cell, blake3 } => {
+                FromWorker::Held { generation, standing, cell, blake3 }
+            }
+            EngineEvent::AtEdge { standing } => {
+                self.stage = Stage::GoingBack;
+                FromWorker::AtEdge { generation, standing }
             }
             EngineEvent::Finished { step, ending } => {
                 self.stage = Stage::Finished;

@@ -64,6 +64,8 @@ pub(crate) fn hello(worker: u32) -> FromWorker {
         data_address: "127.0.0.1:4000".parse().unwrap(),
         pid: 100 + worker,
         threads: 1,
+        vault_address: "127.0.0.1:4001".parse().unwrap(),
+        resuming: None,
     })
 }
 
@@ -131,6 +133,10 @@ pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> From
             FromWorker::Evaluated { generation, step, evaluations }
         }
         FromWorker::GoBack { standing, .. } => FromWorker::GoBack { generation, standing },
+        FromWorker::AtEdge { standing, .. } => FromWorker::AtEdge { generation, standing },
+        FromWorker::Held { standing, cell, blake3, .. } => {
+            FromWorker::Held { generation, standing, cell, blake3 }
+        }
         FromWorker::CheckpointPart { standing, cell, files, .. } => {
             FromWorker::CheckpointPart { generation, standing, cell, files }
         }
@@ -142,6 +148,7 @@ pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> From
         }
         other @ (FromWorker::Hello(_)
         | FromWorker::Heartbeat { .. }
+        | FromWorker::Leaving { .. }
         | FromWorker::Failed { .. }) => other,
     }
 }

@@ -15,6 +15,7 @@ impl State {
             connection,
             connected: true,
             address: hello.data_address,
+            vault: hello.vault_address,
             heard_ms: self.now_ms,
             ready: false,
             done: self.committed,
@@ -35,8 +36,8 @@ impl State {
         if hello.worker.0 >= wanted {
             return Err(format!("{} is not of this run, which wants {wanted}", hello.worker));
         }
-        if !hello.data_address.ip().is_loopback() {
-            let address = hello.data_address;
+        let mut addresses = [hello.data_address, hello.vault_address].into_iter();
+        if let Some(address) = addresses.find(|address| !address.ip().is_loopback()) {
             return Err(format!("{address} is not on this machine: without TLS nothing leaves it"));
         }
         if let Some(known) = self.worker_of(connection) {
@@ -67,7 +68,17 @@ impl State {
         let (run, job) = (self.settings.run.clone(), job.clone());
         let standing = self.start;
         let resume_from = Some(standing.step).filter(|step| *step > 0);
-        let assign = Assign { run, plan: plan.clone(), job, peers, resume_from, standing };
+        let vaults = self.members.iter().map(|(worker, member)| (*worker, member.vault)).collect();
+        let assign = Assign {
+            run,
+            plan: plan.clone(),
+            job,
+            peers,
+            resume_from,
+            standing,
+            vaults,
+            sources: vec![],
+        };
         self.phase = Phase::Preparing;
         self.plan = Some(plan.clone());
         self.news(News::Planned(plan));

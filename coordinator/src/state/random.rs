@@ -157,6 +157,9 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 | FromWorker::CheckpointPartFailed { .. }
                 | FromWorker::Evaluated { .. }
                 | FromWorker::GoBack { .. }
+                | FromWorker::Held { .. }
+                | FromWorker::AtEdge { .. }
+                | FromWorker::Leaving { .. }
                 | FromWorker::Finished { .. }
                 | FromWorker::Failed { .. } => false,
             };

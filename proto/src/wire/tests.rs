@@ -13,7 +13,7 @@ use shoal_plan::schedule::Schedule;
 use shoal_plan::standing::{Best, Standing};
 
 use super::*;
-use crate::message::{Assign, ToWorker};
+use crate::message::{Assign, Source, ToWorker};
 
 fn hello() -> FromWorker {
     FromWorker::Hello(Hello {
@@ -22,6 +22,8 @@ fn hello() -> FromWorker {
         data_address: "127.0.0.1:4000".parse().unwrap(),
         pid: 77,
         threads: 2,
+        vault_address: "127.0.0.1:4001".parse().unwrap(),
+        resuming: Some(Resuming { generation: Generation(4), step: 9 }),
     })
 }
 
@@ -119,8 +121,13 @@ fn assign() -> Assign {
     };
     let peers = [(WorkerId(0), 4000), (WorkerId(1), 4001)];
     let peers = peers.map(|(id, port)| (id, SocketAddr::from(([127, 0, 0, 1], port))));
-    let (run, peers, resume_from) = (RunId("abc".into()), peers.into(), Some(50));
-    Assign { run, plan, job, peers, resume_from, standing: standing() }
+    let (run, peers, resume_from) = (RunId("abc".into()), BTreeMap::from(peers), Some(50));
+    let vaults = peers.clone();
+    let blake3 = "b2".repeat(32);
+    let source =
+        |cell| Source { worker: WorkerId(cell % 2), cell: CellId(cell), blake3: blake3.clone() };
+    let sources = (0..4).map(source).collect();
+    Assign { run, plan, job, peers, resume_from, standing: standing(), vaults, sources }
 }
 
 #[test]
@@ -140,6 +147,14 @@ fn what_a_worker_says_arrives_unchanged() {
         FromWorker::GoBack { generation, standing: Standing::default() },
         part("model-0.safetensors", &"a1".repeat(32)),
         part_failed("writing model-cell-0.safetensors: No space left on device (os error 28)"),
+        FromWorker::Held {
+            generation,
+            standing: standing(),
+            cell: CellId(2),
+            blake3: "c3".repeat(32),
+        },
+        FromWorker::AtEdge { generation, standing: standing() },
+        FromWorker::Leaving { reason: "told to".into() },
         FromWorker::Finished { generation, step: 100, ending: Ending::Completed },
         FromWorker::Finished { generation, step: 12, ending: Ending::Stopped },
         FromWorker::Finished { generation, step: 12, ending: Ending::NoImprovement },
@@ -161,7 +176,9 @@ fn what_the_coordinator_says_arrives_unchanged() {
     let messages = [
         ToWorker::Assign(Box::new(assign())),
         ToWorker::Assign(Box::new(Assign { resume_from: None, ..assign() })),
+        ToWorker::Assign(Box::new(Assign { sources: vec![], ..assign() })),
         ToWorker::Start { generation },
+        ToWorker::Edge { generation },
         ToWorker::Stop { generation },
         ToWorker::CheckpointCommitted { generation, step: 50 },
         ToWorker::Leave { reason: "done".into() },
@@ -289,6 +306,22 @@ fn an_assignment_that_does_not_fit_together_is_refused() {
     refuses_assign(
         |a| plan_of(a).experts[0].start = 10,
         "plan.experts is 10..8: want start <= end",
+    );
+    refuses_assign(
+        |a| drop(a.vaults.pop_first()),
+        "assign.vaults is an incomplete list: want one of worker-0",
+    );
+    refuses_assign(
+        |a| a.sources.truncate(3),
+        "assign.sources has 3 entries: want 4, as in plan.grid",
+    );
+    refuses_assign(
+        |a| a.sources[1].worker = 7,
+        "assign.sources.worker is worker-7: want a worker with a vault",
+    );
+    refuses_assign(
+        |a| a.sources[1].cell = 4,
+        "assign.sources.cell is cell-4: want a cell of plan.grid",
     );
     for axis in [0, u32::MAX] {
         refuses_assign(

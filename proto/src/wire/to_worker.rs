@@ -1,15 +1,16 @@
 //! The coordinator's messages through the door: `ToWorker` with its plan and its job.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 
-use shoal_plan::grid::Grid;
+use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::plan::{Generation, Plan, StagePlan, WorkerId};
 
 use super::{
-    WireError, address, finite, present, raw, readable, reports, run_id, shortened, value,
+    WireError, address, finite, hash, present, raw, readable, reports, run_id, shortened, value,
 };
-use crate::message::{Assign, ToWorker};
+use crate::message::{Assign, Source, ToWorker};
 
 /// Cells in a grid: far above any fleet this serves, and no product of it overflows.
 const CELLS_MAX: u64 = 1 << 16;
@@ -27,6 +28,7 @@ impl TryFrom<raw::ToWorker> for ToWorker {
                 let generation = Generation(raw.generation);
                 Self::CheckpointCommitted { generation, step: raw.step }
             }
+            Message::Edge(raw) => Self::Edge { generation: Generation(raw.generation) },
             Message::Leave(raw) => Self::Leave { reason: readable("leave.reason", &raw.reason)? },
             Message::Abort(raw) => Self::Abort { reason: readable("abort.reason", &raw.reason)? },
         })
@@ -41,6 +43,7 @@ impl From<ToWorker> for raw::ToWorker {
             ToWorker::Start { generation } => {
                 Message::Start(raw::Start { generation: generation.0 })
             }
+            ToWorker::Edge { generation } => Message::Edge(raw::Edge { generation: generation.0 }),
             ToWorker::Stop { generation } => Message::Stop(raw::Stop { generation: generation.0 }),
             ToWorker::CheckpointCommitted { generation, step } => {
                 let generation = generation.0;
@@ -69,7 +72,10 @@ impl TryFrom<raw::Assign> for Assign {
         }
         let run = run_id("assign.run", raw.run)?;
         let standing = reports::standing("assign.standing", raw.standing)?;
-        Ok(Self { run, plan, job, peers, resume_from: raw.resume_from, standing })
+        let vaults = vaults(raw.vaults, &peers)?;
+        let sources = sources(raw.sources, plan.grid, &vaults)?;
+        let resume_from = raw.resume_from;
+        Ok(Self { run, plan, job, peers, resume_from, standing, vaults, sources })
     }
 }
 
@@ -83,8 +89,51 @@ impl From<Assign> for raw::Assign {
             peers,
             resume_from: assign.resume_from,
             standing: Some(assign.standing.into()),
+            vaults: assign.vaults.iter().map(|(worker, at)| (worker.0, at.to_string())).collect(),
+            sources: assign.sources.into_iter().map(raw_source).collect(),
         }
     }
+}
+
+/// Of every worker that has a data address, and of no other.
+fn vaults(
+    raw: BTreeMap<u32, String>,
+    peers: &BTreeMap<WorkerId, SocketAddr>,
+) -> Result<BTreeMap<WorkerId, SocketAddr>, WireError> {
+    let mut vaults = BTreeMap::new();
+    for (worker, text) in raw {
+        vaults.insert(WorkerId(worker), address("assign.vaults", &text)?);
+    }
+    if let Some(worker) = peers.keys().find(|worker| !vaults.contains_key(worker)) {
+        return Err(value("assign.vaults", "an incomplete list", &format!("one of {worker}")));
+    }
+    Ok(vaults)
+}
+
+/// One for each cell of the grid, in vaults that are known; or none.
+fn sources(
+    raw: Vec<raw::Source>,
+    grid: Grid,
+    vaults: &BTreeMap<WorkerId, SocketAddr>,
+) -> Result<Vec<Source>, WireError> {
+    if !raw.is_empty() {
+        count("assign.sources", raw.len(), grid.n_cells())?;
+    }
+    let source = |raw: raw::Source| {
+        let (worker, cell) = (WorkerId(raw.worker), CellId(raw.cell));
+        if !vaults.contains_key(&worker) {
+            return Err(value("assign.sources.worker", worker, "a worker with a vault"));
+        }
+        if cell.0 >= grid.n_cells() {
+            return Err(value("assign.sources.cell", cell, "a cell of plan.grid"));
+        }
+        Ok(Source { worker, cell, blake3: hash("assign.sources.blake3", raw.blake3)? })
+    };
+    raw.into_iter().map(source).collect()
+}
+
+fn raw_source(source: Source) -> raw::Source {
+    raw::Source { worker: source.worker.0, cell: source.cell.0, blake3: source.blake3 }
 }
 
 fn plan(raw: raw::Plan) -> Result<Plan, WireError> {

@@ -29,6 +29,8 @@ pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
         peers,
         resume_from: Some(4),
         standing: at(4),
+        vaults: BTreeMap::new(),
+        sources: vec![],
     })
 }
 
@@ -39,7 +41,8 @@ pub(crate) fn at(step: u64) -> Standing {
 fn session() -> Session {
     let (run, worker) = (RunId("r".into()), WorkerId(0));
     let data_address = "127.0.0.1:9".parse().unwrap();
-    Session::new(Hello { run, worker, data_address, pid: 1, threads: 1 })
+    let (vault_address, resuming) = ("127.0.0.1:10".parse().unwrap(), None);
+    Session::new(Hello { run, worker, data_address, pid: 1, threads: 1, vault_address, resuming })
 }
 
 fn from(message: ToWorker) -> Event {
@@ -69,6 +72,7 @@ fn short(effects: &[Effect]) -> String {
         Effect::Ignored { why } => format!("ignored: {why}"),
         Effect::BeginTraining
         | Effect::StopEngine
+        | Effect::EndAtEdge
         | Effect::CheckpointCommitted { .. }
         | Effect::DropEngine
         | Effect::Exit(_) => format!("{effect:?}"),

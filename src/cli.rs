@@ -1,6 +1,7 @@
 //! The command line: verbs and their options, and nothing they do.
 
 mod bench;
+mod checkpoints;
 mod eval;
 mod models;
 mod runs;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
 
 pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train};
+pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use runs::Compare;
@@ -84,6 +86,9 @@ pub(crate) enum Verb {
     /// Write a model for `transformers`: bf16, f32, or DeepSeek's block-FP8
     #[command(after_help = models::EXPORT_EXAMPLES)]
     Export(Export),
+    /// Look after what a run has saved: list, verify, clean up, export
+    #[command(subcommand)]
+    Checkpoints(Checkpoints),
     /// Hold finished runs against each other: losses, rates, a plot
     #[command(after_help = runs::COMPARE_EXAMPLES)]
     Compare(Compare),

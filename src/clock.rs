@@ -22,3 +22,8 @@ impl Stopwatch {
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
+
+/// Seconds since a file was last written; none for one from the future.
+pub(crate) fn age_seconds(written: SystemTime) -> u64 {
+    unix_seconds().saturating_sub(written.duration_since(UNIX_EPOCH).map_or(0, |at| at.as_secs()))
+}

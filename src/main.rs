@@ -1,6 +1,7 @@
 //! The `shoal` binary: reads the command line, runs a verb, and turns its end into an exit code.
 
 mod bench;
+mod checkpoints;
 mod children;
 mod cli;
 mod clock;
@@ -66,6 +67,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Data(verb) => data::run(&verb),
         Verb::Import(args) => models::import(&args),
         Verb::Export(args) => models::export(&args),
+        Verb::Checkpoints(verb) => checkpoints::run(verb),
         Verb::Compare(args) => compare::compare(&args),
         Verb::Eval(args) => eval::eval(&args),
         Verb::Generate(args) => generate::generate(&args),

@@ -17,6 +17,8 @@ mod network;
 mod place;
 #[path = "processes/recovery.rs"]
 mod recovery;
+#[path = "processes/saved.rs"]
+mod saved;
 
 /// Of a step: layer 1 and the MTP module's, each on a stage of its own.
 fn routers_are_healthy(row: &Value) -> bool {

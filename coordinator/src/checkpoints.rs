@@ -8,26 +8,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use shoal_plan::checkpoint::{BEST_FILE_NAME, CheckpointManifest, FILE_NAME};
-use shoal_plan::job::Checkpoint;
+use shoal_plan::checkpoint::{
+    BEST_FILE_NAME, CheckpointManifest, FILE_NAME, Keep, Named, complete_name, discarded_name,
+    partial_name, replaced_name,
+};
 use shoal_plan::standing::Best;
 
 use crate::error::Error;
-
-/// Which complete checkpoints stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keep {
-    /// So many of the newest, and never none.
-    pub newest: u32,
-    /// And the one with the least loss on held-out text, which `best.json` then names.
-    pub best: bool,
-}
-
-impl Keep {
-    pub fn of(settings: &Checkpoint) -> Self {
-        Self { newest: settings.keep, best: settings.keep_best }
-    }
-}
 
 /// Completes the checkpoint whose files lie in `checkpoints/.step-N.partial/`, names the best one,
 /// then deletes those not to keep and the partial ones that are older.
@@ -38,7 +25,7 @@ impl Keep {
 /// A file that is not as its worker wrote it, or a disk that takes no more. Then what was written
 /// aside is gone, and the checkpoints before are as they were.
 pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> Result<(), Error> {
-    let partial = checkpoints.join(format!(".step-{}.partial", manifest.standing.step));
+    let partial = checkpoints.join(partial_name(manifest.standing.step));
     let completed = complete(checkpoints, &partial, manifest);
     if completed.is_err() {
         // Its room may be what the next one lacks.
@@ -48,7 +35,7 @@ pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> 
     let step = manifest.standing.step;
     // The best may have been seen before `keep_best` was set; then there is nothing to name.
     let best = manifest.standing.best.filter(|best| {
-        keep.best && checkpoints.join(format!("step-{}", best.step)).join(FILE_NAME).exists()
+        keep.best && checkpoints.join(complete_name(best.step)).join(FILE_NAME).exists()
     });
     if let Some(Err(error)) = best.map(|best| name_best(checkpoints, best)) {
         // The checkpoint is complete all the same. `best.json` names the best before, which must
@@ -56,7 +43,7 @@ pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> 
         tracing::warn!(step, %error, "could not name the best checkpoint");
         return Ok(());
     }
-    prune(checkpoints, step, keep.newest, best.map(|best| best.step));
+    prune(checkpoints, step, keep, best.map(|best| best.step));
     Ok(())
 }
 
@@ -67,12 +54,12 @@ fn complete(
     manifest: &CheckpointManifest,
 ) -> Result<(), Error> {
     let step = manifest.standing.step;
-    let complete = checkpoints.join(format!("step-{step}"));
+    let complete = checkpoints.join(complete_name(step));
     check_files(partial, manifest)?;
     write_manifest(partial, manifest)?;
     sync_dir(partial)?;
     // A complete one of this step is one that the run could not load or went back behind.
-    let replaced = checkpoints.join(format!(".step-{step}.replaced"));
+    let replaced = checkpoints.join(replaced_name(step));
     let had_one = complete.exists();
     if had_one {
         remove(&replaced);
@@ -96,8 +83,8 @@ fn complete(
 /// The name goes at once, so that cells of a later generation of the plan can write the same step;
 /// the files go on another thread. What stays costs only space: the next commit tries again.
 pub fn discard(checkpoints: &Path, step: u64) {
-    let partial = checkpoints.join(format!(".step-{step}.partial"));
-    let discarded = checkpoints.join(format!(".step-{step}.discarded"));
+    let partial = checkpoints.join(partial_name(step));
+    let discarded = checkpoints.join(discarded_name(step));
     match fs::rename(&partial, &discarded) {
         Ok(()) => drop(std::thread::spawn(move || remove(&discarded))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -155,42 +142,31 @@ fn write_manifest(partial: &Path, manifest: &CheckpointManifest) -> Result<(), E
     write().map_err(io("writing", &path))
 }
 
-fn prune(checkpoints: &Path, newest: u64, keep: u32, best: Option<u64>) {
-    let mut complete = Vec::new();
+fn prune(checkpoints: &Path, newest: u64, keep: Keep, best: Option<u64>) {
     let Ok(entries) = fs::read_dir(checkpoints) else { return };
+    let mut complete = Vec::new();
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if let Some(step) = step_of(name, "step-", "").filter(|step| *step <= newest) {
-            complete.push((step, entry.path()));
-        }
-        if leftover_of(name).is_some_and(|step| step < newest) {
-            remove(&entry.path());
+        match entry.file_name().to_str().and_then(Named::of) {
+            Some(Named::Complete(step)) if step <= newest => complete.push(step),
+            Some(Named::Leftover(step)) if step < newest => remove(&entry.path()),
+            Some(Named::Complete(_) | Named::Leftover(_)) | None => {}
         }
     }
-    complete.sort();
-    let n_old = complete.len().saturating_sub(keep.max(1) as usize);
-    for (_, path) in complete[..n_old].iter().filter(|(step, _)| Some(*step) != best) {
-        // Without its manifest it no longer counts, however far the rest gets.
-        remove(&path.join(FILE_NAME));
-        remove(path);
+    for step in keep.gone(&complete, best) {
+        remove_complete(checkpoints, step);
     }
 }
 
-/// The step of a directory that a crash or a failure left behind.
-fn leftover_of(name: &str) -> Option<u64> {
-    let mut endings = [".partial", ".replaced", ".discarded"].into_iter();
-    endings.find_map(|ending| step_of(name, ".step-", ending))
-}
-
-fn step_of(name: &str, before: &str, after: &str) -> Option<u64> {
-    let digits = name.strip_prefix(before)?.strip_suffix(after)?;
-    // "step-007" and "step-+7" are not ours.
-    digits.parse().ok().filter(|step: &u64| step.to_string() == digits)
+/// Deletes a complete checkpoint. Without its manifest it no longer counts, however far the rest
+/// gets.
+pub fn remove_complete(checkpoints: &Path, step: u64) {
+    let path = checkpoints.join(complete_name(step));
+    remove(&path.join(FILE_NAME));
+    remove(&path);
 }
 
 /// Deletes a file or a directory. What stays costs only space, and the next checkpoint tries again.
-fn remove(path: &Path) {
+pub fn remove(path: &Path) {
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -241,7 +217,7 @@ pub(crate) mod tests {
     }
 
     fn written(dir: &Path, step: u64) -> CheckpointManifest {
-        let partial = dir.join(format!(".step-{step}.partial"));
+        let partial = dir.join(partial_name(step));
         fs::create_dir_all(&partial).unwrap();
         fs::write(partial.join("model-0.safetensors"), step.to_string()).unwrap();
         let bytes = step.to_string().len() as u64;
@@ -330,14 +306,5 @@ pub(crate) mod tests {
         assert_eq!(names(&dir.0), ["best.json", "step-20", "step-30"]);
         assert_eq!(commit_with(40, 40, 2.0), "{\"step\":40,\"loss\":2.0}\n");
         assert_eq!(names(&dir.0), ["best.json", "step-40"]);
-    }
-
-    #[test]
-    fn only_our_own_names_are_touched() {
-        let cases = [("step-7", Some(7)), ("step-07", None), ("step-", None), ("step-x", None)];
-        for (name, want) in cases {
-            assert_eq!(step_of(name, "step-", ""), want, "{name}");
-        }
-        assert_eq!(step_of(".step-7.partial", ".step-", ".partial"), Some(7));
     }
 }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use shoal_plan::checkpoint::CheckpointManifest;
+use shoal_plan::checkpoint::{CheckpointManifest, Keep};
 use shoal_proto::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::checkpoints::{self, Keep};
+use crate::checkpoints;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::metrics::{Committed, Metrics, Rejected};

@@ -130,17 +130,7 @@ impl From<FromWorker> for raw::FromWorker {
     fn from(message: FromWorker) -> Self {
         use raw::from_worker::Message;
         let message = match message {
-            FromWorker::Hello(hello) => Message::Hello(raw::Hello {
-                run: hello.run.0,
-                worker: hello.worker.0,
-                data_address: hello.data_address.to_string(),
-                pid: hello.pid,
-                threads: hello.threads,
-                vault_address: hello.vault_address.to_string(),
-                resuming: hello
-                    .resuming
-                    .map(|at| raw::Resuming { generation: at.generation.0, step: at.step }),
-            }),
+            FromWorker::Hello(hello) => Message::Hello(hello.into()),
             FromWorker::Heartbeat { generation, step } => Message::Heartbeat(raw::Heartbeat {
                 generation: generation.map(|generation| generation.0),
                 step,
@@ -168,20 +158,15 @@ impl From<FromWorker> for raw::FromWorker {
                 standing: Some(standing.into()),
             }),
             FromWorker::CheckpointPart { generation, standing, cell, files } => {
-                Message::CheckpointPart(raw::CheckpointPart {
-                    generation: generation.0,
-                    standing: Some(standing.into()),
-                    cell: cell.0,
-                    files: files.into_iter().map(raw_file).collect(),
-                })
+                let files = files.into_iter().map(raw_file).collect();
+                let (generation, cell, standing) = (generation.0, cell.0, Some(standing.into()));
+                Message::CheckpointPart(raw::CheckpointPart { generation, standing, cell, files })
             }
             FromWorker::CheckpointPartFailed { generation, standing, cell, why } => {
-                Message::CheckpointPartFailed(raw::CheckpointPartFailed {
-                    generation: generation.0,
-                    standing: Some(standing.into()),
-                    cell: cell.0,
-                    why: shortened(why),
-                })
+                let (generation, cell, why) = (generation.0, cell.0, shortened(why));
+                let standing = Some(standing.into());
+                let failed = raw::CheckpointPartFailed { generation, standing, cell, why };
+                Message::CheckpointPartFailed(failed)
             }
             FromWorker::Held { generation, standing, cell, blake3 } => Message::Held(raw::Held {
                 generation: generation.0,
@@ -233,6 +218,22 @@ impl TryFrom<raw::Hello> for Hello {
                 .resuming
                 .map(|raw| Resuming { generation: Generation(raw.generation), step: raw.step }),
         })
+    }
+}
+
+impl From<Hello> for raw::Hello {
+    fn from(hello: Hello) -> Self {
+        Self {
+            run: hello.run.0,
+            worker: hello.worker.0,
+            data_address: hello.data_address.to_string(),
+            pid: hello.pid,
+            threads: hello.threads,
+            vault_address: hello.vault_address.to_string(),
+            resuming: hello
+                .resuming
+                .map(|at| raw::Resuming { generation: at.generation.0, step: at.step }),
+        }
     }
 }
 

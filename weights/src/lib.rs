@@ -34,6 +34,7 @@ mod tensor_file;
 mod transfer;
 #[cfg(test)]
 mod transfer_proof;
+mod verify;
 mod write;
 
 use std::fmt::Write;
@@ -41,18 +42,20 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use shoal_plan::checkpoint;
 use shoal_plan::grid::CellId;
 
 pub use blocks::Block;
 pub use config::{CONFIG_FILE, StoredConfig};
 pub use hub::Hub;
 pub use hugging_face::{ConfigExtras, Form, write_hf_files};
-pub use newest::{Newest, Warning, newest_good};
+pub use newest::{Newest, Warning, newest_good, read_manifest, steps};
 pub use open::{Weights, place};
 pub use reader::CheckpointReader;
 pub use save::ModelWriter;
 pub use tensor_file::TensorFile;
 pub use transfer::{Copied, Copying, Target};
+pub use verify::{Fault, Fingerprint, Problem, Verified, verify};
 pub use write::{NamedTensor, write_bytes, write_file};
 
 /// Of a longer list of problems the rest is only counted.
@@ -188,14 +191,14 @@ impl std::fmt::Display for TensorKind {
 
 /// The directory where the cells write step `step`, made if need be.
 pub fn partial_directory(checkpoints: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
-    let path = checkpoints.join(format!(".step-{step}.partial"));
+    let path = checkpoints.join(checkpoint::partial_name(step));
     fs::create_dir_all(&path).map_err(io_error("creating", &path))?;
     Ok(path)
 }
 
 /// The directory of step `step` once it is complete.
 pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
-    checkpoints.join(format!("step-{step}"))
+    checkpoints.join(checkpoint::complete_name(step))
 }
 
 /// Whether a name can stand for a file or a tensor: letters, digits, `.`, `_` and `-`, not at the

@@ -1,14 +1,15 @@
 //! Finds the checkpoint to resume from: the newest whose every byte is as it was written.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use shoal_plan::checkpoint::{
-    CheckpointFile, CheckpointManifest, FILE_NAME, ManifestError, SCHEMA_VERSION,
+    CheckpointFile, CheckpointManifest, FILE_NAME, ManifestError, Named, SCHEMA_VERSION,
 };
 
+use crate::verify::hash_of;
 use crate::{CheckpointError, TensorKind, directory, io_error, is_plain};
 
 /// A manifest is a few hundred bytes a file; one beyond this is not ours.
@@ -60,8 +61,8 @@ pub fn newest_good(checkpoints: &Path) -> Result<Newest, CheckpointError> {
     Ok(newest)
 }
 
-/// Reads and checks the manifest, but not the files it names.
-pub(super) fn read_manifest(directory: &Path) -> Result<CheckpointManifest, CheckpointError> {
+/// Reads and checks the manifest of a checkpoint's directory, but not the files it names.
+pub fn read_manifest(directory: &Path) -> Result<CheckpointManifest, CheckpointError> {
     let path = directory.join(FILE_NAME);
     let damaged = |what: String| CheckpointError::Damaged { path: path.clone(), what };
     let bytes = fs::metadata(&path).map_err(io_error("reading", &path))?.len();
@@ -89,8 +90,8 @@ pub(super) fn read_manifest(directory: &Path) -> Result<CheckpointManifest, Chec
     Ok(manifest)
 }
 
-/// Steps with a directory, the newest first.
-fn steps(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
+/// Steps with a directory in `checkpoints`, which need not exist; the newest first.
+pub fn steps(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
     let entries = match fs::read_dir(checkpoints) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -99,11 +100,9 @@ fn steps(checkpoints: &Path) -> Result<Vec<u64>, CheckpointError> {
     let mut steps = Vec::new();
     for entry in entries {
         let name = entry.map_err(io_error("reading", checkpoints))?.file_name();
-        let step = name.to_str().and_then(|name| name.strip_prefix("step-"));
-        // `step-007` would name another directory than the one that was found.
-        let step = step
-            .and_then(|digits| digits.parse().ok().filter(|step: &u64| step.to_string() == digits));
-        steps.extend(step);
+        if let Some(Named::Complete(step)) = name.to_str().and_then(Named::of) {
+            steps.push(step);
+        }
     }
     steps.sort_unstable_by(|a, b| b.cmp(a));
     Ok(steps)
@@ -144,11 +143,8 @@ fn verify_file(path: &Path, want: &CheckpointFile) -> Result<(), CheckpointError
     if metadata.len() != want.bytes {
         return Err(damaged(format!("{} bytes, want {}", metadata.len(), want.bytes)));
     }
-    let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path).map_err(io_error("opening", path))?;
-    io::copy(&mut file, &mut hasher).map_err(io_error("reading", path))?;
-    let got = hasher.finalize().to_hex();
-    if got.as_str() != want.blake3 {
+    let got = hash_of(path, &mut |_| {}).map_err(io_error("reading", path))?.blake3;
+    if got != want.blake3 {
         return Err(damaged(format!("blake3 {got}, want {}", want.blake3)));
     }
     Ok(())

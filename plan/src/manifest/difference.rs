@@ -69,12 +69,13 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
     const NUMBERS: &str = "changes the numbers";
     const SPEED: &str = "harmless: changes only the speed";
     const ORDER: &str = "harmless: changes only the speed, every loss stays the same bits";
+    const ROUNDING: &str = "harmless: sums run in another order, so losses go on within rounding";
     const STORE: &str = "harmless: changes only what is kept";
     const SHOWN: &str = "harmless: changes only what is measured and shown";
     let (section, rest) = path.split_once('.').unwrap_or((path, ""));
     match section {
         "name" => ("metadata.name".to_owned(), false, "names another run"),
-        "grid" | "division" => (format!("spec.parallelism.{rest}"), false, NUMBERS),
+        "grid" | "division" => (format!("spec.parallelism.{rest}"), true, ROUNDING),
         "schedule" => ("spec.parallelism.schedule".to_owned(), true, ORDER),
         "workers" => (format!("spec.{path}"), true, SPEED),
         "checkpoint" => (format!("spec.{path}"), true, STORE),
@@ -151,7 +152,7 @@ mod tests {
         check(|job| job.training.lr = 1e-3, "spec.training.lr: 0.002 -> 0.001 (changes the");
         check(|job| job.workers.local = 2, "spec.workers.local: 1 -> 2 (harmless: changes only");
         check(|job| job.checkpoint.keep = 9, "spec.checkpoint.keep: 3 -> 9 (harmless");
-        check(|job| job.grid.stages = 2, "spec.parallelism.stages: 1 -> 2 (changes the numbers)");
+        check(|job| job.grid.stages = 2, "spec.parallelism.stages: 1 -> 2 (harmless: sums");
         check(
             |job| job.schedule = Schedule::ZbH1,
             "spec.parallelism.schedule: \"1f1b\" -> \"zb-h1\" (harmless: changes only the speed, \

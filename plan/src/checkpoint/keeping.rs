@@ -1,0 +1,105 @@
+//! What lies in `checkpoints/`: names of directories, and which complete checkpoints stay.
+
+use crate::job::Checkpoint;
+
+/// A directory or a file in `checkpoints/`, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// `step-N`: complete, if it holds a manifest.
+    Complete(u64),
+    /// What a crash or a failure left of step N.
+    Leftover(u64),
+}
+
+/// Which complete checkpoints stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// So many of the newest, and never none.
+    pub newest: u32,
+    /// And the one with the least loss on held-out text, which `best.json` then names.
+    pub best: bool,
+}
+
+/// The directory of step `step` once it is complete.
+pub fn complete_name(step: u64) -> String {
+    format!("step-{step}")
+}
+
+/// The directory where the files of step `step` are written.
+pub fn partial_name(step: u64) -> String {
+    format!(".step-{step}.partial")
+}
+
+/// Where a complete checkpoint waits while another of its step takes its place.
+pub fn replaced_name(step: u64) -> String {
+    format!(".step-{step}.replaced")
+}
+
+/// Where the files of a step that will not be completed wait to be removed.
+pub fn discarded_name(step: u64) -> String {
+    format!(".step-{step}.discarded")
+}
+
+impl Named {
+    /// `None` for a name that is not ours: `step-007` and `step-+7` are not.
+    pub fn of(name: &str) -> Option<Self> {
+        let step = |text: &str| text.parse().ok().filter(|step: &u64| step.to_string() == text);
+        if let Some(digits) = name.strip_prefix("step-") {
+            return step(digits).map(Self::Complete);
+        }
+        let (digits, ending) = name.strip_prefix(".step-")?.split_once('.')?;
+        let is_ours = ["partial", "replaced", "discarded"].contains(&ending);
+        step(digits).filter(|_| is_ours).map(Self::Leftover)
+    }
+}
+
+impl Keep {
+    pub fn of(settings: &Checkpoint) -> Self {
+        Self { newest: settings.keep, best: settings.keep_best }
+    }
+
+    /// Those of the complete checkpoints `steps` that go. `best` is the step of the best one, if
+    /// there is one to keep.
+    pub fn gone(self, steps: &[u64], best: Option<u64>) -> Vec<u64> {
+        let mut steps = steps.to_vec();
+        steps.sort_unstable();
+        steps.dedup();
+        let n_old = steps.len().saturating_sub(self.newest.max(1) as usize);
+        let best = best.filter(|_| self.best);
+        steps.truncate(n_old);
+        steps.retain(|step| Some(*step) != best);
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_read() {
+        for step in [0, 7, u64::MAX] {
+            assert_eq!(Named::of(&complete_name(step)), Some(Named::Complete(step)));
+            for name in [partial_name(step), replaced_name(step), discarded_name(step)] {
+                assert_eq!(Named::of(&name), Some(Named::Leftover(step)), "{name}");
+            }
+        }
+        for name in
+            ["step-07", "step-", "step-x", "step-+7", ".step-7", ".step-7.mine", "best.json", ""]
+        {
+            assert_eq!(Named::of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_newest_and_the_best_stay_and_never_none() {
+        let gone =
+            |newest, best, steps: &[u64], best_step| Keep { newest, best }.gone(steps, best_step);
+        assert_eq!(gone(2, true, &[30, 10, 20, 40], Some(10)), [20]);
+        assert_eq!(gone(2, false, &[30, 10, 20, 40], Some(10)), [10, 20]);
+        assert_eq!(gone(2, true, &[30, 10, 20, 40], None), [10, 20]);
+        assert_eq!(gone(0, true, &[10, 20], None), [10], "never none");
+        assert_eq!(gone(3, true, &[10, 20], None), [0_u64; 0]);
+        assert_eq!(gone(1, true, &[], None), [0_u64; 0]);
+    }
+}

@@ -67,6 +67,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let work = Work { metrics: &mut metrics, epochs };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
+    metrics.flush()?;
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
 }
 

@@ -4,13 +4,13 @@
 //! has `main_loss`), a step that was skipped (`skipped`), an evaluation (`evaluation`: the name of
 //! its set), or `rolled_back_to`: all lines above it about later steps are superseded.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use shoal_coordinator::appended::Appended;
 use shoal_plan::report::{Evaluation, HELDOUT, SkippedStep, StepRow};
 use shoal_plan::routing::RouterHealth;
 use shoal_plan::standing::{Best, Standing};
@@ -87,7 +87,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Known> {
 
 /// The lines of a run that are in force, in memory and in the file.
 pub(crate) struct Metrics {
-    file: File,
+    lines: Appended,
     known: Known,
     rollbacks: u32,
 }
@@ -123,11 +123,12 @@ impl Metrics {
         };
         let (kept, known) = keep(&text, standing.step);
         write_atomically(path, kept.as_bytes())?;
-        let file = OpenOptions::new()
-            .append(true)
+        let lines = OpenOptions::new()
+            .write(true)
             .open(path)
+            .and_then(Appended::to)
             .with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { file, known, rollbacks: standing.rollbacks })
+        Ok(Self { lines, known, rollbacks: standing.rollbacks })
     }
 
     /// Adds a step that took `seconds`.
@@ -216,8 +217,13 @@ impl Metrics {
     }
 
     /// The line is whole or absent: it is written in one call.
+    /// Lines that a full disk did not take go out now.
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        self.lines.flush().context("writing metrics.jsonl")
+    }
+
     fn write(&mut self, line: &str) -> anyhow::Result<()> {
-        self.file.write_all(line.as_bytes()).context("writing metrics.jsonl")
+        self.lines.push(line.as_bytes()).context("writing metrics.jsonl")
     }
 }
 

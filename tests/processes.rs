@@ -11,6 +11,8 @@ use place::{DEATH_SECONDS, Place, json, keys, signal, wait};
 
 #[path = "processes/evaluation.rs"]
 mod evaluation;
+#[path = "processes/failing.rs"]
+mod failing;
 #[path = "processes/network.rs"]
 mod network;
 #[path = "processes/place.rs"]

@@ -100,12 +100,7 @@ fn name_best(checkpoints: &Path, best: Best) -> Result<(), Error> {
     let (path, aside) = (checkpoints.join(BEST_FILE_NAME), checkpoints.join(".best.json.partial"));
     let mut text = serde_json::to_string(&best).expect("a step and a finite loss");
     text.push('\n');
-    let write = || {
-        let mut file = File::create(&aside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    let named = write().map_err(io("writing", &aside)).and_then(|()| rename(&aside, &path));
+    let named = write_synced(&aside, &text).and_then(|()| rename(&aside, &path));
     if named.is_err() {
         remove(&aside);
         return named;
@@ -133,13 +128,7 @@ fn check_files(partial: &Path, manifest: &CheckpointManifest) -> Result<(), Erro
 
 fn write_manifest(partial: &Path, manifest: &CheckpointManifest) -> Result<(), Error> {
     let path = partial.join(FILE_NAME);
-    let text = manifest.to_text();
-    let write = || {
-        let mut file = File::create(&path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(io("writing", &path))
+    write_synced(&path, &manifest.to_text())
 }
 
 fn prune(checkpoints: &Path, newest: u64, keep: Keep, best: Option<u64>) {
@@ -168,8 +157,8 @@ pub fn remove_complete(checkpoints: &Path, step: u64) {
 /// Deletes a file or a directory. What stays costs only space, and the next checkpoint tries again.
 pub fn remove(path: &Path) {
     let removed = match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
+        Ok(found) if found.is_dir() => remove_directory(path),
+        Ok(_) => remove_file(path),
         Err(_) => return,
     };
     if let Err(error) = removed {
@@ -177,12 +166,54 @@ pub fn remove(path: &Path) {
     }
 }
 
+/// File by file: a directory of a checkpoint has no others in it.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            remove_file(&entry.path())?;
+        }
+    }
+    crash::point();
+    fs::remove_dir(path)
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    crash::point();
+    fs::remove_file(path)
+}
+
+fn write_synced(path: &Path, text: &str) -> Result<(), Error> {
+    let write = || {
+        crash::point();
+        let mut file = File::create(path)?;
+        crash::point();
+        file.write_all(text.as_bytes())?;
+        crash::point();
+        file.sync_all()
+    };
+    write().map_err(io("writing", path))
+}
+
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    crash::point();
     fs::rename(from, to).map_err(io("renaming", from))
 }
 
 fn sync_dir(path: &Path) -> Result<(), Error> {
+    crash::point();
     File::open(path).and_then(|dir| dir.sync_all()).map_err(io("syncing", path))
+}
+
+/// Where a test may stop the world: right before each call that changes the disk.
+mod crash {
+    #[cfg(not(test))]
+    pub(super) fn point() {}
+
+    #[cfg(test)]
+    pub(super) use super::tests::crash_point as point;
 }
 
 fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -191,120 +222,4 @@ fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use shoal_plan::checkpoint::{CheckpointFile, SCHEMA_VERSION};
-    use shoal_plan::grid::Grid;
-    use shoal_plan::standing::Standing;
-
-    use super::*;
-
-    /// A directory that is gone when the test is over.
-    pub(crate) struct TestDir(pub(crate) PathBuf);
-
-    impl TestDir {
-        pub(crate) fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("shoal-{name}-{}", std::process::id()));
-            remove(&path);
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for TestDir {
-        fn drop(&mut self) {
-            remove(&self.0);
-        }
-    }
-
-    fn written(dir: &Path, step: u64) -> CheckpointManifest {
-        let partial = dir.join(partial_name(step));
-        fs::create_dir_all(&partial).unwrap();
-        fs::write(partial.join("model-0.safetensors"), step.to_string()).unwrap();
-        let bytes = step.to_string().len() as u64;
-        let (name, blake3) = ("model-0.safetensors".into(), "00".repeat(32));
-        CheckpointManifest {
-            schema_version: SCHEMA_VERSION,
-            standing: Standing { step, sequences: 8 * step, ..Standing::default() },
-            grid: Grid::ONE,
-            files: vec![CheckpointFile { name, bytes, blake3 }],
-        }
-    }
-
-    /// Only the newest two.
-    const TWO: Keep = Keep { newest: 2, best: false };
-
-    fn names(dir: &Path) -> Vec<String> {
-        let names =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_committed_checkpoint_holds_its_files_and_manifest_and_old_ones_go() {
-        let dir = TestDir::new("commit");
-        for step in [50, 100, 150] {
-            let manifest = written(&dir.0, step);
-            fs::write(dir.0.join(format!(".step-{step}.partial/leftover")), "x").unwrap();
-            fs::create_dir(dir.0.join(format!(".step-{}.partial", step - 1))).unwrap();
-            fs::create_dir(dir.0.join(format!(".step-{}.partial", step + 1))).unwrap();
-            commit(&dir.0, &manifest, TWO).unwrap();
-            let complete = dir.0.join(format!("step-{step}"));
-            assert_eq!(names(&complete), ["manifest.json", "model-0.safetensors"]);
-            let text = fs::read_to_string(complete.join(FILE_NAME)).unwrap();
-            assert_eq!(CheckpointManifest::from_text(text.as_bytes()).unwrap(), manifest);
-        }
-        assert_eq!(names(&dir.0), [".step-151.partial", "step-100", "step-150"]);
-    }
-
-    #[test]
-    fn a_checkpoint_newer_than_this_one_does_not_count_and_is_replaced_in_its_turn() {
-        let dir = TestDir::new("newer");
-        fs::create_dir(dir.0.join("step-100")).unwrap();
-        fs::write(dir.0.join("step-100/damaged"), "x").unwrap();
-        for step in [50, 75, 100] {
-            commit(&dir.0, &written(&dir.0, step), TWO).unwrap();
-        }
-        assert_eq!(names(&dir.0), ["step-100", "step-75"]);
-        assert_eq!(names(&dir.0.join("step-100")), ["manifest.json", "model-0.safetensors"]);
-    }
-
-    #[test]
-    fn a_missing_or_short_file_is_named_and_nothing_is_committed() {
-        let dir = TestDir::new("short");
-        let manifest = written(&dir.0, 50);
-        let file = dir.0.join(".step-50.partial/model-0.safetensors");
-        fs::write(&file, "5").unwrap();
-        let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
-        assert!(
-            error.ends_with("model-0.safetensors has 1 bytes, and its worker wrote 2"),
-            "{error}"
-        );
-        assert!(names(&dir.0).is_empty(), "its room may be what the next one lacks");
-        let manifest = written(&dir.0, 50);
-        fs::remove_file(&file).unwrap();
-        let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
-        assert!(error.starts_with("looking for "), "{error}");
-        assert!(names(&dir.0).is_empty());
-    }
-
-    #[test]
-    fn the_best_checkpoint_is_named_and_outlives_newer_ones() {
-        let dir = TestDir::new("best");
-        let keep = Keep { newest: 1, best: true };
-        let commit_with = |step, best_step, loss| {
-            let mut manifest = written(&dir.0, step);
-            manifest.standing.best = Some(Best { step: best_step, loss });
-            commit(&dir.0, &manifest, keep).unwrap();
-            fs::read_to_string(dir.0.join(BEST_FILE_NAME)).unwrap_or_default()
-        };
-        // The best so far has no checkpoint: `keep_best` was not set then.
-        assert_eq!(commit_with(10, 5, 3.0), "");
-        assert_eq!(commit_with(20, 20, 2.5), "{\"step\":20,\"loss\":2.5}\n");
-        assert_eq!(commit_with(30, 20, 2.5), "{\"step\":20,\"loss\":2.5}\n");
-        assert_eq!(names(&dir.0), ["best.json", "step-20", "step-30"]);
-        assert_eq!(commit_with(40, 40, 2.0), "{\"step\":40,\"loss\":2.0}\n");
-        assert_eq!(names(&dir.0), ["best.json", "step-40"]);
-    }
-}
+pub(crate) mod tests;

@@ -229,7 +229,7 @@ impl Conductor {
         }
     }
 
-    fn commit(&self, manifest: CheckpointManifest) {
+    fn commit(&mut self, manifest: CheckpointManifest) {
         let (checkpoints, keep) = (self.checkpoints.clone(), self.keep);
         let (sync, done) = (self.ledger.syncer(), self.written.0.clone());
         let metrics = self.metrics.clone();

@@ -6,13 +6,14 @@
 //! sequences from the end of step N up to M, which are never trained: too many steps in a row were
 //! not finite on the way there. Rows are synced to disk with every checkpoint.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shoal_plan::plan::Generation;
 
+use crate::appended::Appended;
 use crate::error::Error;
 
 const FILE_NAME: &str = "ledger.jsonl";
@@ -52,10 +53,10 @@ pub struct Rollback {
     pub next_sequence: Option<u64>,
 }
 
-/// The open file, at its end.
+/// The open file.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    file: File,
+    lines: Appended,
     path: PathBuf,
 }
 
@@ -79,9 +80,9 @@ impl Ledger {
         file.read_to_end(&mut bytes).map_err(io("reading"))?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64).map_err(io("cutting the broken last line of"))?;
-        file.seek(SeekFrom::End(0)).map_err(io("reading"))?;
         let reach = reach(&bytes[..whole], &path)?;
-        let mut ledger = Self { file, path };
+        let lines = Appended::to(file).map_err(io("reading"))?;
+        let mut ledger = Self { lines, path };
         let resume_from = resume_from.unwrap_or(0);
         if reach > resume_from {
             let back = Rollback { rolled_back_to: resume_from, next_sequence: None };
@@ -90,16 +91,18 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Appends one row.
+    /// Appends one row. On a full disk it waits for the next one, or for the sync of a checkpoint,
+    /// which fails without it.
     pub(crate) fn record(&mut self, row: &LedgerRow) -> Result<(), Error> {
         let mut text = serde_json::to_string(row).expect("a ledger line has only string keys");
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(|source| self.error("writing", source))
+        self.lines.push(text.as_bytes()).map_err(|source| self.error("writing", source))
     }
 
     /// Makes the rows recorded so far durable when it is called, on any thread.
-    pub(crate) fn syncer(&self) -> Result<impl FnOnce() -> Result<(), Error> + use<>, Error> {
-        let file = self.file.try_clone().map_err(|source| self.error("opening", source))?;
+    pub(crate) fn syncer(&mut self) -> Result<impl FnOnce() -> Result<(), Error> + use<>, Error> {
+        self.lines.flush().map_err(|source| self.error("writing", source))?;
+        let file = self.lines.file().try_clone().map_err(|source| self.error("opening", source))?;
         let path = self.path.clone();
         Ok(move || file.sync_data().map_err(|source| Error::Io { doing: "syncing", path, source }))
     }

@@ -5,6 +5,7 @@
 //! (the one task that owns the state), `server` (gRPC), `door` (who may connect), `checkpoints`
 //! and `ledger` (what is written down).
 
+pub mod appended;
 pub mod checkpoints;
 mod conductor;
 mod door;

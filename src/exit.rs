@@ -61,6 +61,17 @@ impl From<CheckpointError> for Stopped {
     }
 }
 
+impl From<shoal_store::Error> for Stopped {
+    fn from(error: shoal_store::Error) -> Self {
+        if error.is_about_input() {
+            Self::Input(error.to_string())
+        } else {
+            // Its words hold those of its cause already.
+            Self::Failed(anyhow::anyhow!(error.to_string()))
+        }
+    }
+}
+
 impl From<anyhow::Error> for Stopped {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)

@@ -10,6 +10,7 @@ use shoal_plan::job::{Job, Workers};
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
 use shoal_plan::standing::Standing;
+use shoal_store::Store;
 use shoal_worker::Secret;
 use tokio::runtime::Runtime;
 
@@ -24,6 +25,7 @@ use crate::initial;
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
+use crate::mirror::{self, Copying};
 use crate::preflight::{self, Has, Needs};
 use crate::resume::{Earlier, take_over};
 use crate::run_dir::RunDir;
@@ -54,6 +56,11 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         return Ok(());
     }
     check_machine(&run_dir, &loaded, args.force)?;
+    let runtime = event_loop()?;
+    let store = mirror::open(&runtime, job, &loaded.directory)?;
+    if let Some(store) = &store {
+        mirror::take_over(&runtime, store, (&run_dir, job, args.fresh))?;
+    }
     let resume_from = newest_checkpoint(&run_dir)?;
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
@@ -63,8 +70,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
-    let runtime = event_loop()?;
-    let work = Work { metrics: &mut metrics, epochs };
+    let work = Work { metrics: &mut metrics, epochs, store };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     metrics.flush()?;
@@ -96,6 +102,7 @@ fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), S
 struct Work<'a> {
     metrics: &'a mut Metrics,
     epochs: Epochs,
+    store: Option<Store>,
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -160,6 +167,10 @@ async fn train(
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
     let children = Children::start(job.workers.local, &start)?;
+    let newest = resume_from.map(|standing| standing.step);
+    let copying = work
+        .store
+        .map(|store| Copying::start(store, (run_dir, job), newest, coordinator.metrics.clone()));
     let training = Training {
         run_dir,
         metrics: work.metrics,
@@ -168,6 +179,7 @@ async fn train(
         coordinator,
         signals: &mut signals,
         checkpoint: resume_from.map(|standing| standing.step),
+        copying,
         job,
     };
     let done = training.run().await;
@@ -183,7 +195,7 @@ fn exit_on_signal(runtime: &Runtime, mut signals: Signals) {
     });
 }
 
-fn event_loop() -> anyhow::Result<Runtime> {
+pub(crate) fn event_loop() -> anyhow::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().context("starting the event loop")
 }

@@ -21,6 +21,7 @@ mod launch;
 mod logging;
 mod manifest;
 mod metrics;
+mod mirror;
 mod models;
 mod preflight;
 mod progress;
@@ -88,6 +89,7 @@ fn validate(args: &cli::Validate) -> Result<(), Stopped> {
     let loaded = manifest::read(&args.manifest)?;
     terminal::data(&show::job(loaded.job(), loaded.n_files()));
     initial::check(loaded.job(), &loaded.directory)?;
+    mirror::open(&launch::event_loop()?, loaded.job(), &loaded.directory)?;
     let remote = loaded.remote_files();
     if !remote.is_empty() {
         terminal::data(&remote);

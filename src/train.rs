@@ -15,6 +15,7 @@ use crate::clock::Stopwatch;
 use crate::epochs::Epochs;
 use crate::exit::Stopped;
 use crate::metrics::{EvaluationRow, Metrics};
+use crate::mirror::Copying;
 use crate::progress::Progress;
 use crate::run_dir::RunDir;
 use crate::signals::{Signal, Signals};
@@ -47,6 +48,8 @@ pub(crate) struct Training<'a> {
     pub signals: &'a mut Signals,
     /// The step of the newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// Of checkpoints to a store, where there is one.
+    pub copying: Option<Copying>,
     pub job: &'a Job,
 }
 
@@ -58,6 +61,7 @@ impl Training<'_> {
         progress.end();
         if ended.is_ok() {
             self.wait_for_workers().await;
+            self.wait_for_store().await;
         }
         self.children.kill();
         ended
@@ -87,6 +91,7 @@ impl Training<'_> {
                         self.command(Command::Stop).await;
                     }
                 }
+                Some(text) = heard(&mut self.copying) => progress.say(&text),
                 _at = look.tick() => {
                     for (worker, what) in self.children.newly_exited() {
                         self.command(Command::WorkerExited { worker, what }).await;
@@ -124,6 +129,9 @@ impl Training<'_> {
             }
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
+                if let Some(copying) = &self.copying {
+                    copying.committed(step);
+                }
                 tracing::info!(step, "the checkpoint is complete");
             }
             News::CheckpointFailed { step, why, .. } => {
@@ -183,6 +191,17 @@ impl Training<'_> {
         let _ = self.coordinator.commands.send(command).await;
     }
 
+    /// The last checkpoint is worth a moment, and no more than the person wants to give it.
+    async fn wait_for_store(&mut self) {
+        let Some(copying) = self.copying.take() else { return };
+        tokio::select! {
+            () = copying.finish() => {}
+            signal = self.signals.next() => {
+                note(&format!("{signal}: not waiting for the store; the next launch sends the rest"));
+            }
+        }
+    }
+
     /// They were told to leave.
     async fn wait_for_workers(&mut self) {
         let (watch, mut look) = (Stopwatch::start(), interval(LOOK));
@@ -199,6 +218,14 @@ impl Training<'_> {
                 }
             }
         }
+    }
+}
+
+/// What the copying says next; never ends where there is nothing to copy to.
+async fn heard(copying: &mut Option<Copying>) -> Option<String> {
+    match copying {
+        Some(copying) => copying.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -21,6 +21,8 @@ mod place;
 mod recovery;
 #[path = "processes/saved.rs"]
 mod saved;
+#[path = "processes/stored.rs"]
+mod stored;
 
 /// Of a step: layer 1 and the MTP module's, each on a stage of its own.
 fn routers_are_healthy(row: &Value) -> bool {

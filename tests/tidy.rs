@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan"]),
@@ -21,11 +21,12 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("weights", &["plan", "data", "kernels", "model"]),
     ("eval", &["plan", "kernels", "model", "weights"]),
     ("infer", &["plan", "data", "kernels", "model", "weights"]),
+    ("store", &["plan"]),
     ("worker", &["proto", "plan", "data", "kernels", "model", "weights"]),
     ("bench", &["plan", "kernels", "model"]),
     ("standin", &[]),
     ("standin/driver", &["standin"]),
-    (".", &["bench", "coordinator", "worker", "weights", "eval", "infer", "data", "plan"]),
+    (".", &["bench", "coordinator", "worker", "store", "weights", "eval", "infer", "data", "plan"]),
 ];
 
 /// What anybody's tests may use beside that.

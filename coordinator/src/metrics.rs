@@ -5,6 +5,7 @@
 
 mod book;
 mod checkpoints;
+mod store;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::news::News;
 use crate::settings::Settings;
 use book::Book;
 use checkpoints::Checkpoints;
+use store::Store;
 use workers::Workers;
 
 pub(crate) use checkpoints::Committed;
@@ -47,6 +49,7 @@ pub struct Metrics {
     routers: Routers,
     workers: Workers,
     checkpoints: Checkpoints,
+    store: Store,
 }
 
 /// By layer: there are as many as the network has.
@@ -108,6 +111,7 @@ impl Metrics {
             routers: Routers::new(&book)?,
             workers: Workers::new(&book)?,
             checkpoints: Checkpoints::new(&book)?,
+            store: Store::new(&book)?,
             registry,
         })
     }
@@ -202,6 +206,16 @@ impl Metrics {
     /// The last act of a checkpoint is over.
     pub(crate) fn committed(&self, what: &Committed, result: Result<(), &Error>) {
         self.checkpoints.committed(what, result);
+    }
+
+    /// All checkpoints up to `step` are in the store: so many were sent, with so many bytes.
+    pub fn stored(&self, step: u64, (checkpoints, bytes): (u64, u64), unix_seconds: f64) {
+        self.store.stored(step, (checkpoints, bytes), unix_seconds);
+    }
+
+    /// An attempt to bring checkpoints into the store failed.
+    pub fn not_stored(&self) {
+        self.store.failed();
     }
 
     /// Everything, in the text format 0.0.4.

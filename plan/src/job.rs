@@ -185,6 +185,11 @@ pub struct Checkpoint {
     /// The checkpoint with the least loss on `heldout` is kept, too. Checkpoints are then also
     /// written where the model was evaluated.
     pub keep_best: bool,
+    /// Where each checkpoint is copied to once it is complete: `s3://bucket/prefix`, or a directory
+    /// (a relative path starts at the manifest's). A launch whose run directory has none, or an
+    /// older one, goes on from there. Keys come from `AWS_*` variables alone. By default checkpoints
+    /// stay in the run directory. See `docs/checkpoints.md`.
+    pub store: Option<String>,
 }
 
 impl Job {

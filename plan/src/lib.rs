@@ -26,4 +26,5 @@ pub mod routing;
 pub mod samples;
 pub mod schedule;
 pub mod standing;
+pub mod store;
 pub mod work;

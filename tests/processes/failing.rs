@@ -68,7 +68,7 @@ fn checkpoints(run: &Path) -> Vec<u64> {
 }
 
 /// A figure of the coordinator.
-fn figure(run: &Path, line: &str) -> f64 {
+pub(crate) fn figure(run: &Path, line: &str) -> f64 {
     let targets = json(&run.join("targets/coordinator.json"));
     let address = targets[0]["targets"][0].as_str().unwrap().to_owned();
     let mut stream = TcpStream::connect(&address).unwrap();

@@ -12,7 +12,7 @@ use crate::place::{Ended, Place, json};
 
 /// Nothing in it depends on how many steps are planned: a run that is lengthened goes on as the long
 /// one would.
-const STEADY: &str = "    lr_schedule: constant
+pub(crate) const STEADY: &str = "    lr_schedule: constant
     mtp_weight_final: 0.3
     bias_speed_until: 1
 ";
@@ -80,7 +80,7 @@ fn files_of(checkpoint: &Path) -> Vec<String> {
 }
 
 /// Flips one bit of the middle byte.
-fn flip(path: &Path) {
+pub(crate) fn flip(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

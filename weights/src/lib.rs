@@ -43,6 +43,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use shoal_plan::checkpoint;
+use shoal_plan::checkpoint::is_plain;
 use shoal_plan::grid::CellId;
 
 pub use blocks::Block;
@@ -199,16 +200,6 @@ pub fn partial_directory(checkpoints: &Path, step: u64) -> Result<PathBuf, Check
 /// The directory of step `step` once it is complete.
 pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(checkpoint::complete_name(step))
-}
-
-/// Whether a name can stand for a file or a tensor: letters, digits, `.`, `_` and `-`, not at the
-/// start a dot, nowhere two. So no path, no control character, nothing that a shell reads.
-fn is_plain(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=255).contains(&name.len())
-        && name.bytes().all(is_allowed)
-        && !name.starts_with('.')
-        && !name.contains("..")
 }
 
 impl CheckpointError {

@@ -40,6 +40,16 @@ pub fn discarded_name(step: u64) -> String {
     format!(".step-{step}.discarded")
 }
 
+/// Whether a name can stand for a file: letters, digits, `.`, `_` and `-`, not at the start a dot,
+/// nowhere two. So no path, no control character, nothing that a shell reads.
+pub fn is_plain(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=255).contains(&name.len())
+        && name.bytes().all(is_allowed)
+        && !name.starts_with('.')
+        && !name.contains("..")
+}
+
 impl Named {
     /// `None` for a name that is not ours: `step-007` and `step-+7` are not.
     pub fn of(name: &str) -> Option<Self> {

@@ -84,7 +84,7 @@ pub(super) fn workers() -> Workers {
 }
 
 pub(super) fn checkpoint() -> Checkpoint {
-    Checkpoint { every: 100, keep: 3, keep_best: true }
+    Checkpoint { every: 100, keep: 3, keep_best: true, store: None }
 }
 
 pub(super) fn metrics() -> MetricsSettings {

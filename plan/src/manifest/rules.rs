@@ -13,6 +13,7 @@ use super::complaint::{Complaint, quote};
 use super::tree::Node;
 use crate::job::Job;
 use crate::model::ModelConfig;
+use crate::store::StoreAddress;
 
 /// A rule that does not hold.
 struct Broken {
@@ -43,7 +44,7 @@ const OF_MODEL: [Rule; 7] = [
     model::scaling_ramp_rises,
 ];
 
-const RELATIONS: [Rule; 22] = [
+const RELATIONS: [Rule; 23] = [
     parallelism::experts_fill_shards,
     parallelism::listed_experts_add_up,
     parallelism::stages_have_layers,
@@ -66,6 +67,7 @@ const RELATIONS: [Rule; 22] = [
     data::sets_are_named,
     patience_has_evaluations,
     metrics_have_ports,
+    store_is_an_address,
 ];
 
 /// Checks all rules and returns every one that is broken.
@@ -131,6 +133,11 @@ fn sequence_has_positions(facts: &Facts<'_>) -> Option<Broken> {
     }
     let what = format!("{sequence} tokens, but the model has {positions} positions");
     broken("spec.training.sequence", what, format!("wanted at most {positions}"))
+}
+
+fn store_is_an_address(facts: &Facts<'_>) -> Option<Broken> {
+    let error = StoreAddress::parse(facts.job.checkpoint.store.as_ref()?).err()?;
+    broken("spec.checkpoint.store", error.what, format!("wanted {}", error.help))
 }
 
 /// The coordinator has the port that is named, worker n the one n + 1 further.

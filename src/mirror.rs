@@ -1,0 +1,217 @@
+//! The copy of a run's checkpoints in `spec.checkpoint.store`: looked at before a launch, fetched from
+//! when it is further than the run directory, and kept up to date beside the training.
+
+use std::path::Path;
+
+use anyhow::Context;
+use shoal_coordinator::{Metrics, checkpoints};
+use shoal_plan::checkpoint::{CheckpointManifest, Keep, partial_name};
+use shoal_plan::job::Job;
+use shoal_plan::manifest::difference;
+use shoal_plan::store::StoreAddress;
+use shoal_store::{Error, Mirror, Said, Settings, Store};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use crate::clock::unix_seconds;
+use crate::exit::Stopped;
+use crate::progress::Reading;
+use crate::run_dir::RunDir;
+use crate::terminal::note;
+
+/// The task that copies, and what it says.
+pub(crate) struct Copying {
+    mirror: Mirror,
+    said: mpsc::UnboundedReceiver<Said>,
+    metrics: Metrics,
+    shown: String,
+}
+
+/// Opens the job's store, if it has one. `manifest` is the directory of the job's file.
+pub(crate) fn open(
+    runtime: &Runtime,
+    job: &Job,
+    manifest: &Path,
+) -> Result<Option<Store>, Stopped> {
+    let Some(text) = &job.checkpoint.store else { return Ok(None) };
+    let address = StoreAddress::parse(text)
+        .map_err(|error| Stopped::Input(format!("spec.checkpoint.store: {}", error.what)))?;
+    let environment = |name: &str| std::env::var(name).ok();
+    Ok(Some(runtime.block_on(shoal_store::open(&address.below(manifest), &environment))?))
+}
+
+/// Makes the store this run's, and brings its newest checkpoint into the run directory if that is
+/// newer than what is there.
+pub(crate) fn take_over(
+    runtime: &Runtime,
+    store: &Store,
+    (run_dir, job, fresh): (&RunDir, &Job, bool),
+) -> Result<(), Stopped> {
+    if fresh {
+        runtime.block_on(store.clear())?;
+    }
+    let ours = serde_json::to_string_pretty(job).context("writing the manifest as JSON")?;
+    if let Some(theirs) = runtime.block_on(store.claim(&ours))? {
+        compare(store, &theirs, job)?;
+        if theirs != ours.as_bytes() {
+            runtime.block_on(store.record(&ours))?;
+        }
+    }
+    fetch(runtime, store, run_dir, Keep::of(&job.checkpoint))
+}
+
+/// Refuses a store that belongs to another run.
+fn compare(store: &Store, theirs: &[u8], job: &Job) -> Result<(), Stopped> {
+    let help =
+        "Choose another spec.checkpoint.store, or start over with --fresh, which empties it.";
+    let Ok(theirs) = serde_json::from_slice::<Job>(theirs) else {
+        let what = "holds a run of another version of shoal";
+        return Err(Stopped::Input(format!("{store} {what}. {help}")));
+    };
+    let changes = difference(&theirs, job);
+    let lines: Vec<String> = changes
+        .iter()
+        .filter(|change| !change.harmless)
+        .map(|change| format!("  {change}"))
+        .collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let lines = lines.join("\n");
+    Err(Stopped::Input(format!("{store} holds a run of another manifest:\n{lines}\n{help}")))
+}
+
+fn fetch(runtime: &Runtime, store: &Store, run_dir: &RunDir, keep: Keep) -> Result<(), Stopped> {
+    let checkpoints = run_dir.checkpoints();
+    // The steps alone are compared: whether the newest here is good is looked at when it is loaded,
+    // and damaged ones have then been passed over, too.
+    let here = shoal_weights::newest_good(&checkpoints)?.step.unwrap_or(0);
+    let there = runtime.block_on(store.steps())?;
+    for step in there.into_iter().filter(|step| *step > here) {
+        let mut fetched = runtime.block_on(fetch_step(store, &checkpoints, step));
+        if fetched.as_ref().is_err_and(Error::is_damage) {
+            // It may have been damaged on the way.
+            fetched = runtime.block_on(fetch_step(store, &checkpoints, step));
+        }
+        match fetched {
+            Ok(manifest) => {
+                let committed = checkpoints::commit(&checkpoints, &manifest, keep);
+                committed.with_context(|| format!("keeping the checkpoint of step {step}"))?;
+                note(&format!("fetched the checkpoint of step {step} from {store}"));
+                return Ok(());
+            }
+            Err(error) if error.is_damage() => {
+                checkpoints::remove(&checkpoints.join(partial_name(step)));
+                note(&format!("warning: the checkpoint of step {step} is passed over: {error}"));
+                // Else the same step, trained again, would be taken for the one that is there.
+                runtime.block_on(store.forget(step))?;
+            }
+            Err(error) => {
+                checkpoints::remove(&checkpoints.join(partial_name(step)));
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn fetch_step(
+    store: &Store,
+    checkpoints: &Path,
+    step: u64,
+) -> Result<CheckpointManifest, Error> {
+    let manifest = store.manifest(step).await?;
+    let all = manifest.files.iter().map(|file| file.bytes).sum();
+    let (mut reading, mut done) = (Reading::start(), 0);
+    let task = format!("fetching step-{step} from {store}");
+    let mut got = |bytes: u64| {
+        done += bytes;
+        reading.bytes(&task, done, Some(all));
+    };
+    store.fetch(&manifest, &checkpoints.join(partial_name(step)), &mut got).await?;
+    Ok(manifest)
+}
+
+impl Copying {
+    /// Starts copying; `newest` is the step that the run goes on from.
+    pub(crate) fn start(
+        store: Store,
+        (run_dir, job): (&RunDir, &Job),
+        newest: Option<u64>,
+        metrics: Metrics,
+    ) -> Self {
+        let shown = store.to_string();
+        let settings = Settings::new(store, run_dir.checkpoints(), Keep::of(&job.checkpoint));
+        let (say, said) = mpsc::unbounded_channel();
+        let mirror = Mirror::start(settings, newest.unwrap_or(0), say);
+        Self { mirror, said, metrics, shown }
+    }
+
+    pub(crate) fn committed(&self, step: u64) {
+        self.mirror.committed(step);
+    }
+
+    /// What a person should hear next. Does not end before the task does.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        loop {
+            let said = self.said.recv().await?;
+            if let Some(text) = hear(&self.metrics, &self.shown, &said) {
+                return Some(text);
+            }
+        }
+    }
+
+    /// Waits until the last checkpoint is in the store, or cannot be brought there.
+    pub(crate) async fn finish(self) {
+        let Self { mirror, mut said, metrics, shown } = self;
+        let finished = mirror.finish();
+        tokio::pin!(finished);
+        let mut failed = None;
+        loop {
+            tokio::select! {
+                biased;
+                Some(what) = said.recv() => {
+                    failed = match &what {
+                        Said::Failed { why, .. } => Some(why.clone()),
+                        Said::Stored { .. } => None,
+                    };
+                    if let Some(text) = hear(&metrics, &shown, &what) {
+                        note(&text);
+                    }
+                }
+                () = &mut finished => break,
+            }
+        }
+        while let Ok(what) = said.try_recv() {
+            failed = match &what {
+                Said::Failed { why, .. } => Some(why.clone()),
+                Said::Stored { .. } => None,
+            };
+            hear(&metrics, &shown, &what);
+        }
+        if failed.is_some() {
+            note(&format!(
+                "warning: the last checkpoint is not in {shown}; it is in the run directory, and the \
+                 next launch sends it"
+            ));
+        }
+    }
+}
+
+/// Counts it; returns what a person should hear of it.
+fn hear(metrics: &Metrics, shown: &str, said: &Said) -> Option<String> {
+    match said {
+        Said::Stored { step, bytes, checkpoints } => {
+            metrics.stored(*step, (*checkpoints, *bytes), unix_seconds() as f64);
+            tracing::info!(step, bytes, checkpoints, store = shown, "the store is up to date");
+            None
+        }
+        Said::Failed { step, why, is_news } => {
+            metrics.not_stored();
+            tracing::warn!(step, why, store = shown, "the store is behind");
+            let text =
+                format!("warning: the checkpoint of step {step} is not in {shown} yet: {why}");
+            is_news.then_some(text)
+        }
+    }
+}

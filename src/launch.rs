@@ -189,7 +189,7 @@ fn event_loop() -> anyhow::Result<Runtime> {
 
 /// Threads and cores of each worker.
 pub(crate) fn cores(job: &Job) -> Cores {
-    let Workers { local, threads, pin } = job.workers;
+    let Workers { local, threads, pin, .. } = job.workers;
     Cores::share(local, threads, pin)
 }
 

@@ -122,6 +122,20 @@ impl Training<'_> {
                 progress.rolled_back(to, &went_back((from, to), passed_over, (rollbacks, allowed)));
                 self.metrics.roll_back((from, to), passed_over, rollbacks)?;
             }
+            News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Recovered { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. } => {
+                tracing::info!("{news}");
+                progress.say(&news.to_string());
+            }
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
                 tracing::info!(step, "the checkpoint is complete");

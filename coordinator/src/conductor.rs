@@ -209,7 +209,18 @@ impl Conductor {
                 let before = self.stepped.replace(Instant::now());
                 before.map(|before| before.elapsed().as_secs_f64())
             }
-            News::Joined { .. }
+            News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Recovered { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Evaluated { .. }
             | News::CheckpointCommitted { .. }

@@ -150,7 +150,18 @@ impl Metrics {
                 self.step.set(whole(*to));
             }
             // Checkpoints are counted where they are committed.
-            News::CheckpointCommitted { .. }
+            News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Recovered { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. }
+            | News::CheckpointCommitted { .. }
             | News::CheckpointFailed { .. }
             | News::Joined { .. }
             | News::Finished { .. }

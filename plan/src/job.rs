@@ -172,6 +172,11 @@ pub struct Workers {
     /// Keep each worker's threads to cores of its own, where there are enough. `false` leaves them
     /// to the system: wanted where several launches share a machine.
     pub pin: bool,
+    /// With fewer workers than this the run pauses, and goes on by itself when others come.
+    pub min: u32,
+    /// How often a worker process that died is started anew, each worker for itself, within ten minutes. 0: never, and
+    /// the run ends when too few are left.
+    pub restarts: u32,
 }
 
 /// When checkpoints are written and how many stay.

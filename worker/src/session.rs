@@ -194,6 +194,7 @@ impl Session {
             ToWorker::CheckpointCommitted { generation, step } => {
                 self.for_engine(generation, Effect::CheckpointCommitted { step })
             }
+            ToWorker::Received { .. } => vec![],
             ToWorker::Leave { reason } => vec![Effect::Exit(ExitReason::Left { reason })],
             ToWorker::Abort { reason } => vec![Effect::Exit(ExitReason::Aborted { reason })],
         }

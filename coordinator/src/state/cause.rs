@@ -63,6 +63,7 @@ fn telling(cause: Cause) -> u8 {
         | Cause::Checkpoint
         | Cause::Ledger
         | Cause::Protocol
+        | Cause::TooFew
         | Cause::Aborted => 0,
     }
 }
@@ -80,6 +81,7 @@ fn rank(cause: Cause) -> u8 {
         | Cause::Checkpoint
         | Cause::Ledger
         | Cause::Protocol
+        | Cause::TooFew
         | Cause::Aborted => 1,
         Cause::Reported(FailureKind::PeerLost) => 2,
     }

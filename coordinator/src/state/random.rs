@@ -117,7 +117,18 @@ impl Judge {
                 assert_eq!(failure.step_committed, self.steps);
                 self.over = true;
             }
-            News::Joined { .. }
+            News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Recovered { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Started
             | News::CheckpointFailed { .. } => {}

@@ -80,7 +80,7 @@ pub(super) fn parallelism() -> Parallelism {
 }
 
 pub(super) fn workers() -> Workers {
-    Workers { local: 1, threads: 0, pin: true }
+    Workers { local: 1, threads: 0, pin: true, min: 1, restarts: 5 }
 }
 
 pub(super) fn checkpoint() -> Checkpoint {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use shoal_coordinator::Settings;
 use shoal_plan::job::{Job, Workers};
 use shoal_plan::placement::make_plan;
-use shoal_plan::plan::RunId;
+use shoal_plan::plan::{RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_worker::Secret;
 use tokio::runtime::Runtime;
@@ -18,6 +18,7 @@ use crate::cli;
 use crate::clock::Stopwatch;
 use crate::cores::Cores;
 use crate::epochs::Epochs;
+use crate::events::{Kind, Log};
 use crate::exit::Stopped;
 use crate::finish::Finish;
 use crate::initial;
@@ -25,6 +26,7 @@ use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
 use crate::preflight::{self, Has, Needs};
+use crate::restarts::Restarts;
 use crate::resume::{Earlier, take_over};
 use crate::run_dir::RunDir;
 use crate::scrape;
@@ -32,7 +34,7 @@ use crate::show;
 use crate::signals::Signals;
 use crate::terminal::{data as print, note};
 use crate::tokenise;
-use crate::train::{Done, Training};
+use crate::train::{Done, Recovery, Training};
 
 /// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
 pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
@@ -63,8 +65,9 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
+    let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;
     let runtime = event_loop()?;
-    let work = Work { metrics: &mut metrics, epochs };
+    let work = Work { metrics: &mut metrics, epochs, events: &mut events };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     Finish { run_dir: &run_dir, job, metrics: &metrics, done, watch, args }.tell()
@@ -95,6 +98,22 @@ fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), S
 struct Work<'a> {
     metrics: &'a mut Metrics,
     epochs: Epochs,
+    events: &'a mut Log,
+}
+
+/// Where what happens to the run is written down, this launch first of all.
+fn open_events(
+    run_dir: &RunDir,
+    job: &Job,
+    standing: &Standing,
+    watch: Stopwatch,
+) -> anyhow::Result<Log> {
+    let log = Log::open(run_dir.path(), standing.step, watch);
+    let mut log = log.with_context(|| format!("opening {}", run_dir.events().display()))?;
+    let (workers, steps) = (job.workers.local, job.training.steps);
+    let from = if standing.step == 0 { "from the start" } else { "from the newest checkpoint" };
+    log.add(Kind::Launched, None, format!("{workers} workers, to step {steps}, {from}"));
+    Ok(log)
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -152,22 +171,29 @@ async fn train(
     scrape::announce(&run_dir.scrape_targets(), "coordinator", scraped)?;
     let start = Start {
         join: coordinator.address,
-        run: &run,
-        secret: &secret.to_hex(),
-        run_dir,
+        run,
+        secret: secret.to_hex(),
+        run_dir: run_dir.path().to_path_buf(),
+        logs: run_dir.logs(),
         cores: cores(job),
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
-    let children = Children::start(job.workers.local, &start)?;
+    let children = Children::start(job.workers.local, start)?;
+    let watch = Stopwatch::start();
+    let workers = (0..job.workers.local).map(WorkerId);
     let training = Training {
         run_dir,
         metrics: work.metrics,
         epochs: work.epochs,
+        events: work.events,
         children,
         coordinator,
         signals: &mut signals,
         checkpoint: resume_from.map(|standing| standing.step),
         job,
+        restarts: Restarts::new(workers, job.workers.restarts, watch.seconds()),
+        recovery: Recovery::default(),
+        watch,
     };
     let done = training.run().await;
     scrape::withdraw(&run_dir.scrape_targets());

@@ -10,6 +10,7 @@ mod curve;
 mod data;
 mod epochs;
 mod eval;
+mod events;
 mod exit;
 mod fetch;
 mod finish;
@@ -23,6 +24,7 @@ mod metrics;
 mod models;
 mod preflight;
 mod progress;
+mod restarts;
 mod resume;
 mod run_dir;
 mod samples;
@@ -67,6 +69,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Import(args) => models::import(&args),
         Verb::Export(args) => models::export(&args),
         Verb::Compare(args) => compare::compare(&args),
+        Verb::Events(args) => events::show(&args),
         Verb::Eval(args) => eval::eval(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Serve(args) => serve::serve(&args),

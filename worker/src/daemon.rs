@@ -96,7 +96,8 @@ pub enum DaemonError {
     Refused { address: SocketAddr, why: String },
 }
 
-/// Works until the coordinator lets go, something fails, or `parent_gone` resolves.
+/// Works until the coordinator lets go, something fails, or `parent_gone` resolves. When
+/// `asked_to_leave` does, with a reason, the worker asks the coordinator to let it go.
 ///
 /// After the return the process should end without waiting for other threads: an engine that
 /// could not be torn down in time is left behind on one.
@@ -104,8 +105,10 @@ pub async fn run(
     options: Options,
     engines: impl EngineFactory,
     parent_gone: impl Future<Output = ()>,
+    asked_to_leave: impl Future<Output = String>,
 ) -> Result<ExitReason, DaemonError> {
     let mut parent_gone = pin!(parent_gone);
+    let asked_to_leave = pin!(asked_to_leave);
     let listen = |source| DaemonError::Listen { source };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
     let hello = Hello {
@@ -123,7 +126,7 @@ pub async fn run(
     };
     let session = Session::new(hello);
     let daemon = Daemon { options, listener, engines, session, link, engine: None, exit: None };
-    daemon.work(parent_gone).await
+    daemon.work(parent_gone, asked_to_leave).await
 }
 
 struct Daemon<F> {
@@ -147,11 +150,13 @@ impl<F: EngineFactory> Daemon<F> {
     async fn work(
         mut self,
         mut parent_gone: impl Future<Output = ()> + Unpin,
+        mut asked_to_leave: impl Future<Output = String> + Unpin,
     ) -> Result<ExitReason, DaemonError> {
         let started = Instant::now();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut event = Event::Connected;
+        let mut leaving = false;
         loop {
             let now_ms = started.elapsed().as_millis() as u64;
             for effect in self.session.apply(now_ms, event) {
@@ -173,6 +178,10 @@ impl<F: EngineFactory> Daemon<F> {
                 },
                 event = engine_event(&mut self.engine) => {
                     event.map_or(Event::EngineGone, Event::Engine)
+                }
+                reason = &mut asked_to_leave, if !leaving => {
+                    leaving = true;
+                    Event::AskedToLeave { reason }
                 }
                 _at = ticks.tick() => Event::Tick,
             };
@@ -324,7 +333,8 @@ mod tests {
         let (dropped, was_dropped) = std_mpsc::channel();
         let options = options(&coordinator);
         let daemon = tokio::spawn(async move {
-            run(options, Puppets { dropped }, std::future::pending()).await.unwrap()
+            let (parent_gone, asked) = (std::future::pending(), std::future::pending());
+            run(options, Puppets { dropped }, parent_gone, asked).await.unwrap()
         });
         let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
         let mut assign = assign("r", Generation(1));
@@ -381,7 +391,8 @@ mod tests {
         let (dropped, _) = std_mpsc::channel();
         let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
         let parent_gone = std::future::ready(());
-        let reason = run(options, Puppets { dropped }, parent_gone).await.unwrap();
+        let asked = std::future::pending();
+        let reason = run(options, Puppets { dropped }, parent_gone, asked).await.unwrap();
         assert_eq!(reason, ExitReason::ParentGone);
     }
 }

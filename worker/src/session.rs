@@ -64,6 +64,10 @@ pub enum Event {
     },
     /// The process that started this one is gone.
     ParentGone,
+    /// Somebody wants the machine back: hand over the cells, then go.
+    AskedToLeave {
+        reason: String,
+    },
 }
 
 /// What the rim must do, in order.
@@ -169,6 +173,7 @@ impl Session {
                 })]
             }
             Event::ParentGone => vec![Effect::Exit(ExitReason::ParentGone)],
+            Event::AskedToLeave { reason } => vec![Effect::Send(FromWorker::Leaving { reason })],
         };
         if effects.iter().any(|effect| matches!(effect, Effect::Send(_))) {
             self.sent_ms = now_ms;

@@ -167,6 +167,9 @@ fn a_worker_outlives_neither_coordinator_nor_parent() {
     check(&mut training(), Event::Disconnected { why: "gone".into() }, want);
     check(&mut session(), Event::ParentGone, "Exit(ParentGone)");
     check(&mut training(), Event::ParentGone, "Exit(ParentGone)");
+    let asked = || Event::AskedToLeave { reason: "SIGTERM".to_owned() };
+    check(&mut session(), asked(), "send Leaving");
+    check(&mut training(), asked(), "send Leaving");
     let codes = [
         (ExitReason::Left { reason: String::new() }, 0),
         (ExitReason::Aborted { reason: String::new() }, 1),

@@ -60,10 +60,15 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     let reason = runtime.block_on(async {
         let address = scrape::serve(args.metrics_port, move || served.text()).await?;
         scrape::announce(&metrics_dir, &worker.to_string(), address)?;
-        let ended = daemon::run(options, engines, async move {
-            // An error means that the watching thread ended, which is the same news.
-            let _ = launcher_gone.await;
-        });
+        let ended = daemon::run(
+            options,
+            engines,
+            async move {
+                // An error means that the watching thread ended, which is the same news.
+                let _ = launcher_gone.await;
+            },
+            std::future::pending(),
+        );
         anyhow::Ok(ended.await?)
     })?;
     tracing::info!(%reason, "leaving");

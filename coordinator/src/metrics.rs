@@ -4,6 +4,7 @@
 //! whatever reads a clock stands there.
 
 mod book;
+mod changes;
 mod checkpoints;
 mod workers;
 
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::news::News;
 use crate::settings::Settings;
 use book::Book;
+use changes::Changes;
 use checkpoints::Checkpoints;
 use workers::Workers;
 
@@ -42,8 +44,7 @@ pub struct Metrics {
     evaluation_loss: GaugeVec,
     epoch: IntGauge,
     nonfinite: IntCounterVec,
-    recoveries: IntCounterVec,
-    recovery_seconds: Histogram,
+    changes: Changes,
     routers: Routers,
     workers: Workers,
     checkpoints: Checkpoints,
@@ -96,15 +97,7 @@ impl Metrics {
                 "Steps that were skipped because a value was not finite, by where it was met.",
                 ("where", &["forward", "backward", "gradient"]),
             )?,
-            recoveries: book.counters(
-                "shoal_recoveries_total",
-                "How often the run went back to a checkpoint.",
-                ("cause", &["nonfinite"]),
-            )?,
-            recovery_seconds: book.seconds(
-                "shoal_recovery_duration_seconds",
-                "Time from going back to a checkpoint until all workers train again.",
-            )?,
+            changes: Changes::new(&book)?,
             routers: Routers::new(&book)?,
             workers: Workers::new(&book)?,
             checkpoints: Checkpoints::new(&book)?,
@@ -122,7 +115,7 @@ impl Metrics {
             }
             News::Started => {
                 if let Some(seconds) = seconds {
-                    self.recovery_seconds.observe(seconds);
+                    self.changes.recovered(seconds);
                 }
             }
             News::Step(report) => {
@@ -145,22 +138,24 @@ impl Metrics {
                 }
             }
             News::RolledBack { to, .. } => {
-                // Nothing else makes a run go back today.
-                self.recoveries.with_label_values(&["nonfinite"]).inc();
+                self.changes.observe(news);
                 self.step.set(whole(*to));
+            }
+            News::Recovering { to_step, .. } => {
+                self.changes.observe(news);
+                self.step.set(whole(*to_step));
             }
             // Checkpoints are counted where they are committed.
             News::Evicted { .. }
-            | News::Recovering { .. }
             | News::Recovered { .. }
-            | News::Rejoined { .. }
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. } => self.changes.observe(news),
+            News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
             | News::Paused { .. }
             | News::Resumed
-            | News::Quarantined { .. }
-            | News::Straggler { .. }
-            | News::MovedAtEdge { .. }
             | News::CheckpointCommitted { .. }
             | News::CheckpointFailed { .. }
             | News::Joined { .. }
@@ -187,6 +182,12 @@ impl Metrics {
     /// So many workers are in each state.
     pub(crate) fn workers(&self, count: &BTreeMap<WorkerState, u32>) {
         self.workers.states(count);
+    }
+
+    /// The newest steps that are whole in memory, and whole after the loss of any worker; and
+    /// whether the run is paused.
+    pub(crate) fn kept(&self, (in_memory, durable): (u64, u64), paused: bool) {
+        self.changes.kept(whole(in_memory), whole(durable), paused);
     }
 
     /// A worker was heard at this Unix time.

@@ -94,10 +94,12 @@ pub enum DaemonError {
     Silent { address: SocketAddr, waited_ms: u128 },
     #[error("the coordinator at {address} refused: {why}")]
     Refused { address: SocketAddr, why: String },
+    #[error("the attempt to connect was interrupted")]
+    Interrupted,
 }
 
 /// Works until the coordinator lets go, something fails, or `parent_gone` resolves. When
-/// `asked_to_leave` does, with a reason, the worker asks the coordinator to let it go.
+/// `wanted_back` resolves, with a reason, the worker hands over what it has and goes.
 ///
 /// After the return the process should end without waiting for other threads: an engine that
 /// could not be torn down in time is left behind on one.
@@ -105,10 +107,9 @@ pub async fn run(
     options: Options,
     engines: impl EngineFactory,
     parent_gone: impl Future<Output = ()>,
-    asked_to_leave: impl Future<Output = String>,
+    wanted_back: impl Future<Output = String>,
 ) -> Result<ExitReason, DaemonError> {
-    let mut parent_gone = pin!(parent_gone);
-    let asked_to_leave = pin!(asked_to_leave);
+    let (mut parent_gone, wanted_back) = (pin!(parent_gone), pin!(wanted_back));
     let listen = |source| DaemonError::Listen { source };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
     let hello = Hello {
@@ -125,8 +126,10 @@ pub async fn run(
         () = &mut parent_gone => return Ok(ExitReason::ParentGone),
     };
     let session = Session::new(hello);
-    let daemon = Daemon { options, listener, engines, session, link, engine: None, exit: None };
-    daemon.work(parent_gone, asked_to_leave).await
+    let (link, connecting) = (Some(link), None);
+    let (engine, exit) = (None, None);
+    let daemon = Daemon { options, listener, engines, session, link, connecting, engine, exit };
+    daemon.work(parent_gone, wanted_back).await
 }
 
 struct Daemon<F> {
@@ -134,10 +137,14 @@ struct Daemon<F> {
     listener: TcpListener,
     engines: F,
     session: Session,
-    link: Link,
+    /// `None` while there is no connection.
+    link: Option<Link>,
+    connecting: Option<Connecting>,
     engine: Option<Running>,
     exit: Option<ExitReason>,
 }
+
+type Connecting = JoinHandle<Result<Link, DaemonError>>;
 
 struct Running {
     engine: Box<dyn Engine>,
@@ -150,13 +157,13 @@ impl<F: EngineFactory> Daemon<F> {
     async fn work(
         mut self,
         mut parent_gone: impl Future<Output = ()> + Unpin,
-        mut asked_to_leave: impl Future<Output = String> + Unpin,
+        mut wanted_back: impl Future<Output = String> + Unpin,
     ) -> Result<ExitReason, DaemonError> {
         let started = Instant::now();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut event = Event::Connected;
-        let mut leaving = false;
+        let mut is_wanted = false;
         loop {
             let now_ms = started.elapsed().as_millis() as u64;
             for effect in self.session.apply(now_ms, event) {
@@ -171,17 +178,28 @@ impl<F: EngineFactory> Daemon<F> {
             }
             event = tokio::select! {
                 () = &mut parent_gone => Event::ParentGone,
-                incoming = self.link.inbox.recv() => match incoming {
-                    Some(Incoming::Message(message)) => Event::FromCoordinator(message),
-                    Some(Incoming::Lost { why }) => Event::Disconnected { why },
-                    None => Event::Disconnected { why: "the stream has ended".to_owned() },
-                },
+                reason = &mut wanted_back, if !is_wanted => {
+                    is_wanted = true;
+                    Event::LeaveRequested { reason }
+                }
+                incoming = heard(&mut self.link) => {
+                    if !matches!(incoming, Event::FromCoordinator(_)) {
+                        self.link = None;
+                    }
+                    incoming
+                }
+                connected = attempted(&mut self.connecting) => {
+                    self.connecting = None;
+                    match connected {
+                        Ok(link) => {
+                            self.link = Some(link);
+                            Event::Connected
+                        }
+                        Err(error) => Event::Disconnected { why: error.to_string() },
+                    }
+                }
                 event = engine_event(&mut self.engine) => {
                     event.map_or(Event::EngineGone, Event::Engine)
-                }
-                reason = &mut asked_to_leave, if !leaving => {
-                    leaving = true;
-                    Event::AskedToLeave { reason }
                 }
                 _at = ticks.tick() => Event::Tick,
             };
@@ -192,7 +210,14 @@ impl<F: EngineFactory> Daemon<F> {
         match effect {
             Effect::Send(message) => {
                 // A broken stream is heard of on the other side of the link.
-                self.link.outbox.send(message).ok();
+                if let Some(link) = &self.link {
+                    link.outbox.send(message).ok();
+                }
+            }
+            Effect::Connect => {
+                let (join, secret) = (self.options.join, self.options.secret.clone());
+                let attempt = async move { client::reconnect(join, &secret).await };
+                self.connecting = Some(tokio::spawn(attempt));
             }
             Effect::StartEngine(assign) => self.start_engine(*assign)?,
             Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
@@ -238,6 +263,23 @@ impl<F: EngineFactory> Daemon<F> {
             tell(running.engine.as_ref());
         }
     }
+}
+
+/// What comes over the link; never if there is none.
+async fn heard(link: &mut Option<Link>) -> Event {
+    let Some(link) = link else { return std::future::pending().await };
+    match link.inbox.recv().await {
+        Some(Incoming::Message(message)) => Event::FromCoordinator(message),
+        Some(Incoming::Lost { why }) => Event::Disconnected { why },
+        Some(Incoming::Closed { why }) => Event::Closed { why },
+        None => Event::Disconnected { why: "the stream has ended".to_owned() },
+    }
+}
+
+/// The end of an attempt to connect; never if none is under way.
+async fn attempted(connecting: &mut Option<Connecting>) -> Result<Link, DaemonError> {
+    let Some(attempt) = connecting else { return std::future::pending().await };
+    attempt.await.unwrap_or(Err(DaemonError::Interrupted))
 }
 
 /// The engine's next event; `None` once, when its threads are gone; never if there is no engine.
@@ -333,13 +375,14 @@ mod tests {
         let (dropped, was_dropped) = std_mpsc::channel();
         let options = options(&coordinator);
         let daemon = tokio::spawn(async move {
-            let (parent_gone, asked) = (std::future::pending(), std::future::pending());
-            run(options, Puppets { dropped }, parent_gone, asked).await.unwrap()
+            let (never, nobody) = (std::future::pending(), std::future::pending());
+            run(options, Puppets { dropped }, never, nobody).await.unwrap()
         });
         let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
         let mut assign = assign("r", Generation(1));
         assign.peers.insert(WorkerId(0), hello.data_address);
         assign.vaults.insert(WorkerId(0), hello.vault_address);
+        coordinator.say(ToWorker::Received { messages: 0 });
         coordinator.say(ToWorker::Assign(assign));
         let generation = Generation(1);
         assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
@@ -379,10 +422,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_does_not_outlive_its_coordinator() {
-        let (coordinator, daemon, _was_dropped) = started().await;
-        coordinator.vanish();
-        assert!(matches!(daemon.await.unwrap(), ExitReason::CoordinatorLost { .. }));
+    async fn a_session_that_was_cut_off_is_taken_up_with_the_engine_running() {
+        let (mut coordinator, daemon, was_dropped) = started().await;
+        coordinator.cut();
+        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+        let resuming = hello.resuming.expect("the engine goes on");
+        assert_eq!((resuming.generation, resuming.step), (Generation(1), 5));
+        // It has read Ready, and not the step.
+        coordinator.say(ToWorker::Received { messages: 1 });
+        let FromWorker::StepDone { step: 5, .. } = coordinator.next().await else {
+            panic!("want the step again");
+        };
+        was_dropped.try_recv().expect_err("the engine runs");
+        coordinator.close("worker-0 has no part in generation 1 any more");
+        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+        assert_eq!(hello.resuming, None);
+        let patience = Duration::from_mins(1);
+        tokio::task::spawn_blocking(move || was_dropped.recv_timeout(patience).unwrap())
+            .await
+            .unwrap();
+        coordinator.say(ToWorker::Leave { reason: "done".into() });
+        assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
     }
 
     #[tokio::test]
@@ -391,8 +451,8 @@ mod tests {
         let (dropped, _) = std_mpsc::channel();
         let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
         let parent_gone = std::future::ready(());
-        let asked = std::future::pending();
-        let reason = run(options, Puppets { dropped }, parent_gone, asked).await.unwrap();
+        let reason =
+            run(options, Puppets { dropped }, parent_gone, std::future::pending()).await.unwrap();
         assert_eq!(reason, ExitReason::ParentGone);
     }
 }

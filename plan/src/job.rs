@@ -190,6 +190,29 @@ pub struct Checkpoint {
     /// The checkpoint with the least loss on `heldout` is kept, too. Checkpoints are then also
     /// written where the model was evaluated.
     pub keep_best: bool,
+    #[serde(default = "MemorySnapshots::of_earlier_runs")]
+    pub memory: MemorySnapshots,
+}
+
+/// Snapshots in the workers' memory: where a run that has lost a worker goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySnapshots {
+    /// Every so many steps each cell's state goes into its worker's memory; a lost worker costs at
+    /// most so many steps, and a snapshot is passed over while copies of the last are still on their
+    /// way (nothing here knows how fast the links are). 0: never, and a lost worker costs the steps
+    /// since the last checkpoint.
+    pub every: u64,
+    /// Other workers that hold each snapshot, too. A cell's twin in another replica counts as one,
+    /// where another worker hosts it.
+    pub copies: u32,
+}
+
+impl MemorySnapshots {
+    /// Of a job that was written down before there were any.
+    fn of_earlier_runs() -> Self {
+        Self { every: 0, copies: 0 }
+    }
 }
 
 impl Job {

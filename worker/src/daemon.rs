@@ -9,9 +9,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use shoal_plan::job::Job;
-use shoal_plan::plan::{Plan, RunId, WorkerId};
+use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::standing::Standing;
-use shoal_proto::{Assign, Hello, Secret};
+use shoal_proto::{Assign, Hello, Secret, Source};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use crate::client::{self, Incoming, Link};
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason};
+use crate::vault::{Held, Vault};
 
 /// A quarter of a heartbeat.
 const TICK: Duration = Duration::from_millis(125);
@@ -53,6 +54,12 @@ pub struct Assignment {
     pub resume_from: Option<u64>,
     /// From where to go on.
     pub standing: Standing,
+    /// This worker's memory of states.
+    pub vault: Vault,
+    /// Where the workers' memories are reached.
+    pub vaults: BTreeMap<WorkerId, SocketAddr>,
+    /// Where each cell's state is found in them, in cell order; none if it is in no memory.
+    pub sources: Vec<Source>,
     pub run_dir: PathBuf,
     /// Listens on the address that the peers know.
     pub listener: TcpListener,
@@ -112,13 +119,15 @@ pub async fn run(
     let (mut parent_gone, wanted_back) = (pin!(parent_gone), pin!(wanted_back));
     let listen = |source| DaemonError::Listen { source };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
+    let (tell, held) = mpsc::unbounded_channel();
+    let vault = Vault::open(&options.run, &options.secret, options.worker, tell).map_err(listen)?;
     let hello = Hello {
         run: options.run.clone(),
         worker: options.worker,
         data_address: listener.local_addr().map_err(listen)?,
         pid: std::process::id(),
         threads: options.threads as u32,
-        vault_address: listener.local_addr().map_err(listen)?,
+        vault_address: vault.address(),
         resuming: None,
     };
     let link = tokio::select! {
@@ -127,20 +136,36 @@ pub async fn run(
     };
     let session = Session::new(hello);
     let (link, connecting) = (Some(link), None);
-    let (engine, exit) = (None, None);
-    let daemon = Daemon { options, listener, engines, session, link, connecting, engine, exit };
+    let (engine, generation, exit) = (None, None, None);
+    let daemon = Daemon {
+        options,
+        listener,
+        vault,
+        held,
+        engines,
+        session,
+        link,
+        connecting,
+        engine,
+        generation,
+        exit,
+    };
     daemon.work(parent_gone, wanted_back).await
 }
 
 struct Daemon<F> {
     options: Options,
     listener: TcpListener,
+    vault: Vault,
+    held: mpsc::UnboundedReceiver<Held>,
     engines: F,
     session: Session,
     /// `None` while there is no connection.
     link: Option<Link>,
     connecting: Option<Connecting>,
     engine: Option<Running>,
+    /// Of the last engine.
+    generation: Option<Generation>,
     exit: Option<ExitReason>,
 }
 
@@ -201,9 +226,19 @@ impl<F: EngineFactory> Daemon<F> {
                 event = engine_event(&mut self.engine) => {
                     event.map_or(Event::EngineGone, Event::Engine)
                 }
+                Some(held) = self.held.recv() => self.held(held),
                 _at = ticks.tick() => Event::Tick,
             };
         }
+    }
+
+    /// What the vault tells. Of a plan that is over it says nothing: what was held then may be gone.
+    fn held(&self, held: Held) -> Event {
+        let Held { generation, standing, cell, blake3 } = held;
+        if self.generation == Some(generation) {
+            return Event::Engine(EngineEvent::Held { standing, cell, blake3 });
+        }
+        Event::Tick
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<(), DaemonError> {
@@ -237,7 +272,8 @@ impl<F: EngineFactory> Daemon<F> {
 
     fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
         self.engine.take().map(tear_down);
-        let Assign { run, plan, job, peers, resume_from, standing, .. } = assign;
+        let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
+        self.generation = Some(plan.generation);
         let listener = self.listener.try_clone();
         let assignment = Assignment {
             job,
@@ -248,6 +284,9 @@ impl<F: EngineFactory> Daemon<F> {
             peers,
             resume_from,
             standing,
+            vault: self.vault.clone(),
+            vaults,
+            sources,
             run_dir: self.options.run_dir.clone(),
             listener: listener.map_err(|source| DaemonError::Listen { source })?,
             threads: self.options.threads,
@@ -301,7 +340,6 @@ fn tear_down(running: Running) -> JoinHandle<()> {
 mod tests {
     use std::sync::mpsc as std_mpsc;
 
-    use shoal_plan::plan::Generation;
     use shoal_plan::report::Ending;
     use shoal_proto::{FailureKind, FromWorker, ToWorker};
 

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::Parallelism;
 use crate::grid::Grid;
-use crate::job::{Checkpoint, EvaluationPlan, MetricsSettings, Precision, Training, Workers};
+use crate::job::{
+    Checkpoint, EvaluationPlan, MemorySnapshots, MetricsSettings, Precision, Training, Workers,
+};
 use crate::learning_rate::LrSchedule;
 use crate::numerics::{Moments, ParameterGroup, Scales};
 use crate::schedule::Schedule;
@@ -84,7 +86,8 @@ pub(super) fn workers() -> Workers {
 }
 
 pub(super) fn checkpoint() -> Checkpoint {
-    Checkpoint { every: 100, keep: 3, keep_best: true }
+    let memory = MemorySnapshots { every: 10, copies: 1 };
+    Checkpoint { every: 100, keep: 3, keep_best: true, memory }
 }
 
 pub(super) fn metrics() -> MetricsSettings {

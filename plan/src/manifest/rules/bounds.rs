@@ -97,6 +97,8 @@ pub(in super::super) fn all(job: &Job) -> Vec<Bound> {
         within("spec.workers.restarts", job.workers.restarts, 0.0, 1e6),
         within("spec.checkpoint.every", job.checkpoint.every as f64, 1.0, 1e9),
         whole("spec.checkpoint.keep", job.checkpoint.keep, 1.0),
+        within("spec.checkpoint.memory.every", job.checkpoint.memory.every as f64, 0.0, 1e9),
+        within("spec.checkpoint.memory.copies", job.checkpoint.memory.copies, 0.0, 16.0),
     ];
     bounds.extend(of_model(&job.model));
     bounds

@@ -1,33 +1,38 @@
 //! The worker processes of a launch. None outlives it: they are killed and reaped when this is
 //! dropped, and a worker whose standard input ends (the launcher was killed) exits by itself.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
 use crate::cores::Cores;
-use crate::run_dir::RunDir;
 
 /// What all workers of a launch are told.
-pub(crate) struct Start<'a> {
+pub(crate) struct Start {
     pub join: SocketAddr,
-    pub run: &'a RunId,
+    pub run: RunId,
     /// In hexadecimal. Handed over through a pipe: a command line is for everyone to read.
-    pub secret: &'a str,
-    pub run_dir: &'a RunDir,
+    pub secret: String,
+    pub run_dir: PathBuf,
+    pub logs: PathBuf,
     pub cores: Cores,
     /// Worker n's is the nth after it; 0: any.
     pub metrics_port: u16,
 }
 
-/// The processes, by worker.
-pub(crate) struct Children(Vec<Running>);
+/// The processes, by worker; at most one of each at a time.
+pub(crate) struct Children {
+    program: PathBuf,
+    start: Start,
+    running: Vec<Running>,
+}
 
 struct Running {
     worker: WorkerId,
@@ -38,44 +43,54 @@ struct Running {
     status: Option<ExitStatus>,
 }
 
+/// How a worker's process ended. Goes on a sentence such as "the process ended: ...".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit(ExitStatus);
+
 impl Children {
     /// Starts workers `0..n`. On an error those already started are killed.
-    pub(crate) fn start(n: u32, start: &Start<'_>) -> anyhow::Result<Self> {
+    pub(crate) fn start(n: u32, start: Start) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("finding this program's own file")?;
-        let mut children = Self(Vec::new());
+        let mut children = Self { program, start, running: Vec::new() };
         for worker in (0..n).map(WorkerId) {
-            let running = spawn(&program, worker, start);
-            children.0.push(running.with_context(|| format!("starting {worker}"))?);
+            children.start_one(worker)?;
         }
         Ok(children)
     }
 
+    /// Starts a worker whose process has ended, or that never had one.
+    pub(crate) fn start_one(&mut self, worker: WorkerId) -> anyhow::Result<()> {
+        let running = spawn(&self.program, worker, &self.start);
+        let running = running.with_context(|| format!("starting {worker}"))?;
+        self.running.retain(|old| old.worker != worker);
+        self.running.push(running);
+        Ok(())
+    }
+
     /// Workers that exited since the last call, and how.
-    pub(crate) fn newly_exited(&mut self) -> Vec<(WorkerId, String)> {
+    pub(crate) fn newly_exited(&mut self) -> Vec<(WorkerId, Exit)> {
         let mut exited = Vec::new();
-        for running in self.0.iter_mut().filter(|running| running.status.is_none()) {
+        for running in self.running.iter_mut().filter(|running| running.status.is_none()) {
             // An error here means that nobody can wait for the child: it is as good as gone.
-            if let Some(status) =
-                running.child.try_wait().unwrap_or(Some(ExitStatus::from_raw(0x100)))
-            {
+            if let Some(status) = running.child.try_wait().unwrap_or(Some(Exit::never_began().0)) {
                 running.status = Some(status);
-                exited.push((running.worker, describe(status)));
+                exited.push((running.worker, Exit(status)));
             }
         }
         exited
     }
 
     pub(crate) fn all_exited(&self) -> bool {
-        self.0.iter().all(|running| running.status.is_some())
+        self.running.iter().all(|running| running.status.is_some())
     }
 
     /// Kills what still runs and waits for it: a killed process cannot refuse.
     pub(crate) fn kill(&mut self) {
-        for running in self.0.iter_mut().filter(|running| running.status.is_none()) {
+        for running in self.running.iter_mut().filter(|running| running.status.is_none()) {
             // Only fails for a process that exited in between.
             let _ = running.child.kill();
         }
-        for running in self.0.iter_mut().filter(|running| running.status.is_none()) {
+        for running in self.running.iter_mut().filter(|running| running.status.is_none()) {
             running.status = running.child.wait().ok();
         }
     }
@@ -87,8 +102,8 @@ impl Drop for Children {
     }
 }
 
-fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Result<Running> {
-    let log_path = start.run_dir.worker_log(worker);
+fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Running> {
+    let log_path = start.logs.join(format!("{worker}.log"));
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -106,7 +121,7 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
         .args(["--id", &worker.0.to_string(), "--threads", &start.cores.threads.to_string()])
         .args(["--metrics-port", &metrics_port.to_string()])
         .arg("--run-dir")
-        .arg(start.run_dir.path())
+        .arg(&start.run_dir)
         .stdin(Stdio::piped())
         .stdout(log.try_clone().context("sharing the log file")?)
         .stderr(log)
@@ -118,48 +133,88 @@ fn spawn(program: &PathBuf, worker: WorkerId, start: &Start<'_>) -> anyhow::Resu
     let mut child = command.spawn().with_context(|| format!("running {}", program.display()))?;
     let mut stdin = child.stdin.take().expect("standard input was asked for as a pipe");
     let told = writeln!(stdin, "{}", start.secret);
-    let running = Running { worker, child, _stdin: stdin, status: None };
+    let mut running = Running { worker, child, _stdin: stdin, status: None };
     // A worker that could not read its secret has exited; its log says why, and the loop sees it.
     if let Err(error) = told
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
-        drop(Children(vec![running]));
+        // Nobody else knows of it.
+        let _ = running.child.kill().and_then(|()| running.child.wait());
         return Err(error).context("handing over the secret");
     }
     Ok(running)
 }
 
-/// Goes on a sentence such as "the process ended: ...".
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(9)) => {
-            "killed by signal 9 (SIGKILL; if nobody sent it, memory ran out)".to_owned()
+impl Exit {
+    /// Of a process that could not be made.
+    pub(crate) fn never_began() -> Self {
+        Self(ExitStatus::from_raw(0x100))
+    }
+
+    /// Whether it ended because it was wanted to: a worker says so with exit code 0.
+    pub(crate) fn was_asked_for(self) -> bool {
+        self.0.success()
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.code(), self.0.signal()) {
+            (Some(code), _) => write!(f, "exit code {code}"),
+            (None, Some(9)) => {
+                f.write_str("killed by signal 9 (SIGKILL; if nobody sent it, memory ran out)")
+            }
+            (None, Some(signal)) => write!(f, "killed by signal {signal}"),
+            (None, None) => f.write_str("no exit code"),
         }
-        (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => "no exit code".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    fn sleeper(seconds: &str) -> Running {
-        let mut child = Command::new("sleep")
-            .arg(seconds)
-            .stdin(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        Running { worker: WorkerId(3), child, _stdin: stdin, status: None }
+    /// Children that are no workers: processes that only wait.
+    fn sleepers(n: u32) -> Children {
+        let sleeper = |worker| {
+            let mut child = Command::new("sleep")
+                .arg("600")
+                .stdin(Stdio::piped())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let stdin = child.stdin.take().unwrap();
+            Running { worker, child, _stdin: stdin, status: None }
+        };
+        let start = Start {
+            join: (Ipv4Addr::LOCALHOST, 1).into(),
+            run: RunId("r".to_owned()),
+            secret: "00".to_owned(),
+            run_dir: std::env::temp_dir(),
+            logs: std::env::temp_dir(),
+            cores: Cores { threads: 1, kept: Err("a test".to_owned()) },
+            metrics_port: 0,
+        };
+        // `true` in the place of a worker ends at once, and well.
+        let program = PathBuf::from("true");
+        Children { program, start, running: (0..n).map(WorkerId).map(sleeper).collect() }
+    }
+
+    fn wait_for_exit(children: &mut Children) -> (WorkerId, Exit) {
+        loop {
+            if let Some(exited) = children.newly_exited().pop() {
+                return exited;
+            }
+            std::thread::yield_now();
+        }
     }
 
     #[test]
     fn dropping_kills_and_reaps() {
-        let children = Children(vec![sleeper("600"), sleeper("600")]);
-        let ids: Vec<u32> = children.0.iter().map(|running| running.child.id()).collect();
+        let children = sleepers(2);
+        let ids: Vec<u32> = children.running.iter().map(|running| running.child.id()).collect();
         drop(children);
         // Signal 0 reaches only processes that exist, zombies included.
         let alive = |id: &u32| {
@@ -175,16 +230,23 @@ mod tests {
 
     #[test]
     fn an_exit_is_reported_once_with_its_cause() {
-        let mut children = Children(vec![sleeper("600")]);
+        let mut children = sleepers(1);
         assert!(children.newly_exited().is_empty() && !children.all_exited());
-        children.0[0].child.kill().unwrap();
-        let mut exited = children.newly_exited();
-        while exited.is_empty() {
-            std::thread::yield_now();
-            exited = children.newly_exited();
-        }
-        assert_eq!(exited[0].0, WorkerId(3));
-        assert!(exited[0].1.contains("signal 9"), "{}", exited[0].1);
+        children.running[0].child.kill().unwrap();
+        let (worker, exit) = wait_for_exit(&mut children);
+        assert_eq!(worker, WorkerId(0));
+        assert!(exit.to_string().contains("signal 9") && !exit.was_asked_for(), "{exit}");
         assert!(children.newly_exited().is_empty() && children.all_exited());
+    }
+
+    #[test]
+    fn a_worker_that_is_started_again_is_heard_of_again() {
+        let mut children = sleepers(2);
+        children.running[1].child.kill().unwrap();
+        assert_eq!(wait_for_exit(&mut children).0, WorkerId(1));
+        children.start_one(WorkerId(1)).unwrap();
+        assert_eq!(children.running.len(), 2, "in the place of the one before");
+        let (worker, exit) = wait_for_exit(&mut children);
+        assert_eq!((worker, exit.was_asked_for()), (WorkerId(1), true));
     }
 }

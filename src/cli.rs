@@ -18,7 +18,7 @@ pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train}
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
-pub(crate) use runs::Compare;
+pub(crate) use runs::{Compare, Events};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 pub(crate) use voice::{Generate, Model, Serve, Speculate};
 
@@ -92,6 +92,12 @@ pub(crate) enum Verb {
     /// Hold finished runs against each other: losses, rates, a plot
     #[command(after_help = runs::COMPARE_EXAMPLES)]
     Compare(Compare),
+    /// What happened in a run: who was lost, who came, what was done, because of what
+    ///
+    /// Reads events.jsonl of the run's directory, while it trains or later. `time` counts from the launch,
+    /// `step` is the last committed one, `plan` the generation of the plan in force.
+    #[command(after_help = runs::EVENTS_EXAMPLES)]
+    Events(Events),
     /// Hold a model on disk against text or token ids: loss, perplexity, logits, gradients
     Eval(Eval),
     /// Continue a text with a model on disk

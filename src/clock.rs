@@ -18,9 +18,14 @@ impl Stopwatch {
 }
 
 /// Seconds since 1970, as HTTP interfaces date their answers.
-#[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
 pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    unix_time() as u64
+}
+
+/// Seconds since 1970, to compare with what others have written down.
+#[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
+pub(crate) fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
 /// Seconds since a file was last written; none for one from the future.

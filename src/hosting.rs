@@ -11,9 +11,11 @@ use shoal_worker::Secret;
 use shoal_worker::daemon::{self, Options};
 use shoal_worker::engine::CellEngines;
 use shoal_worker::metrics::Metrics;
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
 
 use crate::run_dir::RunDir;
+use crate::signals::Signal;
 use crate::{cli, cores, logging, scrape};
 
 /// The orderly way out gets this long after the launcher is gone.
@@ -60,15 +62,28 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     let reason = runtime.block_on(async {
         let address = scrape::serve(args.metrics_port, move || served.text()).await?;
         scrape::announce(&metrics_dir, &worker.to_string(), address)?;
-        let ended = daemon::run(options, engines, async move {
+        let asked_to_leave = asked_to_leave(unix::signal(SignalKind::terminate())?);
+        let launcher_gone = async move {
             // An error means that the watching thread ended, which is the same news.
             let _ = launcher_gone.await;
-        });
-        anyhow::Ok(ended.await?)
+        };
+        anyhow::Ok(daemon::run(options, engines, launcher_gone, asked_to_leave).await?)
     })?;
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())
+}
+
+/// The first SIGTERM asks the worker to hand over its cells and go; the second one ends it.
+async fn asked_to_leave(mut terminate: unix::Signal) -> String {
+    terminate.recv().await;
+    tracing::info!("SIGTERM: handing over");
+    tokio::spawn(async move {
+        terminate.recv().await;
+        tracing::warn!("SIGTERM again: going at once");
+        std::process::exit(Signal::Terminate.exit_code().into());
+    });
+    "SIGTERM".to_owned()
 }
 
 /// Standard input ends when the launcher does, however it ends. Then the worker goes at once: what

@@ -8,7 +8,7 @@ use anyhow::Context;
 use shoal_coordinator::Settings;
 use shoal_plan::job::{Job, Workers};
 use shoal_plan::placement::make_plan;
-use shoal_plan::plan::RunId;
+use shoal_plan::plan::{RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_store::Store;
 use shoal_worker::Secret;
@@ -19,6 +19,7 @@ use crate::cli;
 use crate::clock::Stopwatch;
 use crate::cores::Cores;
 use crate::epochs::Epochs;
+use crate::events::{Kind, Log};
 use crate::exit::Stopped;
 use crate::finish::Finish;
 use crate::initial;
@@ -27,6 +28,7 @@ use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
 use crate::mirror::{self, Copying};
 use crate::preflight::{self, Has, Needs};
+use crate::restarts::Restarts;
 use crate::resume::{Earlier, take_over};
 use crate::run_dir::RunDir;
 use crate::scrape;
@@ -34,7 +36,7 @@ use crate::show;
 use crate::signals::Signals;
 use crate::terminal::{data as print, note};
 use crate::tokenise;
-use crate::train::{Done, Training};
+use crate::train::{Done, Recovery, Training};
 
 /// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
 pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
@@ -70,7 +72,8 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
-    let work = Work { metrics: &mut metrics, epochs, store };
+    let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;
+    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     metrics.flush()?;
@@ -103,6 +106,22 @@ struct Work<'a> {
     metrics: &'a mut Metrics,
     epochs: Epochs,
     store: Option<Store>,
+    events: &'a mut Log,
+}
+
+/// Where what happens to the run is written down, this launch first of all.
+fn open_events(
+    run_dir: &RunDir,
+    job: &Job,
+    standing: &Standing,
+    watch: Stopwatch,
+) -> anyhow::Result<Log> {
+    let log = Log::open(run_dir.path(), standing.step, watch);
+    let mut log = log.with_context(|| format!("opening {}", run_dir.events().display()))?;
+    let (workers, steps) = (job.workers.local, job.training.steps);
+    let from = if standing.step == 0 { "from the start" } else { "from the newest checkpoint" };
+    log.add(Kind::Launched, None, format!("{workers} workers, to step {steps}, {from}"));
+    Ok(log)
 }
 
 /// What to resume from. A damaged checkpoint is passed over, and said so.
@@ -160,27 +179,34 @@ async fn train(
     scrape::announce(&run_dir.scrape_targets(), "coordinator", scraped)?;
     let start = Start {
         join: coordinator.address,
-        run: &run,
-        secret: &secret.to_hex(),
-        run_dir,
+        run,
+        secret: secret.to_hex(),
+        run_dir: run_dir.path().to_path_buf(),
+        logs: run_dir.logs(),
         cores: cores(job),
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
-    let children = Children::start(job.workers.local, &start)?;
+    let children = Children::start(job.workers.local, start)?;
     let newest = resume_from.map(|standing| standing.step);
     let copying = work
         .store
         .map(|store| Copying::start(store, (run_dir, job), newest, coordinator.metrics.clone()));
+    let watch = Stopwatch::start();
+    let workers = (0..job.workers.local).map(WorkerId);
     let training = Training {
         run_dir,
         metrics: work.metrics,
         epochs: work.epochs,
+        events: work.events,
         children,
         coordinator,
         signals: &mut signals,
         checkpoint: resume_from.map(|standing| standing.step),
         copying,
         job,
+        restarts: Restarts::new(workers, job.workers.restarts, watch.seconds()),
+        recovery: Recovery::default(),
+        watch,
     };
     let done = training.run().await;
     scrape::withdraw(&run_dir.scrape_targets());
@@ -202,7 +228,7 @@ pub(crate) fn event_loop() -> anyhow::Result<Runtime> {
 
 /// Threads and cores of each worker.
 pub(crate) fn cores(job: &Job) -> Cores {
-    let Workers { local, threads, pin } = job.workers;
+    let Workers { local, threads, pin, .. } = job.workers;
     Cores::share(local, threads, pin)
 }
 

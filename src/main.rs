@@ -11,6 +11,7 @@ mod curve;
 mod data;
 mod epochs;
 mod eval;
+mod events;
 mod exit;
 mod fetch;
 mod finish;
@@ -25,6 +26,7 @@ mod mirror;
 mod models;
 mod preflight;
 mod progress;
+mod restarts;
 mod resume;
 mod run_dir;
 mod samples;
@@ -70,6 +72,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Export(args) => models::export(&args),
         Verb::Checkpoints(verb) => checkpoints::run(verb),
         Verb::Compare(args) => compare::compare(&args),
+        Verb::Events(args) => events::show(&args),
         Verb::Eval(args) => eval::eval(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Serve(args) => serve::serve(&args),

@@ -170,6 +170,12 @@ impl Metrics {
         Ok(())
     }
 
+    /// The steps after `to` are done again, and with the same figures: a worker was lost with what
+    /// it knew of them.
+    pub(crate) fn take_back(&mut self, (from, to): (u64, u64)) -> anyhow::Result<()> {
+        if to < from { self.roll_back((from, to), 0, self.rollbacks) } else { Ok(()) }
+    }
+
     /// Steps that were trained.
     pub(crate) fn rows(&self) -> &[StepRow] {
         &self.known.rows

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use shoal_plan::arithmetic;
+use shoal_plan::buddies::vault_bytes;
 use shoal_plan::job::Job;
 use shoal_plan::memory::cell_bytes;
 use shoal_plan::plan::Plan;
@@ -22,6 +23,8 @@ const WORKER_FILES: u64 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub memory_bytes: u64,
+    /// The share of it for snapshots in memory.
+    pub snapshot_bytes: u64,
     pub disk_bytes: u64,
     /// Of the worker with the most peers.
     pub files: u64,
@@ -39,6 +42,7 @@ impl Needs {
     /// For all workers of this plan on one machine. `text_bytes` become tokens.
     pub(crate) fn of(job: &Job, plan: &Plan, text_bytes: u64) -> Self {
         let cells: u64 = plan.grid.cells().map(|id| cell_bytes(job, plan, id).total()).sum();
+        let snapshots = vault_bytes(job, plan).into_values().fold(0, u64::saturating_add);
         let workers = u64::from(job.workers.local);
         let parameters = arithmetic::parameters(&job.model).total;
         // BF16 weights, FP32 masters, two moments; one more with an average.
@@ -49,7 +53,8 @@ impl Needs {
         let token_bytes = if job.model.vocab_size > 1 << 16 { 4 } else { 2 };
         let text_bytes = text_bytes.min(job.data.bytes_max);
         Self {
-            memory_bytes: cells.saturating_add(workers * WORKER_BYTES),
+            memory_bytes: cells.saturating_add(snapshots).saturating_add(workers * WORKER_BYTES),
+            snapshot_bytes: snapshots,
             disk_bytes: (parameters * per_parameter)
                 .saturating_mul(kept)
                 .saturating_add(text_bytes * token_bytes),
@@ -67,13 +72,17 @@ impl Needs {
                     .push(format!("{what}: about {need}{unit} needed, {has}{unit} there; {lower}"));
             }
         };
-        check(
-            "memory",
-            self.memory_bytes,
-            has.memory_bytes,
-            "B",
-            "lower spec.training.microbatch or sequence, take a smaller model, or fewer replicas",
-        );
+        let lower =
+            "lower spec.training.microbatch or sequence, take a smaller model, or fewer replicas";
+        let lower = match self.snapshot_bytes {
+            0 => lower.to_owned(),
+            bytes => format!(
+                "{lower}; {}B of it are snapshots: lower spec.checkpoint.memory.copies, or set \
+                 spec.checkpoint.memory.every to 0",
+                short(bytes as f64)
+            ),
+        };
+        check("memory", self.memory_bytes, has.memory_bytes, "B", &lower);
         check(
             "disk",
             self.disk_bytes,
@@ -154,6 +163,10 @@ mod tests {
         let findings = small.short_of(&poor);
         assert_eq!(findings.len(), 3);
         assert!(findings[0].contains("spec.training.microbatch"), "{findings:?}");
+        assert!(findings[0].contains("spec.checkpoint.memory.copies"), "{findings:?}");
+        let without = needs(|job| job.checkpoint.memory.every = 0);
+        assert_eq!(without.memory_bytes + small.snapshot_bytes, small.memory_bytes);
+        assert!(!without.short_of(&poor)[0].contains("snapshots"));
         assert!(findings[1].contains("spec.checkpoint.keep"), "{findings:?}");
         assert!(findings[2].contains("ulimit -n"), "{findings:?}");
     }

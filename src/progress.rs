@@ -114,6 +114,24 @@ impl Progress {
         self.say(text);
     }
 
+    /// The workers make a new plan and go on after step `to`.
+    pub(crate) fn recovering(&mut self, to: u64) {
+        match &mut self.shown {
+            Shown::Bar(bar) => {
+                bar.set_position(to);
+                bar.set_message("recovering");
+            }
+            Shown::Lines(lines) => lines.last_tenth = to * 10 / self.steps.max(1),
+        }
+    }
+
+    /// Nothing goes on for now.
+    pub(crate) fn pause(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_message("paused");
+        }
+    }
+
     /// A line above the bar.
     pub(crate) fn say(&self, text: &str) {
         match &self.shown {

@@ -11,9 +11,19 @@ use shoal_plan::checkpoint::BEST_FILE_NAME;
 use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 
+use crate::events;
+
 /// What a run writes directly into its directory. Nothing else there is ever touched.
-const FILES: [&str; 6] =
-    ["lock", "manifest.json", "metrics.jsonl", "summary.json", "plan.json", "ledger.jsonl"];
+const FILES: [&str; 8] = [
+    "lock",
+    "manifest.json",
+    "metrics.jsonl",
+    "summary.json",
+    "plan.json",
+    "ledger.jsonl",
+    events::FILE_NAME,
+    events::OLDER_FILE_NAME,
+];
 const DIRECTORIES: [&str; 4] = ["checkpoints", "logs", "data", SCRAPE_TARGETS];
 const SCRAPE_TARGETS: &str = "targets";
 
@@ -112,6 +122,10 @@ impl RunDir {
 
     pub(crate) fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
+    }
+
+    pub(crate) fn events(&self) -> PathBuf {
+        self.path.join(events::FILE_NAME)
     }
 
     /// Where every process of the run says where Prometheus finds it.

@@ -1,25 +1,33 @@
 //! From the coordinator's start to the last worker's exit: listens to news, children and signals,
 //! and decides nothing about training.
 
+mod incidents;
+
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use shoal_coordinator::{Cause, Command, Failure, News, Running};
 use shoal_plan::job::Job;
+use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Outcome, StepReport};
 use shoal_plan::standing::Best;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::children::Children;
+use crate::children::{Children, Exit};
 use crate::clock::Stopwatch;
 use crate::epochs::Epochs;
+use crate::events::{Kind, Log};
 use crate::exit::Stopped;
 use crate::metrics::{EvaluationRow, Metrics};
 use crate::mirror::Copying;
 use crate::progress::Progress;
+use crate::restarts::{Next, Restarts, WINDOW_SECONDS};
 use crate::run_dir::RunDir;
 use crate::signals::{Signal, Signals};
 use crate::terminal::note;
+use incidents::Incident;
+
+pub(crate) use incidents::Recovery;
 
 /// How often exited children are looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -43,6 +51,7 @@ pub(crate) struct Training<'a> {
     pub run_dir: &'a RunDir,
     pub metrics: &'a mut Metrics,
     pub epochs: Epochs,
+    pub events: &'a mut Log,
     pub children: Children,
     pub coordinator: Running,
     pub signals: &'a mut Signals,
@@ -51,6 +60,10 @@ pub(crate) struct Training<'a> {
     /// Of checkpoints to a store, where there is one.
     pub copying: Option<Copying>,
     pub job: &'a Job,
+    pub restarts: Restarts,
+    pub recovery: Recovery,
+    /// Since the workers were started.
+    pub watch: Stopwatch,
 }
 
 impl Training<'_> {
@@ -82,6 +95,7 @@ impl Training<'_> {
                 signal = self.signals.next() => {
                     if stopping.is_some() && signal.is_insistent() {
                         let next = self.how_to_continue();
+                        self.events.add(Kind::Stopped, None, format!("{signal}, at once"));
                         progress.say(&format!("{signal}: stopping at once\n{next}"));
                         return Err(Stopped::Signal(signal));
                     }
@@ -93,11 +107,68 @@ impl Training<'_> {
                 }
                 Some(text) = heard(&mut self.copying) => progress.say(&text),
                 _at = look.tick() => {
-                    for (worker, what) in self.children.newly_exited() {
-                        self.command(Command::WorkerExited { worker, what }).await;
-                    }
+                    self.look_after_the_children(progress, stopping.is_some()).await;
                 }
             }
+        }
+    }
+
+    /// Tells the coordinator who exited, and starts anew whose time has come.
+    async fn look_after_the_children(&mut self, progress: &Progress, stopping: bool) {
+        let now = self.watch.seconds();
+        for (worker, exit) in self.children.newly_exited() {
+            let what = exit.to_string();
+            self.events.add(Kind::Exited, Some(worker), &what);
+            if !exit.was_asked_for() {
+                self.recovery.exited(worker, now);
+            }
+            self.command(Command::WorkerExited { worker, what }).await;
+            // One that ends while all end is not wanted back.
+            if !stopping {
+                self.gone(worker, exit, now, progress).await;
+            }
+        }
+        let due = if stopping { Vec::new() } else { self.restarts.due(now) };
+        for worker in due {
+            match self.children.start_one(worker) {
+                Ok(()) => self.events.add(Kind::Restarted, Some(worker), "its wait is over"),
+                Err(error) => {
+                    let what = format!("it cannot be started: {error:#}");
+                    self.events.add(Kind::Exited, Some(worker), &what);
+                    self.gone(worker, Exit::never_began(), now, progress).await;
+                }
+            }
+        }
+    }
+
+    /// Whether a worker that exited comes back; if too few are left, the run ends.
+    async fn gone(&mut self, worker: WorkerId, exit: Exit, now: f64, progress: &Progress) {
+        let allowed = self.job.workers.restarts;
+        let last = match self.restarts.exited(worker, exit.was_asked_for(), now) {
+            Next::Again { in_seconds, nth } => {
+                let how = format!("again in {in_seconds} s, {nth} of {allowed} in ten minutes");
+                tracing::info!(%worker, how, "will be started");
+                return;
+            }
+            Next::GivenUp { times: 1 } => format!("{worker} is not started again: {exit}"),
+            Next::GivenUp { times } => {
+                let minutes = WINDOW_SECONDS / 60.0;
+                format!(
+                    "{worker} is given up: it ended {times} times in {minutes} minutes, \
+                     the last time with {exit}; see {}",
+                    self.run_dir.worker_log(worker).display()
+                )
+            }
+            Next::Left => format!("{worker} has left"),
+        };
+        if !exit.was_asked_for() {
+            self.events.add(Kind::GivenUp, Some(worker), &last);
+            progress.say(&last);
+        }
+        let (left, min) = (self.restarts.left(), self.job.workers.min.max(1));
+        if left < min {
+            let reason = format!("{left} workers are left and workers.min is {min}: {last}");
+            self.command(Command::Abort(reason)).await;
         }
     }
 
@@ -110,10 +181,14 @@ impl Training<'_> {
     ) -> Result<Option<Done>, Stopped> {
         match news {
             News::Joined { worker, pid, joined, wanted } => {
-                tracing::info!(%worker, pid, joined, wanted, "has joined");
+                let fact = format!("process {pid}, {joined} of {wanted}");
+                self.events.add(Kind::Joined, Some(worker), fact);
             }
-            News::Planned(plan) => tracing::info!(generation = %plan.generation, "the plan stands"),
-            News::Started => progress.begin(),
+            News::Planned(plan) => self.events.generation_is(plan.generation),
+            News::Started => {
+                self.events.add(Kind::Started, None, "all workers are ready");
+                progress.begin();
+            }
             News::Step(report) => self.step(report, progress)?,
             News::Evaluated { step, evaluations } => {
                 for evaluation in &evaluations {
@@ -124,9 +199,23 @@ impl Training<'_> {
             }
             News::RolledBack { from, to, passed_over, rollbacks } => {
                 let allowed = self.job.training.rollbacks_max;
-                progress.rolled_back(to, &went_back((from, to), passed_over, (rollbacks, allowed)));
+                let story = went_back((from, to), passed_over, (rollbacks, allowed));
+                self.events.step_is(to);
+                self.events.add(Kind::RolledBack, None, &story);
+                progress.rolled_back(to, &story);
                 self.metrics.roll_back((from, to), passed_over, rollbacks)?;
             }
+            news @ (News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Recovered { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
                 if let Some(copying) = &self.copying {
@@ -135,6 +224,7 @@ impl Training<'_> {
                 tracing::info!(step, "the checkpoint is complete");
             }
             News::CheckpointFailed { step, why, .. } => {
+                self.events.add(Kind::CheckpointFailed, None, format!("of step {step}: {why}"));
                 progress.say(&format!("warning: no checkpoint of step {step}: {why}"));
             }
             News::Finished { last_step, ending, best } => {
@@ -142,18 +232,60 @@ impl Training<'_> {
                 let stopped_by =
                     (ending == Ending::Stopped).then(|| stopping.unwrap_or(Signal::Terminate));
                 let no_improvement = ending == Ending::NoImprovement;
+                self.ended_well(last_step, no_improvement, stopped_by);
                 return Ok(Some(Done { last_step, best, no_improvement, stopped_by }));
             }
-            // What was trained since is lost, and trying again would end the same way.
-            News::Failed(failure) if failure.kind == Cause::Checkpoint => {
-                return Err(Stopped::Checkpoint(self.story(&failure)));
+            News::Failed(failure) => {
+                self.events.add(Kind::Failed, failure.worker, failure.to_string());
+                let story = self.story(&failure);
+                // What was trained since is lost, and trying again would end the same way.
+                return Err(if failure.kind == Cause::Checkpoint {
+                    Stopped::Checkpoint(story)
+                } else {
+                    Stopped::Failed(anyhow!(story))
+                });
             }
-            News::Failed(failure) => return Err(Stopped::Failed(anyhow!(self.story(&failure)))),
         }
         Ok(None)
     }
 
+    /// Somebody was lost, came back or went: says so, and follows where the run goes on from.
+    fn incident(&mut self, news: &News, progress: &mut Progress) -> Result<(), Stopped> {
+        self.recovery.heard(news, self.watch.seconds());
+        if let Some(incident) = Incident::of(news) {
+            self.events.generation_is(incident.generation.unwrap_or(self.events.generation()));
+            self.events.add(incident.kind, incident.worker, &incident.fact);
+            progress.say(&incident.line());
+        }
+        if let News::Recovering { from_step, to_step, .. } = news {
+            self.events.step_is(*to_step);
+            progress.recovering(*to_step);
+            self.metrics.take_back((*from_step, *to_step))?;
+        } else if let News::Recovered { .. } | News::MovedAtEdge { .. } = news {
+            progress.begin();
+        } else if let News::Paused { .. } = news {
+            progress.pause();
+        }
+        Ok(())
+    }
+
+    fn ended_well(&mut self, last_step: u64, early: bool, stopped_by: Option<Signal>) {
+        self.events.step_is(last_step);
+        match stopped_by {
+            Some(signal) => self.events.add(Kind::Stopped, None, signal.to_string()),
+            None if early => self.events.add(Kind::Finished, None, "no improvement any more"),
+            None => self.events.add(Kind::Finished, None, "the last step"),
+        }
+    }
+
     fn step(&mut self, report: StepReport, progress: &mut Progress) -> Result<(), Stopped> {
+        let step = report.step();
+        self.events.step_is(step);
+        if let Some(seconds) = self.recovery.stepped(self.watch.seconds()) {
+            let fact = format!("back at step {step} after {seconds:.1} s");
+            self.events.add(Kind::Recovered, None, &fact);
+            progress.say(&fact);
+        }
         for line in self.epochs.begun(&report) {
             progress.say(&line);
         }
@@ -208,8 +340,8 @@ impl Training<'_> {
         while !self.children.all_exited() && watch.seconds() < LEAVE_SECONDS {
             tokio::select! {
                 _at = look.tick() => {
-                    for (worker, what) in self.children.newly_exited() {
-                        tracing::info!(%worker, what, "has left");
+                    for (worker, exit) in self.children.newly_exited() {
+                        self.events.add(Kind::Exited, Some(worker), exit.to_string());
                     }
                 }
                 signal = self.signals.next() => {

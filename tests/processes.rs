@@ -7,12 +7,14 @@ use std::fs;
 
 use serde_json::Value;
 
-use place::{DEATH_SECONDS, Place, json, keys, signal, wait};
+use place::{DEATH_SECONDS, PATIENCE_SECONDS, Place, json, keys, signal, wait};
 
 #[path = "processes/evaluation.rs"]
 mod evaluation;
 #[path = "processes/failing.rs"]
 mod failing;
+#[path = "chaos/ledger.rs"]
+mod ledger;
 #[path = "processes/network.rs"]
 mod network;
 #[path = "processes/place.rs"]
@@ -186,6 +188,8 @@ fn no_worker_outlives_a_killed_launcher() {
     assert_eq!(launch.ended().code, None);
     place.no_worker_is_left("run");
     let mut next = place.launch("run", &["--set", "workers.local=1"]);
+    // Its own steps: those of the first launch stand in the file until this one reads it.
+    wait(PATIENCE_SECONDS, "the second launch to train", || place.count("run", "started") == 2);
     place.wait_for_steps(&mut next, "run", 6);
     next.signal("HUP");
     let ended = next.ended();

@@ -150,6 +150,7 @@ impl Conductor {
                 self.carry_out(effect);
             }
             self.metrics.workers(&self.state.workers());
+            self.metrics.kept(self.state.kept_steps(), self.state.is_paused());
         }
     }
 
@@ -210,7 +211,18 @@ impl Conductor {
                 let before = self.stepped.replace(Instant::now());
                 before.map(|before| before.elapsed().as_secs_f64())
             }
-            News::Joined { .. }
+            News::Recovered { seconds, .. } => Some(*seconds),
+            News::MovedAtEdge { stall_seconds, .. } => Some(*stall_seconds),
+            News::Evicted { .. }
+            | News::Recovering { .. }
+            | News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Evaluated { .. }
             | News::CheckpointCommitted { .. }

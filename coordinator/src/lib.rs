@@ -18,7 +18,8 @@ mod settings;
 pub mod state;
 
 pub use error::Error;
+pub use ledger::{LedgerRow, Rollback, StepLine};
 pub use metrics::Metrics;
-pub use news::{Cause, Command, Failure, News};
+pub use news::{Cause, Command, Failure, News, Restored};
 pub use server::{Running, serve};
 pub use settings::{MakePlan, Settings};

@@ -4,6 +4,7 @@
 //! whatever reads a clock stands there.
 
 mod book;
+mod changes;
 mod checkpoints;
 mod store;
 mod workers;
@@ -22,6 +23,7 @@ use crate::error::Error;
 use crate::news::News;
 use crate::settings::Settings;
 use book::Book;
+use changes::Changes;
 use checkpoints::Checkpoints;
 use store::Store;
 use workers::Workers;
@@ -44,8 +46,7 @@ pub struct Metrics {
     evaluation_loss: GaugeVec,
     epoch: IntGauge,
     nonfinite: IntCounterVec,
-    recoveries: IntCounterVec,
-    recovery_seconds: Histogram,
+    changes: Changes,
     routers: Routers,
     workers: Workers,
     checkpoints: Checkpoints,
@@ -99,15 +100,7 @@ impl Metrics {
                 "Steps that were skipped because a value was not finite, by where it was met.",
                 ("where", &["forward", "backward", "gradient"]),
             )?,
-            recoveries: book.counters(
-                "shoal_recoveries_total",
-                "How often the run went back to a checkpoint.",
-                ("cause", &["nonfinite"]),
-            )?,
-            recovery_seconds: book.seconds(
-                "shoal_recovery_duration_seconds",
-                "Time from going back to a checkpoint until all workers train again.",
-            )?,
+            changes: Changes::new(&book)?,
             routers: Routers::new(&book)?,
             workers: Workers::new(&book)?,
             checkpoints: Checkpoints::new(&book)?,
@@ -126,7 +119,7 @@ impl Metrics {
             }
             News::Started => {
                 if let Some(seconds) = seconds {
-                    self.recovery_seconds.observe(seconds);
+                    self.changes.recovered(seconds);
                 }
             }
             News::Step(report) => {
@@ -149,13 +142,26 @@ impl Metrics {
                 }
             }
             News::RolledBack { to, .. } => {
-                // Nothing else makes a run go back today.
-                self.recoveries.with_label_values(&["nonfinite"]).inc();
+                self.changes.observe(news);
                 self.step.set(whole(*to));
             }
             News::CheckpointFailed { cell: Some(_), .. } => self.checkpoints.not_written(),
+            News::Recovering { to_step, .. } => {
+                self.changes.observe(news);
+                self.step.set(whole(*to_step));
+            }
+            News::Evicted { .. }
+            | News::Recovered { .. }
+            | News::Quarantined { .. }
+            | News::Straggler { .. }
+            | News::MovedAtEdge { .. } => self.changes.observe(news),
             // Other checkpoints are counted where they are committed.
-            News::CheckpointCommitted { .. }
+            News::Rejoined { .. }
+            | News::JoinedLate { .. }
+            | News::Left { .. }
+            | News::Paused { .. }
+            | News::Resumed
+            | News::CheckpointCommitted { .. }
             | News::CheckpointFailed { cell: None, .. }
             | News::Joined { .. }
             | News::Finished { .. }
@@ -181,6 +187,12 @@ impl Metrics {
     /// So many workers are in each state.
     pub(crate) fn workers(&self, count: &BTreeMap<WorkerState, u32>) {
         self.workers.states(count);
+    }
+
+    /// The newest steps that are whole in memory, and whole after the loss of any worker; and
+    /// whether the run is paused.
+    pub(crate) fn kept(&self, (in_memory, durable): (u64, u64), paused: bool) {
+        self.changes.kept(whole(in_memory), whole(durable), paused);
     }
 
     /// A worker was heard at this Unix time.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use shoal_plan::grid::CellId;
-use shoal_plan::plan::{Plan, WorkerId};
+use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Best;
 use shoal_proto::FailureKind;
@@ -49,6 +49,71 @@ pub enum News {
         cell: Option<CellId>,
         why: String,
     },
+    /// A worker is no longer part of the run; the others go on without it.
+    Evicted {
+        worker: WorkerId,
+        cause: Cause,
+        /// The fact that decided it, as a sentence.
+        what: String,
+    },
+    /// A new plan is made for those that are left. What was said of the steps after `to_step` is
+    /// superseded.
+    Recovering {
+        /// Of the new plan.
+        generation: Generation,
+        /// The last step that was committed.
+        from_step: u64,
+        to_step: u64,
+        /// So many host cells from now on.
+        workers: u32,
+        source: Restored,
+    },
+    /// All train again.
+    Recovered {
+        generation: Generation,
+        /// Since the first sign of the loss.
+        seconds: f64,
+    },
+    /// A worker that was part of the run before is back.
+    Rejoined {
+        worker: WorkerId,
+    },
+    /// A worker came while the run was under way.
+    JoinedLate {
+        worker: WorkerId,
+    },
+    /// A worker handed over what it had and went, as it wished.
+    Left {
+        worker: WorkerId,
+    },
+    /// Too few workers are left: the run waits for others.
+    Paused {
+        have: u32,
+        want: u32,
+    },
+    /// There are enough again.
+    Resumed,
+    /// A worker was lost too often: it hosts nothing for a while, so that the others keep their plan.
+    Quarantined {
+        worker: WorkerId,
+        seconds: u64,
+        /// How often it was lost in the last two minutes.
+        times: u32,
+    },
+    /// A worker takes much longer for its work than the others for theirs.
+    Straggler {
+        worker: WorkerId,
+        /// Its time for a unit of work, as a multiple of the others' median.
+        ratio: f64,
+    },
+    /// The cells moved to other hosts between two steps, and nothing was taken back.
+    MovedAtEdge {
+        /// Of the new plan.
+        generation: Generation,
+        step: u64,
+        /// From the first worker at the edge until all train again.
+        stall_seconds: f64,
+    },
     Finished {
         /// The last committed step, and the step of the newest checkpoint.
         last_step: u64,
@@ -57,6 +122,16 @@ pub enum News {
         best: Option<Best>,
     },
     Failed(Failure),
+}
+
+/// Where the state comes from with which a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// Snapshots in the memory of workers.
+    Memory,
+    Checkpoint,
+    /// The initial parameters.
+    Seed,
 }
 
 /// How the run failed: the root cause, where several workers reported.
@@ -96,6 +171,8 @@ pub enum Cause {
     Ledger,
     /// A worker broke the protocol: a bug, or a worker of another version.
     Protocol,
+    /// Too few workers are left, and none will come.
+    TooFew,
     /// `Command::Abort`.
     Aborted,
 }
@@ -109,6 +186,96 @@ pub enum Command {
     Abort(String),
     /// A worker's process ended: "killed by signal 9".
     WorkerExited { worker: WorkerId, what: String },
+}
+
+impl Cause {
+    /// For a label: one word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Reported(FailureKind::NonFinite) => "nonfinite",
+            Self::Reported(FailureKind::PeerLost) => "peer_lost",
+            Self::Reported(FailureKind::Checkpoint) | Self::Checkpoint => "checkpoint",
+            Self::Reported(FailureKind::Data) => "data",
+            Self::Reported(FailureKind::Internal) => "internal",
+            Self::Exited => "exited",
+            Self::HungUp => "hung_up",
+            Self::LeaseEnded => "lease_ended",
+            Self::NotJoined => "not_joined",
+            Self::Plan => "plan",
+            Self::Ledger => "ledger",
+            Self::Protocol => "protocol",
+            Self::TooFew => "too_few",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+impl fmt::Display for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::Checkpoint => "checkpoint",
+            Self::Seed => "seed",
+        })
+    }
+}
+
+/// One line for the log and the timeline: what happened, to whom, and the fact that decided it.
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Joined { worker, pid, joined, wanted } => {
+                write!(f, "{worker} has joined (process {pid}), {joined} of {wanted}")
+            }
+            Self::Planned(plan) => write!(f, "{}: the plan stands", plan.generation),
+            Self::Started => f.write_str("all workers train"),
+            Self::Step(report) => write!(f, "step {} is committed", report.step()),
+            Self::Evaluated { step, evaluations } => {
+                write!(f, "step {step} was held against {} sets", evaluations.len())
+            }
+            Self::RolledBack { from, to, passed_over, rollbacks } => write!(
+                f,
+                "too many steps in a row were skipped: back from step {from} to step {to}, past \
+                 {passed_over} sequences, rollback {rollbacks}"
+            ),
+            Self::CheckpointCommitted { step } => {
+                write!(f, "the checkpoint of step {step} is complete")
+            }
+            Self::CheckpointFailed { step, why, .. } => {
+                write!(f, "no checkpoint of step {step}: {why}")
+            }
+            Self::Evicted { worker, what, .. } => write!(f, "{worker} is lost: {what}"),
+            Self::Recovering { generation, from_step, to_step, workers, source } => write!(
+                f,
+                "{generation}: {workers} workers go on from step {to_step} ({source}), {} committed \
+                 steps are done again",
+                from_step - to_step
+            ),
+            Self::Recovered { generation, seconds } => {
+                write!(f, "{generation}: all train again, {seconds:.1} s after the loss")
+            }
+            Self::Rejoined { worker } => write!(f, "{worker} is back"),
+            Self::JoinedLate { worker } => write!(f, "{worker} has joined the run under way"),
+            Self::Left { worker } => write!(f, "{worker} has handed over and left"),
+            Self::Paused { have, want } => {
+                write!(f, "paused: {have} of at least {want} workers are here")
+            }
+            Self::Resumed => f.write_str("enough workers are here again"),
+            Self::Quarantined { worker, seconds, times } => write!(
+                f,
+                "{worker} was lost {times} times in two minutes: it gets no work for {seconds} s"
+            ),
+            Self::Straggler { worker, ratio } => {
+                write!(f, "{worker} takes {ratio:.1} times as long as the others for its work")
+            }
+            Self::MovedAtEdge { generation, step, stall_seconds } => write!(
+                f,
+                "{generation}: cells moved after step {step}, the others waited {stall_seconds:.1} s"
+            ),
+            Self::Finished { last_step, .. } => write!(f, "finished after step {last_step}"),
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
 }
 
 impl fmt::Display for Failure {

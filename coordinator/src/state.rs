@@ -1,40 +1,56 @@
 //! Every decision of the coordinator: `apply(now, event) -> effects`. No clock, no socket, no disk.
 //!
-//! Gathering -> Preparing -> Training (-> Stopping) -> Ended. A step is committed when all workers
-//! have done it; a checkpoint when all its parts are written and the manifest is; the run ends
-//! when all workers have finished and the last checkpoint is committed, or with the first failure.
-//! A run that skipped too many steps goes from Training to Preparing, with the next generation of
-//! the plan, from its newest checkpoint.
+//! Gathering -> Preparing -> Training (-> Stopping) -> Ended. A step is committed when all that host
+//! cells have done it; a checkpoint when all its parts are written and the manifest is; the run ends
+//! when all have finished and the last checkpoint is committed, or with a failure that another plan
+//! would not mend. Three ways lead back to Preparing, with the next generation of the plan:
+//! - a worker is lost: Recovering (or Paused, with too few), then from the newest whole state;
+//! - workers come or go: Edging, then from where all ended between two steps;
+//! - too many steps were skipped: from the newest checkpoint.
 //!
 //! To add an event: a variant of `Event`, an arm in `apply`, a line in each test table.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 
 use shoal_plan::checkpoint::CheckpointManifest;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
-use shoal_proto::{FromWorker, ToWorker};
+use shoal_proto::{Assign, FromWorker, ToWorker};
 
 use crate::ledger::LedgerRow;
 use crate::metrics::WorkerState;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
-use cause::{Sign, Signs};
+use cause::Signs;
+use history::History;
+use holdings::Holdings;
+use member::Member;
 use parts::{PartError, Parts};
+use recovering::Loss;
+use stragglers::Stragglers;
 
 mod cause;
+mod edging;
 mod ending;
 mod going_back;
+mod history;
+mod holdings;
 mod joining;
+mod losing;
+mod member;
 mod parts;
 mod progress;
+mod recovering;
+mod stragglers;
 
 /// A gap between two events longer than this is the coordinator's own sleep (a suspended laptop, a
 /// stopped process), and no worker's silence. Ticks come every 250 ms.
 const OWN_SLEEP_MS: u64 = 2_000;
+
+/// A worker is told so often how many of its messages were read, so that it need not keep them.
+const RECEIVED_EVERY: u64 = 32;
 
 /// One stream from a worker, numbered by the rim. A worker is known by its connection, whatever
 /// its messages say.
@@ -107,9 +123,14 @@ pub enum Effect {
 /// Why a message was ignored. None of these harms the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ignored {
-    OtherGeneration { got: Generation, want: Option<Generation> },
+    OtherGeneration {
+        got: Generation,
+        want: Option<Generation>,
+    },
     Repeated,
     OutOfPhase(Phase),
+    /// What a worker says it holds is not what others hold.
+    Contradiction(String),
 }
 
 /// How far the run is.
@@ -122,37 +143,19 @@ pub enum Phase {
     Training,
     /// Training, until the step at which all stop.
     Stopping,
+    /// Training, until all have ended between the same two steps, for another plan.
+    Edging,
+    /// A host is lost; a new plan is made once no manifest is being written.
+    Recovering,
+    /// Too few workers are here.
+    Paused,
     Ended,
 }
 
-/// One worker that has joined.
-#[derive(Debug)]
-struct Member {
-    connection: ConnectionId,
-    /// False after a hang-up or the end of the lease.
-    connected: bool,
-    address: SocketAddr,
-    /// Where the snapshots in its memory are reached.
-    vault: SocketAddr,
-    heard_ms: u64,
-    ready: bool,
-    /// The last step it has done.
-    done: u64,
-    finished: Option<Ending>,
-    /// It waits to be told from where to go on.
-    going_back: Option<Standing>,
-}
-
-impl Member {
-    fn state(&self, phase: Phase) -> WorkerState {
-        match phase {
-            _ if !self.connected => WorkerState::Lost,
-            _ if self.finished.is_some() => WorkerState::Finished,
-            Phase::Training | Phase::Stopping => WorkerState::Training,
-            Phase::Gathering | Phase::Preparing if self.ready => WorkerState::Ready,
-            Phase::Gathering | Phase::Preparing => WorkerState::Joining,
-            Phase::Ended => WorkerState::Finished,
-        }
+impl Phase {
+    /// Steps are done and reported.
+    fn trains(self) -> bool {
+        matches!(self, Self::Training | Self::Stopping | Self::Edging)
     }
 }
 
@@ -164,8 +167,12 @@ pub struct State {
     started_ms: u64,
     now_ms: u64,
     members: BTreeMap<WorkerId, Member>,
+    /// By worker, also of those that are gone.
+    histories: BTreeMap<WorkerId, History>,
     plan: Option<Plan>,
-    /// The last step that all workers have done.
+    /// What its hosts were told.
+    assignment: Option<Box<Assign>>,
+    /// The last step that all hosts have done.
     committed: u64,
     /// Where this generation started.
     start: Standing,
@@ -175,11 +182,23 @@ pub struct State {
     parts: Parts,
     /// The newest checkpoint on disk, as far as this run knows; of step 0 there is none.
     checkpointed: Standing,
+    /// How the run goes on from there: with later data, after a rollback.
+    from_checkpoint: Standing,
+    /// Snapshots in the workers' memory.
+    holdings: Holdings,
     /// The last checkpoint that failed, and why.
     checkpoint_failed: Option<(u64, String)>,
-    /// When the last worker finished.
-    finished_ms: Option<u64>,
+    /// When the last host finished, and how all did.
+    finished: Option<(u64, Ending)>,
+    stop_wanted: bool,
     signs: Signs,
+    /// Why there is to be a new plan.
+    loss: Option<Loss>,
+    /// What was committed when hosts last lost each other though all lived, and how often so.
+    link_broke: Option<(u64, u32)>,
+    /// When the first host was at the edge.
+    edge_ms: Option<u64>,
+    stragglers: Stragglers,
     effects: Vec<Effect>,
 }
 
@@ -189,20 +208,29 @@ impl State {
         let start = settings.resume_from.unwrap_or_default();
         Self {
             parts: Parts::new(settings.job.grid, start.step),
+            holdings: Holdings::new(settings.job.grid),
             settings,
             phase: Phase::Gathering,
             started_ms: now_ms,
             now_ms,
             members: BTreeMap::new(),
+            histories: BTreeMap::new(),
             plan: None,
+            assignment: None,
             committed: start.step,
             start,
             reports: BTreeMap::new(),
             evaluations: BTreeMap::new(),
             checkpointed: start,
+            from_checkpoint: start,
             checkpoint_failed: None,
-            finished_ms: None,
+            finished: None,
+            stop_wanted: false,
             signs: Signs::default(),
+            loss: None,
+            link_broke: None,
+            edge_ms: None,
+            stragglers: Stragglers::default(),
             effects: Vec::new(),
         }
     }
@@ -242,7 +270,7 @@ impl State {
         match self.phase {
             Phase::Gathering => self.plan_when_all_are_here(),
             Phase::Preparing => self.start_when_all_are_ready(),
-            Phase::Training | Phase::Stopping => {
+            Phase::Training | Phase::Stopping | Phase::Edging => {
                 self.commit_steps();
                 if let Some(manifest) = self.parts.next_complete(self.committed) {
                     self.effects.push(Effect::CommitCheckpoint(manifest));
@@ -252,10 +280,14 @@ impl State {
                 }
                 self.finish_when_all_have();
                 self.go_back_when_all_wait();
+                self.move_when_all_are_at_the_edge();
             }
-            Phase::Ended => {}
+            Phase::Paused => self.resume_when_enough_are_here(),
+            Phase::Recovering | Phase::Ended => {}
         }
-        self.fail_for_the_root_cause();
+        self.judge();
+        self.change_hosts();
+        self.recover_when_the_disk_is_quiet();
     }
 
     fn message(&mut self, connection: ConnectionId, message: FromWorker) {
@@ -266,7 +298,7 @@ impl State {
             let reason = "a session begins with a hello".to_owned();
             return self.effects.push(Effect::Close { connection, reason });
         };
-        self.member(worker).heard_ms = self.now_ms;
+        self.count(connection, worker, &message);
         let current = self.plan.as_ref().map(|plan| plan.generation);
         let want = current;
         if let Some(got) = generation(&message).filter(|got| Some(*got) != current) {
@@ -276,31 +308,46 @@ impl State {
             // Its whole meaning is that it came; a hello was handled above.
             FromWorker::Heartbeat { .. } | FromWorker::Hello(_) => {}
             FromWorker::Ready { .. } => self.ready(worker),
-            FromWorker::StepDone { step, report, .. } => self.step_done(worker, step, report),
+            FromWorker::StepDone { step, report, compute_seconds, .. } => {
+                self.step_done(worker, step, report);
+                if let Some(ratio) = self.stragglers.computed(worker, compute_seconds) {
+                    self.news(News::Straggler { worker, ratio });
+                }
+            }
             FromWorker::Evaluated { step, evaluations, .. } => {
                 self.evaluated(worker, step, evaluations);
             }
             FromWorker::GoBack { standing, .. } => self.wants_to_go_back(worker, standing),
             FromWorker::CheckpointPart { standing, cell, files, .. } => {
-                if let Err(why) = self.part_fits(worker, standing, cell) {
-                    return self.fail(Cause::Protocol, Some(worker), why);
-                }
-                match self.parts.add(standing, cell, files) {
-                    Ok(()) => {}
-                    Err(PartError::Late) => self.ignore(connection, Ignored::Repeated),
-                    Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
+                self.part(worker, standing, cell, files);
+            }
+            FromWorker::Held { standing, cell, blake3, .. } => {
+                if let Err(why) = self.holdings.add(worker, standing, cell, blake3) {
+                    self.ignore(connection, Ignored::Contradiction(why));
                 }
             }
             FromWorker::CheckpointPartFailed { standing, cell, why, .. } => {
                 self.part_failed((worker, connection), standing, cell, why);
             }
-            FromWorker::Held { .. } | FromWorker::AtEdge { .. } | FromWorker::Leaving { .. } => {
-                self.ignore(connection, Ignored::OutOfPhase(self.phase));
-            }
+            FromWorker::AtEdge { standing, .. } => self.at_edge(worker, standing),
+            FromWorker::Leaving { reason } => self.wants_to_leave(worker, &reason),
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
-                let (cause, step) = (Cause::Reported(kind), Some(step));
-                self.signs.add(self.now_ms, Sign { worker, cause, step, what, layer });
+                self.failed(worker, step, kind, (what, layer));
+            }
+        }
+    }
+
+    /// A worker lives; and so many of its messages need not be said again.
+    fn count(&mut self, connection: ConnectionId, worker: WorkerId, message: &FromWorker) {
+        let now_ms = self.now_ms;
+        let member = self.member(worker);
+        member.heard_ms = now_ms;
+        if !matches!(message, FromWorker::Heartbeat { .. }) {
+            member.received += 1;
+            let messages = member.received;
+            if messages.is_multiple_of(RECEIVED_EVERY) {
+                self.effects.push(joining::received(connection, messages));
             }
         }
     }
@@ -311,7 +358,24 @@ impl State {
         for member in self.members.values() {
             *count.entry(member.state(self.phase)).or_default() += 1;
         }
+        let gone = self.histories.values().filter(|history| history.gone).count();
+        *count.entry(WorkerState::Lost).or_default() += gone as u32;
         count
+    }
+
+    /// The newest step whose state is whole in memory, and the newest that the loss of any worker
+    /// leaves whole somewhere. 0 if there is none.
+    pub(crate) fn kept_steps(&self) -> (u64, u64) {
+        let in_memory = self
+            .holdings
+            .newest_complete(|held| held.step <= self.committed)
+            .map_or(0, |standing| standing.step);
+        let twice = self.holdings.durable().unwrap_or(0).min(self.committed);
+        (in_memory, twice.max(self.checkpointed.step))
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.phase == Phase::Paused
     }
 
     pub(crate) fn worker_of(&self, connection: ConnectionId) -> Option<WorkerId> {
@@ -331,8 +395,22 @@ impl State {
         self.plan().generation
     }
 
+    /// The members that have cells in the plan in force.
+    fn hosts(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
+        let hosts = self.members.iter().filter(|(_, member)| member.hosts);
+        hosts.map(|(worker, member)| (*worker, member))
+    }
+
     fn send_to_all(&mut self, message: &ToWorker) {
-        let connected = self.members.values().filter(|member| member.connected);
+        self.send_to(message, |_| true);
+    }
+
+    fn send_to_hosts(&mut self, message: &ToWorker) {
+        self.send_to(message, |member| member.hosts);
+    }
+
+    fn send_to(&mut self, message: &ToWorker, whom: impl Fn(&Member) -> bool) {
+        let connected = self.members.values().filter(|member| member.connected && whom(member));
         self.effects.extend(connected.map(|member| {
             let connection = member.connection;
             Effect::Send { connection, message: message.clone() }
@@ -372,6 +450,7 @@ impl fmt::Display for Ignored {
             Self::OtherGeneration { got, want: None } => write!(f, "of {got}, before any plan"),
             Self::Repeated => f.write_str("known already"),
             Self::OutOfPhase(phase) => write!(f, "not expected while {phase:?}"),
+            Self::Contradiction(why) => f.write_str(why),
         }
     }
 }

@@ -172,6 +172,11 @@ pub struct Workers {
     /// Keep each worker's threads to cores of its own, where there are enough. `false` leaves them
     /// to the system: wanted where several launches share a machine.
     pub pin: bool,
+    /// With fewer workers than this the run pauses, and goes on by itself when others come.
+    pub min: u32,
+    /// How often a worker process that died is started anew, each worker for itself, within ten minutes. 0: never, and
+    /// the run ends when too few are left.
+    pub restarts: u32,
 }
 
 /// When checkpoints are written and how many stay.
@@ -190,6 +195,29 @@ pub struct Checkpoint {
     /// older one, goes on from there. Keys come from `AWS_*` variables alone. By default checkpoints
     /// stay in the run directory. See `docs/checkpoints.md`.
     pub store: Option<String>,
+    #[serde(default = "MemorySnapshots::of_earlier_runs")]
+    pub memory: MemorySnapshots,
+}
+
+/// Snapshots in the workers' memory: where a run that has lost a worker goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySnapshots {
+    /// Every so many steps each cell's state goes into its worker's memory; a lost worker costs at
+    /// most so many steps, and a snapshot is passed over while copies of the last are still on their
+    /// way (nothing here knows how fast the links are). 0: never, and a lost worker costs the steps
+    /// since the last checkpoint.
+    pub every: u64,
+    /// Other workers that hold each snapshot, too. A cell's twin in another replica counts as one,
+    /// where another worker hosts it.
+    pub copies: u32,
+}
+
+impl MemorySnapshots {
+    /// Of a job that was written down before there were any.
+    fn of_earlier_runs() -> Self {
+        Self { every: 0, copies: 0 }
+    }
 }
 
 impl Job {

@@ -4,12 +4,13 @@
 //!
 //! Reading order: `grid` (cells), `model` (the network's sizes), `numerics` (how numbers are kept), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
-//! (who hosts which cell, and why), `schedule` (slots), `batch` and `samples` (which text when),
+//! (who hosts which cell, and why), `buddies` (who holds copies of its state), `schedule` (slots), `batch` and `samples` (which text when),
 //! `learning_rate` (how fast it learns when), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
 
 pub mod arithmetic;
 mod balance;
 pub mod batch;
+pub mod buddies;
 pub mod checkpoint;
 pub mod globs;
 pub mod grid;

@@ -30,8 +30,14 @@ pub struct CellBytes {
 
 impl CellBytes {
     pub fn total(&self) -> u64 {
-        let state = self.masters + self.moments + self.average;
-        (self.weights + self.gradients + state).saturating_add(self.activations)
+        (self.weights + self.gradients + self.snapshot()).saturating_add(self.activations)
+    }
+}
+
+impl CellBytes {
+    /// A snapshot of the cell's state, without the router biases: what is not computed again.
+    pub fn snapshot(&self) -> u64 {
+        self.masters + self.moments + self.average
     }
 }
 

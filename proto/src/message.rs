@@ -149,6 +149,12 @@ pub enum ToWorker {
         generation: Generation,
         step: u64,
     },
+    /// So many of this worker's messages have been read, hellos and heartbeats not counted, since
+    /// it joined. Said now and then, and first of all in a session that takes up an earlier one:
+    /// the worker sends again what came after.
+    Received {
+        messages: u64,
+    },
     /// The work is done: exit with code 0.
     Leave {
         reason: String,

@@ -30,6 +30,26 @@ pub(crate) struct Compare {
     pub output: Output,
 }
 
+pub(super) const EVENTS_EXAMPLES: &str = "\
+Examples:
+  shoal events
+  shoal events runs/quickstart --since 100
+  shoal events runs/quickstart -o json | jq '.[] | select(.kind == \"evicted\")'
+
+Exit codes: 0 done, 2 wrong usage, or no such run.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The run's directory [default: the newest in runs/]
+    pub run: Option<PathBuf>,
+    /// How to show them
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+    /// Only what happened when this step, or a later one, was the last committed
+    #[arg(long, value_name = "STEP")]
+    pub since: Option<u64>,
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..1.0).contains(&share) => Ok(share),

@@ -69,7 +69,7 @@ impl Place {
     pub(crate) fn launch(&self, run: &str, more: &[&str]) -> Launch {
         let count = fs::read_dir(&self.0).unwrap().count();
         let (out, err) = (self.0.join(format!("{count}.out")), self.0.join(format!("{count}.err")));
-        let child = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        let child = Command::new(shoal())
             .arg("launch")
             .arg(self.0.join("job.yaml"))
             .arg("--run-dir")
@@ -104,9 +104,23 @@ impl Place {
         lines.filter(|value| !value["evaluation"].is_null()).collect()
     }
 
+    /// How many events of a kind a run has had, over all its launches.
+    pub(crate) fn count(&self, run: &str, kind: &str) -> usize {
+        self.events(run).iter().filter(|event| event["kind"] == kind).count()
+    }
+
+    /// Events of a run, oldest first.
+    pub(crate) fn events(&self, run: &str) -> Vec<Value> {
+        self.lines_of(run, "events.jsonl").into_iter().map(|(value, _)| value).collect()
+    }
+
     /// The whole lines of `metrics.jsonl`.
     fn lines(&self, run: &str) -> Vec<(Value, String)> {
-        let text = fs::read_to_string(self.run_dir(run).join("metrics.jsonl")).unwrap_or_default();
+        self.lines_of(run, "metrics.jsonl")
+    }
+
+    fn lines_of(&self, run: &str, file: &str) -> Vec<(Value, String)> {
+        let text = fs::read_to_string(self.run_dir(run).join(file)).unwrap_or_default();
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let parsed = |line: &str| (serde_json::from_str(line).unwrap(), line.trim_end().to_owned());
         whole.map(parsed).collect()
@@ -189,6 +203,15 @@ impl Drop for Launch {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The binary under test: a test is told where it is, an example lies in a directory beside it.
+fn shoal() -> PathBuf {
+    let beside = || {
+        let own = std::env::current_exe().expect("this program has a file");
+        own.parent().and_then(Path::parent).expect("examples/ is beside it").join("shoal")
+    };
+    option_env!("CARGO_BIN_EXE_shoal").map_or_else(beside, PathBuf::from)
 }
 
 /// Words of a small language, drawn by `SplitMix64`.

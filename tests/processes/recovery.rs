@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME};
 
+use crate::ledger::{self, Account};
 use crate::place::{DEATH_SECONDS, Place, signal, words};
 
 /// Steps trained before the checkpoint is poisoned.
@@ -59,36 +60,10 @@ impl Place {
     }
 }
 
-/// What became of every sequence, by the ledger: each once, without a gap. Returns how many were
-/// trained, skipped and passed over.
+/// How many sequences were trained, skipped and passed over.
 fn account(run_dir: &Path) -> (u64, u64, u64) {
-    let text = fs::read_to_string(run_dir.join("ledger.jsonl")).unwrap();
-    // (step, first, end, what): what is in force, in the order of the sequences.
-    let mut spans: Vec<(u64, u64, u64, usize)> = Vec::new();
-    for line in text.lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        let number = |key: &str| line[key].as_u64();
-        if let Some(to) = number("rolled_back_to") {
-            spans.retain(|(step, ..)| *step <= to);
-            let end = spans.last().map_or(0, |(_, _, end, _)| *end);
-            // What is passed over after step N belongs to step N + 1.
-            spans.extend(number("next_sequence").map(|next| (to + 1, end, next, 2)));
-        } else {
-            let first = number("first_sequence").unwrap();
-            let end = first + number("sequences").unwrap();
-            let what = usize::from(!line["skipped"].is_null());
-            assert_eq!(line["loss"].is_null(), what == 1, "{line}");
-            spans.push((number("step").unwrap(), first, end, what));
-        }
-    }
-    let mut counts = [0; 3];
-    let mut next = 0;
-    for (step, first, end, what) in spans {
-        assert_eq!(first, next, "step {step} of {}", run_dir.display());
-        counts[what] += end - first;
-        next = end;
-    }
-    (counts[0], counts[1], counts[2])
+    let Account { trained, skipped, passed_over, .. } = ledger::account(run_dir);
+    (trained, skipped, passed_over)
 }
 
 fn skipped(rows: &[String]) -> usize {

@@ -12,12 +12,15 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::DaemonError;
 
 /// A coordinator that is not there by then will not come: it starts before its workers.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One attempt of a session that was cut off.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
@@ -29,7 +32,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The stream, both ways. Dropping it closes the connection.
 pub(crate) struct Link {
     pub(crate) outbox: mpsc::UnboundedSender<FromWorker>,
-    /// Ends with `Lost`.
+    /// Ends with `Lost` or `Closed`.
     pub(crate) inbox: mpsc::Receiver<Incoming>,
 }
 
@@ -37,20 +40,37 @@ pub(crate) struct Link {
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Message(ToWorker),
-    /// Nothing follows. The coordinator's own words, if it closed the stream.
+    /// Nothing follows: the connection broke.
     Lost {
+        why: String,
+    },
+    /// Nothing follows: the coordinator closed the stream, in these words.
+    Closed {
         why: String,
     },
 }
 
 /// Connects and opens the stream. A coordinator that is not there yet is tried again.
 pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
+    open(address, secret, CONNECT_DEADLINE).await
+}
+
+/// Connects again, once: the session decides when to try the next time.
+pub(crate) async fn reconnect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
+    open(address, secret, RECONNECT_DEADLINE).await
+}
+
+async fn open(
+    address: SocketAddr,
+    secret: &Secret,
+    deadline: Duration,
+) -> Result<Link, DaemonError> {
     if !address.ip().is_loopback() {
         return Err(DaemonError::NotLoopback { address });
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .expect("an address makes a URI")
-        .connect_timeout(CONNECT_DEADLINE / 2)
+        .connect_timeout(deadline / 2)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
@@ -65,8 +85,8 @@ pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link
             .max_encoding_message_size(FROM_WORKER_BYTES_MAX);
         client.session(request).await
     };
-    let waited_ms = CONNECT_DEADLINE.as_millis();
-    let opened = timeout(CONNECT_DEADLINE, open).await;
+    let waited_ms = deadline.as_millis();
+    let opened = timeout(deadline, open).await;
     let response = opened
         .map_err(|_| DaemonError::Silent { address, waited_ms })?
         .map_err(|status| DaemonError::Refused { address, why: in_words(&status) })?;
@@ -95,9 +115,12 @@ async fn read(mut messages: Streaming<raw::ToWorker>, inbox: mpsc::Sender<Incomi
                 }
             },
             Ok(None) => Incoming::Lost { why: "the stream has ended".to_owned() },
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                Incoming::Closed { why: in_words(&status) }
+            }
             Err(status) => Incoming::Lost { why: in_words(&status) },
         };
-        let is_last = matches!(incoming, Incoming::Lost { .. });
+        let is_last = !matches!(incoming, Incoming::Message(_));
         if inbox.send(incoming).await.is_err() || is_last {
             return;
         }
@@ -122,7 +145,7 @@ fn in_words(status: &Status) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::pin::Pin;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
     use tokio::net::TcpListener;
@@ -134,15 +157,16 @@ pub(crate) mod tests {
 
     use super::*;
 
-    type ToWorkers = mpsc::UnboundedReceiver<Result<raw::ToWorker, Status>>;
+    type Say = mpsc::UnboundedSender<Result<raw::ToWorker, Status>>;
 
-    /// One session with a script: the test reads what the worker says and answers.
+    /// One session at a time, with a script: the test reads what the worker says and answers.
     pub(crate) struct FakeCoordinator {
         pub(crate) address: SocketAddr,
         pub(crate) secret: Secret,
         heard: mpsc::UnboundedReceiver<FromWorker>,
-        say: mpsc::UnboundedSender<Result<raw::ToWorker, Status>>,
-        server: JoinHandle<()>,
+        /// Of the newest session.
+        say: Arc<Mutex<Option<Say>>>,
+        _server: JoinHandle<()>,
     }
 
     impl FakeCoordinator {
@@ -151,16 +175,16 @@ pub(crate) mod tests {
             let address = listener.local_addr().unwrap();
             let secret = Secret::random().unwrap();
             let (hear, heard) = mpsc::unbounded_channel();
-            let (say, said) = mpsc::unbounded_channel();
-            let service = Script { secret: secret.clone(), hear, said: Mutex::new(Some(said)) };
-            let server = tokio::spawn(async move {
+            let say = Arc::default();
+            let service = Script { secret: secret.clone(), hear, say: Arc::clone(&say) };
+            let _server = tokio::spawn(async move {
                 Server::builder()
                     .add_service(CoordinatorServer::new(service))
                     .serve_with_incoming(TcpListenerStream::new(listener))
                     .await
                     .unwrap();
             });
-            Self { address, secret, heard, say, server }
+            Self { address, secret, heard, say, _server }
         }
 
         /// What the worker says next, but for heartbeats.
@@ -174,20 +198,31 @@ pub(crate) mod tests {
             }
         }
 
+        /// In the session of what was heard last.
         pub(crate) fn say(&self, message: ToWorker) {
-            self.say.send(Ok(message.into())).unwrap();
+            self.send(Ok(message.into()));
         }
 
-        /// The stream breaks off.
-        pub(crate) fn vanish(self) {
-            self.server.abort();
+        /// Ends the session, in words.
+        pub(crate) fn close(&self, why: &str) {
+            self.send(Err(Status::failed_precondition(why)));
+            self.cut();
+        }
+
+        /// The stream ends without a word.
+        pub(crate) fn cut(&self) {
+            self.say.lock().unwrap().take();
+        }
+
+        fn send(&self, what: Result<raw::ToWorker, Status>) {
+            self.say.lock().unwrap().as_ref().expect("a session").send(what).unwrap();
         }
     }
 
     struct Script {
         secret: Secret,
         hear: mpsc::UnboundedSender<FromWorker>,
-        said: Mutex<Option<ToWorkers>>,
+        say: Arc<Mutex<Option<Say>>>,
     }
 
     #[tonic::async_trait]
@@ -202,7 +237,8 @@ pub(crate) mod tests {
             if Secret::from_hex(&given).unwrap() != self.secret {
                 return Err(Status::unauthenticated("wrong secret"));
             }
-            let said = self.said.lock().unwrap().take().expect("one session");
+            let (say, said) = mpsc::unbounded_channel();
+            *self.say.lock().unwrap() = Some(say);
             let hear = self.hear.clone();
             let mut messages = request.into_inner();
             tokio::spawn(async move {
@@ -232,9 +268,10 @@ pub(crate) mod tests {
     async fn the_coordinator_s_reason_for_closing_arrives() {
         let coordinator = FakeCoordinator::start().await;
         let mut link = connect(coordinator.address, &coordinator.secret).await.unwrap();
-        let reason = Status::failed_precondition("worker-0 has joined already");
-        coordinator.say.send(Err(reason)).unwrap();
-        let Some(Incoming::Lost { why }) = link.inbox.recv().await else { panic!("want the end") };
+        coordinator.close("worker-0 has joined already");
+        let Some(Incoming::Closed { why }) = link.inbox.recv().await else {
+            panic!("want the end")
+        };
         assert_eq!(why, "worker-0 has joined already");
     }
 }

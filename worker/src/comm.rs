@@ -16,9 +16,9 @@
 //! and each frame is checksummed against accidents, but bytes travel in clear: loopback only.
 
 mod collective;
-mod deadline;
+pub(crate) mod deadline;
 mod frame;
-mod handshake;
+pub(crate) mod handshake;
 mod link;
 mod mesh;
 mod opening;

@@ -9,9 +9,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use shoal_plan::job::Job;
-use shoal_plan::plan::{Plan, RunId, WorkerId};
+use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::standing::Standing;
-use shoal_proto::{Assign, Hello, Secret};
+use shoal_proto::{Assign, Hello, Secret, Source};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use crate::client::{self, Incoming, Link};
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason};
+use crate::vault::{Held, Vault};
 
 /// A quarter of a heartbeat.
 const TICK: Duration = Duration::from_millis(125);
@@ -53,6 +54,12 @@ pub struct Assignment {
     pub resume_from: Option<u64>,
     /// From where to go on.
     pub standing: Standing,
+    /// This worker's memory of states.
+    pub vault: Vault,
+    /// Where the workers' memories are reached.
+    pub vaults: BTreeMap<WorkerId, SocketAddr>,
+    /// Where each cell's state is found in them, in cell order; none if it is in no memory.
+    pub sources: Vec<Source>,
     pub run_dir: PathBuf,
     /// Listens on the address that the peers know.
     pub listener: TcpListener,
@@ -94,9 +101,12 @@ pub enum DaemonError {
     Silent { address: SocketAddr, waited_ms: u128 },
     #[error("the coordinator at {address} refused: {why}")]
     Refused { address: SocketAddr, why: String },
+    #[error("the attempt to connect was interrupted")]
+    Interrupted,
 }
 
-/// Works until the coordinator lets go, something fails, or `parent_gone` resolves.
+/// Works until the coordinator lets go, something fails, or `parent_gone` resolves. When
+/// `wanted_back` resolves, with a reason, the worker hands over what it has and goes.
 ///
 /// After the return the process should end without waiting for other threads: an engine that
 /// could not be torn down in time is left behind on one.
@@ -104,17 +114,20 @@ pub async fn run(
     options: Options,
     engines: impl EngineFactory,
     parent_gone: impl Future<Output = ()>,
+    wanted_back: impl Future<Output = String>,
 ) -> Result<ExitReason, DaemonError> {
-    let mut parent_gone = pin!(parent_gone);
+    let (mut parent_gone, wanted_back) = (pin!(parent_gone), pin!(wanted_back));
     let listen = |source| DaemonError::Listen { source };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
+    let (tell, held) = mpsc::unbounded_channel();
+    let vault = Vault::open(&options.run, &options.secret, options.worker, tell).map_err(listen)?;
     let hello = Hello {
         run: options.run.clone(),
         worker: options.worker,
         data_address: listener.local_addr().map_err(listen)?,
         pid: std::process::id(),
         threads: options.threads as u32,
-        vault_address: listener.local_addr().map_err(listen)?,
+        vault_address: vault.address(),
         resuming: None,
     };
     let link = tokio::select! {
@@ -122,19 +135,41 @@ pub async fn run(
         () = &mut parent_gone => return Ok(ExitReason::ParentGone),
     };
     let session = Session::new(hello);
-    let daemon = Daemon { options, listener, engines, session, link, engine: None, exit: None };
-    daemon.work(parent_gone).await
+    let (link, connecting) = (Some(link), None);
+    let (engine, generation, exit) = (None, None, None);
+    let daemon = Daemon {
+        options,
+        listener,
+        vault,
+        held,
+        engines,
+        session,
+        link,
+        connecting,
+        engine,
+        generation,
+        exit,
+    };
+    daemon.work(parent_gone, wanted_back).await
 }
 
 struct Daemon<F> {
     options: Options,
     listener: TcpListener,
+    vault: Vault,
+    held: mpsc::UnboundedReceiver<Held>,
     engines: F,
     session: Session,
-    link: Link,
+    /// `None` while there is no connection.
+    link: Option<Link>,
+    connecting: Option<Connecting>,
     engine: Option<Running>,
+    /// Of the last engine.
+    generation: Option<Generation>,
     exit: Option<ExitReason>,
 }
+
+type Connecting = JoinHandle<Result<Link, DaemonError>>;
 
 struct Running {
     engine: Box<dyn Engine>,
@@ -147,11 +182,13 @@ impl<F: EngineFactory> Daemon<F> {
     async fn work(
         mut self,
         mut parent_gone: impl Future<Output = ()> + Unpin,
+        mut wanted_back: impl Future<Output = String> + Unpin,
     ) -> Result<ExitReason, DaemonError> {
         let started = Instant::now();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut event = Event::Connected;
+        let mut is_wanted = false;
         loop {
             let now_ms = started.elapsed().as_millis() as u64;
             for effect in self.session.apply(now_ms, event) {
@@ -166,24 +203,56 @@ impl<F: EngineFactory> Daemon<F> {
             }
             event = tokio::select! {
                 () = &mut parent_gone => Event::ParentGone,
-                incoming = self.link.inbox.recv() => match incoming {
-                    Some(Incoming::Message(message)) => Event::FromCoordinator(message),
-                    Some(Incoming::Lost { why }) => Event::Disconnected { why },
-                    None => Event::Disconnected { why: "the stream has ended".to_owned() },
-                },
+                reason = &mut wanted_back, if !is_wanted => {
+                    is_wanted = true;
+                    Event::LeaveRequested { reason }
+                }
+                incoming = heard(&mut self.link) => {
+                    if !matches!(incoming, Event::FromCoordinator(_)) {
+                        self.link = None;
+                    }
+                    incoming
+                }
+                connected = attempted(&mut self.connecting) => {
+                    self.connecting = None;
+                    match connected {
+                        Ok(link) => {
+                            self.link = Some(link);
+                            Event::Connected
+                        }
+                        Err(error) => Event::Disconnected { why: error.to_string() },
+                    }
+                }
                 event = engine_event(&mut self.engine) => {
                     event.map_or(Event::EngineGone, Event::Engine)
                 }
+                Some(held) = self.held.recv() => self.held(held),
                 _at = ticks.tick() => Event::Tick,
             };
         }
+    }
+
+    /// What the vault tells. Of a plan that is over it says nothing: what was held then may be gone.
+    fn held(&self, held: Held) -> Event {
+        let Held { generation, standing, cell, blake3 } = held;
+        if self.generation == Some(generation) {
+            return Event::Engine(EngineEvent::Held { standing, cell, blake3 });
+        }
+        Event::Tick
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<(), DaemonError> {
         match effect {
             Effect::Send(message) => {
                 // A broken stream is heard of on the other side of the link.
-                self.link.outbox.send(message).ok();
+                if let Some(link) = &self.link {
+                    link.outbox.send(message).ok();
+                }
+            }
+            Effect::Connect => {
+                let (join, secret) = (self.options.join, self.options.secret.clone());
+                let attempt = async move { client::reconnect(join, &secret).await };
+                self.connecting = Some(tokio::spawn(attempt));
             }
             Effect::StartEngine(assign) => self.start_engine(*assign)?,
             Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
@@ -203,7 +272,8 @@ impl<F: EngineFactory> Daemon<F> {
 
     fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
         self.engine.take().map(tear_down);
-        let Assign { run, plan, job, peers, resume_from, standing, .. } = assign;
+        let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
+        self.generation = Some(plan.generation);
         let listener = self.listener.try_clone();
         let assignment = Assignment {
             job,
@@ -214,6 +284,9 @@ impl<F: EngineFactory> Daemon<F> {
             peers,
             resume_from,
             standing,
+            vault: self.vault.clone(),
+            vaults,
+            sources,
             run_dir: self.options.run_dir.clone(),
             listener: listener.map_err(|source| DaemonError::Listen { source })?,
             threads: self.options.threads,
@@ -229,6 +302,23 @@ impl<F: EngineFactory> Daemon<F> {
             tell(running.engine.as_ref());
         }
     }
+}
+
+/// What comes over the link; never if there is none.
+async fn heard(link: &mut Option<Link>) -> Event {
+    let Some(link) = link else { return std::future::pending().await };
+    match link.inbox.recv().await {
+        Some(Incoming::Message(message)) => Event::FromCoordinator(message),
+        Some(Incoming::Lost { why }) => Event::Disconnected { why },
+        Some(Incoming::Closed { why }) => Event::Closed { why },
+        None => Event::Disconnected { why: "the stream has ended".to_owned() },
+    }
+}
+
+/// The end of an attempt to connect; never if none is under way.
+async fn attempted(connecting: &mut Option<Connecting>) -> Result<Link, DaemonError> {
+    let Some(attempt) = connecting else { return std::future::pending().await };
+    attempt.await.unwrap_or(Err(DaemonError::Interrupted))
 }
 
 /// The engine's next event; `None` once, when its threads are gone; never if there is no engine.
@@ -250,7 +340,6 @@ fn tear_down(running: Running) -> JoinHandle<()> {
 mod tests {
     use std::sync::mpsc as std_mpsc;
 
-    use shoal_plan::plan::Generation;
     use shoal_plan::report::Ending;
     use shoal_proto::{FailureKind, FromWorker, ToWorker};
 
@@ -324,12 +413,14 @@ mod tests {
         let (dropped, was_dropped) = std_mpsc::channel();
         let options = options(&coordinator);
         let daemon = tokio::spawn(async move {
-            run(options, Puppets { dropped }, std::future::pending()).await.unwrap()
+            let (never, nobody) = (std::future::pending(), std::future::pending());
+            run(options, Puppets { dropped }, never, nobody).await.unwrap()
         });
         let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
         let mut assign = assign("r", Generation(1));
         assign.peers.insert(WorkerId(0), hello.data_address);
         assign.vaults.insert(WorkerId(0), hello.vault_address);
+        coordinator.say(ToWorker::Received { messages: 0 });
         coordinator.say(ToWorker::Assign(assign));
         let generation = Generation(1);
         assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
@@ -369,10 +460,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_does_not_outlive_its_coordinator() {
-        let (coordinator, daemon, _was_dropped) = started().await;
-        coordinator.vanish();
-        assert!(matches!(daemon.await.unwrap(), ExitReason::CoordinatorLost { .. }));
+    async fn a_session_that_was_cut_off_is_taken_up_with_the_engine_running() {
+        let (mut coordinator, daemon, was_dropped) = started().await;
+        coordinator.cut();
+        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+        let resuming = hello.resuming.expect("the engine goes on");
+        assert_eq!((resuming.generation, resuming.step), (Generation(1), 5));
+        // It has read Ready, and not the step.
+        coordinator.say(ToWorker::Received { messages: 1 });
+        let FromWorker::StepDone { step: 5, .. } = coordinator.next().await else {
+            panic!("want the step again");
+        };
+        was_dropped.try_recv().expect_err("the engine runs");
+        coordinator.close("worker-0 has no part in generation 1 any more");
+        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+        assert_eq!(hello.resuming, None);
+        let patience = Duration::from_mins(1);
+        tokio::task::spawn_blocking(move || was_dropped.recv_timeout(patience).unwrap())
+            .await
+            .unwrap();
+        coordinator.say(ToWorker::Leave { reason: "done".into() });
+        assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
     }
 
     #[tokio::test]
@@ -381,7 +489,8 @@ mod tests {
         let (dropped, _) = std_mpsc::channel();
         let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
         let parent_gone = std::future::ready(());
-        let reason = run(options, Puppets { dropped }, parent_gone).await.unwrap();
+        let reason =
+            run(options, Puppets { dropped }, parent_gone, std::future::pending()).await.unwrap();
         assert_eq!(reason, ExitReason::ParentGone);
     }
 }

@@ -8,8 +8,10 @@ mod error;
 mod evaluate;
 mod group;
 mod hidden;
+mod memory;
 mod policy;
 mod snapshot;
+mod state;
 mod step;
 mod vote;
 
@@ -32,6 +34,7 @@ use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
 pub use cell::{Cell, Inputs};
 pub use error::EngineError;
+use memory::Memory;
 pub use snapshot::load as load_checkpoint;
 pub use step::Trainer;
 
@@ -71,11 +74,20 @@ enum CellNews {
         standing: Standing,
         why: String,
     },
+    /// The cell's state after this standing's step is in this worker's memory: it has started from it,
+    /// or it ends there.
+    Held {
+        standing: Standing,
+        blake3: String,
+    },
     Finished {
         step: u64,
         ending: Ending,
     },
     GoBack {
+        standing: Standing,
+    },
+    AtEdge {
         standing: Standing,
     },
     Failed {
@@ -92,6 +104,7 @@ pub struct Control {
     begun: Mutex<bool>,
     begin: Condvar,
     stop: AtomicBool,
+    edge: AtomicBool,
     abort: AtomicBool,
 }
 
@@ -107,6 +120,11 @@ impl Control {
         self.stop.store(true, Ordering::SeqCst);
     }
 
+    /// Asks for an end after the step on which all cells agree, with the state in memory.
+    pub fn edge(&self) {
+        self.edge.store(true, Ordering::SeqCst);
+    }
+
     /// Ends everything now; a cell that waits in a collective is freed by the poisoned mesh.
     fn abort(&self) {
         self.abort.store(true, Ordering::SeqCst);
@@ -117,12 +135,20 @@ impl Control {
         self.stop.load(Ordering::SeqCst)
     }
 
+    fn edge_wanted(&self) -> bool {
+        self.edge.load(Ordering::SeqCst)
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.abort.load(Ordering::SeqCst)
+    }
+
     /// Waits for `begin`. False when the engine was aborted instead.
     fn wait_for_begin(&self) -> bool {
         let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.begin.wait_while(begun, |begun| !*begun);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
-        !self.abort.load(Ordering::SeqCst)
+        !self.is_aborted()
     }
 }
 
@@ -165,7 +191,7 @@ impl Engine for LocalEngine {
     }
 
     fn edge(&self) {
-        self.control.stop();
+        self.control.edge();
     }
 
     fn checkpoint_committed(&self, step: u64) {
@@ -197,6 +223,10 @@ fn conduct(
     let Assignment { job, plan, run_dir, resume_from, standing, .. } = &assignment;
     size_pool(assignment.threads);
     let inputs = Inputs::open(job, plan, run_dir, *resume_from)?.going_on_from(*standing);
+    let inputs = inputs.with_memory(Memory::of(&assignment, control));
+    if let Some(memory) = &inputs.memory {
+        memory.begin(&inputs, assignment.me);
+    }
     let inputs = Arc::new(inputs);
     let membership = Membership {
         run: assignment.run.clone(),
@@ -312,9 +342,16 @@ impl Gathering {
                 self.ended += 1;
                 (self.ended == self.n_cells).then_some(EngineEvent::Finished { step, ending })
             }
+            CellNews::Held { standing, blake3 } => {
+                Some(EngineEvent::Held { standing, cell, blake3 })
+            }
             CellNews::GoBack { standing } => {
                 self.ended += 1;
                 (self.ended == self.n_cells).then_some(EngineEvent::GoBack { standing })
+            }
+            CellNews::AtEdge { standing } => {
+                self.ended += 1;
+                (self.ended == self.n_cells).then_some(EngineEvent::AtEdge { standing })
             }
             CellNews::Failed { step, kind, what, layer } => {
                 // Cells of one worker fail together; the first to say so speaks for all.

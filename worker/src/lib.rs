@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod engine;
 pub mod metrics;
 pub mod session;
+pub mod vault;
 
 mod client;
 

@@ -63,6 +63,7 @@ impl Metrics {
         )?;
         // The other phase is the coordinator's.
         checkpoints.with_label_values(&["write"]);
+        checkpoints.with_label_values(&["memory"]);
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "shoal_collective_duration_seconds",
@@ -150,12 +151,12 @@ impl StepWatch {
         (result, compute.as_secs_f64())
     }
 
-    /// Runs the writing of one cell's part of a checkpoint and notes how long it took.
-    pub(crate) fn checkpoint<T>(&self, run: impl FnOnce() -> T) -> T {
+    /// Runs one cell's part of a checkpoint, on disk or in memory, and notes how long it took.
+    pub(crate) fn checkpoint<T>(&self, phase: &str, run: impl FnOnce() -> T) -> T {
         let started = now();
         let result = run();
         let seconds = started.elapsed().as_secs_f64();
-        self.metrics.checkpoints.with_label_values(&["write"]).observe(seconds);
+        self.metrics.checkpoints.with_label_values(&[phase]).observe(seconds);
         result
     }
 }

@@ -2,7 +2,8 @@
 //! no thread; `daemon` is its rim.
 //!
 //! A worker says hello, gets a plan, builds, says ready, trains when told to, and leaves when told
-//! to. It outlives neither its coordinator nor the launcher.
+//! to. It outlives the loss of a peer, waiting for the next plan, and the loss of a connection, which
+//! is taken up again while the engine goes on; it does not outlive the launcher.
 
 use std::fmt;
 
@@ -11,7 +12,12 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::Generation;
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
-use shoal_proto::{Assign, FailureKind, FromWorker, Hello, ToWorker};
+use shoal_proto::{Assign, FailureKind, FromWorker, Hello, Resuming, ToWorker};
+
+use connection::Connection;
+pub use connection::GIVE_UP_MS;
+
+mod connection;
 
 /// A heartbeat this often. The coordinator's lease is ten of them.
 pub const HEARTBEAT_MS: u64 = 500;
@@ -54,6 +60,7 @@ pub enum EngineEvent {
 /// What can happen.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The first connection stands, or one that `Effect::Connect` asked for.
     Connected,
     FromCoordinator(ToWorker),
     Engine(EngineEvent),
@@ -61,8 +68,17 @@ pub enum Event {
     EngineGone,
     /// Comes several times per heartbeat.
     Tick,
+    /// The connection broke, or could not be made.
     Disconnected {
         why: String,
+    },
+    /// The coordinator closed the connection and said why: this worker has no part in its plan.
+    Closed {
+        why: String,
+    },
+    /// The owner of this machine wants it back: hand over and go.
+    LeaveRequested {
+        reason: String,
     },
     /// The process that started this one is gone.
     ParentGone,
@@ -72,6 +88,8 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Send(FromWorker),
+    /// Try to connect once; `Event::Connected` or `Event::Disconnected` follows.
+    Connect,
     /// Start an engine; one of an older generation is dropped first.
     StartEngine(Box<Assign>),
     BeginTraining,
@@ -119,8 +137,8 @@ enum Stage {
     /// Ready, and waiting for the others.
     Ready,
     Training,
-    /// Waiting for the next plan.
-    GoingBack,
+    /// The engine has ended, or lost a peer: waiting for the next plan.
+    Waiting,
     Finished,
     Failed {
         since_ms: u64,
@@ -136,46 +154,77 @@ pub struct Session {
     stage: Stage,
     /// The last step done.
     step: u64,
-    connected: bool,
+    /// What the engine was asked for: it is asked once.
+    asked_to: Vec<Effect>,
+    connection: Connection,
     sent_ms: u64,
 }
 
 impl Session {
     /// Not yet connected. `hello` is what the coordinator will hear first.
     pub fn new(hello: Hello) -> Self {
-        let stage = Stage::Unassigned;
-        Self { hello, generation: None, stage, step: 0, connected: false, sent_ms: 0 }
+        let (stage, connection) = (Stage::Unassigned, Connection::new());
+        let (generation, asked_to) = (None, Vec::new());
+        Self { hello, generation, stage, step: 0, asked_to, connection, sent_ms: 0 }
     }
 
     /// Changes state, and waits for nothing.
     pub fn apply(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let effects = match event {
-            Event::Connected => {
-                self.connected = true;
-                vec![Effect::Send(FromWorker::Hello(self.hello.clone()))]
-            }
+            Event::Connected => self.connected(),
             Event::FromCoordinator(message) => self.message(message),
             Event::Engine(event) => self.engine(now_ms, event),
             Event::EngineGone => self.engine_gone(now_ms),
             Event::Tick => self.tick(now_ms),
-            Event::Disconnected { why } => {
-                self.connected = false;
-                vec![Effect::Exit(match &self.stage {
-                    Stage::Failed { what, .. } => ExitReason::Failed { what: what.clone() },
-                    Stage::Unassigned
-                    | Stage::Preparing
-                    | Stage::Ready
-                    | Stage::Training
-                    | Stage::GoingBack
-                    | Stage::Finished => ExitReason::CoordinatorLost { why },
-                })]
-            }
+            Event::Disconnected { why } => self.disconnected(now_ms, why),
+            Event::Closed { why } => self.closed(now_ms, why),
+            Event::LeaveRequested { reason } => self.say(FromWorker::Leaving { reason }),
             Event::ParentGone => vec![Effect::Exit(ExitReason::ParentGone)],
         };
         if effects.iter().any(|effect| matches!(effect, Effect::Send(_))) {
             self.sent_ms = now_ms;
         }
         effects
+    }
+
+    fn connected(&mut self) -> Vec<Effect> {
+        let step = self.step;
+        let resuming = self.generation.map(|generation| Resuming { generation, step });
+        self.connection.connected(resuming.is_none());
+        let hello = Hello { resuming, ..self.hello.clone() };
+        vec![Effect::Send(FromWorker::Hello(hello))]
+    }
+
+    /// The engine goes on: the plan stands, and perhaps only the way to the coordinator does not.
+    fn disconnected(&mut self, now_ms: u64, why: String) -> Vec<Effect> {
+        self.connection.ended(now_ms, why);
+        match &self.stage {
+            Stage::Failed { what, .. } => {
+                vec![Effect::Exit(ExitReason::Failed { what: what.clone() })]
+            }
+            Stage::Unassigned
+            | Stage::Preparing
+            | Stage::Ready
+            | Stage::Training
+            | Stage::Waiting
+            | Stage::Finished => vec![],
+        }
+    }
+
+    /// The others go on without this worker; it may come back as a new one.
+    fn closed(&mut self, now_ms: u64, why: String) -> Vec<Effect> {
+        self.connection.ended(now_ms, why);
+        self.connection.begin_anew();
+        self.stage = Stage::Unassigned;
+        match self.generation.take() {
+            Some(_) => vec![Effect::DropEngine],
+            None => vec![],
+        }
+    }
+
+    /// Out now, or as soon as the coordinator takes the session up.
+    fn say(&mut self, message: FromWorker) -> Vec<Effect> {
+        if self.connection.say(&message) { vec![Effect::Send(message)] } else { vec![] }
     }
 
     fn message(&mut self, message: ToWorker) -> Vec<Effect> {
@@ -196,6 +245,9 @@ impl Session {
             ToWorker::CheckpointCommitted { generation, step } => {
                 self.for_engine(generation, Effect::CheckpointCommitted { step })
             }
+            ToWorker::Received { messages } => {
+                self.connection.received(messages).into_iter().map(Effect::Send).collect()
+            }
             ToWorker::Leave { reason } => vec![Effect::Exit(ExitReason::Left { reason })],
             ToWorker::Abort { reason } => vec![Effect::Exit(ExitReason::Aborted { reason })],
         }
@@ -213,16 +265,23 @@ impl Session {
         self.generation = Some(generation);
         self.stage = Stage::Preparing;
         self.step = assign.standing.step;
+        self.asked_to.clear();
         vec![Effect::StartEngine(assign)]
     }
 
-    fn for_engine(&self, generation: Generation, effect: Effect) -> Vec<Effect> {
+    fn for_engine(&mut self, generation: Generation, effect: Effect) -> Vec<Effect> {
         if let Some(why) = self.stale(generation) {
             return ignored(why);
         }
         match self.stage {
-            Stage::Preparing | Stage::Ready | Stage::Training | Stage::Finished => vec![effect],
-            Stage::Unassigned | Stage::GoingBack | Stage::Failed { .. } => {
+            Stage::Preparing | Stage::Ready | Stage::Training | Stage::Finished => {
+                if self.asked_to.contains(&effect) {
+                    return ignored("said again".to_owned());
+                }
+                self.asked_to.push(effect.clone());
+                vec![effect]
+            }
+            Stage::Unassigned | Stage::Waiting | Stage::Failed { .. } => {
                 ignored("no engine runs".to_owned())
             }
         }
@@ -241,8 +300,8 @@ impl Session {
         let Some(generation) = self.generation else {
             return ignored("an engine spoke before any plan".to_owned());
         };
-        if let Stage::Failed { .. } = self.stage {
-            return ignored("the engine spoke after its failure".to_owned());
+        if matches!(self.stage, Stage::Failed { .. } | Stage::Unassigned) {
+            return ignored("the engine spoke after its end".to_owned());
         }
         let message = match event {
             EngineEvent::Ready => {
@@ -266,7 +325,7 @@ impl Session {
                 FromWorker::Held { generation, standing, cell, blake3 }
             }
             EngineEvent::AtEdge { standing } => {
-                self.stage = Stage::GoingBack;
+                self.stage = Stage::Waiting;
                 FromWorker::AtEdge { generation, standing }
             }
             EngineEvent::Finished { step, ending } => {
@@ -274,17 +333,28 @@ impl Session {
                 FromWorker::Finished { generation, step, ending }
             }
             EngineEvent::GoBack { standing } => {
-                self.stage = Stage::GoingBack;
+                self.stage = Stage::Waiting;
                 FromWorker::GoBack { generation, standing }
             }
             EngineEvent::Failed { step, kind, what, layer } => {
-                self.stage = Stage::Failed { since_ms: now_ms, what: what.clone() };
+                self.stage = match kind {
+                    // Not this worker's fault: the next plan will do without whoever is lost.
+                    FailureKind::PeerLost => Stage::Waiting,
+                    FailureKind::NonFinite
+                    | FailureKind::Checkpoint
+                    | FailureKind::Data
+                    | FailureKind::Internal => {
+                        Stage::Failed { since_ms: now_ms, what: what.clone() }
+                    }
+                };
                 let failed = FromWorker::Failed { generation, step, kind, what, layer };
                 // The peers learn of it by the end of the connections, the sooner the better.
-                return vec![Effect::Send(failed), Effect::DropEngine];
+                let mut effects = self.say(failed);
+                effects.push(Effect::DropEngine);
+                return effects;
             }
         };
-        vec![Effect::Send(message)]
+        self.say(message)
     }
 
     fn engine_gone(&mut self, now_ms: u64) -> Vec<Effect> {
@@ -294,7 +364,7 @@ impl Session {
                 let what = "the engine ended without a word: see the worker's log".to_owned();
                 self.engine(now_ms, EngineEvent::Failed { step, kind, what, layer: None })
             }
-            Stage::Unassigned | Stage::GoingBack | Stage::Finished | Stage::Failed { .. } => vec![],
+            Stage::Unassigned | Stage::Waiting | Stage::Finished | Stage::Failed { .. } => vec![],
         }
     }
 
@@ -304,7 +374,13 @@ impl Session {
         {
             return vec![Effect::Exit(ExitReason::Failed { what: what.clone() })];
         }
-        if !self.connected || now_ms.saturating_sub(self.sent_ms) < HEARTBEAT_MS {
+        if let Some(why) = self.connection.given_up(now_ms) {
+            return vec![Effect::Exit(ExitReason::CoordinatorLost { why })];
+        }
+        if self.connection.try_again(now_ms) {
+            return vec![Effect::Connect];
+        }
+        if !self.connection.stands() || now_ms.saturating_sub(self.sent_ms) < HEARTBEAT_MS {
             return vec![];
         }
         let (generation, step) = (self.generation, self.step);

@@ -22,19 +22,23 @@ pub(crate) enum WorkerState {
     /// Waits for the others to be ready.
     Ready,
     Training,
+    /// Has no cells: there are as many workers as cells, or it was lost too often.
+    Spare,
     Finished,
-    /// Its connection ended, or its lease.
+    /// Its connection ended, or its lease; or it was evicted, and has not come back.
     Lost,
 }
 
 impl WorkerState {
-    const ALL: [Self; 5] = [Self::Joining, Self::Ready, Self::Training, Self::Finished, Self::Lost];
+    const ALL: [Self; 6] =
+        [Self::Joining, Self::Ready, Self::Training, Self::Spare, Self::Finished, Self::Lost];
 
     fn label(self) -> &'static str {
         match self {
             Self::Joining => "joining",
             Self::Ready => "ready",
             Self::Training => "training",
+            Self::Spare => "spare",
             Self::Finished => "finished",
             Self::Lost => "lost",
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::Ending;
-use shoal_proto::ToWorker;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
+use shoal_proto::{Hello, ToWorker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -47,9 +47,15 @@ impl Worker {
         self.say.send(message.into()).unwrap();
     }
 
+    /// The next message, but for the word that the hello was taken.
     async fn next(&mut self) -> Result<ToWorker, Status> {
-        let next = tokio::time::timeout(PATIENCE, self.heard.message()).await.unwrap()?;
-        Ok(ToWorker::try_from(next.expect("the stream goes on")).unwrap())
+        loop {
+            let next = tokio::time::timeout(PATIENCE, self.heard.message()).await.unwrap()?;
+            let next = ToWorker::try_from(next.expect("the stream goes on")).unwrap();
+            if !matches!(next, ToWorker::Received { .. }) {
+                return Ok(next);
+            }
+        }
     }
 }
 
@@ -158,7 +164,10 @@ async fn a_second_worker_with_a_taken_number_is_told_so_and_the_first_stays() {
     let (mut running, secret) = started(&dir).await;
     let mut first = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
-    let status = Worker::join(&running, &secret, 0).await.next().await.unwrap_err();
+    let mut second = Worker::open(running.address, &secret.to_hex()).await.unwrap();
+    let FromWorker::Hello(taken) = hello(0) else { panic!("a hello") };
+    second.say(FromWorker::Hello(Hello { pid: 7, ..taken }));
+    let status = second.next().await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(status.message(), "worker-0 has joined already");
     counted(&running, "shoal_rpc_rejected_total{reason=\"refused\"} 1").await;
@@ -217,10 +226,13 @@ async fn a_message_beyond_the_limit_ends_the_session_and_names_the_worker() {
     let part = raw::CheckpointPart { files: vec![file], ..Default::default() };
     let message = Some(raw::from_worker::Message::CheckpointPart(part));
     worker.say.send(raw::FromWorker { message }).unwrap();
-    let failed = |news| if let News::Failed(failure) = news { Some(failure) } else { None };
-    let failure = news(&mut running, failed).await;
-    assert_eq!((failure.worker, failure.kind), (Some(WorkerId(1)), Cause::HungUp));
-    assert!(failure.what.contains("limit is: 262144"), "{}", failure.what);
+    let evicted = |news| {
+        let News::Evicted { worker, cause, what } = news else { return None };
+        Some((worker, cause, what))
+    };
+    let (worker, cause, what) = news(&mut running, evicted).await;
+    assert_eq!((worker, cause), (WorkerId(1), Cause::HungUp));
+    assert!(what.contains("limit is: 262144"), "{what}");
 }
 
 #[tokio::test]

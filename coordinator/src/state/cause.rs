@@ -1,37 +1,54 @@
-//! Which of several bad signs is the cause. A worker that dies makes all its peers report that
-//! they lost it, and often they are heard first: so the signs are collected for a short while.
+//! Who is at fault. A worker that dies makes all its peers report that they lost it, and often they
+//! are heard first; a connection that ends may be taken up again: so signs are collected until they
+//! are certain.
 
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 
 use crate::news::Cause;
 
-/// How long signs are collected after the first. A launcher sees the exit of its child, and a
-/// reader the end of a stream, within some milliseconds even on a busy machine.
+/// How long a worker whose connection ended may take to come back. A launcher sees the exit of its
+/// child, and peers the end of their connections, within some milliseconds even on a busy machine.
+pub(super) const RECONNECT_MS: u64 = 1_500;
+
+/// How long peers' reports of a loss wait for a sign of who was lost.
 pub(super) const GRACE_MS: u64 = 1_500;
 
-/// One sign that the run cannot go on.
+/// One sign that a worker cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sign {
     pub(super) worker: WorkerId,
     pub(super) cause: Cause,
+    pub(super) since_ms: u64,
     /// The step that was being computed, if the worker could say.
     pub(super) step: Option<u64>,
     pub(super) what: String,
+    /// Where in the network, if it is known.
     pub(super) layer: Option<String>,
+}
+
+/// What follows from the signs so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing yet.
+    Wait,
+    /// Another plan would end the same way: the run has failed.
+    Ends(Sign),
+    /// These workers are lost.
+    AtFault(Vec<Sign>),
+    /// Workers lost each other and all live: the link is at fault. The first to say so.
+    Link(Sign),
 }
 
 /// At most one sign per worker, in the order of their arrival.
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     signs: Vec<Sign>,
-    due_ms: Option<u64>,
 }
 
 impl Signs {
     /// Adds a sign, unless the worker has given a more telling one.
-    pub(super) fn add(&mut self, now_ms: u64, sign: Sign) {
-        self.due_ms.get_or_insert(now_ms + GRACE_MS);
+    pub(super) fn add(&mut self, sign: Sign) {
         let Some(known) = self.signs.iter_mut().find(|known| known.worker == sign.worker) else {
             self.signs.push(sign);
             return;
@@ -41,47 +58,98 @@ impl Signs {
         }
     }
 
-    /// The cause, once it is certain or the time to collect is over.
-    pub(super) fn root(&self, now_ms: u64) -> Option<&Sign> {
-        // `min_by_key` returns the first of equals: the sign that came first.
-        let root = self.signs.iter().min_by_key(|sign| rank(sign.cause))?;
-        let over = self.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
-        (over || rank(root.cause) == 0).then_some(root)
+    /// A worker whose connection had ended is back.
+    pub(super) fn is_back(&mut self, worker: WorkerId) {
+        self.signs.retain(|sign| sign.worker != worker || sign.cause != Cause::HungUp);
+    }
+
+    /// A worker is gone, and with it what it said.
+    pub(super) fn forget(&mut self, worker: WorkerId) {
+        self.signs.retain(|sign| sign.worker != worker);
+    }
+
+    /// A new plan is made: what was said under the old one is settled.
+    pub(super) fn settle(&mut self) {
+        self.signs.retain(|sign| sign.cause != Cause::Reported(FailureKind::PeerLost));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.signs.is_empty()
+    }
+
+    /// The coordinator itself slept for so long.
+    pub(super) fn forgive(&mut self, gap_ms: u64) {
+        self.signs.iter_mut().for_each(|sign| sign.since_ms += gap_ms);
+    }
+
+    pub(super) fn verdict(&self, now_ms: u64) -> Verdict {
+        let ends = |sign: &&Sign| verdict_of(sign.cause) == Kind::EndsTheRun;
+        if let Some(sign) = self.signs.iter().find(ends) {
+            return Verdict::Ends(sign.clone());
+        }
+        let peers_miss = |worker| {
+            let lost = Cause::Reported(FailureKind::PeerLost);
+            self.signs.iter().any(|sign| sign.worker != worker && sign.cause == lost)
+        };
+        let certain = |sign: &&Sign| match verdict_of(sign.cause) {
+            Kind::Lost => true,
+            Kind::CutOff => now_ms >= sign.since_ms + RECONNECT_MS || peers_miss(sign.worker),
+            Kind::EndsTheRun | Kind::MissesAPeer => false,
+        };
+        let at_fault: Vec<Sign> = self.signs.iter().filter(certain).cloned().collect();
+        if !at_fault.is_empty() {
+            return Verdict::AtFault(at_fault);
+        }
+        // With somebody cut off, that shows first who was missed.
+        let cut_off = self.signs.iter().any(|sign| verdict_of(sign.cause) == Kind::CutOff);
+        match self.signs.first() {
+            Some(sign) if !cut_off && now_ms >= sign.since_ms + GRACE_MS => {
+                Verdict::Link(sign.clone())
+            }
+            Some(_) | None => Verdict::Wait,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    EndsTheRun,
+    Lost,
+    /// It may come back.
+    CutOff,
+    /// Seldom the cause.
+    MissesAPeer,
+}
+
+fn verdict_of(cause: Cause) -> Kind {
+    match cause {
+        Cause::Reported(FailureKind::NonFinite | FailureKind::Data | FailureKind::Checkpoint) => {
+            Kind::EndsTheRun
+        }
+        Cause::Reported(FailureKind::PeerLost) => Kind::MissesAPeer,
+        Cause::HungUp => Kind::CutOff,
+        Cause::Reported(FailureKind::Internal)
+        | Cause::Exited
+        | Cause::LeaseEnded
+        | Cause::NotJoined
+        | Cause::Plan
+        | Cause::Checkpoint
+        | Cause::Ledger
+        | Cause::Protocol
+        | Cause::TooFew
+        | Cause::Aborted => Kind::Lost,
     }
 }
 
 /// What one worker's signs say about it: its own words explain its end, and the way its process
-/// ended explains its silence.
+/// ended explains its silence. That it missed a peer explains nothing of its own.
 fn telling(cause: Cause) -> u8 {
-    match cause {
-        Cause::Reported(_) => 2,
-        Cause::Exited => 1,
-        Cause::HungUp
-        | Cause::LeaseEnded
-        | Cause::NotJoined
-        | Cause::Plan
-        | Cause::Checkpoint
-        | Cause::Ledger
-        | Cause::Protocol
-        | Cause::Aborted => 0,
-    }
-}
-
-/// Among workers: a NaN is agreed on by all and so needs no waiting; a lost peer is a consequence.
-fn rank(cause: Cause) -> u8 {
-    match cause {
-        Cause::Reported(FailureKind::NonFinite) => 0,
-        Cause::Reported(FailureKind::Checkpoint | FailureKind::Data | FailureKind::Internal)
-        | Cause::Exited
-        | Cause::HungUp
-        | Cause::LeaseEnded
-        | Cause::NotJoined
-        | Cause::Plan
-        | Cause::Checkpoint
-        | Cause::Ledger
-        | Cause::Protocol
-        | Cause::Aborted => 1,
-        Cause::Reported(FailureKind::PeerLost) => 2,
+    match (verdict_of(cause), cause) {
+        (Kind::MissesAPeer, _) => 0,
+        (Kind::CutOff, _) => 1,
+        (_, Cause::Reported(_)) => 4,
+        (_, Cause::Exited) => 3,
+        (Kind::Lost | Kind::EndsTheRun, _) => 2,
     }
 }
 
@@ -89,54 +157,67 @@ fn rank(cause: Cause) -> u8 {
 mod tests {
     use super::*;
 
-    fn sign(worker: u32, cause: Cause) -> Sign {
-        let what = format!("{cause:?}");
-        Sign { worker: WorkerId(worker), cause, step: None, what, layer: None }
-    }
-
-    #[track_caller]
-    fn check(causes: &[(u32, Cause)], want: (u32, Cause)) {
-        let mut signs = Signs::default();
-        for (worker, cause) in causes {
-            signs.add(0, sign(*worker, *cause));
-        }
-        let root = signs.root(GRACE_MS).expect("the time to collect is over");
-        assert_eq!((root.worker.0, root.cause), want);
-    }
-
     const NAN: Cause = Cause::Reported(FailureKind::NonFinite);
     const LOST: Cause = Cause::Reported(FailureKind::PeerLost);
     const BUG: Cause = Cause::Reported(FailureKind::Internal);
 
-    #[test]
-    fn the_root_cause_wins_in_any_order() {
-        check(&[(0, LOST)], (0, LOST));
-        check(&[(0, LOST), (1, Cause::Exited)], (1, Cause::Exited));
-        check(&[(1, Cause::Exited), (0, LOST)], (1, Cause::Exited));
-        check(&[(0, LOST), (1, Cause::HungUp), (1, Cause::Exited)], (1, Cause::Exited));
-        check(&[(0, LOST), (1, Cause::Exited), (1, Cause::HungUp)], (1, Cause::Exited));
-        check(&[(0, LOST), (2, Cause::HungUp), (1, NAN)], (1, NAN));
-        check(&[(0, BUG), (1, Cause::Exited)], (0, BUG));
+    fn sign(worker: u32, cause: Cause) -> Sign {
+        let what = format!("{cause:?}");
+        Sign { worker: WorkerId(worker), cause, since_ms: 100, step: None, what, layer: None }
     }
 
-    #[test]
-    fn a_worker_that_spoke_before_it_left_is_taken_at_its_word() {
-        // Worker 0 lost worker 1 and left; its exit is no cause. Worker 1 is only slow to be seen.
-        check(&[(0, LOST), (0, Cause::HungUp), (1, Cause::HungUp)], (1, Cause::HungUp));
-        // The exit may even be seen before the words are read.
-        check(&[(0, Cause::Exited), (0, LOST), (1, Cause::LeaseEnded)], (1, Cause::LeaseEnded));
-        check(&[(0, Cause::Exited), (0, BUG)], (0, BUG));
-    }
-
-    #[test]
-    fn only_a_nan_is_certain_at_once() {
+    fn signs(causes: &[(u32, Cause)]) -> Signs {
         let mut signs = Signs::default();
-        assert_eq!(signs.root(0), None);
-        signs.add(100, sign(0, LOST));
-        signs.add(900, sign(1, Cause::Exited));
-        assert_eq!(signs.root(100 + GRACE_MS - 1), None);
-        assert!(signs.root(100 + GRACE_MS).is_some());
-        signs.add(901, sign(2, NAN));
-        assert!(signs.root(901).is_some());
+        causes.iter().for_each(|(worker, cause)| signs.add(sign(*worker, *cause)));
+        signs
+    }
+
+    #[track_caller]
+    fn check(causes: &[(u32, Cause)], at_ms: u64, want: Verdict) {
+        assert_eq!(signs(causes).verdict(at_ms), want);
+    }
+
+    fn at_fault(of: &[(u32, Cause)]) -> Verdict {
+        Verdict::AtFault(of.iter().map(|(worker, cause)| sign(*worker, *cause)).collect())
+    }
+
+    #[test]
+    fn an_exit_a_lease_and_an_own_word_are_certain_at_once_in_any_order() {
+        for cause in [Cause::Exited, Cause::LeaseEnded, BUG] {
+            check(&[(1, cause)], 100, at_fault(&[(1, cause)]));
+            check(&[(0, LOST), (1, cause)], 100, at_fault(&[(1, cause)]));
+            check(&[(1, cause), (0, LOST)], 100, at_fault(&[(1, cause)]));
+        }
+        check(&[(2, BUG), (1, Cause::Exited)], 100, at_fault(&[(2, BUG), (1, Cause::Exited)]));
+        check(&[(1, Cause::HungUp), (1, Cause::Exited)], 100, at_fault(&[(1, Cause::Exited)]));
+        check(&[(1, LOST), (1, Cause::Exited)], 100, at_fault(&[(1, Cause::Exited)]));
+        check(&[(1, Cause::Exited), (1, BUG)], 100, at_fault(&[(1, BUG)]));
+    }
+
+    #[test]
+    fn a_nan_ends_the_run_whoever_else_is_lost() {
+        check(&[(0, LOST), (2, Cause::Exited), (1, NAN)], 100, Verdict::Ends(sign(1, NAN)));
+    }
+
+    #[test]
+    fn a_connection_that_ended_may_be_taken_up_again_unless_peers_miss_the_worker_too() {
+        let hung_up = (1, Cause::HungUp);
+        check(&[hung_up], 100 + RECONNECT_MS - 1, Verdict::Wait);
+        check(&[hung_up], 100 + RECONNECT_MS, at_fault(&[hung_up]));
+        check(&[hung_up, (0, LOST)], 100, at_fault(&[hung_up]));
+        // Its own word about a peer says nothing of itself.
+        check(&[hung_up, (1, LOST)], 100, Verdict::Wait);
+        let mut signs = signs(&[hung_up]);
+        signs.is_back(WorkerId(1));
+        assert_eq!(signs.verdict(10_000), Verdict::Wait);
+    }
+
+    #[test]
+    fn if_all_live_the_link_is_at_fault() {
+        check(&[(0, LOST), (1, LOST)], 100 + GRACE_MS - 1, Verdict::Wait);
+        check(&[(0, LOST), (1, LOST)], 100 + GRACE_MS, Verdict::Link(sign(0, LOST)));
+        let mut signs = signs(&[(0, LOST), (1, LOST)]);
+        signs.settle();
+        assert!(signs.is_empty());
     }
 }

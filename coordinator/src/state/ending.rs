@@ -4,7 +4,6 @@ use shoal_plan::plan::WorkerId;
 use shoal_plan::report::Ending;
 use shoal_proto::ToWorker;
 
-use super::cause::Sign;
 use super::{ConnectionId, Effect, Event, Ignored, OWN_SLEEP_MS, Phase, State};
 use crate::news::{Cause, Failure, News};
 
@@ -18,6 +17,7 @@ impl State {
         self.now_ms += gap;
         if gap > OWN_SLEEP_MS {
             self.started_ms += gap;
+            self.signs.forgive(gap);
             for member in self.members.values_mut() {
                 member.heard_ms += gap;
             }
@@ -52,17 +52,13 @@ impl State {
 
     pub(super) fn end_leases(&mut self) {
         let (now_ms, lease_ms) = (self.now_ms, self.settings.lease_ms);
-        let silent: Vec<_> = (self.members.iter_mut())
-            .filter(|(_, member)| member.connected && now_ms > member.heard_ms + lease_ms)
-            .map(|(worker, member)| {
-                member.connected = false;
-                (*worker, member.connection)
-            })
+        let members = self.members.iter().filter(|(_, member)| member.connected);
+        let silent: Vec<WorkerId> = members
+            .filter(|(_, member)| now_ms > member.heard_ms + lease_ms)
+            .map(|(worker, _)| *worker)
             .collect();
-        for (worker, connection) in silent {
-            let what = format!("no sign of life for {lease_ms} ms");
-            self.effects.push(Effect::Close { connection, reason: what.clone() });
-            self.sign(worker, Cause::LeaseEnded, what);
+        for worker in silent {
+            self.sign(worker, Cause::LeaseEnded, format!("no sign of life for {lease_ms} ms"));
         }
         let deadline_ms = self.settings.join_deadline_ms;
         if self.phase == Phase::Gathering && now_ms > self.started_ms + deadline_ms {
@@ -75,15 +71,25 @@ impl State {
         }
     }
 
+    /// A plan that is being made or changed is waited for: its first step is then the last.
     pub(super) fn stop(&mut self) {
+        self.stop_wanted = true;
         match self.phase {
             // Nothing was trained since the checkpoint, so nothing is lost.
-            Phase::Gathering | Phase::Preparing => self.finish(Ending::Stopped),
+            Phase::Gathering => self.finish(Ending::Stopped),
+            Phase::Preparing if self.start.step == self.checkpointed.step => {
+                self.finish(Ending::Stopped);
+            }
+            Phase::Paused => self.stop_while_paused(),
             Phase::Training => {
                 self.phase = Phase::Stopping;
-                self.send_to_all(&ToWorker::Stop { generation: self.generation() });
+                self.send_to_hosts(&ToWorker::Stop { generation: self.generation() });
             }
-            Phase::Stopping | Phase::Ended => {}
+            Phase::Preparing
+            | Phase::Stopping
+            | Phase::Edging
+            | Phase::Recovering
+            | Phase::Ended => {}
         }
     }
 
@@ -91,28 +97,33 @@ impl State {
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, done) = (member.connection, member.done);
-        if phase == Phase::Preparing {
+        if !phase.trains() {
             return self.ignore(connection, Ignored::OutOfPhase(phase));
         }
         if member.finished.is_some() {
             return self.ignore(connection, Ignored::Repeated);
         }
-        if step != done || member.going_back.is_some() {
+        if step != done || member.has_ended() {
             let why = format!("finished after step {step}: the last step it did is {done}");
             return self.fail(Cause::Protocol, Some(worker), why);
         }
         member.finished = Some(ending);
-        if self.members.values().all(|member| member.finished.is_some()) {
-            self.finished_ms = Some(self.now_ms);
+        let endings: Option<Vec<Ending>> = self.hosts().map(|(_, host)| host.finished).collect();
+        let Some(endings) = endings else { return };
+        if let Some(other) = endings.iter().find(|other| **other != ending) {
+            let why = format!("workers finished differently: {ending:?} and {other:?}");
+            return self.fail(Cause::Protocol, None, why);
         }
+        self.finished = Some((self.now_ms, ending));
     }
 
     pub(super) fn finish_when_all_have(&mut self) {
-        let Some(finished_ms) = self.finished_ms else { return };
+        let Some((finished_ms, ending)) = self.finished else { return };
         let step = self.committed;
-        if let Some((worker, ahead)) = self.members.iter().find(|(_, member)| member.done != step) {
-            let why = format!("finished after step {}, others after step {step}", ahead.done);
-            return self.fail(Cause::Protocol, Some(*worker), why);
+        let ahead = self.hosts().find(|(_, host)| host.done != step);
+        if let Some((worker, done)) = ahead.map(|(worker, host)| (worker, host.done)) {
+            let why = format!("finished after step {done}, others after step {step}");
+            return self.fail(Cause::Protocol, Some(worker), why);
         }
         if let Some((_, why)) = self.checkpoint_failed.clone().filter(|(failed, _)| *failed == step)
         {
@@ -120,12 +131,6 @@ impl State {
                 "the checkpoint of step {step}, the run's last, could not be completed: {why}"
             );
             return self.fail(Cause::Checkpoint, None, why);
-        }
-        let mut endings = self.members.values().filter_map(|member| member.finished);
-        let ending = endings.next().unwrap_or(Ending::Stopped);
-        if let Some(other) = endings.find(|other| *other != ending) {
-            let why = format!("workers finished differently: {ending:?} and {other:?}");
-            return self.fail(Cause::Protocol, None, why);
         }
         if self.checkpointed.step == step {
             return self.finish(ending);
@@ -147,30 +152,15 @@ impl State {
         self.news(News::Finished { last_step, ending, best: self.checkpointed.best });
     }
 
-    /// Notes a sign that the run cannot go on; which sign is the cause shows a little later.
-    pub(super) fn sign(&mut self, worker: WorkerId, cause: Cause, what: String) {
-        let sign = Sign { worker, cause, step: None, what, layer: None };
-        self.signs.add(self.now_ms, sign);
-    }
-
-    pub(super) fn fail_for_the_root_cause(&mut self) {
+    pub(super) fn fail(&mut self, kind: Cause, worker: Option<WorkerId>, what: String) {
         if self.is_over() {
             return;
         }
-        if let Some(Sign { worker, cause, step, what, layer }) =
-            self.signs.root(self.now_ms).cloned()
-        {
-            let (worker, kind, step_committed) = (Some(worker), cause, self.committed);
-            self.end_with(Failure { worker, step_committed, step, kind, what, layer });
-        }
-    }
-
-    pub(super) fn fail(&mut self, kind: Cause, worker: Option<WorkerId>, what: String) {
         let step_committed = self.committed;
         self.end_with(Failure { worker, step_committed, step: None, kind, what, layer: None });
     }
 
-    fn end_with(&mut self, failure: Failure) {
+    pub(super) fn end_with(&mut self, failure: Failure) {
         self.send_to_all(&ToWorker::Abort { reason: failure.to_string() });
         self.phase = Phase::Ended;
         self.news(News::Failed(failure));

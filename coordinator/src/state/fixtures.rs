@@ -47,7 +47,7 @@ fn one_cell_each(job: &Job, workers: &[WorkerId], generation: Generation) -> Res
         grid: job.grid,
         stages: vec![stage(0..2), stage(2..4)],
         experts: std::iter::once(0..16).collect(),
-        hosts: workers.to_vec(),
+        hosts: job.grid.cells().map(|cell| workers[cell.0 as usize % workers.len()]).collect(),
         reasons: BTreeMap::new(),
     })
 }

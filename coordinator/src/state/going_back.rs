@@ -10,23 +10,21 @@ use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::report::Ending;
 use shoal_plan::standing::Standing;
 
-use super::{Effect, Ignored, Phase, State};
-use crate::ledger::{LedgerRow, Rollback};
+use super::{Ignored, State};
 use crate::news::{Cause, News};
-use crate::state::parts::Parts;
 
 impl State {
     pub(super) fn wants_to_go_back(&mut self, worker: WorkerId, standing: Standing) {
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, done) = (member.connection, member.done);
-        if phase == Phase::Preparing {
+        if !phase.trains() {
             return self.ignore(connection, Ignored::OutOfPhase(phase));
         }
         if member.going_back.is_some() {
             return self.ignore(connection, Ignored::Repeated);
         }
-        if standing.step != done || member.finished.is_some() {
+        if standing.step != done || member.has_ended() {
             let why = format!("going back after step {}: the last it did is {done}", standing.step);
             return self.fail(Cause::Protocol, Some(worker), why);
         }
@@ -35,10 +33,14 @@ impl State {
 
     pub(super) fn go_back_when_all_wait(&mut self) {
         let waiting: Option<Vec<Standing>> =
-            self.members.values().map(|member| member.going_back).collect();
+            self.hosts().map(|(_, host)| host.going_back).collect();
         let Some(waiting) = waiting.filter(|_| !self.is_over() && !self.parts.is_busy()) else {
             return;
         };
+        // One that is cut off is back soon, or lost: then the others recover, and come here again.
+        if waiting.is_empty() || self.hosts().any(|(_, host)| !host.connected) {
+            return;
+        }
         if let Some(other) = waiting.iter().find(|standing| **standing != waiting[0]) {
             let why = format!("workers go back from {:?} and from {other:?}", waiting[0]);
             return self.fail(Cause::Protocol, None, why);
@@ -49,28 +51,23 @@ impl State {
     fn go_back(&mut self, from: &Standing) {
         let to = self.checkpointed;
         let start = from.gone_back_to(&to);
-        let stopping = self.phase == Phase::Stopping;
+        let stopping = self.stop_wanted;
         // A run that stops here passes over nothing: when it goes on from the checkpoint, it meets
         // the same steps and comes to the same end of them.
-        let next_sequence = (!stopping).then_some(start.sequences);
-        let row = Rollback { rolled_back_to: to.step, next_sequence };
-        self.effects.push(Effect::Record(LedgerRow::RolledBack(row)));
-        self.committed = to.step;
+        self.take_back(&to, (!stopping).then_some(start.sequences));
         let passed_over = start.sequences - to.sequences.min(start.sequences);
         let rollbacks = start.rollbacks;
         self.news(News::RolledBack { from: from.step, to: to.step, passed_over, rollbacks });
         if stopping {
             return self.finish(Ending::Stopped);
         }
-        self.reports.clear();
-        self.evaluations.clear();
-        self.checkpoint_failed = None;
-        self.parts = Parts::new(self.settings.job.grid, to.step);
-        for member in self.members.values_mut() {
-            (member.ready, member.going_back, member.done) = (false, None, to.step);
+        self.from_checkpoint = start;
+        // What is in memory knows nothing of the rollback.
+        self.holdings.clear();
+        if (self.eligible().count() as u32) < self.settings.job.workers.min {
+            return self.lose(None);
         }
-        self.start = start;
         let generation = Generation(self.generation().0 + 1);
-        self.assign(generation);
+        self.assign(generation, self.restart_from_disk());
     }
 }

@@ -1,40 +1,57 @@
-//! How a run begins: workers join, the plan is made, all get ready, training starts.
+//! How a worker comes in, at the start or under way, and how its session is taken up again; how a
+//! plan goes out and training starts.
 
-use shoal_plan::plan::{Generation, WorkerId};
-use shoal_proto::{Assign, Hello, ToWorker};
+use shoal_plan::plan::{Generation, Plan, WorkerId};
+use shoal_proto::{Assign, Hello, Resuming, ToWorker};
 
-use super::{ConnectionId, Effect, Ignored, Member, Phase, State};
-use crate::news::{Cause, News};
+use super::member::Member;
+use super::recovering::Restart;
+use super::stragglers::Stragglers;
+use super::{ConnectionId, Effect, Ignored, Phase, State};
+use crate::news::{Cause, News, Restored};
 
 impl State {
     pub(super) fn join(&mut self, connection: ConnectionId, hello: Hello) {
         if let Err(reason) = self.may_join(connection, &hello) {
             return self.effects.push(Effect::Close { connection, reason });
         }
-        let member = Member {
-            connection,
-            connected: true,
-            address: hello.data_address,
-            vault: hello.vault_address,
-            heard_ms: self.now_ms,
-            ready: false,
-            done: self.committed,
-            finished: None,
-            going_back: None,
-        };
-        self.members.insert(hello.worker, member);
-        let (joined, wanted) = (self.members.len() as u32, self.settings.workers_wanted);
-        self.news(News::Joined { worker: hello.worker, pid: hello.pid, joined, wanted });
+        let worker = hello.worker;
+        if hello.resuming.is_some() {
+            return self.take_up(worker, connection);
+        }
+        if let Some(old) = self.members.get(&worker) {
+            let what = if old.is_process_of(&hello) {
+                "the same process has begun anew"
+            } else {
+                "another process has taken its place"
+            };
+            self.evict(self.sign_of(worker, Cause::HungUp, what.to_owned()));
+            if self.is_over() {
+                return;
+            }
+        }
+        self.members.insert(worker, Member::new(connection, &hello, self.now_ms));
+        self.effects.push(received(connection, 0));
+        let history = self.histories.entry(worker).or_default();
+        let was_here = std::mem::take(&mut history.gone);
+        if self.phase == Phase::Gathering {
+            let (joined, wanted) = (self.members.len() as u32, self.settings.workers_wanted);
+            self.news(News::Joined { worker, pid: hello.pid, joined, wanted });
+        } else if was_here {
+            self.news(News::Rejoined { worker });
+        } else {
+            self.news(News::JoinedLate { worker });
+        }
     }
 
     fn may_join(&self, connection: ConnectionId, hello: &Hello) -> Result<(), String> {
-        let wanted = self.settings.workers_wanted;
+        let (wanted, worker) = (self.settings.workers_wanted, hello.worker);
         let run = &self.settings.run;
         if hello.run != *run {
             return Err(format!("this is run {}, not run {}", run.0, hello.run.0));
         }
-        if hello.worker.0 >= wanted {
-            return Err(format!("{} is not of this run, which wants {wanted}", hello.worker));
+        if worker.0 >= wanted {
+            return Err(format!("{worker} is not of this run, which wants {wanted}"));
         }
         let mut addresses = [hello.data_address, hello.vault_address].into_iter();
         if let Some(address) = addresses.find(|address| !address.ip().is_loopback()) {
@@ -43,46 +60,125 @@ impl State {
         if let Some(known) = self.worker_of(connection) {
             return Err(format!("this session is {known}'s, and a session says hello once"));
         }
-        if self.members.contains_key(&hello.worker) {
-            return Err(format!("{} has joined already", hello.worker));
+        let member = self.members.get(&worker);
+        match (hello.resuming, member.filter(|member| member.is_process_of(hello))) {
+            (None, Some(_)) => Ok(()),
+            (None, None) if member.is_some_and(|member| member.connected) => {
+                Err(format!("{worker} has joined already"))
+            }
+            (None, None) => Ok(()),
+            (Some(resuming), Some(_)) if self.is_under_way(resuming) => Ok(()),
+            (Some(Resuming { generation, .. }), _) => {
+                Err(format!("{worker} has no part in {generation} any more: say hello anew"))
+            }
         }
-        Ok(())
+    }
+
+    /// Whether what a worker is at is the plan in force, or the one before, if the new one is out
+    /// and has not reached it.
+    fn is_under_way(&self, resuming: Resuming) -> bool {
+        let current = self.plan.as_ref().map(|plan| plan.generation);
+        current >= Some(resuming.generation)
+    }
+
+    /// A session that was cut off goes on over another connection: what is not sure to have
+    /// arrived is said again, on both sides.
+    fn take_up(&mut self, worker: WorkerId, connection: ConnectionId) {
+        let now_ms = self.now_ms;
+        let member = self.member(worker);
+        let old = std::mem::replace(&mut member.connection, connection);
+        let was_connected = std::mem::replace(&mut member.connected, true);
+        member.heard_ms = now_ms;
+        let (messages, hosts, ready) = (member.received, member.hosts, member.ready);
+        if was_connected {
+            let reason = "the session goes on over another connection".to_owned();
+            self.effects.push(Effect::Close { connection: old, reason });
+        }
+        self.signs.is_back(worker);
+        self.effects.push(received(connection, messages));
+        if hosts {
+            self.catch_up(connection, ready);
+        }
+    }
+
+    /// Whatever of this was heard before is ignored.
+    fn catch_up(&mut self, connection: ConnectionId, ready: bool) {
+        let generation = self.generation();
+        let mut send = |message| self.effects.push(Effect::Send { connection, message });
+        match self.phase {
+            Phase::Preparing if !ready => {
+                let assign = self.assignment.clone().expect("a plan went out before");
+                send(ToWorker::Assign(assign));
+            }
+            Phase::Training => send(ToWorker::Start { generation }),
+            Phase::Stopping => {
+                send(ToWorker::Start { generation });
+                send(ToWorker::Stop { generation });
+            }
+            Phase::Edging => {
+                send(ToWorker::Start { generation });
+                send(ToWorker::Edge { generation });
+            }
+            Phase::Gathering
+            | Phase::Preparing
+            | Phase::Recovering
+            | Phase::Paused
+            | Phase::Ended => {}
+        }
+        let step = self.checkpointed.step;
+        if step > self.start.step {
+            send(ToWorker::CheckpointCommitted { generation, step });
+        }
     }
 
     pub(super) fn plan_when_all_are_here(&mut self) {
-        if (self.members.len() as u32) < self.settings.workers_wanted {
+        if (self.eligible().count() as u32) < self.settings.workers_wanted {
             return;
         }
-        self.assign(Generation(1));
+        self.assign(Generation(1), self.restart_from_disk());
     }
 
-    /// Tells everybody what to build, and from where to go on.
-    pub(super) fn assign(&mut self, generation: Generation) {
-        let workers: Vec<_> = self.members.keys().copied().collect();
+    /// Tells those that host what to build, and from where to go on.
+    pub(super) fn assign(&mut self, generation: Generation, restart: Restart) {
+        let Restart { standing, source } = restart;
         let job = &self.settings.job;
-        let plan = match (self.settings.make_plan)(job, &workers, generation) {
+        let plan = match (self.settings.make_plan)(job, &self.hosts_wanted(), generation) {
             Ok(plan) => plan,
             Err(why) => return self.fail(Cause::Plan, None, why),
         };
-        let peers = self.members.iter().map(|(worker, member)| (*worker, member.address)).collect();
-        let (run, job) = (self.settings.run.clone(), job.clone());
-        let standing = self.start;
-        let resume_from = Some(standing.step).filter(|step| *step > 0);
+        let sources = match source {
+            Restored::Memory => self.holdings.sources(standing.step, &plan.hosts),
+            Restored::Checkpoint | Restored::Seed => Some(Vec::new()),
+        };
+        let sources = sources.expect("a snapshot is complete if a plan goes on from it");
+        for (worker, member) in &mut self.members {
+            member.begin(plan.hosts.contains(worker), standing.step);
+        }
+        let peers = self.hosts().map(|(worker, host)| (worker, host.address)).collect();
+        // Whoever is connected may hold a snapshot.
         let vaults = self.members.iter().map(|(worker, member)| (*worker, member.vault)).collect();
         let assign = Assign {
-            run,
+            run: self.settings.run.clone(),
             plan: plan.clone(),
-            job,
+            job: self.settings.job.clone(),
             peers,
-            resume_from,
+            resume_from: (source == Restored::Checkpoint).then_some(standing.step),
             standing,
             vaults,
-            sources: vec![],
+            sources,
         };
+        self.begin(plan, Box::new(assign));
+    }
+
+    fn begin(&mut self, plan: Plan, assign: Box<Assign>) {
         self.phase = Phase::Preparing;
+        self.start = assign.standing;
+        self.signs.settle();
+        self.stragglers = Stragglers::planned(&self.settings.job, &plan);
         self.plan = Some(plan.clone());
+        self.assignment = Some(assign.clone());
         self.news(News::Planned(plan));
-        self.send_to_all(&ToWorker::Assign(Box::new(assign)));
+        self.send_to_hosts(&ToWorker::Assign(assign));
     }
 
     pub(super) fn ready(&mut self, worker: WorkerId) {
@@ -94,10 +190,22 @@ impl State {
     }
 
     pub(super) fn start_when_all_are_ready(&mut self) {
-        if self.members.values().all(|member| member.ready) {
-            self.phase = Phase::Training;
-            self.news(News::Started);
-            self.send_to_all(&ToWorker::Start { generation: self.generation() });
+        // One that is cut off would not hear it; its grace is short.
+        if self.hosts().any(|(_, host)| !host.ready || !host.connected) {
+            return;
+        }
+        self.phase = Phase::Training;
+        self.news(News::Started);
+        let generation = self.generation();
+        self.send_to_hosts(&ToWorker::Start { generation });
+        self.tell_how_long_it_took();
+        self.let_leavers_go();
+        if self.stop_wanted {
+            self.stop();
         }
     }
+}
+
+pub(super) fn received(connection: ConnectionId, messages: u64) -> Effect {
+    Effect::Send { connection, message: ToWorker::Received { messages } }
 }

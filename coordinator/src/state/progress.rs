@@ -1,13 +1,13 @@
 //! What is committed: steps that all workers have done, checkpoints whose manifest is written.
 
+use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Evaluation, Outcome, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::ToWorker;
 
-use super::parts::PartError;
-use super::{ConnectionId, Effect, Ignored, Phase, State};
+use super::{ConnectionId, Effect, Ignored, PartError, Phase, State};
 use crate::ledger::{LedgerRow, StepLine};
 use crate::news::{Cause, News};
 
@@ -18,13 +18,13 @@ impl State {
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, want) = (member.connection, member.done + 1);
-        if phase == Phase::Preparing {
+        if !phase.trains() {
             return self.ignore(connection, Ignored::OutOfPhase(phase));
         }
         if step < want {
             return self.ignore(connection, Ignored::Repeated);
         }
-        if step > want || step > last || member.finished.is_some() || member.going_back.is_some() {
+        if step > want || step > last || member.has_ended() {
             let why = format!("step {step} done: want step {want} of {last}");
             return self.fail(Cause::Protocol, Some(worker), why);
         }
@@ -42,7 +42,7 @@ impl State {
         let phase = self.phase;
         let member = self.member(worker);
         let (connection, done) = (member.connection, member.done);
-        if phase == Phase::Preparing {
+        if !phase.trains() {
             return self.ignore(connection, Ignored::OutOfPhase(phase));
         }
         if step != done || !reports {
@@ -53,7 +53,7 @@ impl State {
     }
 
     pub(super) fn commit_steps(&mut self) {
-        let done_by_all = self.members.values().map(|member| member.done).min();
+        let done_by_all = self.hosts().map(|(_, host)| host.done).min();
         while Some(self.committed) < done_by_all {
             self.tell_evaluations();
             let step = self.committed + 1;
@@ -86,12 +86,29 @@ impl State {
         }
     }
 
-    pub(super) fn part_fits(
-        &self,
+    pub(super) fn part(
+        &mut self,
         worker: WorkerId,
         standing: Standing,
         cell: CellId,
-    ) -> Result<(), String> {
+        files: Vec<CheckpointFile>,
+    ) {
+        let (connection, phase) = (self.member(worker).connection, self.phase);
+        if phase == Phase::Recovering {
+            // It may be written anew by another host.
+            return self.ignore(connection, Ignored::OutOfPhase(phase));
+        }
+        if let Err(why) = self.part_fits(worker, standing, cell) {
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        match self.parts.add(standing, cell, files) {
+            Ok(()) => {}
+            Err(PartError::Late) => self.ignore(connection, Ignored::Repeated),
+            Err(PartError::Wrong(why)) => self.fail(Cause::Protocol, Some(worker), why),
+        }
+    }
+
+    fn part_fits(&self, worker: WorkerId, standing: Standing, cell: CellId) -> Result<(), String> {
         let (plan, last, step) = (self.plan(), self.settings.job.training.steps, standing.step);
         if cell.0 >= plan.grid.n_cells() || plan.host(cell) != worker {
             return Err(format!("a checkpoint's part of {cell}, which it does not host"));
@@ -106,10 +123,10 @@ impl State {
         let Some(standing) = self.parts.written(step) else { return };
         match result {
             Ok(()) => {
-                self.checkpointed = standing;
+                (self.checkpointed, self.from_checkpoint) = (standing, standing);
                 self.news(News::CheckpointCommitted { step });
                 let generation = self.generation();
-                self.send_to_all(&ToWorker::CheckpointCommitted { generation, step });
+                self.send_to_hosts(&ToWorker::CheckpointCommitted { generation, step });
             }
             Err(why) => {
                 self.checkpoint_failed = Some((step, why.clone()));

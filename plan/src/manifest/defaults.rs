@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::Parallelism;
 use crate::grid::Grid;
-use crate::job::{Checkpoint, EvaluationPlan, MetricsSettings, Precision, Training, Workers};
+use crate::job::{
+    Checkpoint, EvaluationPlan, MemorySnapshots, MetricsSettings, Precision, Training, Workers,
+};
 use crate::learning_rate::LrSchedule;
 use crate::numerics::{Moments, ParameterGroup, Scales};
 use crate::schedule::Schedule;
@@ -80,11 +82,12 @@ pub(super) fn parallelism() -> Parallelism {
 }
 
 pub(super) fn workers() -> Workers {
-    Workers { local: 1, threads: 0, pin: true }
+    Workers { local: 1, threads: 0, pin: true, min: 1, restarts: 5 }
 }
 
 pub(super) fn checkpoint() -> Checkpoint {
-    Checkpoint { every: 100, keep: 3, keep_best: true, store: None }
+    let memory = MemorySnapshots { every: 10, copies: 1 };
+    Checkpoint { every: 100, keep: 3, keep_best: true, store: None, memory }
 }
 
 pub(super) fn metrics() -> MetricsSettings {

@@ -152,6 +152,10 @@ mod tests {
         check(|job| job.training.lr = 1e-3, "spec.training.lr: 0.002 -> 0.001 (changes the");
         check(|job| job.workers.local = 2, "spec.workers.local: 1 -> 2 (harmless: changes only");
         check(|job| job.checkpoint.keep = 9, "spec.checkpoint.keep: 3 -> 9 (harmless");
+        check(
+            |job| job.checkpoint.memory.copies = 2,
+            "spec.checkpoint.memory.copies: 1 -> 2 (harmless: changes only what is kept",
+        );
         check(|job| job.grid.stages = 2, "spec.parallelism.stages: 1 -> 2 (harmless: sums");
         check(
             |job| job.schedule = Schedule::ZbH1,

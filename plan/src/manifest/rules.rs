@@ -44,7 +44,7 @@ const OF_MODEL: [Rule; 7] = [
     model::scaling_ramp_rises,
 ];
 
-const RELATIONS: [Rule; 23] = [
+const RELATIONS: [Rule; 24] = [
     parallelism::experts_fill_shards,
     parallelism::listed_experts_add_up,
     parallelism::stages_have_layers,
@@ -53,6 +53,7 @@ const RELATIONS: [Rule; 23] = [
     parallelism::shares_fit_the_grid,
     parallelism::grid_is_not_huge,
     parallelism::workers_have_cells,
+    parallelism::enough_workers_start,
     sequence_has_positions,
     training::ramp_has_both_ends,
     training::ramp_rises,

@@ -88,7 +88,11 @@ fn finished(mut schema: Value, defaults: &Value, path: &str, bounds: &[Bound]) -
         }
         let path = format!("{path}.{key}");
         bounded(property, &path, bounds);
-        let section = section_of(property).and_then(|name| inner.get_mut(name));
+        let mut section = section_of(property).and_then(|name| inner.get_mut(name));
+        if let (Some(section), Some(Value::Object(_))) = (&mut section, property.get("default")) {
+            // What is left out of it has a default where it stands.
+            take(section, "required");
+        }
         let properties = section.and_then(|section| section.get_mut("properties")?.as_object_mut());
         for (key, property) in properties.into_iter().flatten() {
             bounded(property, &format!("{path}.{key}"), bounds);

@@ -318,6 +318,7 @@ fn impossible_relations_point_at_the_value() {
         &["spec.training.warmup_steps", "longer than the run", "at most steps, 20"],
     );
     check("  workers: {local: 4}\n", &["4 workers for 1 cells (grid 1x1x1)"]);
+    check("  workers: {min: 2}\n", &["spec.workers.min", "below 2 workers and 1 are started"]);
     check(
         "  parallelism: {replicas: 2000}\n  training: {batch: 2000}\n",
         &["2000 cells", "at most 1024"],

@@ -181,6 +181,7 @@ fn what_the_coordinator_says_arrives_unchanged() {
         ToWorker::Edge { generation },
         ToWorker::Stop { generation },
         ToWorker::CheckpointCommitted { generation, step: 50 },
+        ToWorker::Received { messages: 64 },
         ToWorker::Leave { reason: "done".into() },
         ToWorker::Abort { reason: "worker-2 is gone".into() },
     ];

@@ -29,6 +29,7 @@ impl TryFrom<raw::ToWorker> for ToWorker {
                 Self::CheckpointCommitted { generation, step: raw.step }
             }
             Message::Edge(raw) => Self::Edge { generation: Generation(raw.generation) },
+            Message::Received(raw) => Self::Received { messages: raw.messages },
             Message::Leave(raw) => Self::Leave { reason: readable("leave.reason", &raw.reason)? },
             Message::Abort(raw) => Self::Abort { reason: readable("abort.reason", &raw.reason)? },
         })
@@ -49,6 +50,7 @@ impl From<ToWorker> for raw::ToWorker {
                 let generation = generation.0;
                 Message::CheckpointCommitted(raw::CheckpointCommitted { generation, step })
             }
+            ToWorker::Received { messages } => Message::Received(raw::Received { messages }),
             ToWorker::Leave { reason } => Message::Leave(raw::Leave { reason: shortened(reason) }),
             ToWorker::Abort { reason } => Message::Abort(raw::Abort { reason: shortened(reason) }),
         };

@@ -1,5 +1,6 @@
 //! The first words of a connection between two workers: each proves that it knows the run's secret
-//! and belongs to the same run and generation, before anything else is read or allocated.
+//! and belongs to the same run and generation, before anything else is read or allocated. Vaults begin
+//! with the same words under another magic, and without a generation.
 //!
 //! 1. dialer: magic, version, hash of the run, generation, its id, the id it wants, 32 random bytes
 //! 2. acceptor: "go on" and 32 random bytes, or a refusal in words
@@ -14,7 +15,10 @@ use shoal_plan::plan::{Generation, RunId, WorkerId};
 
 use super::deadline::Deadline;
 
-const MAGIC: [u8; 8] = *b"SHOALNET";
+/// Opens a connection of the data plane.
+const DATA_MAGIC: [u8; 8] = *b"SHOALNET";
+/// Opens a connection to a vault, which outlives generations.
+const VAULT_MAGIC: [u8; 8] = *b"SHOALVLT";
 const VERSION: u16 = 1;
 const HELLO_BYTES: usize = 8 + 2 + 32 + 8 + 4 + 4 + 32;
 const GO_ON: u8 = 0;
@@ -23,7 +27,8 @@ const REASON_BYTES_MAX: usize = 512;
 
 /// Who this worker is, to its peers.
 #[derive(Clone)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
+    magic: [u8; 8],
     run: [u8; 32],
     secret: [u8; 32],
     generation: Generation,
@@ -34,10 +39,10 @@ type Nonce = [u8; 32];
 
 /// Why a handshake did not end well.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     /// Somebody decided so, here or there; otherwise the connection merely broke.
-    pub(super) decided: bool,
-    pub(super) reason: String,
+    pub(crate) decided: bool,
+    pub(crate) reason: String,
 }
 
 impl<T: ToString> From<T> for Refusal {
@@ -60,16 +65,22 @@ struct Hello {
 }
 
 impl Identity {
-    pub(super) fn new(
+    pub(crate) fn new(
         run: &RunId,
         secret: &[u8; 32],
         generation: Generation,
         me: WorkerId,
     ) -> Self {
-        Self { run: *blake3::hash(run.0.as_bytes()).as_bytes(), secret: *secret, generation, me }
+        let run = *blake3::hash(run.0.as_bytes()).as_bytes();
+        Self { magic: DATA_MAGIC, run, secret: *secret, generation, me }
     }
 
-    pub(super) fn me(&self) -> WorkerId {
+    /// Of a member of the run, whatever its generation.
+    pub(crate) fn of_vault(run: &RunId, secret: &[u8; 32], me: WorkerId) -> Self {
+        Self { magic: VAULT_MAGIC, ..Self::new(run, secret, Generation(0), me) }
+    }
+
+    pub(crate) fn me(&self) -> WorkerId {
         self.me
     }
 
@@ -95,7 +106,7 @@ impl Identity {
 }
 
 /// Opens a connection to `peer`.
-pub(super) fn dial(
+pub(crate) fn dial(
     stream: &TcpStream,
     identity: &Identity,
     peer: WorkerId,
@@ -108,7 +119,7 @@ pub(super) fn dial(
         to: peer,
         nonce: nonce()?,
     }
-    .encode();
+    .encode(identity.magic);
     write(stream, &hello, deadline)?;
     read_verdict(stream, deadline)?;
     let mut their_nonce = [0; 32];
@@ -126,7 +137,7 @@ pub(super) fn dial(
 
 /// Answers a connection. `claim` decides, once the peer has proved who it is, whether it is wanted.
 /// On an error the peer has been told the reason and the connection is of no more use.
-pub(super) fn accept(
+pub(crate) fn accept(
     stream: &TcpStream,
     identity: &Identity,
     claim: impl FnOnce(WorkerId) -> Result<(), String>,
@@ -134,7 +145,7 @@ pub(super) fn accept(
 ) -> Result<WorkerId, Refusal> {
     let mut bytes = [0; HELLO_BYTES];
     read(stream, &mut bytes, deadline)?;
-    let hello = match Hello::decode(&bytes) {
+    let hello = match Hello::decode(&bytes, identity.magic) {
         Ok(hello) => hello,
         Err(reason) => return refuse(stream, reason, deadline),
     };
@@ -160,9 +171,9 @@ pub(super) fn accept(
 }
 
 impl Hello {
-    fn encode(&self) -> [u8; HELLO_BYTES] {
+    fn encode(&self, magic: [u8; 8]) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[..8].copy_from_slice(&magic);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
         bytes[10..42].copy_from_slice(&self.run);
         bytes[42..50].copy_from_slice(&self.generation.0.to_le_bytes());
@@ -172,12 +183,12 @@ impl Hello {
         bytes
     }
 
-    fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, String> {
+    fn decode(bytes: &[u8; HELLO_BYTES], magic: [u8; 8]) -> Result<Self, String> {
         fn field<const N: usize>(bytes: &[u8; HELLO_BYTES], at: usize) -> [u8; N] {
             bytes[at..at + N].try_into().expect("the offsets are constants inside the hello")
         }
-        if field(bytes, 0) != MAGIC {
-            return Err("it does not speak shoal's data protocol".into());
+        if field(bytes, 0) != magic {
+            return Err("it does not speak this port's protocol of shoal".into());
         }
         let version = u16::from_le_bytes(field(bytes, 8));
         if version != VERSION {
@@ -253,12 +264,12 @@ fn write(mut stream: &TcpStream, bytes: &[u8], deadline: Deadline) -> Result<(),
 }
 
 /// Words from outside, without control characters: they reach logs and terminals.
-pub(super) fn printable(words: &[u8]) -> String {
+pub(crate) fn printable(words: &[u8]) -> String {
     String::from_utf8_lossy(words).replace(char::is_control, "\u{fffd}")
 }
 
 /// Whether a socket only ran out of its time-out or was interrupted.
-pub(super) fn is_pause(kind: ErrorKind) -> bool {
+pub(crate) fn is_pause(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 

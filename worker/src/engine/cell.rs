@@ -16,6 +16,7 @@ use shoal_plan::samples::{Mixture, Place};
 use shoal_plan::standing::Standing;
 
 use super::error::EngineError;
+use super::memory::{Memory, Recall};
 use super::policy::Ended;
 use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
@@ -40,6 +41,8 @@ pub struct Inputs {
     pub resume_from: Option<u64>,
     /// From where to go on.
     pub standing: Standing,
+    /// The worker's memory of states, in a run that can go on without a worker.
+    pub(super) memory: Option<Memory>,
 }
 
 impl Inputs {
@@ -74,6 +77,7 @@ impl Inputs {
             checkpoints: run_dir.join("checkpoints"),
             resume_from,
             standing: Standing { step, sequences, ..Standing::default() },
+            memory: None,
         })
     }
 
@@ -81,6 +85,12 @@ impl Inputs {
     #[must_use]
     pub fn going_on_from(self, standing: Standing) -> Self {
         Self { standing, ..self }
+    }
+
+    /// The same inputs for a run whose cells leave snapshots in memory, and may start from them.
+    #[must_use]
+    pub(super) fn with_memory(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// Sequences of a step's batch.
@@ -132,17 +142,30 @@ pub struct Cell {
     pub(super) standing: Standing,
     /// Of a worker's cells.
     pub(super) watch: Option<StepWatch>,
+    /// Its part of the worker's memory, if there is one.
+    pub(super) recall: Option<Recall>,
+    /// Of the snapshot it has started from.
+    started_from: Option<String>,
 }
 
 impl Cell {
-    /// Builds the cell's chunks, from the checkpoint to resume from if there is one, or from the
-    /// weights that the job starts from. Only the chunks' own tensors are read.
+    /// Builds the cell's chunks, from the memory or the checkpoint to go on from if there is one, or
+    /// from the weights that the job starts from. Only the chunks' own tensors are read.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
         let options = StageOptions::from(training);
-        let cuts = inputs.cuts(comm.cell()).into_iter();
-        let mut chunks: Vec<Stage> = cuts.map(|cut| Stage::new(cut, &options)).collect();
-        if let Some(step) = inputs.resume_from {
+        let cuts = inputs.cuts(comm.cell());
+        let memory = inputs.memory.as_ref();
+        let recall = memory.map(|memory| Recall::of(&inputs, memory, comm.cell(), &cuts));
+        let mut chunks: Vec<Stage> =
+            cuts.into_iter().map(|cut| Stage::new(cut, &options)).collect();
+        let started_from = match memory.zip(recall.as_ref()) {
+            Some((memory, recall)) => recall.load(&inputs, memory, &mut chunks)?,
+            None => None,
+        };
+        if started_from.is_some() {
+            // The state is that of the run itself.
+        } else if let Some(step) = inputs.resume_from {
             for chunk in &mut chunks {
                 snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
             }
@@ -153,7 +176,8 @@ impl Cell {
             }
         }
         let standing = inputs.standing;
-        Ok(Self { trainer: Trainer::new(inputs, chunks, comm), standing, watch: None })
+        let trainer = Trainer::new(inputs, chunks, comm);
+        Ok(Self { trainer, standing, watch: None, recall, started_from })
     }
 
     /// The trainer alone, at the step the cell starts from.
@@ -175,6 +199,9 @@ pub(super) fn run(
     let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
         step = cell.standing.step + 1;
         cell.watch = Some(watch);
+        if let Some(blake3) = cell.started_from.take() {
+            tell(news, id, CellNews::Held { standing: cell.standing, blake3 });
+        }
         tell(news, id, CellNews::Ready);
         if !control.wait_for_begin() {
             return Ok(None);
@@ -192,6 +219,7 @@ pub(super) fn run(
             tell(news, id, CellNews::Finished { step: standing.step, ending });
         }
         Ok(Some((standing, Ended::GoBack))) => tell(news, id, CellNews::GoBack { standing }),
+        Ok(Some((standing, Ended::AtEdge))) => tell(news, id, CellNews::AtEdge { standing }),
         Ok(None) => {}
         Err(error) => {
             tracing::error!(cell = %id, step, %error, "the cell ends");

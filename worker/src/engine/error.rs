@@ -6,7 +6,9 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 
+use super::vote::Wishes;
 use crate::comm::CommError;
+use crate::vault::VaultError;
 use shoal_weights::CheckpointError;
 
 /// What the vote found. All cells agree on it.
@@ -17,8 +19,8 @@ pub struct Refusal {
     /// It is this worker.
     pub here: bool,
     pub nonfinite: NonFinite,
-    /// Some worker was asked to stop.
-    pub stop: bool,
+    /// What the workers' cells wish.
+    pub(super) wishes: Wishes,
 }
 
 /// A cell's only error type. A message says what, where and how much.
@@ -54,6 +56,13 @@ pub enum EngineError {
     #[error("{0}")]
     Model(#[from] shoal_model::Error),
 
+    #[error("{0}")]
+    Vault(#[from] VaultError),
+
+    /// A snapshot of another model, or of another part of it.
+    #[error("a snapshot of {got} bytes is of another cell's layout, want {want} bytes")]
+    OtherState { got: u64, want: u64 },
+
     #[error("{what} from {from} has {got} bytes, want {want}")]
     Message { what: &'static str, from: CellId, got: usize, want: usize },
 }
@@ -70,12 +79,16 @@ impl EngineError {
                 }
             }
             // An exchange inside a layer fails as the communicator does.
-            Self::Comm(_) | Self::Model(shoal_model::Error::Exchange { .. }) => {
+            Self::Comm(_)
+            | Self::Model(shoal_model::Error::Exchange { .. })
+            | Self::Vault(VaultError::Lost { .. } | VaultError::Stopped { .. }) => {
                 FailureKind::PeerLost
             }
             Self::Data(_) | Self::EmptySet { .. } => FailureKind::Data,
             Self::Checkpoint(_) => FailureKind::Checkpoint,
-            Self::Model(_) | Self::Message { .. } => FailureKind::Internal,
+            Self::Model(_) | Self::Message { .. } | Self::Vault(_) | Self::OtherState { .. } => {
+                FailureKind::Internal
+            }
         }
     }
 
@@ -90,6 +103,8 @@ impl EngineError {
             | Self::EmptySet { .. }
             | Self::Checkpoint(_)
             | Self::Model(_)
+            | Self::Vault(_)
+            | Self::OtherState { .. }
             | Self::Message { .. } => None,
         }
     }

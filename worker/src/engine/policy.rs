@@ -13,6 +13,7 @@ use shoal_plan::standing::AfterSkip;
 use super::cell::Cell;
 use super::error::{EngineError, Refusal};
 use super::step::Trainer;
+use super::vote::Wishes;
 use super::{CellNews, Control};
 
 /// Why a cell trains no further in this generation.
@@ -21,12 +22,14 @@ pub(super) enum Ended {
     Finished(Ending),
     /// All cells build themselves again, from a checkpoint.
     GoBack,
+    /// The same, from what they have left in memory.
+    AtEdge,
 }
 
 /// What is left of a step for the rest of the loop.
 struct Taken {
-    /// Some worker was asked to stop.
-    stop: bool,
+    /// What somebody wishes.
+    wishes: Wishes,
     after_skip: Option<AfterSkip>,
 }
 
@@ -47,14 +50,14 @@ impl Cell {
             if self.standing.is_stale(job.evaluation.patience) {
                 break Ending::NoImprovement;
             }
-            let Taken { stop, after_skip } = self.take_step(control.stop_wanted(), say)?;
+            let Taken { wishes, after_skip } = self.take_step(self.wishes(control), say)?;
             if after_skip == Some(AfterSkip::GoBack) {
                 return Ok(Ended::GoBack);
             }
             // A stop waits for the end of a row of skipped steps, which is near: a run that goes on
             // from a checkpoint in their midst would go back to that, and not to one before them.
             let (step, skipped) = (self.standing.step, after_skip.is_some());
-            let (last, stops) = (step == job.training.steps, stop && !skipped);
+            let (last, stops) = (step == job.training.steps, wishes.stop && !skipped);
             let every = job.evaluation.every;
             evaluated = last || (every > 0 && step.is_multiple_of(every) && !skipped);
             let best = evaluated && self.evaluate(say)? && every > 0 && job.checkpoint.keep_best;
@@ -66,8 +69,14 @@ impl Cell {
             if due || best || last || stops || stale {
                 self.write_checkpoint(say);
             }
-            if stops && !last && !stale {
+            if last || stale {
+                continue;
+            }
+            if stops {
                 break Ending::Stopped;
+            }
+            if !skipped && self.remember(wishes, say)? {
+                return Ok(Ended::AtEdge);
             }
         };
         // A run that goes on after its last step was never told how it ended.
@@ -78,12 +87,52 @@ impl Cell {
         Ok(Ended::Finished(ending))
     }
 
-    fn take_step(&mut self, stop_wanted: bool, say: Say<'_>) -> Result<Taken, EngineError> {
+    /// What this cell's worker was asked, and whether its last snapshot is on its way.
+    fn wishes(&self, control: &Control) -> Wishes {
+        let Self { trainer, recall, .. } = self;
+        let memory = trainer.inputs.memory.as_ref().zip(recall.as_ref());
+        let busy = memory.is_some_and(|(memory, recall)| recall.is_busy(&trainer.inputs, memory));
+        Wishes { stop: control.stop_wanted(), edge: control.edge_wanted(), busy }
+    }
+
+    /// Puts the state into memory where that is due. True if the cells end here for the next plan:
+    /// not before the last snapshot is everywhere, so that there is one to go on from whoever is lost
+    /// meanwhile.
+    fn remember(&self, wishes: Wishes, say: Say<'_>) -> Result<bool, EngineError> {
+        let Self { trainer, recall, standing, .. } = self;
+        let inputs = &trainer.inputs;
+        let Some((memory, recall)) = inputs.memory.as_ref().zip(recall.as_ref()) else {
+            return Ok(false);
+        };
+        let (every, step) = (inputs.job.checkpoint.memory.every, standing.step);
+        let due = every > 0 && step.is_multiple_of(every);
+        if wishes.busy {
+            if due {
+                let cell = recall.cell;
+                tracing::warn!(%cell, step, "no snapshot: copies of the last are on their way");
+            }
+            return Ok(false);
+        }
+        let state = (trainer.chunks(), *standing);
+        if wishes.edge {
+            let blake3 = recall.hand_over(inputs, memory, state)?;
+            say(CellNews::Held { standing: *standing, blake3 });
+        } else if due {
+            let remember = || recall.remember(inputs, memory, state);
+            match &self.watch {
+                Some(watch) => watch.checkpoint("memory", remember)?,
+                None => remember()?,
+            }
+        }
+        Ok(wishes.edge)
+    }
+
+    fn take_step(&mut self, wishes: Wishes, say: Say<'_>) -> Result<Taken, EngineError> {
         let inputs = Arc::clone(&self.trainer.inputs);
         let step = self.standing.step + 1;
         let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
         let Self { trainer, watch, .. } = self;
-        let mut train = || trainer.train_step(step, stop_wanted);
+        let mut train = || trainer.train(step, wishes);
         let (trained, compute_seconds) = match watch {
             Some(watch) => watch.step(&mut train),
             None => (train(), 0.0),
@@ -91,7 +140,7 @@ impl Cell {
         let (outcome, taken) = match trained {
             Ok(done) => {
                 self.standing.trained(sequences);
-                (Outcome::Trained(done.row), Taken { stop: done.stop, after_skip: None })
+                (Outcome::Trained(done.row), Taken { wishes: done.wishes, after_skip: None })
             }
             Err(EngineError::Refused(refusal)) => self.skip(refusal, sequences)?,
             Err(error) => return Err(error),
@@ -114,11 +163,11 @@ impl Cell {
             let (skips, rollbacks) = (self.standing.skips, self.standing.rollbacks);
             return Err(EngineError::GaveUp { refusal, skips, rollbacks });
         }
-        let Refusal { worker, nonfinite, stop, .. } = refusal;
+        let Refusal { worker, nonfinite, wishes, .. } = refusal;
         let (step, in_a_row) = (self.standing.step, self.standing.skips);
         let (skipped, pass) = (nonfinite.to_string(), nonfinite.pass);
         let skipped = SkippedStep { step, skipped, worker, in_a_row, pass };
-        Ok((Outcome::Skipped(skipped), Taken { stop, after_skip: Some(after_skip) }))
+        Ok((Outcome::Skipped(skipped), Taken { wishes, after_skip: Some(after_skip) }))
     }
 
     /// Evaluates every set. True if the held-out text has never come off better.
@@ -142,7 +191,7 @@ impl Cell {
         let standing = self.standing;
         let write = || self.trainer.write_checkpoint(standing.step);
         let written = match &self.watch {
-            Some(watch) => watch.checkpoint(write),
+            Some(watch) => watch.checkpoint("write", write),
             None => write(),
         };
         match written {

@@ -179,23 +179,33 @@ fn index(inputs: &Inputs) -> Vec<(String, String, u64)> {
     index
 }
 
-/// Fills a stage from a complete checkpoint, whatever grid wrote it: masters, moments, the average
-/// and router biases. The weights in compute follow from the masters. Moments of the other dtype are
-/// converted; an average starts at the masters where the checkpoint has none.
-pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
-    let reader = CheckpointReader::open(directory)?;
-    let has_average = reader.names(TensorKind::Average).next().is_some();
+/// Where a stage's numbers come from. Asked for each parameter in arena order (master, moments,
+/// average), then for each router bias.
+pub(super) trait Numbers {
+    /// Whether there are averages of the masters.
+    fn has_average(&self) -> bool;
+    fn master(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError>;
+    /// First and second, widened.
+    fn moments(&mut self, name: &str, shape: &[usize])
+    -> Result<(Vec<f32>, Vec<f32>), EngineError>;
+    fn average(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError>;
+    fn bias(&mut self, name: &str, experts: usize) -> Result<Vec<f32>, EngineError>;
+}
+
+/// Fills a stage: masters, moments, the average and router biases. The weights in compute follow from
+/// the masters. Moments of the other dtype are converted; an average starts at the masters where there
+/// is none.
+pub(super) fn fill(stage: &mut Stage, numbers: &mut dyn Numbers) -> Result<(), EngineError> {
+    let has_average = numbers.has_average();
     let parameters = stage.parameters_mut();
     let names: Vec<String> = parameters.names().map(str::to_owned).collect();
     for name in &names {
         let shape = parameters.shape(name).to_vec();
-        let master = reader.read_f32(TensorKind::Master, name, &shape)?;
-        parameters.master_mut(name).copy_from_slice(&master);
-        let first = reader.read_widened(TensorKind::FirstMoment, name, &shape)?;
-        let second = reader.read_widened(TensorKind::SecondMoment, name, &shape)?;
+        parameters.master_mut(name).copy_from_slice(&numbers.master(name, &shape)?);
+        let (first, second) = numbers.moments(name, &shape)?;
         parameters.set_moments(name, &first, &second);
         if has_average && let Some(average) = parameters.average_mut(name) {
-            average.copy_from_slice(&reader.read_f32(TensorKind::Average, name, &shape)?);
+            average.copy_from_slice(&numbers.average(name, &shape)?);
         }
     }
     if !has_average {
@@ -205,10 +215,41 @@ pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
     let biases: Vec<(String, usize)> =
         stage.biases().into_iter().map(|(name, values)| (name, values.len())).collect();
     for (name, experts) in biases {
-        let values = reader.read_f32(TensorKind::Model, &name, &[experts])?;
-        stage.set_bias(&name, &values)?;
+        stage.set_bias(&name, &numbers.bias(&name, experts)?)?;
     }
     Ok(())
+}
+
+/// Fills a stage from a complete checkpoint, whatever grid wrote it.
+pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
+    fill(stage, &mut CheckpointReader::open(directory)?)
+}
+
+impl Numbers for CheckpointReader {
+    fn has_average(&self) -> bool {
+        self.names(TensorKind::Average).next().is_some()
+    }
+
+    fn master(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+        Ok(self.read_f32(TensorKind::Master, name, shape)?)
+    }
+
+    fn moments(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        let first = self.read_widened(TensorKind::FirstMoment, name, shape)?;
+        Ok((first, self.read_widened(TensorKind::SecondMoment, name, shape)?))
+    }
+
+    fn average(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+        Ok(self.read_f32(TensorKind::Average, name, shape)?)
+    }
+
+    fn bias(&mut self, name: &str, experts: usize) -> Result<Vec<f32>, EngineError> {
+        Ok(self.read_f32(TensorKind::Model, name, &[experts])?)
+    }
 }
 
 #[cfg(test)]

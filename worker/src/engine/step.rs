@@ -21,7 +21,7 @@ use super::error::{EngineError, Refusal};
 use super::group::{GroupExchange, Groups};
 use super::hidden::{Direction, Early};
 use super::snapshot;
-use super::vote::{self, Verdict, Vote};
+use super::vote::{self, Verdict, Vote, Wishes};
 use crate::comm::{Comm, Sum};
 
 /// Guards the division by a zero norm; PyTorch's `clip_grad_norm_` uses the same.
@@ -45,8 +45,8 @@ pub struct Trainer {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepDone {
     pub row: StepRow,
-    /// Some worker was asked to stop: this step is the last.
-    pub stop: bool,
+    /// What the workers' cells wish: alike on all of them.
+    pub(super) wishes: Wishes,
 }
 
 impl Trainer {
@@ -85,21 +85,21 @@ impl Trainer {
     /// other error the cell's state is of no further use: the gradients may hold half a sum, and
     /// training goes on from the last checkpoint.
     pub fn train_step(&mut self, step: u64, stop_wanted: bool) -> Result<StepDone, EngineError> {
+        self.train(step, Wishes { stop: stop_wanted, ..Wishes::default() })
+    }
+
+    pub(super) fn train(&mut self, step: u64, wishes: Wishes) -> Result<StepDone, EngineError> {
         self.gradients_of(step)?;
-        let verdict = self.vote(step, stop_wanted)?;
+        let verdict = self.vote(step, wishes)?;
         if let Some((cell, nonfinite)) = verdict.refused {
             let worker = self.inputs.plan.host(cell);
             let here = worker == self.inputs.plan.host(self.id);
             self.forget_gradients();
-            return Err(EngineError::Refused(Refusal {
-                worker,
-                here,
-                nonfinite,
-                stop: verdict.stop,
-            }));
+            let wishes = verdict.wishes;
+            return Err(EngineError::Refused(Refusal { worker, here, nonfinite, wishes }));
         }
         self.update(step, &verdict);
-        Ok(StepDone { row: self.row(step, &verdict), stop: verdict.stop })
+        Ok(StepDone { row: self.row(step, &verdict), wishes: verdict.wishes })
     }
 
     /// Forward and backward over all microbatches, then the sums over the groups: afterwards the
@@ -189,10 +189,10 @@ impl Trainer {
 
     /// Counts each unique parameter on one cell: dense ones and the embedding where the column is
     /// 0 (the embedding on the first stage only), experts on replica 0.
-    fn vote(&mut self, step: u64, stop: bool) -> Result<Verdict, EngineError> {
+    fn vote(&mut self, step: u64, wishes: Wishes) -> Result<Verdict, EngineError> {
         let column = self.inputs.plan.grid.column(self.id);
         let nonfinite = self.found.take();
-        let mut mine = Vote { stop, nonfinite, ..Vote::default() };
+        let mut mine = Vote { wishes, nonfinite, ..Vote::default() };
         // All columns have the summed counts: the first speaks for its stage.
         let tokens = Targets::of(&self.inputs.job, step).main;
         if column == 0 {

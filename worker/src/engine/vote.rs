@@ -4,7 +4,8 @@
 //! reach the same verdict, the same norm and the same losses, bit for bit.
 //!
 //! Layout, little endian: sum of squares, main, MTP and balance sums (f64 each), 1 byte of flags
-//! (bit 0: stop wanted, bit 1: something is not finite, bit 2: and it came from another cell), the
+//! (bit 0: stop wanted, bit 1: something is not finite, bit 2: and it came from another cell, bit 3: an
+//! end at this edge wanted, bit 4: the last snapshot in memory is still on its way), the
 //! number of layers whose routing follows (u16), these (layer u32, entropy and busiest f64, dropped
 //! u64, least and largest bias f32), then the [`NonFinite`] if flagged: pass (1 byte), layer (u32),
 //! the place in UTF-8.
@@ -18,9 +19,33 @@ use super::EngineError;
 const STOP: u8 = 1;
 const NOT_FINITE: u8 = 2;
 const RECEIVED: u8 = 4;
+const EDGE: u8 = 8;
+const BUSY: u8 = 16;
 const FLAGS_AT: usize = 4 * 8;
 const HEAD_BYTES: usize = FLAGS_AT + 1 + 2;
 const ROUTING_BYTES: usize = 4 + 3 * 8 + 2 * 4;
+
+/// What a cell's worker was asked, and how it is with its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wishes {
+    /// End after this step, with a checkpoint.
+    pub(super) stop: bool,
+    /// End after this step, with the state in memory.
+    pub(super) edge: bool,
+    /// The cell's last snapshot in memory is not everywhere yet.
+    pub(super) busy: bool,
+}
+
+impl Wishes {
+    /// What anybody wishes.
+    fn or(self, other: Self) -> Self {
+        Self {
+            stop: self.stop || other.stop,
+            edge: self.edge || other.edge,
+            busy: self.busy || other.busy,
+        }
+    }
+}
 
 /// One cell's part.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,8 +56,7 @@ pub(super) struct Vote {
     pub(super) main_sum: f64,
     pub(super) mtp_sum: f64,
     pub(super) balance_sum: f64,
-    /// This cell's worker was asked to stop.
-    pub(super) stop: bool,
+    pub(super) wishes: Wishes,
     pub(super) nonfinite: Option<NonFinite>,
     /// Of the stage's layers; from one cell of each stage.
     pub(super) routing: Vec<Routing>,
@@ -45,8 +69,8 @@ pub(super) struct Verdict {
     pub(super) main_sum: f64,
     pub(super) mtp_sum: f64,
     pub(super) balance_sum: f64,
-    /// At least one worker was asked to stop.
-    pub(super) stop: bool,
+    /// Of all cells.
+    pub(super) wishes: Wishes,
     /// The root cause, if the step must be refused.
     pub(super) refused: Option<(CellId, NonFinite)>,
     /// Of all layers, in their order.
@@ -61,7 +85,9 @@ impl Vote {
         }
         let received = self.nonfinite.as_ref().is_some_and(|found| found.received);
         bytes.push(
-            (u8::from(self.stop) * STOP)
+            (u8::from(self.wishes.stop) * STOP)
+                | (u8::from(self.wishes.edge) * EDGE)
+                | (u8::from(self.wishes.busy) * BUSY)
                 | (u8::from(self.nonfinite.is_some()) * NOT_FINITE)
                 | (u8::from(received) * RECEIVED),
         );
@@ -113,7 +139,11 @@ impl Vote {
             main_sum: number(1)?,
             mtp_sum: number(2)?,
             balance_sum: number(3)?,
-            stop: flags & STOP != 0,
+            wishes: Wishes {
+                stop: flags & STOP != 0,
+                edge: flags & EDGE != 0,
+                busy: flags & BUSY != 0,
+            },
             nonfinite,
             routing,
         })
@@ -172,7 +202,7 @@ pub(super) fn count(votes: &[Vote]) -> Verdict {
         main_sum: sum(|vote| vote.main_sum),
         mtp_sum: sum(|vote| vote.mtp_sum),
         balance_sum: sum(|vote| vote.balance_sum),
-        stop: votes.iter().any(|vote| vote.stop),
+        wishes: votes.iter().fold(Wishes::default(), |all, vote| all.or(vote.wishes)),
         refused: found.or_else(|| (!grad_norm.is_finite()).then(overflow)),
     }
 }
@@ -193,7 +223,7 @@ mod tests {
             main_sum: 1.5,
             mtp_sum: 0.25,
             balance_sum: 0.5,
-            stop: false,
+            wishes: Wishes { edge: true, ..Wishes::default() },
             nonfinite: nonfinite.map(found),
             routing: vec![Routing::of(3, &[3, 5], 8, &[0.5, -0.5])],
         }
@@ -230,8 +260,20 @@ mod tests {
         let large = Vote { sum_of_squares: f64::INFINITY, ..vote(None) };
         let verdict = count(&[vote(None), large]);
         assert_eq!(verdict.refused.map(|(cell, _)| cell), Some(CellId(1)));
-        let stopping = Vote { stop: true, ..vote(None) };
-        assert!(count(&[vote(None), stopping]).stop);
+    }
+
+    #[test]
+    fn what_one_wishes_all_hear_of() {
+        let with = |stop, edge, busy| Vote { wishes: Wishes { stop, edge, busy }, ..vote(None) };
+        let plain = with(false, false, false);
+        for (stop, edge, busy) in [(true, false, false), (false, true, false), (false, false, true)]
+        {
+            let heard = count(&[plain.clone(), with(stop, edge, busy)]).wishes;
+            assert_eq!(heard, Wishes { stop, edge, busy });
+            let one = with(stop, edge, busy);
+            assert_eq!(Vote::from_bytes(CellId(0), &one.to_bytes()).unwrap(), one);
+        }
+        assert_eq!(count(&[plain]).wishes, Wishes::default());
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn given(assign: Box<Assign>) -> Event {
 fn training() -> Session {
     let mut session = session();
     session.apply(0, Event::Connected);
+    session.apply(0, from(ToWorker::Received { messages: 0 }));
     session.apply(0, given(assign("r", G1)));
     session.apply(0, Event::Engine(EngineEvent::Ready));
     session.apply(0, from(ToWorker::Start { generation: G1 }));
@@ -70,7 +71,8 @@ fn short(effects: &[Effect]) -> String {
         }
         Effect::StartEngine(assign) => format!("start {}", assign.plan.generation.0),
         Effect::Ignored { why } => format!("ignored: {why}"),
-        Effect::BeginTraining
+        Effect::Connect
+        | Effect::BeginTraining
         | Effect::StopEngine
         | Effect::EndAtEdge
         | Effect::CheckpointCommitted { .. }
@@ -89,6 +91,7 @@ fn check(session: &mut Session, event: Event, want: &str) {
 fn a_worker_trains_from_hello_to_leave() {
     let mut s = session();
     check(&mut s, Event::Connected, "send Hello");
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "");
     check(&mut s, given(assign("r", G1)), "start 1");
     check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
     check(&mut s, from(ToWorker::Start { generation: G1 }), "BeginTraining");
@@ -124,6 +127,8 @@ fn a_worker_that_goes_back_waits_for_the_next_plan() {
 #[test]
 fn messages_of_another_run_or_generation_or_out_of_turn_are_ignored() {
     let mut s = session();
+    s.apply(0, Event::Connected);
+    s.apply(0, from(ToWorker::Received { messages: 0 }));
     let early = ToWorker::Start { generation: G1 };
     check(&mut s, from(early), "ignored: a message of generation 1, before any plan");
     check(&mut s, given(assign("x", G1)), "ignored: a plan of run x, this is run r");
@@ -150,7 +155,7 @@ fn a_failure_is_reported_once_and_the_last_word_is_waited_for() {
     };
     let mut s = training();
     check(&mut s, Event::Engine(failed()), "send Failed, DropEngine");
-    let late = "ignored: the engine spoke after its failure";
+    let late = "ignored: the engine spoke after its end";
     check(&mut s, Event::Engine(EngineEvent::Ready), late);
     check(&mut s, Event::EngineGone, "");
     assert_eq!(short(&s.apply(LAST_WORD_MS - 1, Event::Tick)), "send Heartbeat");
@@ -167,7 +172,11 @@ fn a_failure_is_reported_once_and_the_last_word_is_waited_for() {
 #[test]
 fn a_worker_outlives_neither_coordinator_nor_parent() {
     let want = r#"Exit(CoordinatorLost { why: "gone" })"#;
-    check(&mut training(), Event::Disconnected { why: "gone".into() }, want);
+    let mut s = training();
+    check(&mut s, Event::Disconnected { why: "gone".into() }, "");
+    assert_eq!(short(&s.apply(GIVE_UP_MS - 1, Event::Tick)), "Connect");
+    s.apply(GIVE_UP_MS - 1, Event::Disconnected { why: "gone".into() });
+    assert_eq!(short(&s.apply(GIVE_UP_MS, Event::Tick)), want);
     check(&mut session(), Event::ParentGone, "Exit(ParentGone)");
     check(&mut training(), Event::ParentGone, "Exit(ParentGone)");
     let codes = [
@@ -186,6 +195,7 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     assert_eq!(s.apply(9_000 + HEARTBEAT_MS - 1, Event::Tick), []);
     let heartbeat = |generation, step| [Effect::Send(FromWorker::Heartbeat { generation, step })];
     assert_eq!(s.apply(9_000 + HEARTBEAT_MS, Event::Tick), heartbeat(None, 0));
+    s.apply(9_550, from(ToWorker::Received { messages: 0 }));
     s.apply(9_600, given(assign("r", G1)));
     assert_eq!(s.apply(9_700, Event::Tick), []);
     assert_eq!(s.apply(10_000, Event::Tick), heartbeat(Some(G1), 4));
@@ -195,4 +205,81 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     );
     assert_eq!(s.apply(10_500, Event::Tick), []);
     assert_eq!(s.apply(10_600, Event::Tick), heartbeat(Some(G1), 5));
+}
+
+#[test]
+fn a_worker_that_lost_a_peer_waits_for_the_next_plan() {
+    let mut s = training();
+    let lost = EngineEvent::Failed {
+        step: 6,
+        kind: FailureKind::PeerLost,
+        what: "worker-1 closed the connection".into(),
+        layer: None,
+    };
+    check(&mut s, Event::Engine(lost), "send Failed, DropEngine");
+    check(&mut s, Event::EngineGone, "");
+    assert_eq!(short(&s.apply(10 * LAST_WORD_MS, Event::Tick)), "send Heartbeat");
+    check(&mut s, given(assign("r", G2)), "start 2");
+}
+
+#[test]
+fn a_session_is_taken_up_with_what_has_not_arrived() {
+    let mut s = training();
+    let done =
+        |step| Event::Engine(EngineEvent::StepDone { step, compute_seconds: 0.5, report: None });
+    check(&mut s, done(5), "send StepDone");
+    check(&mut s, Event::Disconnected { why: "reset".into() }, "");
+    check(&mut s, done(6), "");
+    assert_eq!(short(&s.apply(99, Event::Tick)), "");
+    assert_eq!(short(&s.apply(100, Event::Tick)), "Connect");
+    assert_eq!(short(&s.apply(100, Event::Tick)), "", "one attempt at a time");
+    // A coordinator that is not there is tried again, ever more seldom.
+    s.apply(100, Event::Disconnected { why: "refused".into() });
+    assert_eq!(short(&s.apply(299, Event::Tick)), "");
+    assert_eq!(short(&s.apply(300, Event::Tick)), "Connect");
+    let hello = s.apply(310, Event::Connected);
+    let [Effect::Send(FromWorker::Hello(hello))] = &hello[..] else { panic!("want a hello") };
+    assert_eq!(hello.resuming, Some(Resuming { generation: G1, step: 6 }));
+    check(&mut s, done(7), "");
+    // Ready was read, step 5 was not.
+    let again = s.apply(320, from(ToWorker::Received { messages: 1 }));
+    let steps = again.iter().map(|effect| match effect {
+        Effect::Send(FromWorker::StepDone { step, .. }) => *step,
+        other => panic!("want a step, got {other:?}"),
+    });
+    assert_eq!(steps.collect::<Vec<_>>(), [5, 6, 7]);
+    check(&mut s, from(ToWorker::Received { messages: 4 }), "");
+    check(&mut s, done(8), "send StepDone");
+    let start = from(ToWorker::Start { generation: G1 });
+    check(&mut s, start, "ignored: told to start before it was ready, or twice");
+    check(&mut s, from(ToWorker::Edge { generation: G1 }), "EndAtEdge");
+    check(&mut s, from(ToWorker::Edge { generation: G1 }), "ignored: said again");
+}
+
+#[test]
+fn a_worker_without_a_part_in_the_plan_drops_its_engine_and_says_hello_anew() {
+    let mut s = training();
+    let why = || "worker-0 is no longer part of the run".to_owned();
+    check(&mut s, Event::Closed { why: why() }, "DropEngine");
+    check(&mut s, Event::EngineGone, "");
+    let late = Event::Engine(EngineEvent::Finished { step: 5, ending: Ending::Stopped });
+    check(&mut s, late, "ignored: an engine spoke before any plan");
+    assert_eq!(short(&s.apply(100, Event::Tick)), "Connect");
+    let hello = s.apply(100, Event::Connected);
+    let [Effect::Send(FromWorker::Hello(hello))] = &hello[..] else { panic!("want a hello") };
+    assert_eq!(hello.resuming, None);
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "");
+    // The coordinator's generation is the newer, whatever this worker had before.
+    check(&mut s, given(assign("r", G2)), "start 2");
+}
+
+#[test]
+fn a_worker_whose_machine_is_wanted_says_so_and_stays_until_it_is_let_go() {
+    let mut s = training();
+    let leave = Event::LeaveRequested { reason: "its owner plays".into() };
+    check(&mut s, leave, "send Leaving");
+    check(&mut s, from(ToWorker::Edge { generation: G1 }), "EndAtEdge");
+    check(&mut s, Event::Engine(EngineEvent::AtEdge { standing: at(6) }), "send AtEdge");
+    check(&mut s, Event::EngineGone, "");
+    assert_eq!(short(&s.apply(60_000, Event::Tick)), "send Heartbeat");
 }

@@ -93,8 +93,12 @@ pub(in super::super) fn all(job: &Job) -> Vec<Bound> {
         whole("spec.parallelism.chunks", job.division.chunks, 1.0),
         whole("spec.workers.local", job.workers.local, 1.0),
         within("spec.workers.threads", job.workers.threads, 0.0, 1024.0),
+        whole("spec.workers.min", job.workers.min, 1.0),
+        within("spec.workers.restarts", job.workers.restarts, 0.0, 1e6),
         within("spec.checkpoint.every", job.checkpoint.every as f64, 1.0, 1e9),
         whole("spec.checkpoint.keep", job.checkpoint.keep, 1.0),
+        within("spec.checkpoint.memory.every", job.checkpoint.memory.every as f64, 0.0, 1e9),
+        within("spec.checkpoint.memory.copies", job.checkpoint.memory.copies, 0.0, 16.0),
     ];
     bounds.extend(of_model(&job.model));
     bounds

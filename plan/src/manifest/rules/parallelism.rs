@@ -139,3 +139,12 @@ pub(super) fn workers_have_cells(facts: &Facts<'_>) -> Option<Broken> {
     let what = format!("{workers} workers for {cells} cells (grid {grid}): every worker needs one");
     broken("spec.workers.local", what, format!("wanted at most {cells}, or more spec.parallelism"))
 }
+
+pub(super) fn enough_workers_start(facts: &Facts<'_>) -> Option<Broken> {
+    let (local, min) = (facts.job.workers.local, facts.job.workers.min);
+    if min <= local {
+        return None;
+    }
+    let what = format!("the run pauses below {min} workers and {local} are started");
+    broken("spec.workers.min", what, format!("wanted at most {local}, as spec.workers.local"))
+}

@@ -1,0 +1,91 @@
+//! How workers come and go while the run is under way: all hosts end between the same two steps,
+//! with their state in memory, and a new plan moves the cells. Nothing is taken back.
+
+use shoal_plan::plan::{Generation, WorkerId};
+use shoal_plan::standing::Standing;
+use shoal_proto::ToWorker;
+
+use super::recovering::Restart;
+use super::{Ignored, Phase, State};
+use crate::news::{Cause, News, Restored};
+
+impl State {
+    /// Asks for an edge if another plan would have other hosts.
+    pub(super) fn change_hosts(&mut self) {
+        if self.phase != Phase::Training || !self.signs.is_empty() {
+            return;
+        }
+        let hosting: Vec<WorkerId> = self.hosts().map(|(worker, _)| worker).collect();
+        let wanted = self.hosts_wanted();
+        if wanted == hosting || self.hosts().any(|(_, host)| !host.connected || host.has_ended()) {
+            return;
+        }
+        if (wanted.len() as u32) < self.settings.job.workers.min {
+            // Nobody is there to hand over to.
+            let hosts = self.members.iter().filter(|(_, member)| member.hosts && member.leaving);
+            let leaving: Vec<WorkerId> = hosts.map(|(worker, _)| *worker).collect();
+            leaving.into_iter().for_each(|worker| self.let_go(worker));
+            return self.lose(None);
+        }
+        self.phase = Phase::Edging;
+        self.send_to_hosts(&ToWorker::Edge { generation: self.generation() });
+    }
+
+    pub(super) fn at_edge(&mut self, worker: WorkerId, standing: Standing) {
+        let phase = self.phase;
+        let member = self.member(worker);
+        let (connection, done, ended) = (member.connection, member.done, member.has_ended());
+        if phase != Phase::Edging {
+            return self.ignore(connection, Ignored::OutOfPhase(phase));
+        }
+        if standing.step != done || ended {
+            let why = format!("at an edge after step {}: the last it did is {done}", standing.step);
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        member.at_edge = Some(standing);
+        self.edge_ms.get_or_insert(self.now_ms);
+    }
+
+    pub(super) fn move_when_all_are_at_the_edge(&mut self) {
+        let waiting: Option<Vec<Standing>> = self.hosts().map(|(_, host)| host.at_edge).collect();
+        let Some(waiting) = waiting.filter(|_| !self.is_over() && !self.parts.is_busy()) else {
+            return;
+        };
+        let Some(standing) = waiting.first().copied() else { return };
+        if let Some(other) = waiting.iter().find(|other| **other != standing) {
+            let why = format!("workers are at the edge after {standing:?} and after {other:?}");
+            return self.fail(Cause::Protocol, None, why);
+        }
+        if self.holdings.newest_complete(|held| *held == standing).is_none() {
+            let why = format!("at the edge after step {} cells are in no memory", standing.step);
+            return self.fail(Cause::Protocol, None, why);
+        }
+        if (self.eligible().count() as u32) < self.settings.job.workers.min {
+            return self.lose(None);
+        }
+        self.take_back(&standing, None);
+        let generation = Generation(self.generation().0 + 1);
+        self.assign(generation, Restart { standing, source: Restored::Memory });
+    }
+
+    /// All train again.
+    pub(super) fn tell_how_long_it_took(&mut self) {
+        let generation = self.generation();
+        let seconds = |since_ms: u64, now_ms: u64| now_ms.saturating_sub(since_ms) as f64 / 1e3;
+        let (loss, edge_ms, now_ms) = (self.loss.take(), self.edge_ms.take(), self.now_ms);
+        if let Some(loss) = loss {
+            let seconds = seconds(loss.since_ms, now_ms);
+            self.news(News::Recovered { generation, seconds });
+        } else if let Some(edge_ms) = edge_ms {
+            let (step, stall_seconds) = (self.start.step, seconds(edge_ms, now_ms));
+            self.news(News::MovedAtEdge { generation, step, stall_seconds });
+        }
+    }
+
+    /// Those that wanted to go have handed over.
+    pub(super) fn let_leavers_go(&mut self) {
+        let leaving = self.members.iter().filter(|(_, member)| member.leaving && !member.hosts);
+        let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
+        leaving.into_iter().for_each(|worker| self.let_go(worker));
+    }
+}

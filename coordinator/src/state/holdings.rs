@@ -1,0 +1,237 @@
+//! Which snapshots lie in whose memory. A snapshot of a step is complete when every cell's state is
+//! with somebody who lives, be it under the cell's own name or its twin's in another replica, which
+//! is equal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::plan::WorkerId;
+use shoal_plan::standing::Standing;
+use shoal_proto::Source;
+
+/// Steps of each cell that a worker keeps.
+const KEPT: usize = 2;
+
+/// By step, ascending.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    grid: Grid,
+    snapshots: BTreeMap<u64, Snapshot>,
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    standing: Standing,
+    cells: BTreeMap<CellId, Copies>,
+}
+
+/// Equal copies of one cell's state.
+#[derive(Debug)]
+struct Copies {
+    blake3: String,
+    holders: BTreeSet<WorkerId>,
+}
+
+impl Holdings {
+    pub(super) fn new(grid: Grid) -> Self {
+        Self { grid, snapshots: BTreeMap::new() }
+    }
+
+    /// A worker says what it holds. An error if that contradicts what others hold.
+    pub(super) fn add(
+        &mut self,
+        worker: WorkerId,
+        standing: Standing,
+        cell: CellId,
+        blake3: String,
+    ) -> Result<(), String> {
+        let step = standing.step;
+        if cell.0 >= self.grid.n_cells() {
+            return Err(format!("{cell} is not in the grid"));
+        }
+        let snapshot = self
+            .snapshots
+            .entry(step)
+            .or_insert_with(|| Snapshot { standing, cells: BTreeMap::new() });
+        if snapshot.standing != standing {
+            return Err(format!("step {step} stands otherwise with others"));
+        }
+        let mut twins = self.grid.replica_group(cell).into_iter();
+        let known = twins.find_map(|twin| snapshot.cells.get(&twin));
+        if known.is_some_and(|known| known.blake3 != blake3) {
+            return Err(format!("{cell} after step {step} is not what others hold of it"));
+        }
+        let fresh = || Copies { blake3, holders: BTreeSet::new() };
+        snapshot.cells.entry(cell).or_insert_with(fresh).holders.insert(worker);
+        self.forget_older(worker, cell);
+        Ok(())
+    }
+
+    /// Its memory keeps the newest of each cell.
+    fn forget_older(&mut self, worker: WorkerId, cell: CellId) {
+        let copies = self.snapshots.values_mut().rev().filter_map(|snapshot| {
+            snapshot.cells.get_mut(&cell).filter(|copies| copies.holders.contains(&worker))
+        });
+        copies.skip(KEPT).for_each(|copies| {
+            copies.holders.remove(&worker);
+        });
+        self.tidy();
+    }
+
+    /// A worker is gone, and its memory with it.
+    pub(super) fn evict(&mut self, worker: WorkerId) {
+        let cells = self.snapshots.values_mut().flat_map(|snapshot| snapshot.cells.values_mut());
+        cells.for_each(|copies| {
+            copies.holders.remove(&worker);
+        });
+        self.tidy();
+    }
+
+    /// The run goes on from `step`: what came after it is taken back.
+    pub(super) fn forget_after(&mut self, step: u64) {
+        self.snapshots.retain(|held, _| *held <= step);
+    }
+
+    /// Nothing of what was held is of use.
+    pub(super) fn clear(&mut self) {
+        self.snapshots.clear();
+    }
+
+    fn tidy(&mut self) {
+        for snapshot in self.snapshots.values_mut() {
+            snapshot.cells.retain(|_, copies| !copies.holders.is_empty());
+        }
+        self.snapshots.retain(|_, snapshot| !snapshot.cells.is_empty());
+    }
+
+    /// The newest complete snapshot that `fits`.
+    pub(super) fn newest_complete(&self, fits: impl Fn(&Standing) -> bool) -> Option<Standing> {
+        let complete = self.snapshots.values().rev().filter(|held| self.holders_min(held) > 0);
+        complete.map(|held| held.standing).find(fits)
+    }
+
+    /// The newest step whose every cell is held by two workers or more: the loss of any one leaves
+    /// it complete.
+    pub(super) fn durable(&self) -> Option<u64> {
+        let mut snapshots = self.snapshots.iter().rev();
+        snapshots.find(|(_, held)| self.holders_min(held) > 1).map(|(step, _)| *step)
+    }
+
+    /// Holders of the cell that the fewest hold, twins counted.
+    fn holders_min(&self, snapshot: &Snapshot) -> usize {
+        let holders = |cell| {
+            let twins = self.grid.replica_group(cell).into_iter();
+            let holders = twins.filter_map(|twin| snapshot.cells.get(&twin));
+            holders.flat_map(|copies| &copies.holders).collect::<BTreeSet<_>>().len()
+        };
+        self.grid.cells().map(holders).min().unwrap_or(0)
+    }
+
+    /// Where each cell's state after `step` is found, in cell order: with its new host, if that has
+    /// it already. `None` if the snapshot is not complete.
+    pub(super) fn sources(&self, step: u64, hosts: &[WorkerId]) -> Option<Vec<Source>> {
+        let snapshot = self.snapshots.get(&step)?;
+        let source = |cell: CellId| {
+            let host = hosts.get(cell.0 as usize);
+            let mut names = self.grid.replica_group(cell);
+            names.sort_by_key(|twin| *twin != cell);
+            let held = names.iter().filter_map(|name| Some((*name, snapshot.cells.get(name)?)));
+            let copies = held.flat_map(|(name, copies)| {
+                let source = move |worker: &WorkerId| (name, *worker, copies.blake3.clone());
+                copies.holders.iter().map(source)
+            });
+            // `min_by_key` returns the first of equals: the cell's own name before its twins'.
+            let (cell, worker, blake3) =
+                copies.min_by_key(|(_, worker, _)| Some(worker) != host)?;
+            Some(Source { worker, cell, blake3 })
+        };
+        self.grid.cells().map(source).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid { stages: 2, expert_shards: 1, replicas: 1 };
+    const TWINS: Grid = Grid { stages: 1, expert_shards: 1, replicas: 2 };
+
+    fn at(step: u64) -> Standing {
+        Standing { step, sequences: 8 * step, ..Standing::default() }
+    }
+
+    fn add(holdings: &mut Holdings, worker: u32, step: u64, cell: u32) {
+        let blake3 = format!("state {step}");
+        holdings.add(WorkerId(worker), at(step), CellId(cell), blake3).unwrap();
+    }
+
+    fn newest(holdings: &Holdings) -> Option<u64> {
+        holdings.newest_complete(|_| true).map(|standing| standing.step)
+    }
+
+    #[test]
+    fn a_snapshot_is_complete_with_every_cell_and_durable_with_two_holders_of_each() {
+        let mut held = Holdings::new(GRID);
+        add(&mut held, 0, 10, 0);
+        assert_eq!(newest(&held), None);
+        add(&mut held, 1, 10, 1);
+        assert_eq!((newest(&held), held.durable()), (Some(10), None));
+        add(&mut held, 1, 10, 0);
+        add(&mut held, 0, 10, 1);
+        assert_eq!(held.durable(), Some(10));
+        add(&mut held, 0, 20, 0);
+        assert_eq!(newest(&held), Some(10));
+        held.evict(WorkerId(0));
+        assert_eq!((newest(&held), held.durable()), (Some(10), None));
+        held.evict(WorkerId(1));
+        assert_eq!(newest(&held), None);
+    }
+
+    #[test]
+    fn a_worker_keeps_two_steps_of_each_cell() {
+        let mut held = Holdings::new(GRID);
+        for step in [10, 20, 30] {
+            add(&mut held, 0, step, 0);
+        }
+        add(&mut held, 1, 10, 1);
+        assert_eq!(newest(&held), None, "step 10 of cell-0 is dropped");
+        add(&mut held, 1, 20, 1);
+        assert_eq!(newest(&held), Some(20));
+        held.forget_after(15);
+        assert_eq!(newest(&held), None);
+    }
+
+    #[test]
+    fn a_twin_s_state_serves_and_the_new_host_s_own_copy_comes_first() {
+        let mut held = Holdings::new(TWINS);
+        add(&mut held, 0, 10, 0);
+        assert_eq!((newest(&held), held.durable()), (Some(10), None));
+        let of = |held: &Holdings, hosts: [u32; 2]| {
+            let sources = held.sources(10, &hosts.map(WorkerId)).unwrap();
+            sources.iter().map(|s| (s.worker.0, s.cell.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&held, [0, 1]), [(0, 0), (0, 0)]);
+        add(&mut held, 1, 10, 1);
+        assert_eq!(held.durable(), Some(10));
+        assert_eq!(of(&held, [0, 1]), [(0, 0), (1, 1)]);
+        assert_eq!(of(&held, [1, 1]), [(1, 1), (1, 1)]);
+        held.evict(WorkerId(0));
+        assert_eq!(of(&held, [2, 1]), [(1, 1), (1, 1)]);
+        assert_eq!(held.sources(20, &[]), None);
+    }
+
+    #[test]
+    fn what_contradicts_others_is_not_taken() {
+        let mut held = Holdings::new(TWINS);
+        add(&mut held, 0, 10, 0);
+        let add = |held: &mut Holdings, standing, cell| {
+            held.add(WorkerId(1), standing, CellId(cell), "else".into()).unwrap_err()
+        };
+        let want = "cell-1 after step 10 is not what others hold of it";
+        assert_eq!(add(&mut held, at(10), 1), want);
+        let skips = Standing { skips: 1, ..at(10) };
+        assert_eq!(add(&mut held, skips, 0), "step 10 stands otherwise with others");
+        assert_eq!(add(&mut held, at(10), 2), "cell-2 is not in the grid");
+        assert_eq!(held.durable(), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! How a worker is lost: signs become certain, it is evicted with the fact that decided it, and the
+//! others go on without it (`recovering`). A spare or a newcomer is lost without a further effect.
+
+use shoal_plan::plan::WorkerId;
+use shoal_proto::{FailureKind, ToWorker};
+
+use super::cause::{Sign, Verdict};
+use super::recovering::Loss;
+use super::{Effect, Ignored, Phase, State};
+use crate::news::{Cause, Failure, News};
+
+impl State {
+    /// A worker says that it cannot go on.
+    pub(super) fn failed(
+        &mut self,
+        worker: WorkerId,
+        step: u64,
+        kind: FailureKind,
+        (what, layer): (String, Option<String>),
+    ) {
+        if kind == FailureKind::PeerLost && self.phase == Phase::Recovering {
+            let connection = self.member(worker).connection;
+            return self.ignore(connection, Ignored::OutOfPhase(self.phase));
+        }
+        let (cause, step, since_ms) = (Cause::Reported(kind), Some(step), self.now_ms);
+        self.signs.add(Sign { worker, cause, since_ms, step, what, layer });
+    }
+
+    /// Notes a sign that a worker cannot go on; whether it is the cause shows later.
+    pub(super) fn sign(&mut self, worker: WorkerId, cause: Cause, what: String) {
+        if self.members.contains_key(&worker) {
+            self.signs.add(self.sign_of(worker, cause, what));
+        }
+    }
+
+    pub(super) fn sign_of(&self, worker: WorkerId, cause: Cause, what: String) -> Sign {
+        Sign { worker, cause, since_ms: self.now_ms, step: None, what, layer: None }
+    }
+
+    pub(super) fn judge(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        match self.signs.verdict(self.now_ms) {
+            Verdict::Wait => {}
+            Verdict::Ends(sign) => self.end_with(self.failure(sign)),
+            Verdict::AtFault(signs) => signs.into_iter().for_each(|sign| self.evict(sign)),
+            Verdict::Link(sign) => self.replan_over_a_broken_link(sign),
+        }
+    }
+
+    /// A worker is out: whatever its process still says is of no connection that is known.
+    pub(super) fn evict(&mut self, sign: Sign) {
+        let Some(member) = self.members.remove(&sign.worker).filter(|_| !self.is_over()) else {
+            return;
+        };
+        let (worker, cause) = (sign.worker, sign.cause);
+        self.signs.forget(worker);
+        self.holdings.evict(worker);
+        if member.connected {
+            let reason = format!("{worker} is no longer part of the run: {}", sign.what);
+            self.effects.push(Effect::Close { connection: member.connection, reason });
+        }
+        self.news(News::Evicted { worker, cause, what: sign.what.clone() });
+        let history = self.histories.entry(worker).or_default();
+        let quarantine = history.evicted(self.now_ms, cause);
+        if history.is_hopeless() {
+            return self.end_with(self.failure(sign));
+        }
+        if let Some(quarantine) = quarantine {
+            let (seconds, times) = (quarantine.seconds, quarantine.times);
+            self.news(News::Quarantined { worker, seconds, times });
+        }
+        if self.phase == Phase::Gathering {
+            if self.settings.job.workers.restarts == 0 {
+                self.end_with(self.failure(sign));
+            }
+        } else if member.hosts && !self.is_missed_no_more() {
+            self.lose(Some(sign));
+        }
+    }
+
+    /// All have finished, and every part of the last checkpoint is here: nobody is needed now.
+    fn is_missed_no_more(&self) -> bool {
+        let step = self.committed;
+        let written = self.checkpointed.step == step || self.parts.missing(step).is_empty();
+        self.finished.is_some() && written
+    }
+
+    /// Nobody is gone, so everybody may try again; if no step is committed then, whoever was the
+    /// first to miss a peer goes: by this rule two that cannot reach each other do not stop the rest.
+    fn replan_over_a_broken_link(&mut self, sign: Sign) {
+        let again = self.link_broke.filter(|(committed, _)| *committed == self.committed);
+        let times = again.map_or(1, |(_, times)| times + 1);
+        self.link_broke = Some((self.committed, times));
+        if times > 2 {
+            // It may be a snapshot that cannot be fetched: then the checkpoint must do.
+            self.holdings.clear();
+        }
+        if times > 1 {
+            return self.evict(sign);
+        }
+        self.lose(Some(sign));
+    }
+
+    /// The cells of the plan cannot go on as they are.
+    pub(super) fn lose(&mut self, sign: Option<Sign>) {
+        let since_ms = sign.as_ref().map_or(self.now_ms, |sign| sign.since_ms);
+        self.loss.get_or_insert(Loss { since_ms, sign });
+        self.edge_ms = None;
+        if self.phase != Phase::Paused {
+            self.phase = Phase::Recovering;
+        }
+    }
+
+    pub(super) fn failure(&self, sign: Sign) -> Failure {
+        let Sign { worker, cause, step, what, layer, .. } = sign;
+        let (worker, kind, step_committed) = (Some(worker), cause, self.committed);
+        Failure { worker, step_committed, step, kind, what, layer }
+    }
+
+    /// A worker wants to hand over and go.
+    pub(super) fn wants_to_leave(&mut self, worker: WorkerId, reason: &str) {
+        tracing::info!(%worker, reason, "wants to leave");
+        let member = self.member(worker);
+        member.leaving = true;
+        let hosts = member.hosts;
+        match self.phase {
+            Phase::Gathering | Phase::Paused => self.let_go(worker),
+            // It may be asked for snapshots until all are ready.
+            Phase::Preparing if hosts => self.lose(None),
+            // At the next edge; `change_hosts` sees to it.
+            Phase::Training if hosts => {}
+            Phase::Training => self.let_go(worker),
+            Phase::Preparing
+            | Phase::Stopping
+            | Phase::Edging
+            | Phase::Recovering
+            | Phase::Ended => {}
+        }
+    }
+
+    pub(super) fn let_go(&mut self, worker: WorkerId) {
+        let Some(member) = self.members.remove(&worker) else { return };
+        self.signs.forget(worker);
+        self.holdings.evict(worker);
+        self.histories.entry(worker).or_default().gone = true;
+        let (connection, reason) = (member.connection, "as it wished".to_owned());
+        let message = ToWorker::Leave { reason };
+        self.effects.push(Effect::Send { connection, message });
+        self.news(News::Left { worker });
+    }
+}

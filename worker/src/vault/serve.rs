@@ -1,0 +1,124 @@
+//! The side of a vault that answers: takes copies that other workers send, and gives what it holds.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use shoal_plan::plan::WorkerId;
+
+use super::store::Snapshot;
+use super::wire::{Fault, Head, Kind, Line};
+use super::{Shared, lock};
+use crate::comm::deadline::Deadline;
+use crate::comm::handshake;
+
+/// Conversations at a time. Connections beyond are closed unread.
+const CONVERSATIONS_MAX: usize = 64;
+
+/// A stranger who stalls is cut off then.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// After an error of the listener, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Until the vault's last handle is gone.
+pub(super) fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
+    let conversations = Arc::new(AtomicUsize::new(0));
+    loop {
+        let accepted = listener.accept();
+        if shared.is_over() {
+            return;
+        }
+        let Ok((stream, _)) = accepted else {
+            thread::park_timeout(PAUSE);
+            continue;
+        };
+        if conversations.fetch_add(1, Ordering::AcqRel) >= CONVERSATIONS_MAX {
+            conversations.fetch_sub(1, Ordering::AcqRel);
+            continue;
+        }
+        let (shared, running) = (Arc::clone(shared), Arc::clone(&conversations));
+        let talk = move || {
+            shared.converse(&stream);
+            running.fetch_sub(1, Ordering::AcqRel);
+        };
+        if thread::Builder::new().name("vault-talk".to_owned()).spawn(talk).is_err() {
+            conversations.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Shared {
+    /// One connection: who it is, what it wants, and that.
+    fn converse(&self, stream: &TcpStream) {
+        // Any member may come; whose cells it may bring is the store's to say.
+        let deadline = Deadline::after(HANDSHAKE);
+        let peer = match handshake::accept(stream, &self.identity, |_| Ok(()), deadline) {
+            Ok(peer) => peer,
+            Err(refusal) => {
+                return tracing::debug!(why = refusal.reason, "a visitor was not let in");
+            }
+        };
+        let is_over = || self.is_over();
+        let served = Line::new(stream, &is_over).and_then(|mut line| {
+            let head = line.recv_head()?;
+            match head.kind {
+                Kind::Put => self.take(&mut line, peer, &head),
+                Kind::Get => self.give(&mut line, &head),
+                Kind::Snapshot => line.refuse("an answer, want a request"),
+            }
+        });
+        if let Err(fault) = served {
+            tracing::debug!(%peer, ?fault, "a conversation ended early");
+        }
+    }
+
+    /// Takes a copy.
+    fn take(&self, line: &mut Line<'_>, peer: WorkerId, head: &Head) -> Result<(), Fault> {
+        let Head { generation, cell, standing, bytes: n_bytes, blake3, .. } = *head;
+        let mut store = lock(&self.store);
+        if store.terms().generation == generation && store.has(cell, standing.step, blake3) {
+            drop(store);
+            self.tell(generation, cell, &standing, blake3);
+            return line.decline();
+        }
+        let taken = store.buffer(peer, (generation, cell, standing.step), n_bytes);
+        drop(store);
+        let mut bytes = match taken {
+            Ok(bytes) => bytes,
+            Err(why) => return line.refuse(&why),
+        };
+        bytes.resize(usize::try_from(n_bytes).unwrap_or(usize::MAX), 0);
+        if let Err(fault) = line.agree().and_then(|()| line.recv_body(&mut bytes, blake3)) {
+            lock(&self.store).give_back(generation, cell, bytes);
+            if let Fault::Damaged { got } = &fault {
+                line.refuse(&format!("it arrived damaged: blake3 {got}, want {blake3}"))?;
+            }
+            return Err(fault);
+        }
+        let stored = lock(&self.store).put(generation, cell, Snapshot { standing, blake3, bytes });
+        match stored {
+            Ok(_) => {
+                self.tell(generation, cell, &standing, blake3);
+                line.agree()
+            }
+            Err(why) => line.refuse(&why),
+        }
+    }
+
+    /// Gives what is held.
+    fn give(&self, line: &mut Line<'_>, head: &Head) -> Result<(), Fault> {
+        let found = lock(&self.store).get(head.cell, head.standing.step);
+        let snapshot = match found {
+            Ok(snapshot) => snapshot,
+            Err(why) => return line.refuse(&why),
+        };
+        let Snapshot { standing, blake3, ref bytes } = *snapshot;
+        line.agree()?;
+        let (kind, n) = (Kind::Snapshot, bytes.len() as u64);
+        line.send_head(&Head { kind, standing, blake3, bytes: n, ..*head })?;
+        line.send_body(bytes)
+    }
+}

@@ -61,9 +61,12 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let runtime = event_loop()?;
     let store = mirror::open(&runtime, job, &loaded.directory)?;
     if let Some(store) = &store {
-        mirror::take_over(&runtime, store, (&run_dir, job, args.fresh))?;
+        mirror::take_over(&runtime, store, job, args.fresh)?;
     }
-    let resume_from = newest_checkpoint(&run_dir)?;
+    let resume_from = newest_checkpoint(&run_dir, |here| match &store {
+        Some(store) => mirror::fetch(&runtime, store, (&run_dir, job), here),
+        None => Ok(false),
+    })?;
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
     }
@@ -124,12 +127,20 @@ fn open_events(
     Ok(log)
 }
 
-/// What to resume from. A damaged checkpoint is passed over, and said so.
-fn newest_checkpoint(run_dir: &RunDir) -> anyhow::Result<Option<Standing>> {
-    let found =
-        shoal_weights::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint")?;
+/// What to resume from. A damaged checkpoint is passed over, and said so. `fetch` may bring one that
+/// is newer than the step it is given, and says whether it did.
+fn newest_checkpoint(
+    run_dir: &RunDir,
+    fetch: impl FnOnce(u64) -> Result<bool, Stopped>,
+) -> Result<Option<Standing>, Stopped> {
+    let look =
+        || shoal_weights::newest_good(&run_dir.checkpoints()).context("looking for a checkpoint");
+    let mut found = look()?;
     for warning in &found.warnings {
         note(&format!("warning: {warning}"));
+    }
+    if fetch(found.step.unwrap_or(0))? {
+        found = look()?;
     }
     if let Some(step) = found.step {
         note(&format!("continuing after step {step}"));

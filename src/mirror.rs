@@ -40,12 +40,12 @@ pub(crate) fn open(
     Ok(Some(runtime.block_on(shoal_store::open(&address.below(manifest), &environment))?))
 }
 
-/// Makes the store this run's, and brings its newest checkpoint into the run directory if that is
-/// newer than what is there.
+/// Makes the store this run's.
 pub(crate) fn take_over(
     runtime: &Runtime,
     store: &Store,
-    (run_dir, job, fresh): (&RunDir, &Job, bool),
+    job: &Job,
+    fresh: bool,
 ) -> Result<(), Stopped> {
     if fresh {
         runtime.block_on(store.clear())?;
@@ -57,7 +57,7 @@ pub(crate) fn take_over(
             runtime.block_on(store.record(&ours))?;
         }
     }
-    fetch(runtime, store, run_dir, Keep::of(&job.checkpoint))
+    Ok(())
 }
 
 /// Refuses a store that belongs to another run.
@@ -81,11 +81,15 @@ fn compare(store: &Store, theirs: &[u8], job: &Job) -> Result<(), Stopped> {
     Err(Stopped::Input(format!("{store} holds a run of another manifest:\n{lines}\n{help}")))
 }
 
-fn fetch(runtime: &Runtime, store: &Store, run_dir: &RunDir, keep: Keep) -> Result<(), Stopped> {
-    let checkpoints = run_dir.checkpoints();
-    // The steps alone are compared: whether the newest here is good is looked at when it is loaded,
-    // and damaged ones have then been passed over, too.
-    let here = shoal_weights::newest_good(&checkpoints)?.step.unwrap_or(0);
+/// Brings the newest good checkpoint of the store into the run directory, if it is newer than the
+/// newest good one there, of step `here`. True if there is one more now.
+pub(crate) fn fetch(
+    runtime: &Runtime,
+    store: &Store,
+    (run_dir, job): (&RunDir, &Job),
+    here: u64,
+) -> Result<bool, Stopped> {
+    let (checkpoints, keep) = (run_dir.checkpoints(), Keep::of(&job.checkpoint));
     let there = runtime.block_on(store.steps())?;
     for step in there.into_iter().filter(|step| *step > here) {
         let mut fetched = runtime.block_on(fetch_step(store, &checkpoints, step));
@@ -98,7 +102,7 @@ fn fetch(runtime: &Runtime, store: &Store, run_dir: &RunDir, keep: Keep) -> Resu
                 let committed = checkpoints::commit(&checkpoints, &manifest, keep);
                 committed.with_context(|| format!("keeping the checkpoint of step {step}"))?;
                 note(&format!("fetched the checkpoint of step {step} from {store}"));
-                return Ok(());
+                return Ok(true);
             }
             Err(error) if error.is_damage() => {
                 checkpoints::remove(&checkpoints.join(partial_name(step)));
@@ -112,7 +116,7 @@ fn fetch(runtime: &Runtime, store: &Store, run_dir: &RunDir, keep: Keep) -> Resu
             }
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 async fn fetch_step(

@@ -78,7 +78,7 @@ impl Mirror {
     }
 }
 
-async fn work(
+pub(crate) async fn work(
     settings: Settings,
     mut committed: watch::Receiver<u64>,
     said: mpsc::UnboundedSender<Said>,
@@ -100,6 +100,8 @@ async fn work(
                 (stored, failures, told) = (Some(newest), 0, None);
                 said.send(Said::Stored { step: newest, bytes, checkpoints }).ok();
             }
+            // It was deleted while it was sent, by its own rule: a newer one is there.
+            Err(error) if is_gone(&error) && *committed.borrow() > newest => {}
             Err(error) => {
                 failures += 1;
                 let why = error.to_string();
@@ -152,11 +154,7 @@ async fn copy(
                 uploads.remove(&step);
             }
             // An old one was deleted on the way, by its own rule: nobody wants it any more.
-            Err(Error::Local { source, .. })
-                if source.kind() == ErrorKind::NotFound && step < newest =>
-            {
-                uploads.remove(&step);
-            }
+            Err(error) if is_gone(&error) && step < newest => drop(uploads.remove(&step)),
             // One that was damaged since is no reason to keep the others here.
             Err(error @ Error::NotAsWritten { .. }) if step < newest => {
                 tracing::warn!(step, %error, "a damaged checkpoint is not copied");
@@ -168,6 +166,11 @@ async fn copy(
     uploads.retain(|step, _| *step >= newest);
     store.prune(newest, *keep, best).await?;
     Ok((n, bytes))
+}
+
+/// Whether a file of the run directory was not there.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Local { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 /// Complete steps on disk up to `newest`, the newest first.

@@ -66,7 +66,13 @@ fn a_lost_run_directory_is_made_again_from_the_store() {
     assert_eq!(verified.code, Some(0), "{}", verified.err);
     let healed = blake3::hash(&fs::read(nas.join("step-8/master-cell-0.safetensors")).unwrap());
     let here = place.run_dir("run").join("checkpoints/step-8/master-cell-0.safetensors");
-    assert_eq!(healed, blake3::hash(&fs::read(here).unwrap()), "and replaced by a good one");
+    assert_eq!(healed, blake3::hash(&fs::read(&here).unwrap()), "and replaced by a good one");
+    // The other way round: what is damaged here is fetched.
+    flip(&here);
+    let fetched = place.launch("run", &["--set", "training.steps=9"]).done();
+    for want in ["step 8 is passed over", "fetched the checkpoint of step 8", "after step 8"] {
+        assert!(fetched.err.contains(want), "want {want:?} in:\n{}", fetched.err);
+    }
 
     // Another run does not go on from it, and --fresh empties it.
     let other = place.launch("other", &["--set", "training.seed=2"]).ended();
@@ -74,7 +80,7 @@ fn a_lost_run_directory_is_made_again_from_the_store() {
     for want in ["nas holds a run of another manifest", "spec.training.seed: 1 -> 2", "--fresh"] {
         assert!(other.err.contains(want), "want {want:?} in:\n{}", other.err);
     }
-    assert_eq!(steps(&nas), [8, 6]);
+    assert_eq!(steps(&nas), [9, 8]);
     place.launch("other", &["--set", "training.seed=2", "--fresh"]).done();
     assert_eq!(steps(&nas), [6, 4]);
     assert_eq!(place.losses("other").len(), 6);

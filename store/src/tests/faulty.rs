@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use object_store::path::Path as Key;
 use object_store::{
@@ -30,6 +30,16 @@ struct Countdown {
     failed: AtomicBool,
     /// Every request fails.
     down: AtomicBool,
+    /// Runs with the next request.
+    hook: Mutex<Option<Hook>>,
+}
+
+struct Hook(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a hook")
+    }
 }
 
 #[derive(Debug)]
@@ -51,6 +61,9 @@ fn error() -> object_store::Error {
 impl Countdown {
     /// When this request fails, if it does.
     fn request(&self) -> Option<When> {
+        if let Some(Hook(hook)) = self.hook.lock().unwrap().take() {
+            hook();
+        }
         if self.down.load(Ordering::SeqCst) {
             self.failed.store(true, Ordering::SeqCst);
             return Some(When::Before);
@@ -84,6 +97,7 @@ impl<S> Faulty<S> {
             after: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             down: AtomicBool::new(false),
+            hook: Mutex::new(None),
         };
         Self { inner, countdown: Arc::new(countdown) }
     }
@@ -97,6 +111,11 @@ impl<S> Faulty<S> {
     /// Every request fails from now on.
     pub(super) fn go_down(&self) {
         self.countdown.down.store(true, Ordering::SeqCst);
+    }
+
+    /// Does something in the midst of what is under way.
+    pub(super) fn on_next_request(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.countdown.hook.lock().unwrap() = Some(Hook(Box::new(hook)));
     }
 
     pub(super) fn heal(&self) {

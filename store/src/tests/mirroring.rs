@@ -9,10 +9,11 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use shoal_plan::checkpoint::Keep;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::faulty::Faulty;
 use super::{is_whole, over, write};
+use crate::mirror::work;
 use crate::{Mirror, Said, Settings, Store};
 
 const KEEP: Keep = Keep { newest: 2, best: false };
@@ -111,6 +112,27 @@ async fn the_end_waits_for_the_last_checkpoint_but_not_for_ever() {
     }
     faulty.heal();
     assert_eq!(store.steps().await.unwrap(), [10]);
+}
+
+/// The newest goes while it is sent, and a newer one is there: as where the store is slower than the
+/// run.
+#[tokio::test]
+async fn one_that_was_overtaken_is_no_failure() {
+    let scratch = TempDir::new().unwrap();
+    let faulty = Arc::new(Faulty::over(InMemory::new()));
+    let store = over(Arc::clone(&faulty) as Arc<dyn ObjectStore>);
+    let (say, mut said) = mpsc::unbounded_channel();
+    write(scratch.path(), 10, 0);
+    fs::remove_file(scratch.path().join("step-10/config.json")).unwrap();
+    write(scratch.path(), 20, 0);
+    let (committed, heard) = watch::channel(10);
+    faulty.on_next_request(move || {
+        committed.send_replace(20);
+    });
+    work(settings(&store, scratch.path()), heard, say).await;
+    let stored = said.recv().await.unwrap();
+    assert!(matches!(stored, Said::Stored { step: 20, checkpoints: 1, .. }), "{stored:?}");
+    assert_eq!(store.steps().await.unwrap(), [20]);
 }
 
 #[tokio::test]

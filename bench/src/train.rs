@@ -63,10 +63,9 @@ pub struct Trained {
     pub slowest_seconds: f64,
     pub tokens_per_second: f64,
     pub gflops: f64,
-    /// Of forward, both halves of backward, and the rest of a step (finite? norm, update).
+    /// Of forward, backward (both halves, layer by layer), and the rest of a step (finite? norm, update).
     pub forward_seconds: f64,
-    pub backward_input_seconds: f64,
-    pub backward_weight_seconds: f64,
+    pub backward_seconds: f64,
     pub update_seconds: f64,
     /// Nats a token, of the first step (before any update) and of the last five.
     pub loss_first: f64,
@@ -81,8 +80,7 @@ pub struct Trained {
 #[derive(Clone, Copy, Debug, Default)]
 struct Parts {
     forward: f64,
-    backward_input: f64,
-    backward_weight: f64,
+    backward: f64,
     update: f64,
 }
 
@@ -171,8 +169,7 @@ impl Cell {
             tokens_per_second,
             gflops: tokens_per_second * flops / 1e9,
             forward_seconds: part(|part| part.forward),
-            backward_input_seconds: part(|part| part.backward_input),
-            backward_weight_seconds: part(|part| part.backward_weight),
+            backward_seconds: part(|part| part.backward),
             update_seconds: part(|part| part.update),
             loss_first,
             loss_last: last.iter().sum::<f64>() / last.len() as f64,
@@ -238,12 +235,9 @@ impl<'a> Run<'a> {
             if step == 1 {
                 self.held_bytes = self.held_bytes.max(stage.memory().total());
             }
-            let (took, done) = timed(meter, || stage.backward_input(number, None, &mut Alone));
+            let (took, done) = timed(meter, || stage.backward(number, None, &mut Alone));
             done.map_err(model)?;
-            parts.backward_input += took;
-            let (took, done) = timed(meter, || stage.backward_weight(number));
-            done.map_err(model)?;
-            parts.backward_weight += took;
+            parts.backward += took;
         }
         let Losses { main_sum, .. } = self.stage.take_losses();
         let (took, done) = timed(meter, || self.update());

@@ -74,13 +74,7 @@ pub fn step<M: Moment>(
     average: Option<Average<'_>>,
 ) {
     assert_eq!((m.len(), v.len(), g.len()), (p.len(), p.len(), p.len()), "adamw: lengths");
-    assert!(s.step >= 1, "adamw: steps count from 1, or the bias correction divides by 0");
-    let correction = |beta: f32| 1.0 - f64::from(beta).powf(s.step as f64);
-    let rates = Rates {
-        step_size: (f64::from(s.lr) / correction(s.beta1)) as f32,
-        v_correction: (1.0 / correction(s.beta2)) as f32,
-        keep: 1.0 - s.lr * s.weight_decay,
-    };
+    let rates = Rates::of(s);
     let moments = m.chunks_mut(ELEMENTS).zip(v.chunks_mut(ELEMENTS));
     let chunks = p.chunks_mut(ELEMENTS).zip(moments).zip(g.chunks(ELEMENTS));
     let Some(Average { values, decay }) = average else {
@@ -94,11 +88,42 @@ pub fn step<M: Moment>(
     });
 }
 
+/// `step` of a few parameters by the calling thread, which also forgets their gradients while they
+/// are in its cache: `g` is zero afterwards.
+pub fn step_and_forget<M: Moment>(
+    p: &mut [f32],
+    (m, v): (&mut [M], &mut [M]),
+    g: &mut [f32],
+    s: &AdamStep,
+    average: Option<Average<'_>>,
+) {
+    assert_eq!((m.len(), v.len(), g.len()), (p.len(), p.len(), p.len()), "adamw: lengths");
+    let rates = Rates::of(s);
+    step_chunk(p, (m, v), g, s, &rates);
+    g.fill(0.0);
+    if let Some(Average { values, decay }) = average {
+        assert_eq!(values.len(), p.len(), "adamw: one average per parameter");
+        average_chunk(values, p, decay);
+    }
+}
+
 /// What follows from a step's settings alone.
 struct Rates {
     step_size: f32,
     v_correction: f32,
     keep: f32,
+}
+
+impl Rates {
+    fn of(s: &AdamStep) -> Self {
+        assert!(s.step >= 1, "adamw: steps count from 1, or the bias correction divides by 0");
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(s.step as f64);
+        Self {
+            step_size: (f64::from(s.lr) / correction(s.beta1)) as f32,
+            v_correction: (1.0 / correction(s.beta2)) as f32,
+            keep: 1.0 - s.lr * s.weight_decay,
+        }
+    }
 }
 
 fn step_chunk<M: Moment>(
@@ -241,6 +266,23 @@ mod tests {
             (p, m, v)
         };
         assert_eq!(stepped(true), stepped(false));
+    }
+
+    #[test]
+    fn a_step_that_forgets_is_a_step_and_leaves_no_gradient() {
+        for n in [0, 1, 127, 129] {
+            let (p, mut g) = (Random::new(18).normal(n), Random::new(19).normal(n));
+            let fresh = || (p.clone(), vec![0_u16; n], vec![0_u16; n], p.clone());
+            let (mut p, mut m, mut v, mut values) = fresh();
+            let average = Average { values: &mut values, decay: 0.9 };
+            step(&mut p, &mut m, &mut v, &g, &STEP, Some(average));
+            let want = (p, m, v, values);
+            let (mut p, mut m, mut v, mut values) = fresh();
+            let average = Average { values: &mut values, decay: 0.9 };
+            step_and_forget(&mut p, (&mut m, &mut v), &mut g, &STEP, Some(average));
+            assert_eq!((p, m, v, values), want);
+            assert!(g.iter().all(|g| g.to_bits() == 0));
+        }
     }
 
     #[test]

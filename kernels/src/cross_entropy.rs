@@ -71,7 +71,7 @@ pub fn forward_backward(
     let rows_alive = (LOGITS / v.max(1) / ROWS).max(1) * ROWS;
     let mut kept = Kept::new(&head, rows_alive.min(t) * v);
     let mut losses = Vec::new();
-    let mut d_h_chunks = d_h.row_chunks_mut(ROWS).into_iter();
+    let mut d_h_chunks = d_h.row_chunks_mut(ROWS);
     for first in (0..t).step_by(rows_alive) {
         let rows = first..(first + rows_alive).min(t);
         let pieces = kept.pieces(&head, rows.len(), ROWS);

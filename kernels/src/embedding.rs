@@ -11,7 +11,7 @@ const PARTS: usize = 16;
 ///   `out`.
 pub fn forward(table: &[f32], width: usize, ids: &[u32], out: DType) -> Tensor {
     let mut y = Tensor::zeros(out, &[ids.len(), width]);
-    let chunks = y.row_chunks_mut(ROWS).into_iter().zip(ids.chunks(ROWS));
+    let chunks = y.row_chunks_mut(ROWS).zip(ids.chunks(ROWS));
     spread::each(chunks, |(y, ids)| {
         y.fill(|y| {
             for (y, id) in y.chunks_exact_mut(width).zip(ids) {

@@ -4,6 +4,7 @@
 //! Tiles at the right and lower edge may be partial: a scale is of the elements that exist, which
 //! is what padding with zeros gives.
 
+mod blocks;
 mod scale;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::storage::Storage;
 use crate::tensor::Tensor;
 use crate::{bf16, e4m3, gemm, spread};
 
+pub use self::blocks::BlockRowsMut;
 use self::scale::Scale;
 pub use self::scale::{ScaleFormat, Scales};
 

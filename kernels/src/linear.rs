@@ -13,7 +13,8 @@ mod sides;
 
 use std::borrow::Cow;
 
-use crate::fp8::{Quantized, ScaleFormat, Tiling};
+use crate::bf16;
+use crate::fp8::{BlockRowsMut, Quantized, ScaleFormat, Tiling};
 use crate::gemm::{Out, Right, View, add_by_rows, add_product_by_rows, multiply};
 use crate::spread;
 use crate::tensor::{DType, RowsMut, Tensor};
@@ -55,6 +56,37 @@ pub enum Weight {
     Bf16(Tensor),
     /// Block tiling.
     Fp8(Quantized),
+}
+
+/// Some rows of a weight.
+pub enum WeightPiece<'a> {
+    Rows(RowsMut<'a>),
+    Blocks(BlockRowsMut<'a>),
+}
+
+impl WeightPiece<'_> {
+    /// Numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Rows(RowsMut::F32(rows)) => rows.len(),
+            Self::Rows(RowsMut::Bf16(rows)) => rows.len(),
+            Self::Blocks(rows) => rows.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `Weight::refresh` of these rows, by the calling thread: `master` has as many numbers.
+    pub fn refresh(self, master: &[f32]) {
+        assert_eq!(master.len(), self.len(), "WeightPiece: master");
+        match self {
+            Self::Rows(RowsMut::F32(rows)) => rows.copy_from_slice(master),
+            Self::Rows(RowsMut::Bf16(rows)) => bf16::narrow(master, rows),
+            Self::Blocks(rows) => rows.encode(master),
+        }
+    }
 }
 
 impl<'a> From<RowsMut<'a>> for Out<'a> {
@@ -146,6 +178,18 @@ impl Weight {
         }
     }
 
+    /// Pieces of rows for `refresh` by several threads: some whole tiles of FP8 each, or about
+    /// `spread::ELEMENTS` numbers.
+    pub fn pieces_mut(&mut self) -> impl Iterator<Item = WeightPiece<'_>> {
+        let rows = (spread::ELEMENTS / self.k().max(1)).max(1);
+        let (rows, blocks) = match self {
+            Self::F32(w) | Self::Bf16(w) => (Some(w.row_chunks_mut(rows)), None),
+            Self::Fp8(w) => (None, Some(w.block_rows_mut())),
+        };
+        let rows = rows.into_iter().flatten().map(WeightPiece::Rows);
+        rows.chain(blocks.into_iter().flatten().map(WeightPiece::Blocks))
+    }
+
     /// Outputs.
     pub fn n(&self) -> usize {
         match self {
@@ -213,7 +257,7 @@ pub fn add_backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, dx: &mut Tens
 fn times(x: Rows<'_>, b: &Right, out: DType) -> Tensor {
     let rows = x.rows();
     let mut y = Tensor::unwritten(out, &[rows, b.cols()]);
-    spread::each(y.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, chunk)| {
+    spread::each(y.row_chunks_mut(ROWS).enumerate(), |(i, chunk)| {
         let left = x.left(i * ROWS..((i + 1) * ROWS).min(rows), b.form());
         multiply(left.view(), b, chunk.into());
     });

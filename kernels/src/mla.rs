@@ -116,7 +116,7 @@ pub fn split_forward(
     let mut q_out = Tensor::zeros(q.dtype(), &[t, h * qk]);
     let mut k_out = Tensor::zeros(q.dtype(), &[t, h * qk]);
     let mut v_out = Tensor::zeros(q.dtype(), &[t, h * s.value]);
-    let outputs = q_out.row_chunks_mut(ROWS).into_iter().zip(k_out.row_chunks_mut(ROWS));
+    let outputs = q_out.row_chunks_mut(ROWS).zip(k_out.row_chunks_mut(ROWS));
     let outputs = outputs.zip(v_out.row_chunks_mut(ROWS));
     spread::each(outputs.enumerate(), |(i, ((q_out, k_out), v_out))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
@@ -164,8 +164,8 @@ pub fn split_backward(
     let mut d_q = Tensor::zeros(dq.dtype(), &[t, h * qk]);
     let mut d_kv = Tensor::zeros(dq.dtype(), &[t, h * (s.nope + s.value)]);
     let mut d_k_rope = Tensor::zeros(dq.dtype(), &[t, s.rope]);
-    let outputs = d_q.row_chunks_mut(ROWS).into_iter().zip(d_kv.row_chunks_mut(ROWS));
-    let mut rope_chunks = d_k_rope.row_chunks_mut(ROWS).into_iter();
+    let outputs = d_q.row_chunks_mut(ROWS).zip(d_kv.row_chunks_mut(ROWS));
+    let mut rope_chunks = d_k_rope.row_chunks_mut(ROWS);
     let outputs = outputs.map(|pair| (pair, rope_chunks.next()));
     spread::each(outputs.enumerate(), |(i, ((d_q, d_kv), d_k_rope))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);

@@ -20,7 +20,7 @@ pub fn forward(x: &Tensor, gain: &[f32], eps: f32) -> Tensor {
     assert_eq!(gain.len(), d, "rmsnorm: one gain per column");
     let mut y = Tensor::unwritten(x.dtype(), &[t, d]);
     let step = rows_of_task(d);
-    spread::each(y.row_chunks_mut(step).into_iter().enumerate(), |(i, y)| {
+    spread::each(y.row_chunks_mut(step).enumerate(), |(i, y)| {
         let mut scratch = None;
         let x = x.rows_f32(i * step..((i + 1) * step).min(t), &mut scratch);
         y.fill(|y| forward_chunk(x, gain, eps, y));
@@ -81,7 +81,7 @@ fn backward_chunks(
     let mut dx = Tensor::unwritten(x.dtype(), &[t, d]);
     let step = rows_of_task(d);
     let mut partials = Scratch::new(t.div_ceil(step) * d);
-    let outputs = dx.row_chunks_mut(step).into_iter().zip(partials.chunks_mut(d.max(1)));
+    let outputs = dx.row_chunks_mut(step).zip(partials.chunks_mut(d.max(1)));
     spread::each(outputs.enumerate(), |(i, (dx, partial))| {
         let rows = i * step..((i + 1) * step).min(t);
         let (mut x_scratch, mut dy_scratch, mut residual_scratch) = (None, None, None);

@@ -101,10 +101,10 @@ pub fn forward(x: &Tensor, w: &[f32], bias: &[f32], s: &RouterShape) -> Routing 
                 }
             },
         );
-        let mut biased = Scratch::new(e);
+        let mut room = Room::new(s);
         let outputs = chosen.chunks_exact_mut(k).zip(gates.chunks_exact_mut(k));
         for (scores, (chosen, gates)) in scores.chunks_exact(e).zip(outputs) {
-            choose(scores, bias, s, &mut biased, chosen);
+            choose(scores, bias, s, &mut room, chosen);
             weigh(scores, chosen, s, gates);
         }
     });
@@ -126,10 +126,10 @@ pub fn decide(mut logits: Vec<f32>, bias: &[f32], s: &RouterShape) -> (Vec<u32>,
         *score = sigmoid(*score);
     }
     let n = logits.len() / s.experts * s.top_k;
-    let (mut chosen, mut gates, mut biased) = (vec![0; n], vec![0.0; n], vec![0.0; s.experts]);
+    let (mut chosen, mut gates, mut room) = (vec![0; n], vec![0.0; n], Room::new(s));
     let outputs = chosen.chunks_exact_mut(s.top_k).zip(gates.chunks_exact_mut(s.top_k));
     for (scores, (chosen, gates)) in logits.chunks_exact(s.experts).zip(outputs) {
-        choose(scores, bias, s, &mut biased, chosen);
+        choose(scores, bias, s, &mut room, chosen);
         weigh(scores, chosen, s, gates);
     }
     (chosen, gates)
@@ -153,16 +153,37 @@ fn top_k(values: &[f32], chosen: &mut [u32]) {
     }
 }
 
-/// Chooses the experts of one token; `biased` is scratch.
-fn choose(scores: &[f32], bias: &[f32], s: &RouterShape, biased: &mut [f32], chosen: &mut [u32]) {
+/// Working memory of one token's choice, used again for the next token.
+struct Room {
+    biased: Scratch,
+    group_scores: Scratch,
+    /// Indices of groups.
+    kept: Scratch,
+}
+
+impl Room {
+    fn new(s: &RouterShape) -> Self {
+        Self {
+            biased: Scratch::new(s.experts),
+            group_scores: Scratch::new(s.groups),
+            kept: Scratch::new(s.groups_kept),
+        }
+    }
+}
+
+/// Chooses the experts of one token.
+fn choose(scores: &[f32], bias: &[f32], s: &RouterShape, room: &mut Room, chosen: &mut [u32]) {
+    let Room { biased, group_scores, kept } = room;
     for ((biased, score), bias) in biased.iter_mut().zip(scores).zip(bias) {
         *biased = score + bias;
     }
     if s.groups_kept < s.groups {
         let size = s.experts / s.groups;
-        let group_scores: Vec<f32> = biased.chunks_exact(size).map(group_score).collect();
-        let mut kept = vec![0; s.groups_kept];
-        top_k(&group_scores, &mut kept);
+        for (score, group) in group_scores.iter_mut().zip(biased.chunks_exact(size)) {
+            *score = group_score(group);
+        }
+        let kept: &mut [u32] = bytemuck::cast_slice_mut(kept);
+        top_k(group_scores, kept);
         for (group, biased) in biased.chunks_exact_mut(size).enumerate() {
             if !kept.contains(&(group as u32)) {
                 // Not 0: a biased score may be negative (numerics.md 7).
@@ -253,7 +274,7 @@ pub fn backward(
     // Experts are few and contracted over all tokens: every chunk of tokens has a sum of its own.
     let mut partials = Scratch::new(t.div_ceil(ROWS) * e * d);
     let right = Right::singles(View::new(w, e, d));
-    let outputs = dx.row_chunks_mut(ROWS).into_iter().zip(partials.chunks_mut((e * d).max(1)));
+    let outputs = dx.row_chunks_mut(ROWS).zip(partials.chunks_mut((e * d).max(1)));
     spread::each(outputs.enumerate(), |(i, (dx, partial))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
         let d_logits = View::new(&d_logits[rows.start * e..rows.end * e], rows.len(), e);

@@ -26,7 +26,7 @@ pub fn sum(terms: &Terms<'_>, cols: usize, also: Option<&Tensor>, out: DType) ->
         assert_eq!((also.rows(), also.cols()), (rows, cols), "row sums: what is added last");
     }
     let mut sum = Tensor::unwritten(out, &[rows, cols]);
-    spread::each(sum.row_chunks_mut(spread::ROWS).into_iter().enumerate(), |(i, chunk)| {
+    spread::each(sum.row_chunks_mut(spread::ROWS).enumerate(), |(i, chunk)| {
         chunk.fill(|sums| {
             for (r, sum) in sums.chunks_exact_mut(cols.max(1)).enumerate() {
                 let row = i * spread::ROWS + r;

@@ -14,17 +14,24 @@ thread_local! {
 pub(crate) struct Scratch {
     /// As long as its longest use, so that it is cleared only where it grows.
     buffer: Vec<f32>,
+    /// The first float on a cache line, where the slice begins: no vector straddles two.
+    start: usize,
     len: usize,
 }
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 impl Scratch {
     pub(crate) fn new(len: usize) -> Self {
-        let mut buffer = FREE.with_borrow_mut(|free| best(free, len)).unwrap_or_default();
-        if buffer.len() < len {
+        let room = len + LINE;
+        let mut buffer = FREE.with_borrow_mut(|free| best(free, room)).unwrap_or_default();
+        if buffer.len() < room {
             // The old contents are not worth copying.
-            buffer = vec![0.0; len.next_multiple_of(1024)];
+            buffer = vec![0.0; room.next_multiple_of(1024)];
         }
-        Self { buffer, len }
+        let start = buffer.as_ptr().align_offset(LINE * 4).min(LINE);
+        Self { buffer, start, len }
     }
 }
 
@@ -44,13 +51,13 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.buffer[..self.len]
+        &self.buffer[self.start..][..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.buffer[..self.len]
+        &mut self.buffer[self.start..][..self.len]
     }
 }
 

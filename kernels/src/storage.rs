@@ -14,7 +14,7 @@ use bytemuck::Pod;
 use crate::spread;
 
 /// Blocks that nobody uses, by their length in cells of four bytes.
-static POOL: Mutex<BTreeMap<usize, Vec<Vec<u32>>>> = Mutex::new(BTreeMap::new());
+static POOL: Mutex<Blocks> = Mutex::new(BTreeMap::new());
 
 /// Cells of a cache line: every slice starts on one.
 const LINE: usize = 16;
@@ -35,10 +35,32 @@ fn class(cells: usize) -> usize {
     cells.max(8 * LINE).next_multiple_of(1 << step) + LINE
 }
 
-fn pool() -> MutexGuard<'static, BTreeMap<usize, Vec<Vec<u32>>>> {
+fn pool() -> MutexGuard<'static, Blocks> {
     // A panic elsewhere leaves whole blocks in it.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+type Blocks = BTreeMap<usize, Vec<Vec<u32>>>;
+
+/// A block of this class, or of one that is at most a quarter longer: rows of experts vary from step to
+/// step, and a longer block that is free costs less than one more.
+fn take_near(pool: &mut Blocks, class: usize) -> Option<Vec<u32>> {
+    pool.range_mut(class..=class + class / 4).find_map(|(_, blocks)| blocks.pop())
+}
+
+/// Gives the system about as much as a fresh block of this class will take from it, of shorter ones, the
+/// longest first: else each class would keep what it needed in its own worst step.
+fn make_room(pool: &mut Blocks, class: usize) {
+    let mut freed = 0;
+    for (len, blocks) in pool.range_mut(SMALL..class).rev() {
+        while freed < class && blocks.pop().is_some() {
+            freed += len;
+        }
+    }
+}
+
+/// Cells of blocks that are kept in any case.
+const SMALL: usize = 16 * 1024;
 
 impl<T: Pod + Send + Sync> Storage<T> {
     /// Contents are unspecified.
@@ -67,7 +89,14 @@ impl<T: Pod + Send + Sync> Storage<T> {
             return (Self { block: Vec::new(), start: 0, len, number: PhantomData }, true);
         }
         let class = class((len * size_of::<T>()).div_ceil(4));
-        let kept = pool().get_mut(&class).and_then(Vec::pop);
+        let kept = {
+            let mut pool = pool();
+            let kept = take_near(&mut pool, class);
+            if kept.is_none() && SMALL < class {
+                make_room(&mut pool, class);
+            }
+            kept
+        };
         let fresh = kept.is_none();
         let block = kept.unwrap_or_else(|| vec![0; class]);
         let start = block.as_ptr().align_offset(LINE * 4).min(LINE - 1);

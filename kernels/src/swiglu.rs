@@ -15,7 +15,7 @@ pub fn forward(g: &Tensor, u: &Tensor, gate: Option<&[f32]>) -> Tensor {
     let (t, f) = (g.rows(), g.cols());
     assert_shapes(g, u, gate);
     let mut h = Tensor::unwritten(g.dtype(), &[t, f]);
-    spread::each(h.row_chunks_mut(ROWS).into_iter().enumerate(), |(i, h)| {
+    spread::each(h.row_chunks_mut(ROWS).enumerate(), |(i, h)| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);
         let (mut g_scratch, mut u_scratch) = (None, None);
         let g = g.rows_f32(rows.clone(), &mut g_scratch);
@@ -66,7 +66,7 @@ pub fn backward(g: &Tensor, u: &Tensor, gate: Option<&[f32]>, dh: &Tensor) -> Gr
     let [mut dg, mut du, mut h] = [(); 3].map(|()| Tensor::unwritten(g.dtype(), &[t, f]));
     let mut d_gate = vec![0.0; gate.map_or(0, <[f32]>::len)];
     let mut gates = d_gate.chunks_mut(ROWS);
-    let outputs = dg.row_chunks_mut(ROWS).into_iter().zip(du.row_chunks_mut(ROWS));
+    let outputs = dg.row_chunks_mut(ROWS).zip(du.row_chunks_mut(ROWS));
     let outputs = outputs.zip(h.row_chunks_mut(ROWS)).map(|rows| (rows, gates.next()));
     spread::each(outputs.enumerate(), |(i, (((dg, du), h), d_gate))| {
         let rows = i * ROWS..((i + 1) * ROWS).min(t);

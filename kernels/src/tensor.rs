@@ -4,6 +4,7 @@
 //! dimension; all others count rows.
 
 use std::ops::Range;
+use std::slice::ChunksMut;
 
 use bytemuck::Pod;
 
@@ -70,9 +71,33 @@ pub struct Tensor {
 }
 
 /// Some neighbouring rows of a tensor, to be written by one task.
-pub(crate) enum RowsMut<'a> {
+pub enum RowsMut<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [u16]),
+}
+
+/// Chunks of rows of one tensor.
+pub(crate) enum RowChunks<'a> {
+    F32(ChunksMut<'a, f32>),
+    Bf16(ChunksMut<'a, u16>),
+}
+
+impl<'a> Iterator for RowChunks<'a> {
+    type Item = RowsMut<'a>;
+
+    fn next(&mut self) -> Option<RowsMut<'a>> {
+        match self {
+            Self::F32(chunks) => chunks.next().map(RowsMut::F32),
+            Self::Bf16(chunks) => chunks.next().map(RowsMut::Bf16),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match self {
+            Self::F32(chunks) => chunks.size_hint(),
+            Self::Bf16(chunks) => chunks.size_hint(),
+        }
+    }
 }
 
 impl RowsMut<'_> {
@@ -284,11 +309,11 @@ impl Tensor {
     }
 
     /// Cuts the tensor into chunks of `rows` rows; the last may be shorter.
-    pub(crate) fn row_chunks_mut(&mut self, rows: usize) -> Vec<RowsMut<'_>> {
+    pub(crate) fn row_chunks_mut(&mut self, rows: usize) -> RowChunks<'_> {
         let chunk = (rows * self.cols()).max(1);
         match &mut self.values {
-            Values::F32(values) => values.chunks_mut(chunk).map(RowsMut::F32).collect(),
-            Values::Bf16(values) => values.chunks_mut(chunk).map(RowsMut::Bf16).collect(),
+            Values::F32(values) => RowChunks::F32(values.chunks_mut(chunk)),
+            Values::Bf16(values) => RowChunks::Bf16(values.chunks_mut(chunk)),
         }
     }
 
@@ -308,7 +333,7 @@ impl Tensor {
         assert_eq!(self.shape, other.shape, "add_assign: shapes");
         let (rows, cols) = (self.rows(), self.cols());
         let step = (spread::ELEMENTS / cols.max(1)).max(1);
-        let chunks = self.row_chunks_mut(step).into_iter().enumerate();
+        let chunks = self.row_chunks_mut(step).enumerate();
         spread::each(chunks, |(i, chunk)| {
             let mut scratch = None;
             let b = other.rows_f32(i * step..((i + 1) * step).min(rows), &mut scratch);
@@ -322,16 +347,19 @@ impl Tensor {
     /// Whether no element is infinite or NaN; looks at every element.
     pub fn all_finite(&self) -> bool {
         match &self.values {
-            Values::F32(values) => {
-                let chunks = values.chunks(spread::ELEMENTS);
-                spread::map(chunks, largest_f32).into_iter().all(|max| max < 0x7f80_0000)
-            }
+            Values::F32(values) => all_finite(values),
             Values::Bf16(values) => {
                 let chunks = values.chunks(spread::ELEMENTS);
                 spread::map(chunks, largest_bf16).into_iter().all(|max| max < 0x7f80)
             }
         }
     }
+}
+
+/// Whether no number is infinite or NaN; looks at every one.
+pub fn all_finite(values: &[f32]) -> bool {
+    let chunks = values.chunks(spread::ELEMENTS);
+    spread::map(chunks, largest_f32).into_iter().all(|max| max < 0x7f80_0000)
 }
 
 fn gather<T: Pod + Send + Sync>(values: &[T], cols: usize, index: &[u32]) -> Storage<T> {

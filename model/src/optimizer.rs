@@ -5,25 +5,12 @@
 
 use shoal_kernels::adamw::AdamStep;
 
-use crate::parameters::Parameters;
-
 /// What one optimizer step needs to know. Equal on all cells.
 #[derive(Clone, Debug)]
 pub struct Update {
     pub adam: AdamStep,
     /// Router bias update speed (gamma).
     pub bias_speed: f32,
-}
-
-/// AdamW on every parameter, then fresh compute weights and no gradients.
-pub(crate) fn step(parameters: &mut Parameters, adam: &AdamStep) {
-    let decay = parameters.average_decay();
-    for (decays, class, span) in parameters.places() {
-        let weight_decay = if decays { adam.weight_decay } else { 0.0 };
-        parameters.arena_mut(class).step(span, &AdamStep { weight_decay, ..*adam }, decay);
-    }
-    parameters.zero_gradients();
-    parameters.prepare();
 }
 
 /// Adds `speed` for an expert with fewer tokens than the mean, subtracts it for one with more.

@@ -5,6 +5,7 @@
 //! is a range of its class's arenas. Arena order is `names::specifications`.
 
 mod arena;
+mod step;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -267,6 +268,11 @@ impl Parameters {
         &self.arena(class).gradient
     }
 
+    /// All gradients, class by class.
+    pub(crate) fn all_gradients(&self) -> [&[f32]; 3] {
+        CLASSES.map(|class| self.gradients(class))
+    }
+
     /// Forgets every gradient.
     pub fn zero_gradients(&mut self) {
         for class in CLASSES {
@@ -369,16 +375,6 @@ impl Parameters {
             all.extend(pieces(mine.into_iter(), &mut arena.gradient));
         }
         all
-    }
-
-    /// Whether each parameter decays, its class and its place, for the optimizer.
-    pub(crate) fn places(&self) -> Vec<(bool, Class, Range<usize>)> {
-        let excluded = |group: ParameterGroup| self.options.weight_decay_exclude.contains(&group);
-        let place = |entry: &Entry| {
-            let decays = !entry.specification.group().is_some_and(excluded);
-            (decays, entry.specification.class, entry.span.clone())
-        };
-        self.entries.iter().map(place).collect()
     }
 
     pub(crate) fn arena(&self, class: Class) -> &Arena {

@@ -1,6 +1,6 @@
 //! One cell's part of the network: the door through which the worker trains it.
 //!
-//! A step: for each microbatch `forward`, `backward_input`, `backward_weight`; then the caller sums
+//! A step: for each microbatch `forward`, `backward_input`, `backward_weight` (or `backward`, both at once); then the caller sums
 //! `parameters_mut().gradients_mut(class)` and `counts_mut()` over the cells that share them, votes
 //! with `sum_of_squares` and `first_nonfinite`, and calls `update` or `abandon`. What is kept between
 //! the calls is listed in `halves`.
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use shoal_kernels::adamw;
 use shoal_kernels::spread;
-use shoal_kernels::tensor::Tensor;
+use shoal_kernels::tensor::{self, Tensor};
 use shoal_plan::routing::Routing;
 
 use crate::arithmetic::Arithmetic;
@@ -186,7 +186,11 @@ impl Stage {
         if let Some(found) = self.findings.first() {
             return Some(found.clone());
         }
-        let bad = |name: &&str| self.parameters.gradient(name).iter().any(|g| !g.is_finite());
+        let gradients = || self.parameters.all_gradients();
+        if spread::inside(|| gradients().into_iter().all(tensor::all_finite)) {
+            return None;
+        }
+        let bad = |name: &&str| !tensor::all_finite(self.parameters.gradient(name));
         let (pass, layer) = (Pass::Gradient, self.cut.layers.start);
         let found =
             |name| NonFinite { pass, layer, received: false, place: format!("gradient of {name}") };
@@ -196,11 +200,11 @@ impl Stage {
     /// Squared gradients by class. Not finite if any gradient is not.
     pub fn sum_of_squares(&self) -> Norms {
         let of = |class| adamw::sum_of_squares(self.parameters.gradients(class));
-        Norms {
+        spread::inside(|| Norms {
             dense: of(Class::Dense),
             expert: of(Class::Expert),
             embedding: of(Class::Embedding),
-        }
+        })
     }
 
     /// Ends a step: AdamW on the masters, router biases from the counts, fresh compute weights;
@@ -211,7 +215,7 @@ impl Stage {
             "a step ends when every microbatch has gone through both halves of backward"
         );
         let parameters = &mut self.parameters;
-        spread::inside(|| optimizer::step(parameters, &update.adam));
+        spread::inside(|| parameters.step(&update.adam));
         let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {

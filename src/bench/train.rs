@@ -100,8 +100,7 @@ fn milliseconds(seconds: f64) -> String {
 fn parts(trained: &Trained) -> String {
     let parts = [
         ("forward", trained.forward_seconds),
-        ("input half", trained.backward_input_seconds),
-        ("weight half", trained.backward_weight_seconds),
+        ("backward", trained.backward_seconds),
         ("update", trained.update_seconds),
     ];
     let parts = parts.map(|(name, seconds)| format!("{name} {}", milliseconds(seconds)));

@@ -35,6 +35,10 @@ pub(crate) struct Left<'a> {
     depth: usize,
     row_stride: usize,
     depth_stride: usize,
+    /// Rows that lie together, and cells from these to the next ones: a tile reads whole lines.
+    panel: Option<(usize, usize)>,
+    /// Of the first row, counted from the first panel.
+    first: usize,
 }
 
 impl<'a> Left<'a> {
@@ -54,7 +58,7 @@ impl<'a> Left<'a> {
         let last = rows.saturating_sub(1) * row_stride + depth.saturating_sub(1) * depth_stride;
         let inside = rows == 0 || depth == 0 || (last + 1) * 4 <= bytes.len();
         assert!(inside, "Left: an operand ends behind its slice");
-        Self { bytes, rows, depth, row_stride, depth_stride }
+        Self { bytes, rows, depth, row_stride, depth_stride, panel: None, first: 0 }
     }
 
     pub(crate) fn is_empty(self) -> bool {
@@ -63,8 +67,41 @@ impl<'a> Left<'a> {
 
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "Left::rows: {rows:?}");
-        let start = (rows.start * self.row_stride * 4).min(self.bytes.len());
-        Self { bytes: &self.bytes[start..], rows: rows.len(), ..self }
+        Self { first: self.first + rows.start, rows: rows.len(), ..self }
+    }
+
+    /// The cell of a row at a step.
+    fn at(self, row: usize, step: usize) -> usize {
+        let row = self.first + row;
+        let (panel, row) = match self.panel {
+            Some((rows, cells)) => (row / rows * cells, row % rows),
+            None => (0, row),
+        };
+        panel + row * self.row_stride + step * self.depth_stride
+    }
+
+    /// Cuts the rows into blocks for tiles of at most `most` rows: of equal height, not full ones
+    /// and a rest, but never across two panels.
+    fn block(self, number: usize, most: usize) -> Range<usize> {
+        match self.panel {
+            Some((rows, _)) => {
+                let number = self.first / rows + number;
+                let start = (number * rows).max(self.first) - self.first;
+                start..((number + 1) * rows - self.first).min(self.rows)
+            }
+            None => {
+                let blocks = self.rows.div_ceil(most);
+                self.rows * number / blocks..self.rows * (number + 1) / blocks
+            }
+        }
+    }
+
+    /// Number of these.
+    fn blocks(self, most: usize) -> usize {
+        match self.panel {
+            Some((rows, _)) => (self.first + self.rows).div_ceil(rows) - self.first / rows,
+            None => self.rows.div_ceil(most),
+        }
     }
 }
 
@@ -74,7 +111,7 @@ pub(crate) struct Columns {
     /// Columns of the matrix, rows of the left side.
     rows: usize,
     depth: usize,
-    step: usize,
+    layout: Layout,
 }
 
 impl Columns {
@@ -85,15 +122,27 @@ impl Columns {
 
     pub(super) fn with(isa: Isa, x: Halves<'_>) -> Self {
         let (rows, depth) = (x.cols(), x.rows().div_ceil(2));
-        let step = rows.next_multiple_of(32);
-        let mut cells = Scratch::new(step * depth);
-        pack::interleave(isa, x, step, Layout::steps(step), bytemuck::cast_slice_mut(&mut cells));
-        Self { cells, rows, depth, step }
+        let layout = Layout::tiles(depth);
+        let panels = rows.div_ceil(layout.width);
+        let mut cells = Scratch::new(panels * layout.panel);
+        let padded = panels * layout.width;
+        pack::interleave(isa, x, padded, layout, bytemuck::cast_slice_mut(&mut cells));
+        Self { cells, rows, depth, layout }
     }
 
     pub(crate) fn left(&self) -> Left<'_> {
-        let strides = [self.rows, self.depth, 1, self.step];
-        Left::checked(bytemuck::cast_slice(&self.cells), strides)
+        let Layout { width, panel, step } = self.layout;
+        let panels = self.rows.div_ceil(width);
+        assert!(panels * panel <= self.cells.len(), "Columns: panels end behind their slice");
+        Left {
+            bytes: bytemuck::cast_slice(&self.cells),
+            rows: self.rows,
+            depth: self.depth,
+            row_stride: 1,
+            depth_stride: step,
+            panel: Some((width, panel)),
+            first: 0,
+        }
     }
 }
 
@@ -211,18 +260,19 @@ impl Out<'_> {
 pub(crate) fn multiply(a: Left<'_>, b: &Right, mut out: Out<'_>) {
     assert_eq!(a.depth, b.depth, "multiply: inner sizes");
     assert_eq!(out.len(), a.rows * b.cols, "multiply: the result is {} x {}", a.rows, b.cols);
+    let fits = a.panel.is_none_or(|(rows, _)| rows <= b.kernel.rows);
+    assert!(fits, "multiply: panels of the left side are higher than a tile");
     if a.rows == 0 || b.cols == 0 || b.depth == 0 {
         return out.fill_with_empty_sums();
     }
     // Partial sums are kept in the result, so one that is not FP32 is made in one pass.
     let pass = if matches!(out, Out::Bf16(_)) { b.depth } else { DEPTH };
-    let blocks = a.rows.div_ceil(b.kernel.rows);
+    let blocks = a.blocks(b.kernel.rows);
     for first in (0..b.depth).step_by(pass) {
         let depth = first..(first + pass).min(b.depth);
         for panel in 0..b.cols.div_ceil(b.kernel.cols) {
             for block in 0..blocks {
-                // Blocks of equal height, not full ones and a rest.
-                let rows = a.rows * block / blocks..a.rows * (block + 1) / blocks;
+                let rows = a.block(block, b.kernel.rows);
                 tile(a, b, &mut out, (rows, panel, depth.clone()));
             }
         }
@@ -243,7 +293,7 @@ fn tile(
     let wide = kernel.cols / 2 * vectors;
     let start = rows.start * cols + first;
     let add = matches!(out, Out::Add(_)) || 0 < depth.start;
-    let a_at = rows.start * a.row_stride + depth.start * a.depth_stride;
+    let a_at = a.at(rows.start, depth.start);
     let b_at = panel * b.depth * kernel.cols + depth.start * kernel.cols;
     let mut tile = Tile {
         depth: depth.len(),
@@ -254,6 +304,7 @@ fn tile(
         c: std::ptr::null_mut(),
         c_row: kernel.cols,
         add: false,
+        halves: std::ptr::null_mut(),
     };
     let last = (rows.len() - 1) * cols + wide;
     match out {
@@ -263,6 +314,12 @@ fn tile(
             // SAFETY: `Left` and `multiply` found the rows of `a` inside its slice, the slices of
             // `b` and `c` were cut here to what the tile reads and writes, and `Kernel` gives only
             // what the CPU has.
+            unsafe { (kernel.run)(rows.len(), vectors, &tile) };
+        }
+        Out::Bf16(c) if width == wide => {
+            let c = &mut c[start..][..last];
+            (tile.halves, tile.c_row) = (c.as_mut_ptr(), *cols);
+            // SAFETY: as above.
             unsafe { (kernel.run)(rows.len(), vectors, &tile) };
         }
         Out::Set(_) | Out::Add(_) | Out::Bf16(_) => {

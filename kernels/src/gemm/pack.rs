@@ -64,15 +64,21 @@ impl Layout {
         Self { width, panel: width * depth, step: width }
     }
 
-    /// One row of cells for each step, as a left side is read.
-    pub(super) fn steps(cells: usize) -> Self {
-        Self { width: cells, panel: 0, step: cells }
+    /// Panels of a left side: as many rows as a tile has, each step on a cache line of its own.
+    pub(super) fn tiles(depth: usize) -> Self {
+        Self { width: TILE_ROWS, panel: LINE * depth, step: LINE }
     }
 
     fn at(self, p: usize, j: usize) -> usize {
         j / self.width * self.panel + p * self.step + j % self.width
     }
 }
+
+/// Rows of the largest tile of pairs.
+const TILE_ROWS: usize = 14;
+
+/// Cells of a cache line.
+const LINE: usize = 16;
 
 fn pair(low: u16, high: u16) -> u32 {
     u32::from(low) | u32::from(high) << 16
@@ -91,6 +97,14 @@ pub(super) fn interleave(isa: Isa, x: Halves<'_>, cols: usize, layout: Layout, o
         // SAFETY: AVX-512 is a part of what was found; `x` gives rows of its length, and the last
         // cell was found inside `out` just now, a whole number of 32 cells from where each row starts.
         unsafe { avx512::interleave(x, cols, layout, out) };
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 && layout.width < LINE && layout.step == LINE {
+        assert!(layout.panel.is_multiple_of(LINE) && out.len().is_multiple_of(LINE), "interleave");
+        // SAFETY: as above; steps begin at whole lines and `out` ends at one, so the last cell's line
+        // is inside it.
+        unsafe { avx512::interleave_tiles(x, cols, layout, out) };
         return;
     }
     let _ = isa;
@@ -211,6 +225,44 @@ mod avx512 {
                     let right = _mm512_permutex2var_epi16(low, second, high);
                     _mm512_storeu_si512(to.cast(), left);
                     _mm512_storeu_si512(to.add(16).cast(), right);
+                }
+                to = to.wrapping_add(layout.step);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `out` holds whole lines for `cols` columns, a whole number of the layout's width, which is less
+    /// than a line.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn interleave_tiles(
+        x: Halves<'_>,
+        cols: usize,
+        layout: Layout,
+        out: &mut [u32],
+    ) {
+        let lanes: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 32) as u16);
+        // SAFETY: 32 numbers of 16 bits are as long as a register.
+        let order = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
+        let columns = x.cols();
+        for j in (0..cols).step_by(layout.width) {
+            let mask = lowest(columns.saturating_sub(j).min(layout.width));
+            let start = j.min(columns);
+            let mut to = out.as_mut_ptr().wrapping_add(layout.at(0, j));
+            for p in 0..x.rows().div_ceil(2) {
+                let low = x.row(2 * p)[start..].as_ptr().cast();
+                // SAFETY: the mask reads only what is left of a row of `columns` numbers; the caller
+                // promises the line.
+                unsafe {
+                    let low = _mm512_maskz_loadu_epi16(mask, low);
+                    let high = if 2 * p + 1 < x.rows() {
+                        let high = x.row(2 * p + 1)[start..].as_ptr().cast();
+                        _mm512_maskz_loadu_epi16(mask, high)
+                    } else {
+                        _mm512_setzero_si512()
+                    };
+                    let cells = _mm512_permutex2var_epi16(low, order, high);
+                    _mm512_storeu_si512(to.cast(), cells);
                 }
                 to = to.wrapping_add(layout.step);
             }

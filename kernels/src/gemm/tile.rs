@@ -18,6 +18,7 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::isa::Isa;
+use crate::bf16::f32_to_bf16;
 
 /// Where a tile is. Strides count cells, those of `c` floats.
 pub(super) struct Tile {
@@ -34,6 +35,8 @@ pub(super) struct Tile {
     pub(super) c_row: usize,
     /// Add to what is there.
     pub(super) add: bool,
+    /// Where not null, sums are rounded to BF16 and go here instead: `c[i, j]` as above.
+    pub(super) halves: *mut u16,
 }
 
 /// A micro-kernel and the largest tile that its registers hold.
@@ -49,12 +52,22 @@ pub(super) struct Kernel {
     pub(super) run: unsafe fn(rows: usize, vectors: usize, tile: &Tile),
 }
 
+/// Rounds a vector to BF16 where no instruction does.
+///
+/// # Safety
+/// There is room for as many numbers at `at`, whatever its alignment.
+#[inline(always)]
+unsafe fn narrow<const LANES: usize>(at: *mut u16, x: [f32; LANES]) {
+    // SAFETY: the caller promises the room.
+    unsafe { at.cast::<[u16; LANES]>().write_unaligned(x.map(f32_to_bf16)) };
+}
+
 /// Writes the micro-kernels of one instruction set: the vectors' lanes, the rows of the largest tile
-/// and the functions that load, spread, multiply and add, add, store.
+/// and the functions that load, spread, multiply and add, add, store, round to BF16 and store.
 macro_rules! kernels {
     (
         $(#[$attribute:meta])* $module:ident, $vector:ty, $lanes:literal, [$($rows:literal)*] $most:literal,
-        $load:expr, $splat:expr, $fma:expr, $plus:expr, $store:expr, $zero:expr
+        $load:expr, $splat:expr, $fma:expr, $plus:expr, $store:expr, $narrow:expr, $zero:expr
     ) => {
         mod $module {
             use super::*;
@@ -83,6 +96,14 @@ macro_rules! kernels {
                         }
                         a = a.wrapping_add(t.a_depth);
                         b = b.wrapping_add(COLS);
+                    }
+                    if !t.halves.is_null() {
+                        for (i, sums) in sums.into_iter().enumerate() {
+                            for (j, sum) in sums.into_iter().enumerate() {
+                                $narrow(t.halves.add(i * t.c_row + j * $lanes), sum);
+                            }
+                        }
+                        return;
                     }
                     for (i, sums) in sums.into_iter().enumerate() {
                         for (j, sum) in sums.into_iter().enumerate() {
@@ -124,6 +145,11 @@ kernels!(
     ),
     |a, b| _mm512_add_ps(a, b),
     |at: *mut f32, x| _mm512_storeu_ps(at, x),
+    // Takes subnormal sums as zero, which these products have none of.
+    |at: *mut u16, x| _mm256_storeu_si256(
+        at.cast(),
+        std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
+    ),
     _mm512_setzero_ps()
 );
 
@@ -136,6 +162,7 @@ kernels!(
     |a, b, sum| _mm512_fmadd_ps(a, b, sum),
     |a, b| _mm512_add_ps(a, b),
     |at: *mut f32, x| _mm512_storeu_ps(at, x),
+    |at: *mut u16, x| narrow(at, std::mem::transmute::<__m512, [f32; 16]>(x)),
     _mm512_setzero_ps()
 );
 
@@ -148,6 +175,7 @@ kernels!(
     |a, b, sum| _mm256_fmadd_ps(a, b, sum),
     |a, b| _mm256_add_ps(a, b),
     |at: *mut f32, x| _mm256_storeu_ps(at, x),
+    |at: *mut u16, x| narrow(at, std::mem::transmute::<__m256, [f32; 8]>(x)),
     _mm256_setzero_ps()
 );
 
@@ -160,6 +188,7 @@ kernels!(
     |a, b, sum| vfmaq_f32(sum, a, b),
     |a, b| vaddq_f32(a, b),
     |at: *mut f32, x| vst1q_f32(at, x),
+    |at: *mut u16, x| narrow(at, std::mem::transmute::<float32x4_t, [f32; 4]>(x)),
     vdupq_n_f32(0.0)
 );
 
@@ -178,6 +207,7 @@ kernels!(
         std::array::from_fn(|lane| a[lane] + b[lane])
     },
     |at: *mut f32, x: Plain| at.cast::<Plain>().write_unaligned(x),
+    |at: *mut u16, x: Plain| narrow(at, x),
     [0.0; 8]
 );
 

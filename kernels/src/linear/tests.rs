@@ -212,3 +212,21 @@ fn gathered_rows_are_the_rows() {
         assert_close("twice", dx.f32s(), want.f32s(), Tolerance::F32);
     }
 }
+
+#[test]
+fn a_weight_refreshed_in_pieces_is_prepared_from_the_same_master() {
+    for (n, k) in [(1, 1), (127, 129), (300, 257), (3, 0), (0, 5), (40, 1000)] {
+        let (old, master) = (Random::new(21).normal(n * k), Random::new(22).normal(n * k));
+        for math in MATHS {
+            let mut weight = Weight::prepare(&old, n, k, math);
+            let mut rest = &master[..];
+            for piece in weight.pieces_mut() {
+                let (mine, after) = rest.split_at(piece.len());
+                piece.refresh(mine);
+                rest = after;
+            }
+            assert!(rest.is_empty(), "{math:?}");
+            assert_eq!(weight, Weight::prepare(&master, n, k, math), "{math:?}");
+        }
+    }
+}

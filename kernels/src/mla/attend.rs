@@ -186,7 +186,7 @@ fn summed_over_heads(
     (t, like): (usize, &Tensor),
 ) -> Tensor {
     let mut d_k_rope = Tensor::zeros(like.dtype(), &[t, s.rope]);
-    let chunks = d_k_rope.row_chunks_mut(ROWS).into_iter().enumerate();
+    let chunks = d_k_rope.row_chunks_mut(ROWS).enumerate();
     spread::each(chunks, |(i, out)| {
         let first = i * ROWS;
         out.fill(|out| {

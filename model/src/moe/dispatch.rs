@@ -69,7 +69,10 @@ pub(super) struct Segment {
 impl Outgoing {
     /// Sorts the choices [T, K] by the shards that own the experts.
     pub(super) fn of(chosen: &[u32], top_k: usize, owners: &[Range<u32>]) -> Vec<Self> {
-        let mut all = vec![Self { first: vec![0], ..Self::default() }; owners.len()];
+        let mut all: Vec<Self> = Vec::with_capacity(owners.len());
+        all.resize_with(owners.len(), || {
+            Self::with_room(chosen.len() / top_k.max(1), chosen.len())
+        });
         let mut pairs = Vec::with_capacity(top_k);
         for (token, choices) in chosen.chunks_exact(top_k).enumerate() {
             pairs.clear();
@@ -90,6 +93,18 @@ impl Outgoing {
             }
         }
         all
+    }
+
+    /// Nothing yet, and room for a share of so many rows and pairs.
+    fn with_room(rows: usize, pairs: usize) -> Self {
+        let mut first = Vec::with_capacity(rows + 1);
+        first.push(0);
+        Self {
+            tokens: Vec::with_capacity(rows),
+            first,
+            experts: Vec::with_capacity(pairs),
+            slots: Vec::with_capacity(pairs),
+        }
     }
 
     pub(super) fn n_rows(&self) -> usize {
@@ -198,6 +213,13 @@ impl Received {
     ) -> Result<(), String> {
         let mut reader = Reader { rest: message, length: message.len() };
         let n_rows = u32::from_le_bytes(reader.array()?);
+        // No more than the message has room for, whatever it says.
+        let room = (n_rows as usize).min(message.len() / row_bytes(form).max(1));
+        rows.reserve(room);
+        self.first.reserve(room);
+        let pairs = message.len().saturating_sub(room * row_bytes(form)) / PAIR_BYTES;
+        self.experts.reserve(pairs);
+        self.gates.reserve(pairs);
         for row in 0..n_rows {
             rows.push(reader.take(row_bytes(form))?);
             let n_pairs = u16::from_le_bytes(reader.array()?);
@@ -250,7 +272,12 @@ impl Received {
     /// Groups the rows by local expert: a stable sort, so row order stays inside each. Also each
     /// pair's expert and place among that expert's rows.
     pub(super) fn segments(&self, n_experts: usize) -> (Vec<Segment>, Vec<(u32, u32)>) {
-        let mut lists = vec![(Vec::new(), Vec::new(), Vec::new()); n_experts];
+        let mut counts = vec![0; n_experts];
+        for expert in &self.experts {
+            counts[usize::from(*expert)] += 1;
+        }
+        let list = |n: usize| (Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut lists: Vec<_> = counts.into_iter().map(list).collect();
         let mut all = Vec::with_capacity(self.n_pairs());
         for (row, pairs) in self.first.windows(2).enumerate() {
             for pair in pairs[0]..pairs[1] {

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use shoal_kernels::adamw::{self, AdamStep, Average};
 use shoal_kernels::bf16;
 use shoal_plan::numerics;
 
@@ -74,20 +73,50 @@ impl Arena {
             }
         }
     }
+}
 
-    /// One step of the parameter at `span`; its average follows.
-    pub(crate) fn step(&mut self, span: Range<usize>, adam: &AdamStep, decay: f32) {
-        let Self { master, gradient, moments, average } = self;
-        let averaged = !average.is_empty();
-        let average = averaged.then(|| Average { values: &mut average[span.clone()], decay });
-        let (p, g) = (&mut master[span.clone()], &gradient[span.clone()]);
-        match moments {
-            Vectors::Bf16(m, v) => {
-                adamw::step(p, &mut m[span.clone()], &mut v[span], g, adam, average);
-            }
-            Vectors::F32(m, v) => {
-                adamw::step(p, &mut m[span.clone()], &mut v[span], g, adam, average);
-            }
+/// What is left of an arena that is handed out from its front.
+pub(super) struct Rest<'a> {
+    pub(super) master: &'a mut [f32],
+    pub(super) gradient: &'a mut [f32],
+    pub(super) moments: MomentsMut<'a>,
+    /// Where an average is kept.
+    pub(super) average: Option<&'a mut [f32]>,
+}
+
+/// Both moments.
+pub(super) enum MomentsMut<'a> {
+    Bf16(&'a mut [u16], &'a mut [u16]),
+    F32(&'a mut [f32], &'a mut [f32]),
+}
+
+impl<'a> Rest<'a> {
+    pub(super) fn of(arena: &'a mut Arena) -> Self {
+        let Arena { master, gradient, moments, average } = arena;
+        let moments = match moments {
+            Vectors::Bf16(m, v) => MomentsMut::Bf16(m, v),
+            Vectors::F32(m, v) => MomentsMut::F32(m, v),
+        };
+        let average = (!average.is_empty()).then_some(&mut average[..]);
+        Self { master, gradient, moments, average }
+    }
+
+    /// The next `n` numbers.
+    pub(super) fn take(&mut self, n: usize) -> Self {
+        Self {
+            master: front(&mut self.master, n),
+            gradient: front(&mut self.gradient, n),
+            moments: match &mut self.moments {
+                MomentsMut::Bf16(m, v) => MomentsMut::Bf16(front(m, n), front(v, n)),
+                MomentsMut::F32(m, v) => MomentsMut::F32(front(m, n), front(v, n)),
+            },
+            average: self.average.as_mut().map(|average| front(average, n)),
         }
     }
+}
+
+fn front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+    let (front, after) = std::mem::take(rest).split_at_mut(n);
+    *rest = after;
+    front
 }

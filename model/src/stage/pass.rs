@@ -9,7 +9,8 @@ use crate::batch::{Batch, BatchShape};
 use crate::error::Error;
 use crate::exchange::{Alone, Exchange};
 use crate::findings::{Findings, NonFinite};
-use crate::halves;
+use crate::halves::{self, Deferred};
+use crate::parameters::Parameters;
 use crate::run::Run;
 use crate::tail::Tail;
 
@@ -69,6 +70,36 @@ impl Stage {
         d_output: Option<Tensor>,
         exchange: &mut dyn Exchange,
     ) -> Result<Option<Tensor>, Error> {
+        let mut deferred = Vec::new();
+        let mut keep = |_: &mut Parameters, layer: Vec<Deferred>| deferred.extend(layer);
+        let d_input = self.backward_layers(microbatch, d_output, exchange, &mut keep)?;
+        self.deferred.insert(microbatch, deferred);
+        Ok(d_input)
+    }
+
+    /// Both halves of backward, for when nobody waits for the input half: the weight half of each layer
+    /// right behind its input half, so that what lies between the halves lives no longer than a layer.
+    /// The numbers are those of `backward_input`, whose contract holds, and `backward_weight`.
+    pub fn backward(
+        &mut self,
+        microbatch: u32,
+        d_output: Option<Tensor>,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Option<Tensor>, Error> {
+        let mut accumulate = |parameters: &mut Parameters, layer: Vec<Deferred>| {
+            spread::inside(|| halves::accumulate(parameters, layer));
+        };
+        self.backward_layers(microbatch, d_output, exchange, &mut accumulate)
+    }
+
+    /// The input half, layer by layer; `weights` is given the weight half of each.
+    fn backward_layers(
+        &mut self,
+        microbatch: u32,
+        d_output: Option<Tensor>,
+        exchange: &mut dyn Exchange,
+        weights: &mut dyn FnMut(&mut Parameters, Vec<Deferred>),
+    ) -> Result<Option<Tensor>, Error> {
         let slot = "the input half of backward";
         let problem = "it did not go forward";
         let kept =
@@ -87,6 +118,7 @@ impl Stage {
             (Some(d_output), None, None) => d_output,
             (_, Some(_) | None, Some(_) | None) => panic!("only the last stage has heads"),
         };
+        weights(p, std::mem::take(&mut deferred));
         let (received, layer) = (!self.cut.last, self.cut.layers.end);
         run.findings.check(&d_x, || {
             let found = NonFinite::backward(layer, "the gradient from the next stage");
@@ -94,8 +126,8 @@ impl Stage {
         });
         for (layer, kept) in self.layers.iter().zip(kept.layers).rev() {
             d_x = layer.backward_input(p, kept, d_x, &mut run, &mut deferred)?;
+            weights(p, std::mem::take(&mut deferred));
         }
-        self.deferred.insert(microbatch, deferred);
         if let Some(id) = self.embedding {
             embedding::backward(&kept.inputs, &d_x, p.values_and_gradient(id).1);
             return Ok(None);

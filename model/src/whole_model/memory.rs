@@ -70,3 +70,32 @@ fn nothing_is_held_once_the_weight_half_is_done() {
     stage.backward_weight(0).unwrap();
     assert_eq!(stage.memory(), before);
 }
+
+#[test]
+fn both_halves_at_once_give_the_same_gradients_to_the_bit_and_hold_nothing_either() {
+    for precision in Precision::ALL {
+        let mut job = Job::example();
+        job.training.precision = precision;
+        let stage =
+            || Stage::new(Cut::whole(job.model.clone()), &StageOptions::from(&job.training));
+        let (mut apart, mut at_once) = (stage(), stage());
+        let before = at_once.memory();
+        let windows = windows(2, 33, job.model.vocab_size, 5);
+        let batch = tokens(&windows);
+        for stage in [&mut apart, &mut at_once] {
+            stage.forward(0, &batch.batch(), None, &scale_of(&windows), &mut Alone).unwrap();
+        }
+        apart.backward_input(0, None, &mut Alone).unwrap();
+        apart.backward_weight(0).unwrap();
+        at_once.backward(0, None, &mut Alone).unwrap();
+        assert_eq!(at_once.memory(), before);
+        for name in apart.parameters().names() {
+            let bits = |stage: &Stage| {
+                let gradient = stage.parameters().gradient(name).iter();
+                gradient.map(|g| g.to_bits()).collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&apart), bits(&at_once), "{precision}: {name}");
+        }
+        assert!(at_once.backward_weight(0).is_err(), "there is no half left");
+    }
+}

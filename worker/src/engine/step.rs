@@ -141,9 +141,11 @@ impl Trainer {
         let mut outbox: BTreeMap<Work, Tensor> = BTreeMap::new();
         let made = "a send follows the slot that made its tensor";
         let slots = self.inputs.job.pipeline().slots(self.at.stage, division.n_microbatches());
-        for slot in slots {
+        // Of this both halves of backward are done at once.
+        let mut done = None;
+        for (at, slot) in slots.iter().enumerate() {
             let work = slot.work();
-            match slot {
+            match *slot {
                 Slot::RecvForward(_) => {
                     let hidden = self.recv_hidden(Direction::Forward, work, sequences(work))?;
                     inbox.insert(work, hidden);
@@ -162,10 +164,15 @@ impl Trainer {
                 }
                 Slot::BackwardInput(_) => {
                     let d_output = inbox.remove(&work);
+                    // Where nothing is to be sent between the halves, nobody waits for the first.
+                    let both = slots.get(at + 1) == Some(&Slot::BackwardWeight(work));
+                    done = both.then_some(work);
                     let (chunk, mut exchange) = self.chunk(work);
-                    let d_input = chunk.backward_input(work.microbatch, d_output, &mut exchange)?;
+                    let half = if both { Stage::backward } else { Stage::backward_input };
+                    let d_input = half(chunk, work.microbatch, d_output, &mut exchange)?;
                     outbox.extend(d_input.map(|d_input| (work, d_input)));
                 }
+                Slot::BackwardWeight(_) if done == Some(work) => {}
                 Slot::BackwardWeight(_) => self.chunk(work).0.backward_weight(work.microbatch)?,
                 Slot::SendForward(_) => {
                     let hidden = outbox.remove(&work).expect(made);

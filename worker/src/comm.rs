@@ -110,7 +110,7 @@ pub struct Traffic {
     pub received_remote_bytes: u64,
 }
 
-/// Why the data plane could not be opened or ended early. After any of these but the first two,
+/// Why the data plane could not be opened or ended early. After any of these but the first three,
 /// the mesh is poisoned: drop it and build another for the next generation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommError {
@@ -120,6 +120,10 @@ pub enum CommError {
     /// Each missing worker is named with the last thing heard from it or about it.
     #[error("data plane: {me} waited {} s for {missing}", waited.as_secs_f32())]
     Join { me: WorkerId, missing: String, waited: Duration },
+
+    /// Its opener no longer wants it.
+    #[error("data plane: {me} no longer waits for its peers")]
+    CalledOff { me: WorkerId },
 
     #[error("{operation} of {cell}: {peer} was lost: {cause}")]
     Lost { operation: Operation, cell: CellId, peer: WorkerId, cause: String },
@@ -140,7 +144,10 @@ impl CommError {
     pub fn peer(&self) -> Option<WorkerId> {
         match self {
             Self::Lost { peer, .. } | Self::Silent { peer, .. } => Some(*peer),
-            Self::Listener { .. } | Self::Join { .. } | Self::Stopped { .. } => None,
+            Self::Listener { .. }
+            | Self::Join { .. }
+            | Self::CalledOff { .. }
+            | Self::Stopped { .. } => None,
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::vault::{Held, Vault};
 const TICK: Duration = Duration::from_millis(125);
 
 /// How long an engine may take to tear itself down before the process ends without it.
-const TEAR_DOWN: Duration = Duration::from_secs(2);
+pub(crate) const TEAR_DOWN: Duration = Duration::from_secs(2);
 
 /// What the process was started with.
 #[derive(Clone, Debug)]

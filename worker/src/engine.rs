@@ -10,6 +10,9 @@ mod group;
 mod hidden;
 mod memory;
 mod policy;
+#[cfg(test)]
+mod proof;
+mod seat;
 mod snapshot;
 mod state;
 mod step;
@@ -19,7 +22,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
@@ -29,12 +31,13 @@ use shoal_proto::FailureKind;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::{Membership, Mesh, Timeouts};
-use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory};
+use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory, TEAR_DOWN};
 use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
 pub use cell::{Cell, Inputs};
 pub use error::EngineError;
 use memory::Memory;
+use seat::{Ended, Seat};
 pub use snapshot::load as load_checkpoint;
 pub use step::Trainer;
 
@@ -42,12 +45,33 @@ pub use step::Trainer;
 #[derive(Clone, Debug)]
 pub struct CellEngines {
     metrics: Metrics,
+    seat: Arc<Seat>,
 }
 
 impl CellEngines {
     /// Engines that are watched.
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics }
+        Self { metrics, seat: Arc::default() }
+    }
+
+    fn launch(&self, assignment: Assignment, events: UnboundedSender<EngineEvent>) -> LocalEngine {
+        let control = Arc::new(Control::default());
+        let mesh = Arc::new(Mutex::new(None));
+        let (ticket, ended) = self.seat.queue();
+        {
+            let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
+            let metrics = self.metrics.clone();
+            std::thread::spawn(move || {
+                // The engine before this one gives back its memory and its hold on the data port.
+                ticket.wait(TEAR_DOWN);
+                if let Err(error) = conduct(assignment, &control, &mesh, (&metrics, &events)) {
+                    report(&events, failed(0, &error));
+                }
+                drop(mesh);
+                drop(ticket);
+            });
+        }
+        LocalEngine { control, mesh, ended }
     }
 }
 
@@ -148,11 +172,12 @@ impl Control {
     }
 }
 
-/// A started engine. Dropping it poisons the mesh and waits for the threads.
+/// A started engine. Dropping it poisons the mesh and waits for the threads, though not for ever: one
+/// that computes looks at the mesh at its next message.
 struct LocalEngine {
     control: Arc<Control>,
     mesh: Arc<Mutex<Option<Mesh>>>,
-    conductor: Option<JoinHandle<()>>,
+    ended: Ended,
 }
 
 impl EngineFactory for CellEngines {
@@ -161,19 +186,7 @@ impl EngineFactory for CellEngines {
         assignment: Assignment,
         events: UnboundedSender<EngineEvent>,
     ) -> Box<dyn Engine> {
-        let control = Arc::new(Control::default());
-        let mesh = Arc::new(Mutex::new(None));
-        let conductor = {
-            let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
-            let watched = (self.metrics.clone(), events);
-            std::thread::spawn(move || {
-                let (metrics, events) = watched;
-                if let Err(error) = conduct(assignment, &control, &mesh, (&metrics, &events)) {
-                    report(&events, failed(0, &error));
-                }
-            })
-        };
-        Box::new(LocalEngine { control, mesh, conductor: Some(conductor) })
+        Box::new(self.launch(assignment, events))
     }
 }
 
@@ -201,9 +214,8 @@ impl Drop for LocalEngine {
         if let Some(mesh) = &*self.mesh.lock().unwrap_or_else(PoisonError::into_inner) {
             mesh.poison("this worker is leaving");
         }
-        if let Some(conductor) = self.conductor.take() {
-            // A conductor that panicked has already been reported by the panic message.
-            drop(conductor.join());
+        if !self.ended.wait(TEAR_DOWN) {
+            tracing::warn!("an engine is still at work: it is left to end by itself");
         }
     }
 }
@@ -232,7 +244,9 @@ fn conduct(
         hosts: assignment.plan.hosts.clone(),
         peers: assignment.peers.clone(),
     };
-    let mesh = Mesh::open(membership, assignment.listener, Timeouts::default())?;
+    let is_off = || control.is_aborted();
+    let timeouts = Timeouts::default();
+    let mesh = Mesh::open_unless(membership, assignment.listener, timeouts, &is_off)?;
     let cells = assignment.plan.cells_of(assignment.me);
     let (news, gathered) = channel();
     let mut threads = Vec::new();

@@ -85,6 +85,16 @@ impl Mesh {
         listener: TcpListener,
         timeouts: Timeouts,
     ) -> Result<Self, CommError> {
+        Self::open_unless(membership, listener, timeouts, &|| false)
+    }
+
+    /// The same, but gives up soon after `is_off` says so.
+    pub fn open_unless(
+        membership: Membership,
+        listener: TcpListener,
+        timeouts: Timeouts,
+        is_off: &dyn Fn() -> bool,
+    ) -> Result<Self, CommError> {
         let Membership { run, secret, generation, me, hosts, peers } = membership;
         let mut members: BTreeSet<WorkerId> = hosts.iter().copied().collect();
         if !members.remove(&me) {
@@ -92,7 +102,7 @@ impl Mesh {
         }
         let addresses = members.iter().map(|peer| (*peer, peers.get(peer).copied())).collect();
         let identity = Identity::new(&run, &secret, generation, me);
-        let streams = opening::connect_all(identity, &addresses, listener, &timeouts)?;
+        let streams = opening::connect_all(identity, &addresses, listener, &timeouts, is_off)?;
         for (peer, stream) in &streams {
             let tuned = stream
                 .set_nodelay(true)
@@ -129,7 +139,7 @@ impl Mesh {
 
     /// Loses all connections without a word, as if this process had died.
     #[cfg(test)]
-    pub(super) fn sever(&self) {
+    pub(crate) fn sever(&self) {
         self.shared.die();
     }
 }

@@ -21,6 +21,9 @@ use super::mesh::Timeouts;
 /// Unfinished handshakes at a time. Connections beyond are closed unread.
 const HANDSHAKES_MAX: usize = 64;
 
+/// How often the one who waits for peers looks whether it still should.
+const CALLED_OFF_PAUSE: Duration = Duration::from_millis(50);
+
 const ACCEPT_PAUSE: Duration = Duration::from_millis(2);
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -48,6 +51,7 @@ pub(super) fn connect_all(
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     listener: TcpListener,
     timeouts: &Timeouts,
+    is_off: &dyn Fn() -> bool,
 ) -> Result<BTreeMap<WorkerId, TcpStream>, CommError> {
     let me = identity.me();
     let higher: BTreeSet<_> = peers.keys().copied().filter(|peer| *peer > me).collect();
@@ -70,7 +74,7 @@ pub(super) fn connect_all(
         thread::spawn(move || dial_until_joined(&opening, peer, address, &events));
     }
     drop(events);
-    let joined = gather(me, peers, &inbox, opening.deadline, timeouts.join);
+    let joined = gather(me, peers, &inbox, (opening.deadline, timeouts.join), is_off);
     opening.over.store(true, Ordering::Release);
     joined
 }
@@ -79,14 +83,21 @@ fn gather(
     me: WorkerId,
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     inbox: &mpsc::Receiver<Event>,
-    deadline: Deadline,
-    waited: Duration,
+    (deadline, waited): (Deadline, Duration),
+    is_off: &dyn Fn() -> bool,
 ) -> Result<BTreeMap<WorkerId, TcpStream>, CommError> {
     let mut joined = BTreeMap::new();
     // By whom, if that is known. A connection that merely broke hides no decision.
     let mut refusals: BTreeMap<Option<WorkerId>, Refusal> = BTreeMap::new();
     while joined.len() < peers.len() {
-        let event = deadline.left().and_then(|left| inbox.recv_timeout(left).ok());
+        if is_off() {
+            return Err(CommError::CalledOff { me });
+        }
+        let wait = deadline.left().map(|left| left.min(CALLED_OFF_PAUSE));
+        let event = match wait.map(|wait| inbox.recv_timeout(wait)) {
+            Some(Err(mpsc::RecvTimeoutError::Timeout)) => continue,
+            event => event.and_then(Result::ok),
+        };
         match event {
             Some(Event::Joined(peer, stream)) => {
                 joined.insert(peer, stream);

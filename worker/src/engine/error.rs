@@ -53,7 +53,7 @@ pub enum EngineError {
     #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
 
-    #[error("{0}")]
+    #[error("{}", with_cause(.0))]
     Model(#[from] shoal_model::Error),
 
     #[error("{0}")]
@@ -107,6 +107,14 @@ impl EngineError {
             | Self::OtherState { .. }
             | Self::Message { .. } => None,
         }
+    }
+}
+
+/// An exchange inside a layer fails as the communicator does: its words name the worker at fault.
+fn with_cause(error: &shoal_model::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 

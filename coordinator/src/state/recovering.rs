@@ -123,6 +123,10 @@ impl State {
         self.phase = Phase::Paused;
         self.signs.settle();
         self.news(News::Paused { have, want });
+        // They hand over to nobody by waiting.
+        let leaving = self.members.iter().filter(|(_, member)| member.leaving);
+        let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
+        leaving.into_iter().for_each(|worker| self.let_go(worker));
         if self.stop_wanted {
             self.stop_while_paused();
         }

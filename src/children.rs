@@ -80,6 +80,12 @@ impl Children {
         exited
     }
 
+    /// How the last process of a worker ended, if it is known to have.
+    pub(crate) fn exit_of(&self, worker: WorkerId) -> Option<Exit> {
+        let running = self.running.iter().find(|running| running.worker == worker)?;
+        running.status.map(Exit)
+    }
+
     pub(crate) fn all_exited(&self) -> bool {
         self.running.iter().all(|running| running.status.is_some())
     }
@@ -235,6 +241,7 @@ mod tests {
         children.running[0].child.kill().unwrap();
         let (worker, exit) = wait_for_exit(&mut children);
         assert_eq!(worker, WorkerId(0));
+        assert_eq!(children.exit_of(worker), Some(exit));
         assert!(exit.to_string().contains("signal 9") && !exit.was_asked_for(), "{exit}");
         assert!(children.newly_exited().is_empty() && children.all_exited());
     }

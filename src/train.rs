@@ -11,7 +11,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Outcome, StepReport};
 use shoal_plan::standing::Best;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::children::{Children, Exit};
 use crate::clock::Stopwatch;
@@ -31,6 +31,10 @@ pub(crate) use incidents::Recovery;
 
 /// How often exited children are looked for.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A worker whose connection ended gets so long for its process to be seen to end.
+const EXIT_LOOK: Duration = Duration::from_millis(2);
+const EXIT_LOOKS: u32 = 10;
 
 /// Workers that were told to leave, or to abort, get this long before they are killed.
 const LEAVE_SECONDS: f64 = 5.0;
@@ -87,7 +91,10 @@ impl Training<'_> {
         loop {
             tokio::select! {
                 news = self.coordinator.news.recv() => {
-                    let news = news.context("the coordinator ended without a word")?;
+                    let mut news = news.context("the coordinator ended without a word")?;
+                    if let News::Evicted { worker, what, .. } = &mut news {
+                        self.how_it_ended(*worker, what, progress, stopping.is_some()).await;
+                    }
                     if let Some(done) = self.hear(news, progress, stopping)? {
                         return Ok(done);
                     }
@@ -110,6 +117,24 @@ impl Training<'_> {
                     self.look_after_the_children(progress, stopping.is_some()).await;
                 }
             }
+        }
+    }
+
+    /// The end of a connection is often heard a moment before that of the process, which says more.
+    async fn how_it_ended(
+        &mut self,
+        worker: WorkerId,
+        what: &mut String,
+        progress: &Progress,
+        stopping: bool,
+    ) {
+        for _ in 0..EXIT_LOOKS {
+            self.look_after_the_children(progress, stopping).await;
+            if let Some(exit) = self.children.exit_of(worker) {
+                *what = format!("the process ended: {exit}");
+                return;
+            }
+            sleep(EXIT_LOOK).await;
         }
     }
 
@@ -251,8 +276,11 @@ impl Training<'_> {
 
     /// Somebody was lost, came back or went: says so, and follows where the run goes on from.
     fn incident(&mut self, news: &News, progress: &mut Progress) -> Result<(), Stopped> {
-        self.recovery.heard(news, self.watch.seconds());
-        if let Some(incident) = Incident::of(news) {
+        let now = self.watch.seconds();
+        self.recovery.heard(news, now);
+        if let Some(incident) = Incident::of(news)
+            && self.recovery.is_worth_a_line(news, now)
+        {
             self.events.generation_is(incident.generation.unwrap_or(self.events.generation()));
             self.events.add(incident.kind, incident.worker, &incident.fact);
             progress.say(&incident.line());
@@ -282,7 +310,7 @@ impl Training<'_> {
         let step = report.step();
         self.events.step_is(step);
         if let Some(seconds) = self.recovery.stepped(self.watch.seconds()) {
-            let fact = format!("back at step {step} after {seconds:.1} s");
+            let fact = back_after(step, seconds);
             self.events.add(Kind::Recovered, None, &fact);
             progress.say(&fact);
         }
@@ -361,6 +389,12 @@ async fn heard(copying: &mut Option<Copying>) -> Option<String> {
     }
 }
 
+/// `back at step 41 after 1.2 s`.
+fn back_after(step: u64, seconds: f64) -> String {
+    let places = if seconds < 1.0 { 2 } else { 1 };
+    format!("back at step {step} after {seconds:.places$} s")
+}
+
 /// What a rollback means, in a line.
 fn went_back((from, to): (u64, u64), passed_over: u64, (rollbacks, allowed): (u32, u32)) -> String {
     let place = match to {
@@ -376,6 +410,12 @@ fn went_back((from, to): (u64, u64), passed_over: u64, (rollbacks, allowed): (u3
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_recovery_is_told_to_the_hundredth() {
+        assert_eq!(back_after(41, 1.24), "back at step 41 after 1.2 s");
+        assert_eq!(back_after(41, 0.052), "back at step 41 after 0.05 s");
+    }
 
     #[test]
     fn a_rollback_says_from_where_to_where_and_how_many_are_left() {

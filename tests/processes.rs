@@ -7,7 +7,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use place::{DEATH_SECONDS, PATIENCE_SECONDS, Place, json, keys, signal, wait};
+use place::{ALL_OR_NOTHING, DEATH_SECONDS, PATIENCE_SECONDS, Place, json, keys, signal, wait};
 
 #[path = "processes/evaluation.rs"]
 mod evaluation;
@@ -154,10 +154,12 @@ fn stopped_by_ctrl_c_and_continued_on_other_workers_it_equals_the_run_left_alone
     assert_eq!(heldout("stopped"), heldout("alone"));
 }
 
+/// Where nobody is started anew and all are needed, the loss of one ends the run: what a launch on
+/// this run directory then does is the same as after a power cut.
 #[test]
 fn a_killed_worker_ends_the_job_by_name_and_the_next_launch_continues() {
     let place = Place::new("killed", "    steps: 150\n  checkpoint:\n    every: 2\n");
-    let mut launch = place.launch("run", &[]);
+    let mut launch = place.launch("run", &ALL_OR_NOTHING);
     place.wait_for_steps(&mut launch, "run", 5);
     let (id, pid) = place.workers("run")[2];
     signal(pid, "KILL");

@@ -30,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
 ];
 
 /// What anybody's tests may use beside that.
-const FOR_TESTS: [&str; 1] = ["standin-driver"];
+const FOR_TESTS: [&str; 2] = ["standin-driver", "proto"];
 
 /// Where the driver of the GPU is called: the device, and the tests of what stands in for it.
 const CUDARC: [&str; 2] = ["kernels/src/cuda/", "standin/driver/tests/"];

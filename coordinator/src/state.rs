@@ -460,6 +460,8 @@ pub(crate) mod fixtures;
 #[cfg(test)]
 mod random;
 #[cfg(test)]
+mod recovery_tests;
+#[cfg(test)]
 mod rollback_tests;
 #[cfg(test)]
 mod tests;

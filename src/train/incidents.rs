@@ -27,7 +27,12 @@ pub(crate) struct Recovery {
     /// Since when somebody is lost.
     lost: Option<f64>,
     stage: Stage,
+    /// When a worker was last called slow.
+    slow: BTreeMap<WorkerId, f64>,
 }
+
+/// A worker is called slow at most so often: on a busy machine it is slow now and then.
+const SLOW_SECONDS: f64 = 60.0;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
@@ -145,6 +150,17 @@ impl Recovery {
     /// A worker's process was seen to end, for no good reason.
     pub(super) fn exited(&mut self, worker: WorkerId, now: f64) {
         self.exited.insert(worker, now);
+    }
+
+    /// Whether people are to be told.
+    pub(super) fn is_worth_a_line(&mut self, news: &News, now: f64) -> bool {
+        let News::Straggler { worker, .. } = news else { return true };
+        let before = self.slow.get(worker).copied();
+        let is_due = before.is_none_or(|before| now - before >= SLOW_SECONDS);
+        if is_due {
+            self.slow.insert(*worker, now);
+        }
+        is_due
     }
 
     pub(super) fn heard(&mut self, news: &News, now: f64) {
@@ -267,6 +283,15 @@ mod tests {
         recovery.heard(&recovering(40, 40, Restored::Memory), 10.5);
         recovery.heard(&recovered(), 11.0);
         assert_eq!(recovery.stepped(12.0), Some(2.0));
+    }
+
+    #[test]
+    fn a_slow_worker_is_named_once_a_minute_and_everything_else_each_time() {
+        let mut recovery = Recovery::default();
+        let slow = News::Straggler { worker: WorkerId(1), ratio: 2.0 };
+        let mut told = |at| recovery.is_worth_a_line(&slow, at);
+        assert_eq!([0.0, 1.0, 59.0, 60.0, 61.0].map(&mut told), [true, false, false, true, false]);
+        assert!((0..3).all(|_| recovery.is_worth_a_line(&evicted(1), 0.0)));
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub(crate) const PATIENCE_SECONDS: u32 = 60;
 /// A worker's death ends the job within this: a promise to the user, not a measurement.
 pub(crate) const DEATH_SECONDS: u32 = 10;
 
+/// A lost worker ends the run.
+pub(crate) const ALL_OR_NOTHING: [&str; 4] =
+    ["--set", "workers.restarts=0", "--set", "workers.min=4"];
+
 /// A grid of four cells, each on a worker of its own.
 const GRID: &str = "  parallelism:
     stages: 2

@@ -11,7 +11,7 @@ use serde_json::Value;
 use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME};
 
 use crate::ledger::{self, Account};
-use crate::place::{DEATH_SECONDS, Place, signal, words};
+use crate::place::{ALL_OR_NOTHING, DEATH_SECONDS, Place, signal, words};
 
 /// Steps trained before the checkpoint is poisoned.
 const GOOD_STEPS: u64 = 4;
@@ -97,7 +97,7 @@ fn a_step_that_is_not_finite_is_skipped_alike_on_any_number_of_workers() {
     }
     // Killed in the midst and continued, it skips the same.
     place.copy_of_poisoned("killed");
-    let mut launch = place.launch("killed", &steps);
+    let mut launch = place.launch("killed", &[&steps[..], &ALL_OR_NOTHING].concat());
     place.wait_for_steps(&mut launch, "killed", 15);
     signal(place.workers("killed")[1].1, "KILL");
     assert_eq!(launch.ended_within(DEATH_SECONDS).code, Some(1));
@@ -146,7 +146,7 @@ fn too_many_skipped_steps_go_back_and_pass_over_the_text_that_failed() {
     }
     for (run, at) in [("early", 7), ("late", 15)] {
         place.copy_of_poisoned(run);
-        let mut launch = place.launch(run, &settings);
+        let mut launch = place.launch(run, &[&settings[..], &ALL_OR_NOTHING].concat());
         place.wait_for_steps(&mut launch, run, at);
         let stops = run == "early";
         if stops {

@@ -9,7 +9,7 @@ use shoal_plan::plan::WorkerId;
 use shoal_plan::standing::Standing;
 use shoal_proto::Source;
 
-/// Steps of each cell that a worker keeps.
+/// Steps of which a worker keeps snapshots.
 const KEPT: usize = 2;
 
 /// By step, ascending.
@@ -30,6 +30,14 @@ struct Snapshot {
 struct Copies {
     blake3: String,
     holders: BTreeSet<WorkerId>,
+}
+
+impl Snapshot {
+    fn forget(&mut self, worker: WorkerId) {
+        for copies in self.cells.values_mut() {
+            copies.holders.remove(&worker);
+        }
+    }
 }
 
 impl Holdings {
@@ -63,27 +71,33 @@ impl Holdings {
         }
         let fresh = || Copies { blake3, holders: BTreeSet::new() };
         snapshot.cells.entry(cell).or_insert_with(fresh).holders.insert(worker);
-        self.forget_older(worker, cell);
+        self.forget_older(worker);
         Ok(())
     }
 
-    /// Its memory keeps the newest of each cell.
-    fn forget_older(&mut self, worker: WorkerId, cell: CellId) {
-        let copies = self.snapshots.values_mut().rev().filter_map(|snapshot| {
-            snapshot.cells.get_mut(&cell).filter(|copies| copies.holders.contains(&worker))
-        });
-        copies.skip(KEPT).for_each(|copies| {
-            copies.holders.remove(&worker);
-        });
+    /// Its memory keeps the newest steps; copies for others may be gone even earlier than its own.
+    fn forget_older(&mut self, worker: WorkerId) {
+        let holds = |snapshot: &Snapshot| {
+            snapshot.cells.values().any(|copies| copies.holders.contains(&worker))
+        };
+        let held = self.snapshots.values_mut().rev().filter(|snapshot| holds(snapshot));
+        held.skip(KEPT).for_each(|snapshot| snapshot.forget(worker));
+        self.tidy();
+    }
+
+    /// A plan goes on from this step of what is in memory, or from none: its hosts drop the rest.
+    pub(super) fn begin(&mut self, start: Option<u64>, hosts: &[WorkerId]) {
+        for (step, snapshot) in &mut self.snapshots {
+            if Some(*step) != start {
+                hosts.iter().for_each(|host| snapshot.forget(*host));
+            }
+        }
         self.tidy();
     }
 
     /// A worker is gone, and its memory with it.
     pub(super) fn evict(&mut self, worker: WorkerId) {
-        let cells = self.snapshots.values_mut().flat_map(|snapshot| snapshot.cells.values_mut());
-        cells.for_each(|copies| {
-            copies.holders.remove(&worker);
-        });
+        self.snapshots.values_mut().for_each(|snapshot| snapshot.forget(worker));
         self.tidy();
     }
 
@@ -95,6 +109,10 @@ impl Holdings {
     /// Nothing of what was held is of use.
     pub(super) fn clear(&mut self) {
         self.snapshots.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.snapshots.is_empty()
     }
 
     fn tidy(&mut self) {
@@ -188,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_keeps_two_steps_of_each_cell() {
+    fn a_worker_keeps_two_steps_and_of_those_before_a_plan_only_its_start() {
         let mut held = Holdings::new(GRID);
         for step in [10, 20, 30] {
             add(&mut held, 0, step, 0);
@@ -198,6 +216,14 @@ mod tests {
         add(&mut held, 1, 20, 1);
         assert_eq!(newest(&held), Some(20));
         held.forget_after(15);
+        assert_eq!(newest(&held), None);
+        for step in [40, 50] {
+            add(&mut held, 0, step, 0);
+            add(&mut held, 1, step, 1);
+        }
+        held.begin(Some(40), &[WorkerId(0)]);
+        assert_eq!(newest(&held), Some(40));
+        held.begin(None, &[WorkerId(1)]);
         assert_eq!(newest(&held), None);
     }
 

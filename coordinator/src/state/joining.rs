@@ -151,6 +151,8 @@ impl State {
             Restored::Checkpoint | Restored::Seed => Some(Vec::new()),
         };
         let sources = sources.expect("a snapshot is complete if a plan goes on from it");
+        let start = (source == Restored::Memory).then_some(standing.step);
+        self.holdings.begin(start, &plan.hosts);
         for (worker, member) in &mut self.members {
             member.begin(plan.hosts.contains(worker), standing.step);
         }

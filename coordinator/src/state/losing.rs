@@ -18,7 +18,9 @@ impl State {
         kind: FailureKind,
         (what, layer): (String, Option<String>),
     ) {
-        if kind == FailureKind::PeerLost && self.phase == Phase::Recovering {
+        // Who was missed is settled, and the survivors wait for the next plan.
+        let settled = matches!(self.phase, Phase::Recovering | Phase::Paused);
+        if kind == FailureKind::PeerLost && settled {
             let connection = self.member(worker).connection;
             return self.ignore(connection, Ignored::OutOfPhase(self.phase));
         }
@@ -87,17 +89,17 @@ impl State {
         self.finished.is_some() && written
     }
 
-    /// Nobody is gone, so everybody may try again; if no step is committed then, whoever was the
-    /// first to miss a peer goes: by this rule two that cannot reach each other do not stop the rest.
+    /// Nobody is gone, so everybody may try again. If no step is committed then, snapshots are not
+    /// trusted any more, and after that whoever was the first to miss a peer goes: by this rule two
+    /// that cannot reach each other do not stop the rest.
     fn replan_over_a_broken_link(&mut self, sign: Sign) {
         let again = self.link_broke.filter(|(committed, _)| *committed == self.committed);
         let times = again.map_or(1, |(_, times)| times + 1);
         self.link_broke = Some((self.committed, times));
-        if times > 2 {
+        if times > 1 && self.phase == Phase::Preparing && !self.holdings.is_empty() {
             // It may be a snapshot that cannot be fetched: then the checkpoint must do.
             self.holdings.clear();
-        }
-        if times > 1 {
+        } else if times > 1 {
             return self.evict(sign);
         }
         self.lose(Some(sign));

@@ -123,6 +123,10 @@ impl State {
         self.phase = Phase::Paused;
         self.signs.settle();
         self.news(News::Paused { have, want });
+        // They hand over to nobody by waiting.
+        let leaving = self.members.iter().filter(|(_, member)| member.leaving);
+        let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
+        leaving.into_iter().for_each(|worker| self.let_go(worker));
         if self.stop_wanted {
             self.stop_while_paused();
         }
@@ -142,14 +146,21 @@ impl State {
         self.finish(Ending::Stopped);
     }
 
-    /// Workers that may host cells.
+    /// Workers that may host cells. A quarantine is for the sake of the others: where too few others
+    /// are here it keeps nobody out, and whoever hosts since then stays.
     pub(super) fn eligible(&self) -> impl Iterator<Item = WorkerId> {
-        let fit = self.members.iter().filter(|(worker, member)| {
+        let here = self.members.iter().filter(|(_, member)| member.connected && !member.leaving);
+        let is_calm = |worker: &WorkerId, hosts: bool| {
             let history = self.histories.get(worker);
-            let quarantined = history.is_some_and(|past| past.is_quarantined(self.now_ms));
-            member.connected && !member.leaving && !quarantined
-        });
-        fit.map(|(worker, _)| *worker)
+            hosts || !history.is_some_and(|past| past.is_quarantined(self.now_ms))
+        };
+        let calm = here.clone().filter(|(worker, member)| is_calm(worker, member.hosts));
+        let enough = calm.clone().count() as u32 >= self.settings.job.workers.min;
+        let fit: Vec<WorkerId> = match enough {
+            true => calm.map(|(worker, _)| *worker).collect(),
+            false => here.map(|(worker, _)| *worker).collect(),
+        };
+        fit.into_iter()
     }
 
     /// Who should host: at most one worker for each cell, those that do first.

@@ -10,7 +10,7 @@ use super::fixtures::{
 use super::*;
 use crate::ledger::Rollback;
 
-fn failed(kind: FailureKind, what: &str) -> FromWorker {
+pub(super) fn failed(kind: FailureKind, what: &str) -> FromWorker {
     let layer = Some("model.layers.3".to_owned()).filter(|_| kind == FailureKind::NonFinite);
     FromWorker::Failed { generation: G1, step: 3, kind, what: what.into(), layer }
 }
@@ -52,7 +52,7 @@ impl Run {
         Self::two_steps_by(settings())
     }
 
-    fn two_steps_by(settings: Settings) -> Self {
+    pub(super) fn two_steps_by(settings: Settings) -> Self {
         let mut run = Self::training_by(settings);
         for step in [1, 2] {
             run.say(0, step_done(0, step));
@@ -72,7 +72,7 @@ impl Run {
     }
 
     /// Ticks until `ms` have passed; worker `alive`, if any, sends heartbeats meanwhile.
-    fn wait(&mut self, ms: u64, alive: &[u32]) -> String {
+    pub(super) fn wait(&mut self, ms: u64, alive: &[u32]) -> String {
         let end_ms = self.now_ms + ms;
         let mut lines = Vec::new();
         while self.now_ms < end_ms {

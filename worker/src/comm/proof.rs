@@ -1,6 +1,7 @@
 //! Proof of what `comm` promises, over real connections: equal bits for any hosting, and, in
-//! `faults`, an error that names the worker at fault, everywhere, for whatever goes wrong.
+//! `faults` and `ends`, an error that names the worker at fault, everywhere, for whatever goes wrong.
 
+mod ends;
 mod faults;
 
 use std::collections::BTreeMap;

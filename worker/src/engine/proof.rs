@@ -125,7 +125,9 @@ impl Fleet {
             held: BTreeMap::new(),
             made: BTreeMap::new(),
         };
-        workers.iter().for_each(|worker| fleet.come(*worker));
+        for worker in workers {
+            fleet.come(*worker);
+        }
         fleet
     }
 
@@ -352,9 +354,8 @@ fn a_worker_that_joins_takes_over_at_an_edge_with_the_same_bits() {
     fleet.hear(is_step(1));
     fleet.started[&WorkerId(1)].engine.edge();
     let said = fleet.hear(|event| matches!(event, EngineEvent::AtEdge { .. }));
-    let edges = said.iter().filter_map(|event| match event {
-        EngineEvent::AtEdge { standing } => Some(standing.step),
-        _ => None,
+    let edges = said.iter().filter_map(|event| {
+        if let EngineEvent::AtEdge { standing } = event { Some(standing.step) } else { None }
     });
     let edges: Vec<u64> = edges.collect();
     assert!(edges.len() == 3 && edges.iter().all(|step| *step == edges[0]), "{said:?}");
@@ -380,12 +381,12 @@ fn a_state_that_nobody_gives_is_named_with_its_holder() {
     // Of another blake3 than any that is held: it is asked for elsewhere, and refused there.
     sources[1] = Source { worker: WorkerId(2), blake3: "00".repeat(32), ..sources[1].clone() };
     let said = fleet.start(&plan, Some(3), &sources);
-    let failures: Vec<String> = (said.into_iter())
-        .filter_map(|event| match event {
-            EngineEvent::Failed { what, .. } => Some(what),
-            _ => None,
-        })
-        .collect();
+    let failures: Vec<String> =
+        (said.into_iter())
+            .filter_map(|event| {
+                if let EngineEvent::Failed { what, .. } = event { Some(what) } else { None }
+            })
+            .collect();
     let wanted = |what: &String| what.contains("worker-2") && what.contains("cell-1 after step 3");
     assert!(failures.iter().any(wanted), "{failures:?}");
 }

@@ -93,9 +93,9 @@ impl Shared {
         let stream = TcpStream::connect_timeout(&address, CONNECT).map_err(|error| lost(&error))?;
         let deadline = Deadline::after(CONNECT);
         let greeted = handshake::dial(&stream, &self.identity, worker, deadline);
-        greeted.map_err(|refusal| match refusal.decided {
-            true => Fault::Refused(refusal.reason),
-            false => Fault::Lost(refusal.reason),
+        greeted.map_err(|refusal| {
+            let told = if refusal.decided { Fault::Refused } else { Fault::Lost };
+            told(refusal.reason)
         })?;
         Ok(stream)
     }
@@ -139,18 +139,13 @@ impl Vault {
     ) -> Result<Arc<Snapshot>, VaultError> {
         let (shared, step) = (&self.0.shared, standing.step);
         let here = lock(&shared.store).get(source.cell, step).ok();
-        let snapshot = match here.filter(|here| *here.blake3.to_hex() == *source.blake3) {
-            Some(here) => here,
-            None => {
-                let (worker, cell) = (source.worker, source.cell);
-                let address = address.ok_or(VaultError::NoAddress { worker, cell })?;
-                Arc::new(shared.fetch(
-                    (source, address),
-                    (generation, standing),
-                    n_bytes,
-                    is_over,
-                )?)
-            }
+        let here = here.filter(|here| *here.blake3.to_hex() == *source.blake3);
+        let snapshot = if let Some(here) = here {
+            here
+        } else {
+            let (worker, cell) = (source.worker, source.cell);
+            let address = address.ok_or(VaultError::NoAddress { worker, cell })?;
+            Arc::new(shared.fetch((source, address), (generation, standing), n_bytes, is_over)?)
         };
         let adopted = lock(&shared.store).adopt(generation, cell, &snapshot);
         adopted.map_err(|why| VaultError::NotTaken { cell, step, why })?;

@@ -37,7 +37,7 @@ pub(super) fn run(shared: &Arc<Shared>, jobs: &Receiver<Job>, copies: &Sender<Co
             }
             // The next plan has begun.
             Err(why) => {
-                tracing::debug!(%cell, step = standing.step, why, "a snapshot came too late")
+                tracing::debug!(%cell, step = standing.step, why, "a snapshot came too late");
             }
         }
     }

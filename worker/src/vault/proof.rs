@@ -96,7 +96,9 @@ fn a_snapshot_is_stored_copied_and_fetched_by_who_needs_it() {
         }
     }
     // Worker 2 goes on with the cell from worker 1's copy, under a later plan; standing and all.
-    places.iter().for_each(|place| place.vault.begin(terms(Generation(2), Some(20))));
+    for place in &places {
+        place.vault.begin(terms(Generation(2), Some(20)));
+    }
     let (what, over) = ((Generation(2), CELL, at(20)), || false);
     let address = Some(places[1].vault.address());
     let vault = &places[2].vault;

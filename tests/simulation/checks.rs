@@ -1,0 +1,163 @@
+//! What must hold after every event, by the numbers of `docs/reliability.md`: I1 a committed step never
+//! goes back but by a row that says so; I2 every state is that of an undisturbed run; I3 no sample lost
+//! or twice; I4 checkpoints hold what they should; I5 the end is an undisturbed run's; I7 only the present
+//! generation counts. I6, that everything ends, is the world's.
+
+use std::collections::BTreeMap;
+
+use shoal_coordinator::state::Effect;
+use shoal_coordinator::{LedgerRow, News};
+use shoal_plan::checkpoint::CheckpointManifest;
+use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::plan::{Generation, Plan, WorkerId};
+use shoal_plan::report::Ending;
+use shoal_proto::ToWorker;
+
+use crate::engines::{BATCH, LAST_STEP, Reference, loss};
+
+#[derive(Debug)]
+pub(crate) struct Checks {
+    pub(crate) reference: Reference,
+    /// The last step in force by the ledger.
+    committed: u64,
+    plan: Option<Plan>,
+    /// The last step each cell has applied, in each generation.
+    pub(crate) applied: BTreeMap<(Generation, CellId), u64>,
+    pub(crate) checkpoint: u64,
+    pub(crate) ended: Option<Result<(u64, Ending), String>>,
+}
+
+impl Checks {
+    pub(crate) fn new(grid: Grid) -> Self {
+        Self {
+            reference: Reference::new(grid),
+            committed: 0,
+            plan: None,
+            applied: BTreeMap::new(),
+            checkpoint: 0,
+            ended: None,
+        }
+    }
+
+    /// A cell has a state after a step.
+    pub(crate) fn state(&self, cell: CellId, step: u64, state: u64) -> Result<(), String> {
+        let want = self.reference.state(cell, step);
+        if state == want {
+            return Ok(());
+        }
+        Err(format!("{cell} after step {step} is not what an undisturbed run has (I2)"))
+    }
+
+    /// What the coordinator wants done.
+    pub(crate) fn effect(&mut self, effect: &Effect) -> Result<(), String> {
+        match effect {
+            Effect::Record(LedgerRow::RolledBack(back)) => {
+                if back.rolled_back_to > self.committed || back.next_sequence.is_some() {
+                    return Err(format!("from step {} back by {back:?} (I1)", self.committed));
+                }
+                self.committed = back.rolled_back_to;
+            }
+            Effect::Record(LedgerRow::Step(row)) => {
+                if row.step != self.committed + 1 {
+                    let (from, to) = (self.committed, row.step);
+                    return Err(format!("the ledger goes from step {from} to {to} (I1)"));
+                }
+                self.committed = row.step;
+                let want = (BATCH * (row.step - 1), BATCH);
+                if (row.first_sequence, row.sequences) != want {
+                    let (step, first) = (row.step, row.first_sequence);
+                    return Err(format!("step {step} trains the sequences from {first} on (I3)"));
+                }
+                let want = loss(self.reference.state(CellId(0), row.step));
+                if row.loss.map(f64::to_bits) != Some(want.to_bits()) {
+                    return Err(format!("step {} has another loss (I5)", row.step));
+                }
+                self.all_have_applied(row.step, row.generation)?;
+            }
+            Effect::Send { message: ToWorker::Assign(assign), .. } => {
+                if assign.standing.step != self.committed {
+                    let (got, want) = (assign.standing.step, self.committed);
+                    return Err(format!(
+                        "a plan begins after step {got}, committed is {want} (I1)"
+                    ));
+                }
+            }
+            Effect::CommitCheckpoint(manifest) => self.manifest(manifest)?,
+            Effect::News(news) => self.news(news),
+            Effect::Send { .. } | Effect::Close { .. } | Effect::Ignored { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn all_have_applied(&self, step: u64, generation: Generation) -> Result<(), String> {
+        let plan = self.plan.as_ref().ok_or("a step without a plan")?;
+        if plan.generation != generation {
+            return Err(format!("step {step} is of {generation}, not of the plan in force (I7)"));
+        }
+        let late = plan.grid.cells().find(|cell| {
+            self.applied.get(&(generation, *cell)).is_none_or(|applied| *applied < step)
+        });
+        match late {
+            Some(cell) => Err(format!("step {step} is committed, and {cell} has not done it (I2)")),
+            None => Ok(()),
+        }
+    }
+
+    /// The file's hash is the state it holds.
+    fn manifest(&self, manifest: &CheckpointManifest) -> Result<(), String> {
+        let step = manifest.standing.step;
+        if step > self.committed {
+            return Err(format!("a checkpoint of step {step}, which is not committed (I4)"));
+        }
+        for file in &manifest.files {
+            let cell = CellId(file.name.rsplit('-').next().unwrap().parse().unwrap());
+            self.state(cell, step, state_of(&file.blake3))?;
+        }
+        Ok(())
+    }
+
+    fn news(&mut self, news: &News) {
+        match news {
+            News::Planned(plan) => {
+                self.plan = Some(plan.clone());
+            }
+            News::Finished { last_step, ending, .. } => {
+                self.ended = Some(Ok((*last_step, *ending)));
+            }
+            News::Failed(failure) => self.ended = Some(Err(failure.to_string())),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn host(&self, cell: CellId) -> Option<WorkerId> {
+        self.plan.as_ref().map(|plan| plan.host(cell))
+    }
+
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        self.plan.as_ref().map(|plan| plan.generation)
+    }
+
+    /// The run is over: as it should, and where.
+    pub(crate) fn end(&self, stopped: bool) -> Result<(), String> {
+        match self.ended.as_ref().ok_or("the run does not end (I6)")? {
+            Err(why) if why.contains("want") => Err(format!("a worker broke the protocol: {why}")),
+            Err(why) => Err(format!("the run failed: {why}")),
+            Ok((last, _)) if *last != self.committed || *last != self.checkpoint => {
+                let (committed, checkpoint) = (self.committed, self.checkpoint);
+                Err(format!("ended after {last}, ledger {committed}, checkpoint {checkpoint} (I1)"))
+            }
+            Ok((last, Ending::Completed)) if *last == LAST_STEP => Ok(()),
+            Ok((_, Ending::Stopped)) if stopped => Ok(()),
+            Ok(other) => Err(format!("the run ended by {other:?}")),
+        }
+    }
+}
+
+/// A state as a file's or a snapshot's hash, and back.
+pub(crate) fn hash_of(state: u64) -> String {
+    format!("{state:064x}")
+}
+
+pub(crate) fn state_of(blake3: &str) -> u64 {
+    u64::from_str_radix(&blake3[48..], 16).unwrap()
+}

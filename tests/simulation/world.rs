@@ -1,0 +1,597 @@
+//! Virtual time, and what lies between the coordinator and its workers: connections that keep their
+//! order and may break or stall, a launcher that starts dead workers anew, a disk.
+
+use std::collections::BTreeMap;
+
+use shoal_coordinator::Settings;
+use shoal_coordinator::state::{ConnectionId, Effect, Event as StateEvent, State};
+use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::job::Job;
+use shoal_plan::placement::make_plan;
+use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_plan::standing::Standing;
+use shoal_proto::{FailureKind, FromWorker, Hello, Secret, ToWorker};
+use shoal_worker::session::{EngineEvent, Event, ExitReason, Session};
+
+use crate::checks::{Checks, state_of};
+use crate::defects::Defect;
+use crate::engines::{Engine, LAST_STEP, Verdict};
+use crate::faults::Cuts;
+use crate::random::Random;
+use crate::vault::Vault;
+
+/// By then every run must have ended, quarantines included.
+const DEADLINE_MS: u64 = 1_200_000;
+const TICK_MS: u64 = 250;
+/// Either end of a silent connection gives it up.
+pub(crate) const KEEPALIVE_MS: u64 = 6_000;
+
+/// What happens at its time.
+#[derive(Debug)]
+pub(crate) enum What {
+    Heard { link: u64, message: FromWorker },
+    HungUp { link: u64 },
+    Told { link: u64, message: ToWorker },
+    Closed { link: u64, why: String },
+    Broken { worker: WorkerId, pid: u32, link: Option<u64> },
+    Keepalive { link: u64 },
+    Attempt { worker: WorkerId, pid: u32 },
+    CoordinatorTick,
+    WorkerTick { worker: WorkerId, pid: u32 },
+    Exited { worker: WorkerId, what: String },
+    Spawn { worker: WorkerId },
+    Loaded { worker: WorkerId, pid: u32, generation: Generation },
+    JoinDeadline { worker: WorkerId, pid: u32, generation: Generation },
+    PeerLost { worker: WorkerId, pid: u32, generation: Generation },
+    Ready { worker: WorkerId, pid: u32, generation: Generation },
+    Vote { generation: Generation },
+    Apply { worker: WorkerId, pid: u32, verdict: Verdict },
+    Copy { to: WorkerId, generation: Generation, standing: Standing, cell: CellId, state: u64 },
+    Written { step: u64, result: Result<(), String> },
+    Fault,
+    Continue { worker: WorkerId, pid: u32 },
+}
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) pid: u32,
+    session: Session,
+    pub(crate) link: Option<u64>,
+    pub(crate) engine: Option<Engine>,
+    pub(crate) vault: Vault,
+    pub(crate) stopped: bool,
+    until_ms: u64,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Link {
+    worker: WorkerId,
+    pid: u32,
+    /// The last delivery each way: what is said later comes later.
+    up_ms: u64,
+    down_ms: u64,
+    /// The coordinator has closed it, or heard of its end.
+    closed: bool,
+    /// Broken: what was under way is lost.
+    lost: bool,
+}
+
+/// What was met on the way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) crashes: u64,
+    pub(crate) fetched: u64,
+    pub(crate) met: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.crashes += other.crashes;
+        self.fetched += other.fetched;
+        other.met.iter().for_each(|(name, n)| *self.met.entry(name.clone()).or_default() += n);
+    }
+
+    /// Every kind of news that recovery has.
+    pub(crate) fn has_met_everything(&self) -> bool {
+        let all = ["Evicted", "Recovering", "Recovered", "Rejoined", "Left", "Paused", "Resumed"];
+        let more = ["Quarantined", "MovedAtEdge", "CheckpointFailed", "Finished"];
+        self.crashes > 0
+            && self.fetched > 0
+            && all.iter().chain(&more).all(|name| self.met.contains_key(*name))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
+    queue: BTreeMap<(u64, u64), What>,
+    numbered: u64,
+    pub(crate) random: Random,
+    state: State,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    wanted: u32,
+    links: BTreeMap<u64, Link>,
+    pids: u32,
+    pub(crate) cuts: Cuts,
+    pub(crate) grid: Grid,
+    pub(crate) disk: BTreeMap<u64, BTreeMap<CellId, u64>>,
+    writing: BTreeMap<CellId, u64>,
+    /// The next manifest cannot be written.
+    pub(crate) disk_fault: bool,
+    pub(crate) copying: u64,
+    pub(crate) voted: Option<(Generation, u64)>,
+    pub(crate) stop_asked: bool,
+    pub(crate) own_failures: BTreeMap<WorkerId, u32>,
+    pub(crate) checks: Checks,
+    pub(crate) counts: Counts,
+    pub(crate) defect: Option<Defect>,
+    quiet: bool,
+    complaint: Option<String>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, defect: Option<Defect>, quiet: bool) -> Self {
+        let mut random = Random::new(seed);
+        let cut = |stages, expert_shards, replicas| Grid { stages, expert_shards, replicas };
+        let choices = [(cut(2, 1, 2), 3), (cut(4, 1, 1), 3), (cut(2, 2, 1), 5), (cut(1, 2, 1), 2)];
+        let (grid, wanted) = choices[random.below(4) as usize];
+        let mut job = Job::example();
+        job.grid = grid;
+        job.training.steps = LAST_STEP;
+        job.workers.local = wanted;
+        job.workers.min = random.between(1, 2) as u32;
+        let settings = Settings {
+            run: RunId("run".into()),
+            secret: Secret::from_hex(&"5e".repeat(32)).unwrap(),
+            job,
+            workers_wanted: wanted,
+            resume_from: None,
+            run_dir: std::path::PathBuf::new(),
+            lease_ms: 5_000,
+            join_deadline_ms: 30_000,
+            make_plan: |job, workers, generation| {
+                make_plan(job, workers, generation).map_err(|error| error.to_string())
+            },
+        };
+        let mut world = Self {
+            now_ms: 0,
+            queue: BTreeMap::new(),
+            numbered: 0,
+            random,
+            state: State::new(settings, 0),
+            workers: BTreeMap::new(),
+            wanted,
+            links: BTreeMap::new(),
+            pids: 0,
+            cuts: Cuts::default(),
+            grid,
+            disk: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            disk_fault: false,
+            copying: 0,
+            voted: None,
+            stop_asked: false,
+            own_failures: BTreeMap::new(),
+            checks: Checks::new(grid),
+            counts: Counts::default(),
+            defect,
+            quiet,
+            complaint: None,
+        };
+        world.later((0, 0), What::CoordinatorTick);
+        for worker in (0..wanted).map(WorkerId) {
+            world.later((0, 200), What::Spawn { worker });
+        }
+        world.later((200, 2_000), What::Fault);
+        world
+    }
+
+    /// To the end, or to the first complaint.
+    pub(crate) fn run(mut self) -> Result<Counts, String> {
+        while let Some(((at_ms, number), what)) = self.queue.pop_first() {
+            self.now_ms = at_ms;
+            if let Some(until_ms) = self.not_before(&what) {
+                self.queue.insert((until_ms.max(at_ms + 1), number), what);
+                continue;
+            }
+            self.happen(what)?;
+            if let Some(complaint) = self.complaint.take() {
+                return Err(complaint);
+            }
+            if self.checks.ended.is_some() || self.now_ms > DEADLINE_MS {
+                break;
+            }
+        }
+        self.checks.end(self.stop_asked)?;
+        Ok(self.counts)
+    }
+
+    /// A stopped process does nothing, and over a cut nothing comes.
+    fn not_before(&self, what: &What) -> Option<u64> {
+        let stopped = |worker: &WorkerId| {
+            self.workers.get(worker).filter(|worker| worker.stopped).map(|worker| worker.until_ms)
+        };
+        match what {
+            What::Heard { link, .. } | What::HungUp { link } => {
+                self.cuts.up_until(self.links[link].worker, self.now_ms)
+            }
+            What::Told { link, .. } | What::Closed { link, .. } => {
+                let worker = self.links[link].worker;
+                self.cuts.down_until(worker, self.now_ms).or(stopped(&worker))
+            }
+            What::WorkerTick { worker, .. }
+            | What::Broken { worker, .. }
+            | What::Attempt { worker, .. }
+            | What::Loaded { worker, .. }
+            | What::JoinDeadline { worker, .. }
+            | What::PeerLost { worker, .. }
+            | What::Ready { worker, .. }
+            | What::Apply { worker, .. } => stopped(worker),
+            _ => None,
+        }
+    }
+
+    fn happen(&mut self, what: What) -> Result<(), String> {
+        match what {
+            What::Heard { link, mut message } => {
+                if !self.links[&link].closed && !self.links[&link].lost {
+                    if let Some(defect) = self.defect {
+                        defect.heard(&mut message, self.checks.generation());
+                        self.forge(defect, &message);
+                    }
+                    let connection = ConnectionId(link);
+                    self.coordinator(StateEvent::Message { connection, message });
+                }
+            }
+            What::HungUp { link } => {
+                let closed = &mut self.links.get_mut(&link).unwrap().closed;
+                if !std::mem::replace(closed, true) {
+                    let (connection, why) = (ConnectionId(link), "modelled".to_owned());
+                    self.coordinator(StateEvent::HungUp { connection, why });
+                }
+            }
+            What::Told { link, message } => {
+                if let Some(worker) = self.end_of(link) {
+                    self.session(worker, Event::FromCoordinator(message));
+                }
+            }
+            What::Closed { link, why } => {
+                if let Some(worker) = self.end_of(link) {
+                    self.worker(worker).link = None;
+                    self.session(worker, Event::Closed { why });
+                }
+            }
+            What::Broken { worker, pid, link } => {
+                if self.lives(worker, pid) && self.workers[&worker].link == link {
+                    self.worker(worker).link = None;
+                    self.session(worker, Event::Disconnected { why: "modelled".to_owned() });
+                }
+            }
+            What::Keepalive { link } => {
+                let worker = self.links[&link].worker;
+                if self.cuts.any_until(worker, self.now_ms).is_some() {
+                    self.break_link(link);
+                }
+            }
+            What::Attempt { worker, pid } => self.attempt(worker, pid),
+            What::CoordinatorTick => {
+                self.coordinator(StateEvent::Tick);
+                self.later((TICK_MS, TICK_MS), What::CoordinatorTick);
+            }
+            What::WorkerTick { worker, pid } => {
+                if self.lives(worker, pid) {
+                    self.session(worker, Event::Tick);
+                    self.later_for(worker, (125, 125), |pid| What::WorkerTick { worker, pid });
+                }
+            }
+            What::Exited { worker, what } => {
+                self.coordinator(StateEvent::WorkerExited { worker, what });
+            }
+            What::Spawn { worker } => self.spawn(worker),
+            What::Written { step, result } => {
+                if result.is_ok() {
+                    self.disk.insert(step, self.writing.clone());
+                    self.checks.checkpoint = step;
+                }
+                self.coordinator(StateEvent::CheckpointWritten { step, result });
+            }
+            What::Fault => self.fault(),
+            What::Continue { worker, pid } => {
+                if self.lives(worker, pid) {
+                    self.worker(worker).stopped = false;
+                }
+            }
+            other => self.happen_in_engines(other)?,
+        }
+        Ok(())
+    }
+
+    fn happen_in_engines(&mut self, what: What) -> Result<(), String> {
+        match what {
+            What::Vote { generation } => self.vote(generation),
+            What::Copy { to, generation, standing, cell, state } => {
+                self.copied(to, (generation, standing), cell, state);
+            }
+            What::Apply { worker, pid, verdict } if self.lives(worker, pid) => {
+                self.apply_step(worker, verdict)?;
+            }
+            What::Loaded { worker, pid, generation } if self.lives(worker, pid) => {
+                self.loaded(worker, generation)?;
+            }
+            What::Ready { worker, pid, generation } if self.lives(worker, pid) => {
+                if self.engine_at(worker, generation).is_some() {
+                    self.worker(worker).engine.as_mut().unwrap().ready = true;
+                    self.say(worker, EngineEvent::Ready);
+                }
+            }
+            What::PeerLost { worker, pid, generation } if self.lives(worker, pid) => {
+                self.fail_engine(worker, generation, FailureKind::PeerLost);
+            }
+            What::JoinDeadline { worker, pid, generation } if self.lives(worker, pid) => {
+                if self.engine_at(worker, generation).is_some_and(|engine| !engine.ready) {
+                    self.fail_engine(worker, generation, FailureKind::PeerLost);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The coordinator hears that all did what one did.
+    fn forge(&mut self, defect: Defect, message: &FromWorker) {
+        let FromWorker::StepDone { generation, step, report: Some(_), .. } = message else {
+            return;
+        };
+        if defect != Defect::CommitBeforeAllVotes {
+            return;
+        }
+        let (generation, step) = (*generation, *step);
+        let links: Vec<u64> = self.workers.values().filter_map(|worker| worker.link).collect();
+        for link in links {
+            let message =
+                FromWorker::StepDone { generation, step, compute_seconds: 0.1, report: None };
+            let is_speaker = self.links[&link].worker == self.host_of_first();
+            if !is_speaker && !self.links[&link].closed {
+                let connection = ConnectionId(link);
+                self.coordinator(StateEvent::Message { connection, message });
+            }
+        }
+    }
+
+    fn host_of_first(&self) -> WorkerId {
+        self.checks.host(CellId(0)).unwrap()
+    }
+
+    pub(crate) fn coordinator(&mut self, event: StateEvent) {
+        if self.checks.ended.is_some() {
+            return;
+        }
+        self.log(|| format!("coordinator: {event:?}"));
+        for mut effect in self.state.apply(self.now_ms, event) {
+            if self.defect.is_some_and(|defect| !defect.carried_out(&mut effect)) {
+                continue;
+            }
+            self.log(|| format!("    {effect:?}"));
+            if let Err(complaint) = self.checks.effect(&effect) {
+                self.complaint.get_or_insert(complaint);
+            }
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { connection: ConnectionId(link), message } => {
+                self.down(link, What::Told { link, message });
+            }
+            Effect::Close { connection: ConnectionId(link), reason } => {
+                self.down(link, What::Closed { link, why: reason });
+                self.links.get_mut(&link).unwrap().closed = true;
+            }
+            Effect::CommitCheckpoint(manifest) => {
+                let step = manifest.standing.step;
+                let cell = |name: &str| CellId(name.rsplit('-').next().unwrap().parse().unwrap());
+                let files = manifest.files.iter();
+                self.writing =
+                    files.map(|file| (cell(&file.name), state_of(&file.blake3))).collect();
+                // The last one is not spared by chance: without it the run fails, as it should.
+                let last = step == LAST_STEP || self.stop_asked;
+                let fails = !last && std::mem::take(&mut self.disk_fault);
+                let result = if fails { Err("disk full".to_owned()) } else { Ok(()) };
+                self.later((5, 400), What::Written { step, result });
+            }
+            Effect::News(news) => {
+                let name = format!("{news:?}");
+                let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
+                *self.counts.met.entry(name).or_default() += 1;
+            }
+            Effect::Ignored { .. } | Effect::Record(_) => {}
+        }
+    }
+
+    /// An event of a worker's session, and what it does.
+    pub(crate) fn session(&mut self, worker: WorkerId, event: Event) {
+        self.log(|| format!("{worker}: {event:?}"));
+        let now_ms = self.now_ms;
+        for effect in self.worker(worker).session.apply(now_ms, event) {
+            use shoal_worker::session::Effect as Does;
+            if !self.workers.contains_key(&worker) {
+                return;
+            }
+            match effect {
+                Does::Send(message) => {
+                    if let Some(link) = self.workers[&worker].link {
+                        self.up(link, What::Heard { link, message });
+                    }
+                }
+                Does::Connect => {
+                    self.later_for(worker, (5, 60), |pid| What::Attempt { worker, pid });
+                }
+                Does::StartEngine(assign) => self.start_engine(worker, assign),
+                Does::BeginTraining => self.begin_training(worker),
+                Does::StopEngine => self.tell_engine(worker, |engine| engine.stop = true),
+                Does::EndAtEdge => self.tell_engine(worker, |engine| engine.edge = true),
+                Does::CheckpointCommitted { .. } | Does::Ignored { .. } => {}
+                Does::DropEngine => self.drop_engine(worker),
+                Does::Exit(reason) => {
+                    let back_ms = if reason.code() == 0 { 3_000 } else { 500 };
+                    self.end_process(worker, &ExitReason::to_string(&reason), back_ms);
+                }
+            }
+        }
+    }
+
+    fn tell_engine(&mut self, worker: WorkerId, tell: impl FnOnce(&mut Engine)) {
+        if let Some(engine) = &mut self.worker(worker).engine {
+            tell(engine);
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId) {
+        self.pids += 1;
+        let pid = self.pids;
+        let address = |base: u16| ([127, 0, 0, 1], base + pid as u16).into();
+        let hello = Hello {
+            run: RunId("run".into()),
+            worker,
+            data_address: address(10_000),
+            pid,
+            threads: 1,
+            vault_address: address(30_000),
+            resuming: None,
+        };
+        let (session, vault) = (Session::new(hello), Vault::default());
+        let (link, engine, stopped, until_ms) = (None, None, false, 0);
+        let process = Worker { pid, session, link, engine, vault, stopped, until_ms };
+        self.workers.insert(worker, process);
+        self.later((1, 30), What::Attempt { worker, pid });
+        self.later((125, 125), What::WorkerTick { worker, pid });
+    }
+
+    /// However it ends: peers and coordinator see the connections end, the launcher starts another.
+    pub(crate) fn end_process(&mut self, worker: WorkerId, what: &str, back_ms: u64) {
+        self.log(|| format!("{worker} ends: {what}"));
+        let Some(process) = self.workers.remove(&worker) else { return };
+        if let Some(engine) = process.engine.filter(|engine| !engine.over) {
+            self.miss(worker, engine.generation());
+        }
+        if let Some(link) = process.link {
+            self.up(link, What::HungUp { link });
+        }
+        self.later((5, 100), What::Exited { worker, what: what.to_owned() });
+        self.later((back_ms, back_ms + 500), What::Spawn { worker });
+    }
+
+    fn attempt(&mut self, worker: WorkerId, pid: u32) {
+        if !self.lives(worker, pid) {
+            return;
+        }
+        if self.cuts.any_until(worker, self.now_ms).is_some() {
+            return self.later_for(worker, (2_000, 2_000), |pid| What::Broken {
+                worker,
+                pid,
+                link: None,
+            });
+        }
+        let link = self.links.len() as u64;
+        let (up_ms, down_ms) = (self.now_ms, self.now_ms);
+        let fresh = Link { worker, pid, up_ms, down_ms, closed: false, lost: false };
+        self.links.insert(link, fresh);
+        self.worker(worker).link = Some(link);
+        self.session(worker, Event::Connected);
+    }
+
+    /// Both ends see it, each in its time; what is under way is lost or arrives late.
+    pub(crate) fn break_link(&mut self, link: u64) {
+        let lost = self.random.below(2) == 0;
+        let found = self.links.get_mut(&link).unwrap();
+        found.lost |= lost;
+        let (worker, pid) = (found.worker, found.pid);
+        self.up(link, What::HungUp { link });
+        if self.lives(worker, pid) && self.workers[&worker].link == Some(link) {
+            let what = |pid| What::Broken { worker, pid, link: Some(link) };
+            self.later_for(worker, (0, 300), what);
+        }
+    }
+
+    /// In order, to the coordinator.
+    fn up(&mut self, link: u64, what: What) {
+        let delay_ms = self.delay();
+        let found = self.links.get_mut(&link).unwrap();
+        found.up_ms = found.up_ms.max(self.now_ms + delay_ms);
+        self.at(self.links[&link].up_ms, what);
+    }
+
+    fn down(&mut self, link: u64, what: What) {
+        let delay_ms = self.delay();
+        let found = self.links.get_mut(&link).unwrap();
+        found.down_ms = found.down_ms.max(self.now_ms + delay_ms);
+        self.at(self.links[&link].down_ms, what);
+    }
+
+    /// Mostly short.
+    fn delay(&mut self) -> u64 {
+        if self.random.below(30) == 0 { self.random.between(50, 600) } else { self.random.below(8) }
+    }
+
+    /// The worker at the end of a connection, if it still listens there.
+    fn end_of(&self, link: u64) -> Option<WorkerId> {
+        let Link { worker, pid, .. } = self.links[&link];
+        (self.lives(worker, pid) && self.workers[&worker].link == Some(link)).then_some(worker)
+    }
+
+    pub(crate) fn is_cut(&self, a: WorkerId, b: WorkerId) -> bool {
+        a != b && self.cuts.between(a, b, self.now_ms)
+    }
+
+    pub(crate) fn lives(&self, worker: WorkerId, pid: u32) -> bool {
+        self.workers.get(&worker).is_some_and(|found| found.pid == pid)
+    }
+
+    pub(crate) fn worker(&mut self, worker: WorkerId) -> &mut Worker {
+        self.workers.get_mut(&worker).expect("it lives")
+    }
+
+    pub(crate) fn a_worker(&mut self) -> Option<WorkerId> {
+        let wanted = WorkerId(self.random.below(u64::from(self.wanted)) as u32);
+        Some(wanted).filter(|worker| self.workers.contains_key(worker))
+    }
+
+    /// Frozen until then.
+    pub(crate) fn stop_process(&mut self, worker: WorkerId, for_ms: u64) {
+        let until_ms = self.now_ms + for_ms;
+        let process = self.worker(worker);
+        (process.stopped, process.until_ms) = (true, until_ms);
+        let pid = process.pid;
+        self.at(until_ms, What::Continue { worker, pid });
+    }
+
+    fn at(&mut self, at_ms: u64, what: What) {
+        self.numbered += 1;
+        self.queue.insert((at_ms, self.numbered), what);
+    }
+
+    pub(crate) fn later(&mut self, (low_ms, high_ms): (u64, u64), what: What) {
+        let in_ms = self.random.between(low_ms, high_ms);
+        self.at(self.now_ms + in_ms, what);
+    }
+
+    pub(crate) fn later_for(
+        &mut self,
+        worker: WorkerId,
+        range_ms: (u64, u64),
+        what: impl FnOnce(u32) -> What,
+    ) {
+        if let Some(process) = self.workers.get(&worker) {
+            self.later(range_ms, what(process.pid));
+        }
+    }
+
+    pub(crate) fn log(&self, text: impl FnOnce() -> String) {
+        if !self.quiet {
+            let text: String = text().chars().take(300).collect();
+            println!("{:>7} {text}", self.now_ms);
+        }
+    }
+}

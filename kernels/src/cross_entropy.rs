@@ -87,7 +87,6 @@ pub fn forward_backward(
         }));
         head.weight_gradient(h, rows, &kept, dw);
     }
-    drop(d_h_chunks);
     sum_losses(&losses, targets, Some(d_h))
 }
 

@@ -83,17 +83,13 @@ impl<'a> Left<'a> {
     /// Cuts the rows into blocks for tiles of at most `most` rows: of equal height, not full ones
     /// and a rest, but never across two panels.
     fn block(self, number: usize, most: usize) -> Range<usize> {
-        match self.panel {
-            Some((rows, _)) => {
-                let number = self.first / rows + number;
-                let start = (number * rows).max(self.first) - self.first;
-                start..((number + 1) * rows - self.first).min(self.rows)
-            }
-            None => {
-                let blocks = self.rows.div_ceil(most);
-                self.rows * number / blocks..self.rows * (number + 1) / blocks
-            }
-        }
+        let Some((rows, _)) = self.panel else {
+            let blocks = self.rows.div_ceil(most);
+            return self.rows * number / blocks..self.rows * (number + 1) / blocks;
+        };
+        let number = self.first / rows + number;
+        let start = (number * rows).max(self.first) - self.first;
+        start..((number + 1) * rows - self.first).min(self.rows)
     }
 
     /// Number of these.

@@ -103,20 +103,22 @@ impl<'a> Rest<'a> {
 
     /// The next `n` numbers.
     pub(super) fn take(&mut self, n: usize) -> Self {
+        let there = "an arena has the numbers of all its parameters";
+        let Self { master, gradient, moments, average } = self;
         Self {
-            master: front(&mut self.master, n),
-            gradient: front(&mut self.gradient, n),
-            moments: match &mut self.moments {
-                MomentsMut::Bf16(m, v) => MomentsMut::Bf16(front(m, n), front(v, n)),
-                MomentsMut::F32(m, v) => MomentsMut::F32(front(m, n), front(v, n)),
+            master: master.split_off_mut(..n).expect(there),
+            gradient: gradient.split_off_mut(..n).expect(there),
+            moments: match moments {
+                MomentsMut::Bf16(m, v) => MomentsMut::Bf16(
+                    m.split_off_mut(..n).expect(there),
+                    v.split_off_mut(..n).expect(there),
+                ),
+                MomentsMut::F32(m, v) => MomentsMut::F32(
+                    m.split_off_mut(..n).expect(there),
+                    v.split_off_mut(..n).expect(there),
+                ),
             },
-            average: self.average.as_mut().map(|average| front(average, n)),
+            average: average.as_mut().map(|average| average.split_off_mut(..n).expect(there)),
         }
     }
-}
-
-fn front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
-    let (front, after) = std::mem::take(rest).split_at_mut(n);
-    *rest = after;
-    front
 }

@@ -84,7 +84,11 @@ impl Checks {
             }
             Effect::CommitCheckpoint(manifest) => self.manifest(manifest)?,
             Effect::News(news) => self.news(news),
-            Effect::Send { .. } | Effect::Close { .. } | Effect::Ignored { .. } => {}
+            Effect::Send { .. }
+            | Effect::Close { .. }
+            | Effect::Ignored { .. }
+            // Files aside are nobody's source.
+            | Effect::DiscardCheckpoint { .. } => {}
         }
         Ok(())
     }

@@ -44,6 +44,7 @@ impl Defect {
             | FromWorker::Evaluated { generation, .. }
             | FromWorker::GoBack { generation, .. }
             | FromWorker::CheckpointPart { generation, .. }
+            | FromWorker::CheckpointPartFailed { generation, .. }
             | FromWorker::Held { generation, .. }
             | FromWorker::AtEdge { generation, .. }
             | FromWorker::Finished { generation, .. }
@@ -75,6 +76,7 @@ impl Defect {
             | Effect::Ignored { .. }
             | Effect::Record(_)
             | Effect::CommitCheckpoint(_)
+            | Effect::DiscardCheckpoint { .. }
             | Effect::News(_) => true,
         }
     }

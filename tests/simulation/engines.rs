@@ -349,6 +349,14 @@ impl World {
     fn write_parts(&mut self, worker: WorkerId, standing: Standing, cells: &BTreeMap<CellId, u64>) {
         let grid = self.grid;
         for (cell, state) in cells.iter().filter(|(cell, _)| grid.cell(**cell).replica == 0) {
+            // The last one is not spared by chance: without it the run fails, as it should.
+            let last = standing.step == LAST_STEP || self.stop_asked;
+            if !last && self.disk_fault && self.random.below(4) == 0 {
+                self.disk_fault = false;
+                let (cell, why) = (*cell, "disk full".to_owned());
+                self.say(worker, EngineEvent::CheckpointPartFailed { standing, cell, why });
+                continue;
+            }
             let (name, blake3) = (format!("model-{}", cell.0), hash_of(*state));
             let files = vec![shoal_plan::checkpoint::CheckpointFile { name, bytes: 1, blake3 }];
             self.say(worker, EngineEvent::CheckpointPart { standing, cell: *cell, files });

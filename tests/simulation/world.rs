@@ -406,7 +406,7 @@ impl World {
                 let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
                 *self.counts.met.entry(name).or_default() += 1;
             }
-            Effect::Ignored { .. } | Effect::Record(_) => {}
+            Effect::Ignored { .. } | Effect::Record(_) | Effect::DiscardCheckpoint { .. } => {}
         }
     }
 

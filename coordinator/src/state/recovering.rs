@@ -156,9 +156,10 @@ impl State {
         };
         let calm = here.clone().filter(|(worker, member)| is_calm(worker, member.hosts));
         let enough = calm.clone().count() as u32 >= self.settings.job.workers.min;
-        let fit: Vec<WorkerId> = match enough {
-            true => calm.map(|(worker, _)| *worker).collect(),
-            false => here.map(|(worker, _)| *worker).collect(),
+        let fit: Vec<WorkerId> = if enough {
+            calm.map(|(worker, _)| *worker).collect()
+        } else {
+            here.map(|(worker, _)| *worker).collect()
         };
         fit.into_iter()
     }

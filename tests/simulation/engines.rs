@@ -254,6 +254,12 @@ impl World {
         let Some(engine) = &mut self.worker(worker).engine else { return };
         engine.begun = true;
         let generation = engine.generation();
+        if engine.standing.step == LAST_STEP {
+            // It goes on from the last checkpoint: nothing is left to do.
+            engine.over = true;
+            let (step, ending) = (LAST_STEP, Ending::Completed);
+            return self.say(worker, EngineEvent::Finished { step, ending });
+        }
         self.compute_when_all_can(generation);
     }
 

@@ -74,6 +74,7 @@ pub(crate) fn loss(state: u64) -> f64 {
 
 /// One worker's engine.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Engine {
     pub(crate) assign: Box<Assign>,
     pub(crate) cells: BTreeMap<CellId, u64>,

@@ -114,4 +114,13 @@ impl World {
         let Link { worker, pid, .. } = self.links[&link];
         (self.lives(worker, pid) && self.workers[&worker].link == Some(link)).then_some(worker)
     }
+
+    /// Frozen until then.
+    pub(crate) fn stop_process(&mut self, worker: WorkerId, for_ms: u64) {
+        let until_ms = self.now_ms + for_ms;
+        let process = self.worker(worker);
+        (process.stopped, process.until_ms) = (true, until_ms);
+        let pid = process.pid;
+        self.at(until_ms, What::Continue { worker, pid });
+    }
 }

@@ -223,16 +223,7 @@ impl World {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is the engines'")]
     fn happen(&mut self, what: What) -> Result<(), String> {
         match what {
-            What::Heard { link, mut message } => {
-                if !self.links[&link].closed && !self.links[&link].lost {
-                    if let Some(defect) = self.defect {
-                        defect.heard(&mut message, self.checks.generation());
-                        self.forge(defect, &message);
-                    }
-                    let connection = ConnectionId(link);
-                    self.coordinator(StateEvent::Message { connection, message });
-                }
-            }
+            What::Heard { link, message } => self.heard(link, message),
             What::HungUp { link } => {
                 let closed = &mut self.links.get_mut(&link).unwrap().closed;
                 if !std::mem::replace(closed, true) {
@@ -330,6 +321,18 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    fn heard(&mut self, link: u64, mut message: FromWorker) {
+        if self.links[&link].closed || self.links[&link].lost {
+            return;
+        }
+        if let Some(defect) = self.defect {
+            defect.heard(&mut message, self.checks.generation());
+            self.forge(defect, &message);
+        }
+        let connection = ConnectionId(link);
+        self.coordinator(StateEvent::Message { connection, message });
     }
 
     /// The coordinator hears that all did what one did.
@@ -457,15 +460,6 @@ impl World {
     pub(crate) fn a_worker(&mut self) -> Option<WorkerId> {
         let wanted = WorkerId(self.random.below(u64::from(self.wanted)) as u32);
         Some(wanted).filter(|worker| self.workers.contains_key(worker))
-    }
-
-    /// Frozen until then.
-    pub(crate) fn stop_process(&mut self, worker: WorkerId, for_ms: u64) {
-        let until_ms = self.now_ms + for_ms;
-        let process = self.worker(worker);
-        (process.stopped, process.until_ms) = (true, until_ms);
-        let pid = process.pid;
-        self.at(until_ms, What::Continue { worker, pid });
     }
 
     pub(crate) fn at(&mut self, at_ms: u64, what: What) {

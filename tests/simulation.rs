@@ -16,6 +16,8 @@ mod defects;
 mod engines;
 #[path = "simulation/faults.rs"]
 mod faults;
+#[path = "simulation/network.rs"]
+mod network;
 #[path = "simulation/random.rs"]
 mod random;
 #[path = "simulation/vault.rs"]

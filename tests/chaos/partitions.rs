@@ -33,17 +33,17 @@ enum Cut {
     Workers,
 }
 
-pub(crate) fn run() {
+pub(crate) fn run(between_workers: bool) {
     if std::env::var_os(INSIDE).is_some() {
-        return inside();
+        return inside(between_workers);
     }
-    if let Err(missing) = in_a_namespace() {
+    if let Err(missing) = in_a_namespace(between_workers) {
         println!("partitions: SKIPPED, {missing}");
     }
 }
 
 /// Runs this program again where it can cut links without harm.
-fn in_a_namespace() -> Result<(), String> {
+fn in_a_namespace(between_workers: bool) -> Result<(), String> {
     for (program, argument) in [("ip", "-V"), ("iptables", "-V")] {
         let found = Command::new(program).arg(argument).output();
         found.map_err(|error| format!("{program} cannot be run: {error}"))?;
@@ -58,6 +58,7 @@ fn in_a_namespace() -> Result<(), String> {
         .args(["netns", "exec", &name])
         .arg(std::env::current_exe().unwrap())
         .arg("partitions")
+        .args(between_workers.then_some("--between-workers"))
         .env(INSIDE, "1")
         .status();
     let _ = Command::new("ip").args(["netns", "del", &name]).status();
@@ -66,7 +67,7 @@ fn in_a_namespace() -> Result<(), String> {
     Ok(())
 }
 
-fn inside() {
+fn inside(between_workers: bool) {
     call("ip", &["link", "set", "lo", "up"]);
     let classes = match Classes::new() {
         Ok(classes) => classes,
@@ -78,8 +79,8 @@ fn inside() {
     Watched::start(&place, "calm", &[]).stop();
     let mut run = Watched::start(&place, "cut", &["--set", "workers.restarts=1000"]);
     // Each hits another: whoever is lost three times in two minutes is not taken back at once.
-    let cuts = [Cut::ToCoordinator(0), Cut::FromCoordinator(1), Cut::Coordinator(3), Cut::Workers];
-    for cut in cuts {
+    let cuts = [Cut::ToCoordinator(0), Cut::FromCoordinator(1), Cut::Coordinator(3)];
+    for cut in cuts.into_iter().chain(between_workers.then_some(Cut::Workers)) {
         sever(&mut run, &classes, cut);
     }
     let account = run.stop();

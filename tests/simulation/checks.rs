@@ -120,6 +120,7 @@ impl Checks {
         Ok(())
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other news is checked by its effects")]
     fn news(&mut self, news: &News) {
         match news {
             News::Planned(plan) => {

@@ -74,6 +74,7 @@ pub(crate) fn loss(state: u64) -> f64 {
 
 /// One worker's engine.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Engine {
     pub(crate) assign: Box<Assign>,
     pub(crate) cells: BTreeMap<CellId, u64>,
@@ -254,6 +255,12 @@ impl World {
         let Some(engine) = &mut self.worker(worker).engine else { return };
         engine.begun = true;
         let generation = engine.generation();
+        if engine.standing.step == LAST_STEP {
+            // It goes on from the last checkpoint: nothing is left to do.
+            engine.over = true;
+            let (step, ending) = (LAST_STEP, Ending::Completed);
+            return self.say(worker, EngineEvent::Finished { step, ending });
+        }
         self.compute_when_all_can(generation);
     }
 

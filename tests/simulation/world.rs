@@ -10,13 +10,14 @@ use shoal_plan::job::Job;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
-use shoal_proto::{FailureKind, FromWorker, Hello, Secret, ToWorker};
+use shoal_proto::{FailureKind, FromWorker, Secret, ToWorker};
 use shoal_worker::session::{EngineEvent, Event, ExitReason, Session};
 
 use crate::checks::{Checks, state_of};
 use crate::defects::Defect;
 use crate::engines::{Engine, LAST_STEP, Verdict};
 use crate::faults::Cuts;
+use crate::network::Link;
 use crate::random::Random;
 use crate::vault::Vault;
 
@@ -56,26 +57,12 @@ pub(crate) enum What {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) pid: u32,
-    session: Session,
+    pub(crate) session: Session,
     pub(crate) link: Option<u64>,
     pub(crate) engine: Option<Engine>,
     pub(crate) vault: Vault,
     pub(crate) stopped: bool,
-    until_ms: u64,
-}
-
-/// One connection.
-#[derive(Debug)]
-struct Link {
-    worker: WorkerId,
-    pid: u32,
-    /// The last delivery each way: what is said later comes later.
-    up_ms: u64,
-    down_ms: u64,
-    /// The coordinator has closed it, or heard of its end.
-    closed: bool,
-    /// Broken: what was under way is lost.
-    lost: bool,
+    pub(crate) until_ms: u64,
 }
 
 /// What was met on the way.
@@ -111,8 +98,8 @@ pub(crate) struct World {
     state: State,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     wanted: u32,
-    links: BTreeMap<u64, Link>,
-    pids: u32,
+    pub(crate) links: BTreeMap<u64, Link>,
+    pub(crate) pids: u32,
     pub(crate) cuts: Cuts,
     pub(crate) grid: Grid,
     pub(crate) disk: BTreeMap<u64, BTreeMap<CellId, u64>>,
@@ -208,6 +195,7 @@ impl World {
     }
 
     /// A stopped process does nothing, and over a cut nothing comes.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "everything else happens at its time")]
     fn not_before(&self, what: &What) -> Option<u64> {
         let stopped = |worker: &WorkerId| {
             self.workers.get(worker).filter(|worker| worker.stopped).map(|worker| worker.until_ms)
@@ -232,18 +220,10 @@ impl World {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is the engines'")]
     fn happen(&mut self, what: What) -> Result<(), String> {
         match what {
-            What::Heard { link, mut message } => {
-                if !self.links[&link].closed && !self.links[&link].lost {
-                    if let Some(defect) = self.defect {
-                        defect.heard(&mut message, self.checks.generation());
-                        self.forge(defect, &message);
-                    }
-                    let connection = ConnectionId(link);
-                    self.coordinator(StateEvent::Message { connection, message });
-                }
-            }
+            What::Heard { link, message } => self.heard(link, message),
             What::HungUp { link } => {
                 let closed = &mut self.links.get_mut(&link).unwrap().closed;
                 if !std::mem::replace(closed, true) {
@@ -307,6 +287,10 @@ impl World {
         Ok(())
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest, and whatever came for a dead process, is nothing"
+    )]
     fn happen_in_engines(&mut self, what: What) -> Result<(), String> {
         match what {
             What::Vote { generation } => self.vote(generation),
@@ -319,23 +303,36 @@ impl World {
             What::Loaded { worker, pid, generation } if self.lives(worker, pid) => {
                 self.loaded(worker, generation)?;
             }
-            What::Ready { worker, pid, generation } if self.lives(worker, pid) => {
-                if self.engine_at(worker, generation).is_some() {
-                    self.worker(worker).engine.as_mut().unwrap().ready = true;
-                    self.say(worker, EngineEvent::Ready);
-                }
+            What::Ready { worker, pid, generation }
+                if self.lives(worker, pid) && self.engine_at(worker, generation).is_some() =>
+            {
+                self.worker(worker).engine.as_mut().unwrap().ready = true;
+                self.say(worker, EngineEvent::Ready);
             }
             What::PeerLost { worker, pid, generation } if self.lives(worker, pid) => {
                 self.fail_engine(worker, generation, FailureKind::PeerLost);
             }
-            What::JoinDeadline { worker, pid, generation } if self.lives(worker, pid) => {
-                if self.engine_at(worker, generation).is_some_and(|engine| !engine.ready) {
-                    self.fail_engine(worker, generation, FailureKind::PeerLost);
-                }
+            What::JoinDeadline { worker, pid, generation }
+                if self.lives(worker, pid)
+                    && self.engine_at(worker, generation).is_some_and(|engine| !engine.ready) =>
+            {
+                self.fail_engine(worker, generation, FailureKind::PeerLost);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    fn heard(&mut self, link: u64, mut message: FromWorker) {
+        if self.links[&link].closed || self.links[&link].lost {
+            return;
+        }
+        if let Some(defect) = self.defect {
+            defect.heard(&mut message, self.checks.generation());
+            self.forge(defect, &message);
+        }
+        let connection = ConnectionId(link);
+        self.coordinator(StateEvent::Message { connection, message });
     }
 
     /// The coordinator hears that all did what one did.
@@ -448,99 +445,6 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, worker: WorkerId) {
-        self.pids += 1;
-        let pid = self.pids;
-        let address = |base: u16| ([127, 0, 0, 1], base + pid as u16).into();
-        let hello = Hello {
-            run: RunId("run".into()),
-            worker,
-            data_address: address(10_000),
-            pid,
-            threads: 1,
-            vault_address: address(30_000),
-            resuming: None,
-        };
-        let (session, vault) = (Session::new(hello), Vault::default());
-        let (link, engine, stopped, until_ms) = (None, None, false, 0);
-        let process = Worker { pid, session, link, engine, vault, stopped, until_ms };
-        self.workers.insert(worker, process);
-        self.later((1, 30), What::Attempt { worker, pid });
-        self.later((125, 125), What::WorkerTick { worker, pid });
-    }
-
-    /// However it ends: peers and coordinator see the connections end, the launcher starts another.
-    pub(crate) fn end_process(&mut self, worker: WorkerId, what: &str, back_ms: u64) {
-        self.log(|| format!("{worker} ends: {what}"));
-        let Some(process) = self.workers.remove(&worker) else { return };
-        if let Some(engine) = process.engine.filter(|engine| !engine.over) {
-            self.miss(worker, engine.generation());
-        }
-        if let Some(link) = process.link {
-            self.up(link, What::HungUp { link });
-        }
-        self.later((5, 100), What::Exited { worker, what: what.to_owned() });
-        self.later((back_ms, back_ms + 500), What::Spawn { worker });
-    }
-
-    fn attempt(&mut self, worker: WorkerId, pid: u32) {
-        if !self.lives(worker, pid) {
-            return;
-        }
-        if self.cuts.any_until(worker, self.now_ms).is_some() {
-            return self.later_for(worker, (2_000, 2_000), |pid| What::Broken {
-                worker,
-                pid,
-                link: None,
-            });
-        }
-        let link = self.links.len() as u64;
-        let (up_ms, down_ms) = (self.now_ms, self.now_ms);
-        let fresh = Link { worker, pid, up_ms, down_ms, closed: false, lost: false };
-        self.links.insert(link, fresh);
-        self.worker(worker).link = Some(link);
-        self.session(worker, Event::Connected);
-    }
-
-    /// Both ends see it, each in its time; what is under way is lost or arrives late.
-    pub(crate) fn break_link(&mut self, link: u64) {
-        let lost = self.random.below(2) == 0;
-        let found = self.links.get_mut(&link).unwrap();
-        found.lost |= lost;
-        let (worker, pid) = (found.worker, found.pid);
-        self.up(link, What::HungUp { link });
-        if self.lives(worker, pid) && self.workers[&worker].link == Some(link) {
-            let what = |pid| What::Broken { worker, pid, link: Some(link) };
-            self.later_for(worker, (0, 300), what);
-        }
-    }
-
-    /// In order, to the coordinator.
-    fn up(&mut self, link: u64, what: What) {
-        let delay_ms = self.delay();
-        let found = self.links.get_mut(&link).unwrap();
-        found.up_ms = found.up_ms.max(self.now_ms + delay_ms);
-        self.at(self.links[&link].up_ms, what);
-    }
-
-    fn down(&mut self, link: u64, what: What) {
-        let delay_ms = self.delay();
-        let found = self.links.get_mut(&link).unwrap();
-        found.down_ms = found.down_ms.max(self.now_ms + delay_ms);
-        self.at(self.links[&link].down_ms, what);
-    }
-
-    /// Mostly short.
-    fn delay(&mut self) -> u64 {
-        if self.random.below(30) == 0 { self.random.between(50, 600) } else { self.random.below(8) }
-    }
-
-    /// The worker at the end of a connection, if it still listens there.
-    fn end_of(&self, link: u64) -> Option<WorkerId> {
-        let Link { worker, pid, .. } = self.links[&link];
-        (self.lives(worker, pid) && self.workers[&worker].link == Some(link)).then_some(worker)
-    }
-
     pub(crate) fn is_cut(&self, a: WorkerId, b: WorkerId) -> bool {
         a != b && self.cuts.between(a, b, self.now_ms)
     }
@@ -558,16 +462,7 @@ impl World {
         Some(wanted).filter(|worker| self.workers.contains_key(worker))
     }
 
-    /// Frozen until then.
-    pub(crate) fn stop_process(&mut self, worker: WorkerId, for_ms: u64) {
-        let until_ms = self.now_ms + for_ms;
-        let process = self.worker(worker);
-        (process.stopped, process.until_ms) = (true, until_ms);
-        let pid = process.pid;
-        self.at(until_ms, What::Continue { worker, pid });
-    }
-
-    fn at(&mut self, at_ms: u64, what: What) {
+    pub(crate) fn at(&mut self, at_ms: u64, what: What) {
         self.numbered += 1;
         self.queue.insert((at_ms, self.numbered), what);
     }
@@ -588,6 +483,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::print_stdout, reason = "whoever replays a seed wants to see it")]
     pub(crate) fn log(&self, text: impl FnOnce() -> String) {
         if !self.quiet {
             let text: String = text().chars().take(300).collect();

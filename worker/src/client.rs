@@ -177,14 +177,14 @@ pub(crate) mod tests {
             let (hear, heard) = mpsc::unbounded_channel();
             let say = Arc::default();
             let service = Script { secret: secret.clone(), hear, say: Arc::clone(&say) };
-            let _server = tokio::spawn(async move {
+            let server = tokio::spawn(async move {
                 Server::builder()
                     .add_service(CoordinatorServer::new(service))
                     .serve_with_incoming(TcpListenerStream::new(listener))
                     .await
                     .unwrap();
             });
-            Self { address, secret, heard, say, _server }
+            Self { address, secret, heard, say, _server: server }
         }
 
         /// What the worker says next, but for heartbeats.

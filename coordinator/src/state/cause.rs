@@ -168,7 +168,9 @@ mod tests {
 
     fn signs(causes: &[(u32, Cause)]) -> Signs {
         let mut signs = Signs::default();
-        causes.iter().for_each(|(worker, cause)| signs.add(sign(*worker, *cause)));
+        for (worker, cause) in causes {
+            signs.add(sign(*worker, *cause));
+        }
         signs
     }
 

@@ -24,7 +24,9 @@ impl State {
             // Nobody is there to hand over to.
             let hosts = self.members.iter().filter(|(_, member)| member.hosts && member.leaving);
             let leaving: Vec<WorkerId> = hosts.map(|(worker, _)| *worker).collect();
-            leaving.into_iter().for_each(|worker| self.let_go(worker));
+            for worker in leaving {
+                self.let_go(worker);
+            }
             return self.lose(None);
         }
         self.phase = Phase::Edging;
@@ -86,6 +88,8 @@ impl State {
     pub(super) fn let_leavers_go(&mut self) {
         let leaving = self.members.iter().filter(|(_, member)| member.leaving && !member.hosts);
         let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
-        leaving.into_iter().for_each(|worker| self.let_go(worker));
+        for worker in leaving {
+            self.let_go(worker);
+        }
     }
 }

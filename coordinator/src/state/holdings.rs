@@ -89,7 +89,9 @@ impl Holdings {
     pub(super) fn begin(&mut self, start: Option<u64>, hosts: &[WorkerId]) {
         for (step, snapshot) in &mut self.snapshots {
             if Some(*step) != start {
-                hosts.iter().for_each(|host| snapshot.forget(*host));
+                for host in hosts {
+                    snapshot.forget(*host);
+                }
             }
         }
         self.tidy();

@@ -62,11 +62,10 @@ impl State {
         }
         let member = self.members.get(&worker);
         match (hello.resuming, member.filter(|member| member.is_process_of(hello))) {
-            (None, Some(_)) => Ok(()),
             (None, None) if member.is_some_and(|member| member.connected) => {
                 Err(format!("{worker} has joined already"))
             }
-            (None, None) => Ok(()),
+            (None, _) => Ok(()),
             (Some(resuming), Some(_)) if self.is_under_way(resuming) => Ok(()),
             (Some(Resuming { generation, .. }), _) => {
                 Err(format!("{worker} has no part in {generation} any more: say hello anew"))

@@ -128,12 +128,11 @@ impl State {
         member.leaving = true;
         let hosts = member.hosts;
         match self.phase {
-            Phase::Gathering | Phase::Paused => self.let_go(worker),
             // It may be asked for snapshots until all are ready.
             Phase::Preparing if hosts => self.lose(None),
             // At the next edge; `change_hosts` sees to it.
             Phase::Training if hosts => {}
-            Phase::Training => self.let_go(worker),
+            Phase::Gathering | Phase::Paused | Phase::Training => self.let_go(worker),
             Phase::Preparing
             | Phase::Stopping
             | Phase::Edging

@@ -11,6 +11,7 @@ use crate::metrics::WorkerState;
 
 /// A member of the run, with cells or, as a spare, without.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, in any combination")]
 pub(super) struct Member {
     pub(super) connection: ConnectionId,
     /// False after a hang-up, until its session is taken up again or it is evicted.

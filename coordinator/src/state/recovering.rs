@@ -111,14 +111,11 @@ impl State {
 
     fn pause(&mut self, have: u32, want: u32) {
         if self.settings.job.workers.restarts == 0 {
-            let failure = match self.loss.take().and_then(|loss| loss.sign) {
-                Some(sign) => self.failure(sign),
-                None => {
-                    let what = format!("{have} of at least {want} workers are left");
-                    return self.fail(Cause::TooFew, None, what);
-                }
-            };
-            return self.end_with(failure);
+            if let Some(sign) = self.loss.take().and_then(|loss| loss.sign) {
+                return self.end_with(self.failure(sign));
+            }
+            let what = format!("{have} of at least {want} workers are left");
+            return self.fail(Cause::TooFew, None, what);
         }
         self.phase = Phase::Paused;
         self.signs.settle();
@@ -126,7 +123,9 @@ impl State {
         // They hand over to nobody by waiting.
         let leaving = self.members.iter().filter(|(_, member)| member.leaving);
         let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
-        leaving.into_iter().for_each(|worker| self.let_go(worker));
+        for worker in leaving {
+            self.let_go(worker);
+        }
         if self.stop_wanted {
             self.stop_while_paused();
         }
@@ -156,9 +155,10 @@ impl State {
         };
         let calm = here.clone().filter(|(worker, member)| is_calm(worker, member.hosts));
         let enough = calm.clone().count() as u32 >= self.settings.job.workers.min;
-        let fit: Vec<WorkerId> = match enough {
-            true => calm.map(|(worker, _)| *worker).collect(),
-            false => here.map(|(worker, _)| *worker).collect(),
+        let fit: Vec<WorkerId> = if enough {
+            calm.map(|(worker, _)| *worker).collect()
+        } else {
+            here.map(|(worker, _)| *worker).collect()
         };
         fit.into_iter()
     }

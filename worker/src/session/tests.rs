@@ -243,9 +243,11 @@ fn a_session_is_taken_up_with_what_has_not_arrived() {
     check(&mut s, done(7), "");
     // Ready was read, step 5 was not.
     let again = s.apply(320, from(ToWorker::Received { messages: 1 }));
-    let steps = again.iter().map(|effect| match effect {
-        Effect::Send(FromWorker::StepDone { step, .. }) => *step,
-        other => panic!("want a step, got {other:?}"),
+    let steps = again.iter().map(|effect| {
+        let Effect::Send(FromWorker::StepDone { step, .. }) = effect else {
+            panic!("want a step, got {effect:?}")
+        };
+        *step
     });
     assert_eq!(steps.collect::<Vec<_>>(), [5, 6, 7]);
     check(&mut s, from(ToWorker::Received { messages: 4 }), "");

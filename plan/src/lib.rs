@@ -11,6 +11,7 @@ pub mod arithmetic;
 mod balance;
 pub mod batch;
 pub mod checkpoint;
+pub mod cost;
 pub mod fleet;
 pub mod globs;
 pub mod gpus;

@@ -21,6 +21,7 @@ mod logging;
 mod manifest;
 mod metrics;
 mod models;
+mod plan;
 mod preflight;
 mod progress;
 mod resume;
@@ -63,6 +64,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
     match verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
+        Verb::Plan(args) => plan::plan(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Import(args) => models::import(&args),
         Verb::Export(args) => models::export(&args),

@@ -1,6 +1,6 @@
 //! The figures of `docs/planner.md`: thirty random fleets, DeepSeek-V3's run, and ten thousand cards.
 //!
-//! `cargo run --release -p shoal-plan --example planner [fleets|deepseek|many]`
+//! `cargo run --release -p shoal-plan --example planner [fleets|deepseek|torchtitan|many]`
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
@@ -11,16 +11,19 @@ mod fleets;
 
 use shoal_plan::cost::Software;
 use shoal_plan::fleet::{Fleet, Rig};
-use shoal_plan::planner::{Question, equal_split, plan};
+use shoal_plan::job::Job;
+use shoal_plan::planner::{Answer, Question, equal_split, plan};
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("fleets") => thirty(),
         Some("deepseek") => deepseek_v3(),
+        Some("torchtitan") => torchtitan(),
         Some("many") => many(),
         _ => {
             thirty();
             deepseek_v3();
+            torchtitan();
             many();
         }
     }
@@ -104,6 +107,21 @@ fn deepseek_v3() {
     println!("fullest card: {:.1} of {:.1} GiB", gib(worst.total()), gib(worst.capacity));
 }
 
+fn torchtitan() {
+    let job = fleets::job_in("bf16", "deepseek-v3", 2048, 4096);
+    let Some(answer) = on_b200(&job) else {
+        println!("DeepSeek-V3's network on 256 B200 in BF16: nothing fits");
+        return;
+    };
+    let each = answer.prediction.tokens_per_s / 256.0;
+    let published = TORCHTITAN_TOKENS_PER_S;
+    println!(
+        "DeepSeek-V3's network on 256 B200 in BF16: grid {}, {each:.0} tokens/s a GPU; published {published:.0}: {:+.0} %",
+        answer.candidate.grid,
+        100.0 * (each / published - 1.0)
+    );
+}
+
 fn many() {
     let mut rigs: Vec<Rig> = Vec::new();
     for (name, gpu, machines) in [("a", "RTX4090", 500), ("b", "RTX5090", 250), ("c", "H100", 500)]
@@ -127,4 +145,17 @@ fn many() {
         ),
         Err(misfit) => println!("{} cards: {misfit}", fleet.gpus()),
     }
+}
+
+/// Tokens a second and GPU of torchtitan with DeepEP on 256 B200 in BF16, the same network: PyTorch and Nebius, 2026.
+const TORCHTITAN_TOKENS_PER_S: f64 = 859.0;
+
+/// The planner's own choice on such a cluster. Their parallelism and batch are not in what was read, so the batch is a
+/// guess: 2048 sequences.
+fn on_b200(job: &Job) -> Option<Answer> {
+    let mut rig = Rig::new("b200", "B200", 8);
+    (rig.machines, rig.rdma) = (32, true);
+    rig.nic = "3200Gbit/s".parse().expect("a rate");
+    let fleet = Fleet::of(vec![rig]);
+    plan(&Question { job, fleet: &fleet, software: Software::SHOAL }).ok()
 }

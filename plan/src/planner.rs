@@ -1,5 +1,5 @@
 //! The planner: on a fleet that may not exist yet, which grid a job would run on, who would host which cell, how
-//! long a step would take, and why. It chooses a grid, so it serves before a run starts; where cells of a running
+//! long a step would take, what it costs, and why. It chooses a grid, so it serves before a run starts; where cells of a running
 //! grid go is `placement`'s.
 //!
 //! A `Candidate` is a complete answer. `predict` says what it would take, `search` finds a good one, `bound` how
@@ -14,6 +14,7 @@ mod build;
 mod candidate;
 mod equal;
 mod predict;
+mod price;
 mod search;
 
 use crate::cost::Software;
@@ -25,6 +26,7 @@ pub use bound::bound_s;
 pub use candidate::Candidate;
 pub use equal::equal_split;
 pub use predict::{CellUse, Kinds, Prediction, predict};
+pub use price::{Bill, bill};
 pub use search::{Answer, Misfit, Rejected, plan};
 
 /// What is asked.

@@ -121,7 +121,7 @@ pub fn remedies(question: &Question<'_>) -> Vec<String> {
 /// What is lacking, in words.
 pub fn lacking(misfit: &Misfit) -> String {
     let gib = misfit.lacking_bytes as f64 / f64::from(1 << 30);
-    format!("in the best grid {} lacks {gib:.1} GiB on a card", misfit.rig)
+    format!("in the grid that comes nearest, a card of {} lacks {gib:.1} GiB", misfit.rig)
 }
 
 /// A length of time as people say it.

@@ -3,6 +3,8 @@
 //! A *unit* is the cards of one stage of one replica: an expert group. The grid wants equal experts per shard in every
 //! unit and equal layers per stage in every replica, so what is uneven is shared out against the slowest that has it.
 
+mod room;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -12,8 +14,7 @@ use crate::balance;
 use crate::batch::BatchDivision;
 use crate::cost::compute::{Card, LayerTimes, Load};
 use crate::cost::links::Member;
-use crate::grid::{CellId, Grid};
-use crate::memory::cell_bytes;
+use crate::grid::Grid;
 use crate::schedule::Schedule;
 
 /// Cards in a pattern: `units[replica][stage]` are the cards of an expert group, by shard.
@@ -99,7 +100,8 @@ impl<'a> Builder<'a> {
         let mut weights: Vec<f64> = units.iter().map(of_replica).collect();
         let mut best: Option<(f64, Candidate)> = None;
         let mut lack = Lack { bytes: u64::MAX, rig: 0 };
-        for _ in 0..3 {
+        let rounds = if pattern.units.len() > 64 { 2 } else { 3 };
+        for _ in 0..rounds {
             let shares = self.sequences(&weights, &shard_speeds);
             let cards = cells(pattern, grid);
             let candidate = Candidate {
@@ -143,9 +145,7 @@ impl<'a> Builder<'a> {
             BatchDivision::new(job.training.batch.into(), &candidate.shares, candidate.microbatch);
         let rounds = division.rounds().max(1) as f64;
         // Seconds of a round in each stage, by replica: of a dense layer, of a mixture, and of the rest.
-        let costs: Vec<Vec<[f64; 3]>> = (0..grid.replicas)
-            .map(|replica| self.stage_costs(pattern, &candidate, &division, replica))
-            .collect();
+        let costs = self.costs(pattern, &candidate, &division);
         let layers = model.num_hidden_layers as usize;
         let mut moe_before = vec![0.0; layers + 1];
         for layer in 0..layers {
@@ -159,20 +159,18 @@ impl<'a> Builder<'a> {
             most.push(cap? as usize);
         }
         let of = |replica: usize, part: usize, start: usize, end: usize| {
-            let [dense, moe, last] = costs[replica][part];
+            let [dense, moe, last, _] = costs[replica].1[part];
             let moes = moe_before[end] - moe_before[start];
             let rest = if end == layers { last } else { 0.0 };
             moes * moe + ((end - start) as f64 - moes) * dense + rest
         };
         let stages = grid.stages as usize;
         let distinct: Vec<usize> = {
-            let mut seen: Vec<(usize, &Vec<[f64; 3]>)> = Vec::new();
-            for (at, cost) in costs.iter().enumerate() {
-                if !seen.iter().any(|(_, old)| *old == cost) {
-                    seen.push((at, cost));
-                }
+            let mut seen: BTreeMap<&[u64], usize> = BTreeMap::new();
+            for (at, (key, _)) in costs.iter().enumerate() {
+                seen.entry(key).or_insert(at);
             }
-            seen.into_iter().map(|(at, _)| at).collect()
+            seen.into_values().collect()
         };
         let cost = |part: usize, start: usize, end: usize| {
             if end - start > most[part] {
@@ -190,9 +188,13 @@ impl<'a> Builder<'a> {
         })?;
         candidate.layers = parts.iter().map(|part| part.len() as u32).collect();
         let slowest = |replica: usize| {
-            let all =
-                parts.iter().enumerate().map(|(at, part)| of(replica, at, part.start, part.end));
-            all.fold((0.0_f64, 0.0), |(most, sum), one| (most.max(one), sum + one))
+            let all = parts
+                .iter()
+                .enumerate()
+                .map(|(at, part)| (of(replica, at, part.start, part.end), costs[replica].1[at][3]));
+            all.fold((0.0_f64, 0.0), |(most, sum), (work, sent)| {
+                (most.max(work).max(sent), sum + work + sent)
+            })
         };
         let step = |replica: &usize| {
             let (most, sum) = slowest(*replica);
@@ -211,13 +213,43 @@ impl<'a> Builder<'a> {
         Ok((estimate, candidate, rates))
     }
 
+    /// Seconds of a round in each stage of each replica, beside what they depend on.
+    fn costs(
+        &self,
+        pattern: &Pattern,
+        candidate: &Candidate,
+        division: &BatchDivision,
+    ) -> Vec<(Vec<u64>, Vec<[f64; 4]>)> {
+        let shards = candidate.grid.expert_shards;
+        let mut known: BTreeMap<Vec<u64>, Vec<[f64; 4]>> = BTreeMap::new();
+        let mut all = Vec::with_capacity(pattern.units.len());
+        for (replica, units) in (0..).zip(&pattern.units) {
+            let mut key = Vec::new();
+            let mut before = usize::MAX;
+            for card in units.iter().flatten() {
+                let machine = self.layout.machines[*card];
+                key.push(
+                    2 * self.layout.network.rig(machine) as u64 + u64::from(machine == before),
+                );
+                before = machine;
+            }
+            let part = |shard: u32| division.column(replica * shards + shard);
+            key.extend((0..shards).map(|shard| part(shard).end - part(shard).start));
+            if !known.contains_key(&key) {
+                known.insert(key.clone(), self.stage_costs(pattern, candidate, division, replica));
+            }
+            all.push((key.clone(), known[&key].clone()));
+        }
+        all
+    }
+
     fn stage_costs(
         &self,
         pattern: &Pattern,
         candidate: &Candidate,
         division: &BatchDivision,
         replica: u32,
-    ) -> Vec<[f64; 3]> {
+    ) -> Vec<[f64; 4]> {
         let (job, model) = (self.question.job, &self.question.job.model);
         let (shards, software) = (candidate.grid.expert_shards, self.question.software);
         let sequence = f64::from(job.training.sequence);
@@ -257,92 +289,28 @@ impl<'a> Builder<'a> {
             worst[1] += 2.0 * software.exposed(exchanged, halves);
             worst.map(|seconds| seconds * busy)
         };
-        pattern.units[replica as usize].iter().map(of_unit).collect()
-    }
-
-    /// The most layers that a stage has room for, on its tightest card.
-    fn cap(
-        &self,
-        pattern: &Pattern,
-        candidate: &Candidate,
-        division: &BatchDivision,
-        stage: u32,
-    ) -> Result<u32, Lack> {
-        let shards = candidate.grid.expert_shards;
-        let mut least = u32::MAX;
-        let mut seen: Vec<(u64, u64, u64, u32)> = Vec::new();
-        for replica in 0..candidate.grid.replicas {
-            let largest = |shard| division.largest_microbatch(replica * shards + shard);
-            let group: u64 = (0..shards).map(largest).sum();
-            for shard in 0..shards {
-                let card = pattern.units[replica as usize][stage as usize][shard as usize];
-                let rig = self.layout.rig(card);
-                let room = capacity(self.question, rig);
-                let key = (room, largest(shard), group, candidate.experts[shard as usize]);
-                if seen.contains(&key) {
-                    continue;
+        let units = &pattern.units[replica as usize];
+        let own: Vec<f64> = (0..shards).map(|shard| largest(shard) * sequence * busy).collect();
+        // What a stage sends on, and back: its interface carries one after the other.
+        let sent = |stage: usize| -> f64 {
+            let to = [stage.checked_sub(1), Some(stage + 1).filter(|next| *next < units.len())];
+            let hop = |to: usize| {
+                let mut bytes: BTreeMap<(usize, usize), f64> = BTreeMap::new();
+                for ((a, b), own) in units[stage].iter().zip(&units[to]).zip(&own) {
+                    let pair = (self.layout.machines[*a], self.layout.machines[*b]);
+                    *bytes.entry(pair).or_default() += own * wide;
                 }
-                seen.push(key);
-                let cap = self.cap_of(candidate, (replica, shard, stage), group, room);
-                least = least.min(cap.map_err(|bytes| Lack { bytes, rig })?);
-            }
-        }
-        Ok(least)
-    }
-
-    fn cap_of(
-        &self,
-        candidate: &Candidate,
-        (replica, shard, stage): (u32, u32, u32),
-        group: u64,
-        room: u64,
-    ) -> Result<u32, u64> {
-        let (grid, model) = (candidate.grid, &self.question.job.model);
-        let column = (replica * grid.expert_shards + shard) as usize;
-        let own = candidate.shares[column];
-        let key = [
-            grid.stages.into(),
-            grid.expert_shards.into(),
-            stage.into(),
-            candidate.schedule as u64,
-            own.into(),
-            group,
-            candidate.microbatch.into(),
-            candidate.experts[shard as usize].into(),
-            room,
-        ];
-        if let Some(known) = self.caps.borrow().get(&key) {
-            return *known;
-        }
-        let with = |n: u32| {
-            // Layers where they are largest: mixtures, as far as there are any.
-            let first = model.first_k_dense_replace.min(model.num_hidden_layers - n);
-            let start = if stage == 0 { 0 } else { first };
-            let mut trial = candidate.clone();
-            trial.layers = vec![0; grid.stages as usize];
-            let (job, mut plan) = trial.replica(self.question.job, replica);
-            plan.stages[stage as usize].layers = start..start + n;
-            let id = CellId(stage * grid.expert_shards + shard);
-            let d = u64::from(model.hidden_size);
-            let tokens = u64::from(job.training.microbatch) * u64::from(job.training.sequence);
-            // As `predict` counts them, for the largest microbatch there may be.
-            let shards = u64::from(model.num_experts_per_tok.min(grid.expert_shards));
-            let rows = if grid.expert_shards > 1 { 3 * tokens * shards } else { 0 };
-            cell_bytes(&job, &plan, id).total().saturating_add(rows * 3 * d + 8 * tokens * d)
+                let of = |((a, b), bytes): ((usize, usize), f64)| {
+                    let network = &self.layout.network;
+                    let way = if a == b { network.peers(a) } else { network.between(a, b) };
+                    bytes / way.bytes_per_s
+                };
+                bytes.into_iter().map(of).fold(0.0, f64::max)
+            };
+            to.into_iter().flatten().map(hop).sum()
         };
-        let most = model.num_hidden_layers - (grid.stages - 1);
-        let (mut low, mut high) = (0, most);
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if with(middle) <= room {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        let cap = if low == 0 { Err(with(1) - room) } else { Ok(low) };
-        self.caps.borrow_mut().insert(key, cap);
-        cap
+        let costs = units.iter().map(of_unit).enumerate();
+        costs.map(|(at, [dense, moe, last])| [dense, moe, last, sent(at)]).collect()
     }
 }
 

@@ -1,15 +1,34 @@
 //! What somebody does without a planner: every card gets the same. Only for comparison.
 
+use std::collections::BTreeSet;
+
 use super::build::{Pattern, apportion, cells};
+use super::predict::capacity;
 use super::{Candidate, Layout, Prediction, Question, predict};
 use crate::grid::Grid;
 use crate::schedule::Schedule;
 
-/// The best grid in which every card of the fleet has the same number of layers, experts and sequences, as near as
-/// whole numbers allow, in the order of the file, under 1F1B. `None`: none of these fits.
+/// The best grid in which every card has the same number of layers, experts and sequences, as near as whole numbers
+/// allow, in the order of the file, under 1F1B. Cards may be left out, the smallest first, as somebody does for whom
+/// they are too small. `None`: none of these fits.
 pub fn equal_split(question: &Question<'_>) -> Option<(Candidate, Prediction)> {
     let layout = Layout::of(question.fleet);
-    let cards: Vec<usize> = (0..layout.machines.len()).collect();
+    let memory = |card: &usize| capacity(question, layout.rig(*card));
+    let all: Vec<usize> = (0..layout.machines.len()).collect();
+    let sizes: BTreeSet<u64> = all.iter().map(memory).collect();
+    let of = |least: u64| {
+        let cards: Vec<usize> = all.iter().copied().filter(|card| memory(card) >= least).collect();
+        equal(question, &layout, &cards)
+    };
+    let found = sizes.into_iter().filter_map(of);
+    found.min_by(|a, b| a.1.step_s.total_cmp(&b.1.step_s))
+}
+
+fn equal(
+    question: &Question<'_>,
+    layout: &Layout<'_>,
+    cards: &[usize],
+) -> Option<(Candidate, Prediction)> {
     let (model, batch) = (&question.job.model, question.job.training.batch);
     let mut best: Option<(Candidate, Prediction)> = None;
     for shards in (1..=cards.len()).filter(|n| cards.len().is_multiple_of(*n)) {
@@ -41,7 +60,7 @@ pub fn equal_split(question: &Question<'_>) -> Option<(Candidate, Prediction)> {
                     shares: even(batch, columns),
                     cards: cells(&pattern, grid),
                 };
-                let prediction = predict(question, &layout, &candidate);
+                let prediction = predict(question, layout, &candidate);
                 let is_better = best.as_ref().is_none_or(|(_, old)| prediction.step_s < old.step_s);
                 if is_better && prediction.short().is_none() {
                     best = Some((candidate, prediction));

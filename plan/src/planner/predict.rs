@@ -1,6 +1,9 @@
 //! How long a step of a candidate takes, and what every cell keeps: the schedule's own slot lists, timed by the cost
 //! model, with the memory that `memory` counts.
 
+mod room;
+mod traffic;
+
 use std::collections::BTreeMap;
 
 use super::{Candidate, Layout, Question};
@@ -9,9 +12,8 @@ use crate::batch::BatchDivision;
 use crate::cost::compute::{Card, Halves, LayerTimes, Load};
 use crate::cost::efficiency::RESERVED_GIB;
 use crate::cost::links::{Exchange, Member, Way};
-use crate::grid::CellId;
 use crate::job::{Job, Precision};
-use crate::memory::{CellBytes, cell_bytes};
+use crate::memory::CellBytes;
 use crate::schedule::timeline::{Timeline, Wire, run};
 use crate::schedule::{Slot, Work};
 
@@ -214,7 +216,7 @@ impl<'a> Predictor<'a> {
         let (stages, software) = (candidate.grid.stages, self.question.software);
         let own: Vec<f64> =
             sizes.iter().map(|n| *n as f64 * f64::from(self.job.training.sequence)).collect();
-        let virtual_stages = super::candidate::ranges(&candidate.layers);
+        let virtual_stages = crate::planner::candidate::ranges(&candidate.layers);
         let mut members: Vec<(Vec<Member>, Vec<LayerTimes>, Exchange)> = Vec::new();
         for stage in 0..stages {
             let group = self.members(replica, stage, &own);
@@ -370,164 +372,5 @@ impl<'a> Predictor<'a> {
         let all = self.stages(replica);
         let own = all.iter().flat_map(|times| times.iter().skip(stage as usize).step_by(stages));
         own.map(|times| 2.0 * times.exchange).sum()
-    }
-
-    fn memory(&self, replica: u32) -> Vec<CellUse> {
-        let (job, plan) = self.candidate.replica(self.question.job, replica);
-        let d = f64::from(job.model.hidden_size);
-        let sequence = f64::from(job.training.sequence);
-        let division = job.largest_division();
-        let tokens = |shard: u32| division.largest_microbatch(shard) as f64 * sequence;
-        let group: f64 = (0..job.grid.expert_shards).map(tokens).sum();
-        let chosen = f64::from(job.model.num_experts_per_tok.min(job.grid.expert_shards));
-        let of_stage = |stage: u32| {
-            // Cards of a kind with equal shares keep the same.
-            let mut seen: Vec<(usize, u64, u32)> = Vec::new();
-            let mut worst: Option<CellUse> = None;
-            for shard in 0..job.grid.expert_shards {
-                let column = replica * job.grid.expert_shards + shard;
-                let card = self.candidate.card(stage, column);
-                let rig = self.layout.rig(card);
-                let key = (
-                    rig,
-                    division.largest_microbatch(shard),
-                    self.candidate.experts[shard as usize],
-                );
-                if seen.contains(&key) {
-                    continue;
-                }
-                seen.push(key);
-                let bytes = cell_bytes(&job, &plan, CellId(stage * job.grid.expert_shards + shard));
-                let rows = if job.grid.expert_shards > 1 && job.model.n_routed_experts > 0 {
-                    tokens(shard) * chosen + group.min(tokens(shard) * chosen * 2.0)
-                } else {
-                    0.0
-                };
-                let buffers =
-                    rows * (self.row() + self.plain_row()) + 4.0 * tokens(shard) * 2.0 * d;
-                let capacity = capacity(self.question, rig);
-                let one = CellUse { stage, column, card, bytes, buffers: buffers as u64, capacity };
-                let over = |cell: &CellUse| cell.total() as f64 / cell.capacity as f64;
-                if worst.as_ref().is_none_or(|old| over(old) < over(&one)) {
-                    worst = Some(one);
-                }
-            }
-            worst.expect("a stage has a cell")
-        };
-        (0..job.grid.stages).map(of_stage).collect()
-    }
-
-    fn count_messages(&self, replica: u32, out: &mut BTreeMap<usize, f64>) {
-        let (stages, chunks) = (self.candidate.grid.stages, self.candidate.chunks);
-        for column in self.columns(replica) {
-            let part = self.division.column(column);
-            let tokens = (part.end - part.start) as f64 * f64::from(self.job.training.sequence);
-            let machine = |stage| self.layout.machines[self.candidate.card(stage, column)];
-            for hop in 1..stages * chunks {
-                let (a, b) = (machine((hop - 1) % stages), machine(hop % stages));
-                for end in [a, b] {
-                    let bytes = if a == b { 0.0 } else { tokens * self.plain_row() };
-                    *out.entry(end).or_default() += bytes;
-                }
-            }
-        }
-        for stage in 0..stages {
-            let mut per_machine: BTreeMap<usize, f64> = BTreeMap::new();
-            let own: Vec<f64> = self
-                .columns(replica)
-                .map(|column| {
-                    let part = self.division.column(column);
-                    (part.end - part.start) as f64 * f64::from(self.job.training.sequence)
-                })
-                .collect();
-            let group = self.members(replica, stage, &own);
-            let rows = self
-                .layout
-                .network
-                .exchange(&self.job.model, &group, self.question.software)
-                .rows_outside;
-            for member in &group {
-                *per_machine.entry(member.machine).or_default() += 1.0 / group.len() as f64;
-            }
-            let moe = self.moe_layers(stage);
-            let bytes = 2.0 * moe * rows * (self.row() + self.plain_row());
-            for (machine, part) in per_machine {
-                *out.entry(machine).or_default() += bytes * part;
-            }
-        }
-    }
-
-    fn moe_layers(&self, stage: u32) -> f64 {
-        let model = &self.job.model;
-        let all = super::candidate::ranges(&self.candidate.layers);
-        let own = all.iter().skip(stage as usize).step_by(self.candidate.grid.stages as usize);
-        let n = own.flat_map(Clone::clone).filter(|layer| model.is_moe(*layer)).count() as f64;
-        let last = stage + 1 == self.candidate.grid.stages && model.n_routed_experts > 0;
-        if last { n + f64::from(model.num_nextn_predict_layers) } else { n }
-    }
-
-    /// Sums of gradients at the end of a step, in FP32: dense ones over the cells of a stage, experts' over replicas.
-    /// First inside each machine, then over the network, which all stages share.
-    fn sums(&self, out: &mut BTreeMap<usize, f64>) -> f64 {
-        let grid = self.candidate.grid;
-        let (_, plan) = self.candidate.replica(self.question.job, 0);
-        let model = &self.job.model;
-        let all: u32 = self.candidate.experts.iter().sum();
-        let (mut inside_s, mut outside_s) = (0.0_f64, 0.0_f64);
-        let mut network: BTreeMap<usize, f64> = BTreeMap::new();
-        for stage in 0..grid.stages {
-            let layers: Vec<u32> =
-                plan.chunks_of(stage).flat_map(|chunk| chunk.layers.clone()).collect();
-            let dense: u64 =
-                layers.iter().map(|layer| arithmetic::dense_linears(model, *layer)).sum();
-            let experts: u64 =
-                layers.iter().map(|layer| arithmetic::routed_linears(model, *layer, all)).sum();
-            let ends = u64::from(stage == 0) + u64::from(stage + 1 == grid.stages);
-            let table = u64::from(model.vocab_size) * u64::from(model.hidden_size);
-            let dense = 4.0 * (dense + ends * table) as f64;
-            let experts = 4.0 * experts as f64;
-            let mut per_machine: BTreeMap<usize, f64> = BTreeMap::new();
-            for column in 0..grid.columns() {
-                *per_machine
-                    .entry(self.layout.machines[self.candidate.card(stage, column)])
-                    .or_default() += 1.0;
-            }
-            let machines: Vec<usize> = per_machine.keys().copied().collect();
-            let most = per_machine.values().copied().fold(0.0, f64::max);
-            // A card sums its part with the others of its machine.
-            let peers = machines.iter().map(|at| self.layout.network.peers(*at).bytes_per_s);
-            let peers = peers.fold(f64::INFINITY, f64::min);
-            inside_s = inside_s.max(2.0 * (most - 1.0) / most * dense / peers);
-            // Each machine's part of the experts: its cards have so much of a copy.
-            let copies = f64::from(grid.replicas);
-            let shards = f64::from(grid.expert_shards);
-            let experts = if grid.replicas > 1 {
-                experts * (most / shards).min(1.0) * (copies - 1.0) / copies
-            } else {
-                0.0
-            };
-            let dense = if machines.len() > 1 { dense } else { 0.0 };
-            let experts = if machines.len() > 1 { experts } else { 0.0 };
-            outside_s = outside_s.max(self.layout.network.ring_s(&machines, dense + experts));
-            for machine in machines {
-                *network.entry(machine).or_default() += 2.0 * (dense + experts);
-            }
-        }
-        // Several stages of a machine share its network.
-        for (machine, bytes) in &network {
-            outside_s = outside_s.max(bytes / 2.0 / self.layout.network.nic(*machine));
-            *out.entry(*machine).or_default() += bytes;
-        }
-        inside_s + outside_s
-    }
-
-    fn update(&self) -> f64 {
-        let moments = self.job.training.moments.bytes() as f64 / 2.0;
-        let cells = self.memory(0);
-        let of = |cell: &CellUse| {
-            let rig = self.layout.rig(cell.card);
-            self.cards[rig].update_s(cell.bytes.masters as f64 / 4.0, moments)
-        };
-        cells.iter().map(of).fold(0.0, f64::max)
     }
 }

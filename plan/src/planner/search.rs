@@ -51,6 +51,9 @@ const EXACT_UNITS: usize = 5;
 const SIMULATED: usize = 24;
 const IMPROVED: usize = 3;
 
+/// Of many cards one simulation takes long, and improves little.
+const SIMULATED_LARGE: usize = 6;
+
 /// Plans a job for a fleet.
 pub fn plan(question: &Question<'_>) -> Result<Answer, Misfit> {
     let layout = Layout::of(question.fleet);
@@ -78,6 +81,11 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Too many cards to try much.
+    fn is_large(&self) -> bool {
+        self.layout.machines.len() > 128
+    }
+
     fn all(&mut self) {
         for shards in self.shard_counts() {
             let units = self.units(shards);
@@ -85,7 +93,9 @@ impl Search<'_> {
             let most = units.len().min(model.num_hidden_layers as usize).min(256);
             for stages in 1..=most {
                 // Of many units, numbers of stages near each other are alike.
-                if stages > 16 && !stages.is_multiple_of(4) && units.len() > 64 {
+                let round =
+                    stages.is_power_of_two() || (stages % 3 == 0 && (stages / 3).is_power_of_two());
+                if units.len() > 64 && stages > 4 && stages < most && !round {
                     continue;
                 }
                 for pattern in self.patterns(&units, stages) {
@@ -151,8 +161,15 @@ impl Search<'_> {
         } else {
             self.exact = false;
         }
+        if self.is_large() {
+            orders.truncate(1);
+        }
         for order in orders {
-            let counts: BTreeSet<usize> = [whole, (fast / stages).min(whole), 1].into();
+            let counts: BTreeSet<usize> = if self.is_large() {
+                [whole].into()
+            } else {
+                [whole, (fast / stages).min(whole), 1].into()
+            };
             for replicas in counts.into_iter().filter(|n| *n > 0) {
                 let used = &order[..stages * replicas];
                 let rows = used.chunks(stages).map(<[Vec<usize>]>::to_vec).collect();
@@ -169,7 +186,8 @@ impl Search<'_> {
         let stages = pattern.units[0].len();
         let columns = pattern.units.len() * pattern.units[0][0].len();
         let batch = self.question.job.training.batch as usize;
-        for microbatch in [1, 2, 4, 8, 16] {
+        for microbatch in if self.is_large() { 0..=0 } else { 0..=4 }.map(|power| 1_usize << power)
+        {
             // As many microbatches as stages, or there is little to fill them with.
             if microbatch > 1 && microbatch * columns * stages > batch {
                 break;
@@ -199,8 +217,9 @@ impl Search<'_> {
             let is_new = grids.insert((grid.stages, grid.expert_shards, grid.replicas));
             if is_new { first.push(candidate) } else { rest.push(candidate) }
         }
-        first.truncate(SIMULATED / 2);
-        rest.truncate(SIMULATED - first.len());
+        let simulated = if self.is_large() { SIMULATED_LARGE } else { SIMULATED };
+        first.truncate(simulated / 2);
+        rest.truncate(simulated - first.len());
         let mut simulated: Vec<(Prediction, Candidate)> = Vec::new();
         for candidate in first.into_iter().chain(rest) {
             if let Some(prediction) = self.try_out(&candidate) {
@@ -208,7 +227,7 @@ impl Search<'_> {
             }
         }
         simulated.sort_by(|a, b| a.0.step_s.total_cmp(&b.0.step_s));
-        let improved = simulated.len().min(IMPROVED);
+        let improved = if self.is_large() { 0 } else { simulated.len().min(IMPROVED) };
         for (prediction, candidate) in &mut simulated[..improved] {
             self.improve(prediction, candidate);
         }
@@ -249,7 +268,7 @@ impl Search<'_> {
     /// Takes the best move until none is better: a layer to the next stage, two stages' cards exchanged, sequences
     /// to another column, other microbatches, another schedule.
     fn improve(&mut self, prediction: &mut Prediction, candidate: &mut Candidate) {
-        for _ in 0..12 {
+        for _ in 0..10 {
             let mut best: Option<(Prediction, Candidate)> = None;
             for other in moves(candidate, prediction, self.question) {
                 self.considered += 1;
@@ -291,8 +310,8 @@ fn moves(
         }
     }
     let columns = grid.columns() as usize;
-    if stages <= 16 {
-        for (a, b) in (0..stages).flat_map(|a| (a + 1..stages).map(move |b| (a, b))) {
+    if stages <= 32 {
+        for (a, b) in (0..stages).filter(|to| *to != fullest).map(|to| (fullest, to)) {
             push(&|other| {
                 for column in 0..columns {
                     other.cards.swap(a * columns + column, b * columns + column);

@@ -70,11 +70,16 @@ pub(crate) fn job_for(fleet: &Fleet) -> Job {
     job(model, 256, 4096)
 }
 
-/// A job with a model, a batch and a sequence.
+/// A job in FP8 with a model, a batch and a sequence.
 pub(crate) fn job(model: &str, batch: u32, sequence: u32) -> Job {
+    job_in("fp8", model, batch, sequence)
+}
+
+/// The same in any precision.
+pub(crate) fn job_in(precision: &str, model: &str, batch: u32, sequence: u32) -> Job {
     let text = format!(
         "{{apiVersion: shoal/v1, kind: Training, metadata: {{name: planned}}, spec: {{data: {{files: [x]}}, \
-         model: {model}, training: {{batch: {batch}, sequence: {sequence}, precision: fp8}}}}}}"
+         model: {model}, training: {{batch: {batch}, sequence: {sequence}, precision: {precision}}}}}}}"
     );
     parse("planned.yaml", &text, &[], &|_| Err(std::io::ErrorKind::NotFound.into()))
         .expect("it is valid")

@@ -4,6 +4,7 @@ mod bench;
 mod checkpoints;
 mod eval;
 mod models;
+mod plan;
 mod runs;
 mod text;
 mod voice;
@@ -18,6 +19,7 @@ pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train}
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
+pub(crate) use plan::{Plan, PlanOutput};
 pub(crate) use runs::{Compare, Events};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 pub(crate) use voice::{Generate, Model, Serve, Speculate};
@@ -31,6 +33,7 @@ Examples:
   shoal launch job.yaml --set training.steps=50 --set workers.local=2
   shoal launch job.yaml --run-dir runs/second-try
   shoal validate job.yaml
+  shoal plan job.yaml --fleet fleet.yaml
   shoal data stats ~/notes/**/*.md
   shoal generate runs/quickstart 'pub fn '
 
@@ -77,6 +80,12 @@ pub(crate) enum Verb {
     Launch(Launch),
     /// Check a manifest and show its plan; starts nothing
     Validate(Validate),
+    /// Say what a job would take on a fleet: who does what, how long, at what price; starts nothing
+    ///
+    /// Chooses stages, expert shards, replicas, layers, shares, microbatches and schedule for the rigs of a
+    /// fleet's file, so that the predicted step is shortest and every card has room.
+    #[command(after_help = plan::PLAN_EXAMPLES)]
+    Plan(Plan),
     /// Look at text, count it, and train tokenizers; starts no run
     #[command(subcommand)]
     Data(Data),

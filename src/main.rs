@@ -24,6 +24,7 @@ mod manifest;
 mod metrics;
 mod mirror;
 mod models;
+mod plan;
 mod preflight;
 mod progress;
 mod restarts;
@@ -67,6 +68,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
     match verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Validate(args) => validate(&args),
+        Verb::Plan(args) => plan::plan(&args),
         Verb::Data(verb) => data::run(&verb),
         Verb::Import(args) => models::import(&args),
         Verb::Export(args) => models::export(&args),

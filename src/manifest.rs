@@ -30,13 +30,22 @@ pub(crate) struct Loaded {
     pub plan: Plan,
 }
 
-/// Reads, checks, and looks the files up. Starts nothing and writes nothing.
-pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
+/// The job alone: the text it trains on need not be there.
+pub(crate) fn job(args: &cli::Manifest) -> Result<Job, Stopped> {
+    Ok(parsed(args)?.job)
+}
+
+fn parsed(args: &cli::Manifest) -> Result<Manifest, Stopped> {
     let name = args.file.display().to_string();
     let text = fs::read_to_string(&args.file)
         .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;
-    let manifest = parse(&name, &text, &args.overrides, &read_config)
-        .map_err(|error| Stopped::Input(error.to_string()))?;
+    parse(&name, &text, &args.overrides, &read_config)
+        .map_err(|error| Stopped::Input(error.to_string()))
+}
+
+/// Reads, checks, and looks the files up. Starts nothing and writes nothing.
+pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
+    let manifest = parsed(args)?;
     let files = manifest.files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;
     // The sets' patterns must match, too; `fetch` looks them up again, with what it fetched.
     manifest.evaluation_files(&environment).map_err(|error| Stopped::Input(error.to_string()))?;

@@ -150,3 +150,44 @@ fn a_worker_without_a_secret_says_who_starts_it() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("shoal launch"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_fleet_is_planned_for_people_and_for_programs() {
+    let place = Place::new("plan");
+    let fleet = |rigs: &str| {
+        let path = place.0.join("fleet.yaml");
+        fs::write(&path, format!("apiVersion: shoal/v1\nkind: Fleet\nspec:\n  rigs: {rigs}\n"))
+            .unwrap();
+        path.display().to_string()
+    };
+    let job = "docs/planner/job.yaml";
+    let two = fleet("[{name: a, gpu: RTX5090, count: 2}, {name: b, gpu: RTX4090}]");
+    let picture = place.0.join("step.svg").display().to_string();
+    let small = ["--set", "model.num_hidden_layers=4", "--set", "model.vocab_size=32000"];
+    let plan = |fleet: &str, more: &[&str]| {
+        let mut args = vec!["plan", job, "--fleet", fleet];
+        args.extend(more);
+        shoal(&args)
+    };
+    let mut more = small.to_vec();
+    more.extend(["--tokens", "1B", "--svg", &picture, "--what-if", "rig-=b"]);
+    let shown = plan(&two, &more);
+    let told = text(&shown.stdout);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    for wanted in ["lower bound", "bound by", "To 1.0B tokens", "rig-=b", "In the manifest:"] {
+        assert!(told.contains(wanted), "{wanted}: {told}");
+    }
+    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg "));
+    more.extend(["-o", "json"]);
+    let answer: serde_json::Value = serde_json::from_slice(&plan(&two, &more).stdout).unwrap();
+    assert!(answer["step_s"].as_f64().unwrap() >= answer["bound_s"].as_f64().unwrap());
+    assert_eq!(answer["what_if"][0]["change"], "rig-=b");
+
+    let unknown = plan(&fleet("[{name: a, gpu: RTX4909}]"), &small);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("did you mean `RTX4090`?"));
+    let tiny = plan(&fleet("[{name: a, gpu: RTX3070}]"), &[]);
+    assert_eq!(tiny.status.code(), Some(1));
+    let told = text(&tiny.stderr);
+    assert!(told.contains("a card of a lacks") && told.contains("more like a"), "{told}");
+}

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use shoal_plan::fleet;
 use shoal_plan::manifest::{REFERENCE_FILE, SCHEMA_FILE, reference, schema};
 
 const BEGIN: &str = "<!-- generated from here: cargo test --test documents -->\n";
@@ -41,11 +42,30 @@ fn the_schema_in_the_repository_is_the_programs() {
 
 #[test]
 fn the_reference_lists_every_key_as_the_program_reads_it() {
-    let old = fs::read_to_string(root().join(REFERENCE_FILE)).unwrap();
+    generated(REFERENCE_FILE, &reference());
+}
+
+#[test]
+fn the_fleets_schema_and_reference_are_the_programs() {
+    check(fleet::SCHEMA_FILE, &format!("{:#}\n", fleet::schema()));
+    generated(fleet::REFERENCE_FILE, &fleet::reference());
+    let validator = jsonschema::validator_for(&fleet::schema()).unwrap();
+    let example = fs::read_to_string(root().join("docs/planner/fleet.yaml")).unwrap();
+    assert!(validator.is_valid(&json(&example)));
+    fleet::parse("docs/planner/fleet.yaml", &example).unwrap();
+    for bad in ["{name: a}", "{name: a, gpu: H100, cuont: 2}", "{name: a, gpu: H100, nic: fast}"] {
+        let text = format!("apiVersion: shoal/v1\nkind: Fleet\nspec: {{rigs: [{bad}]}}\n");
+        assert!(!validator.is_valid(&json(&text)), "{bad}");
+    }
+}
+
+/// Compares the generated part of a document, or writes it.
+fn generated(file: &str, tables: &str) {
+    let old = fs::read_to_string(root().join(file)).unwrap();
     let (before, rest) = old.split_once(BEGIN).expect("the generated part has a beginning");
     let (_, after) = rest.split_once(END).expect("the generated part has an end");
-    check(REFERENCE_FILE, &format!("{before}{BEGIN}\n{}\n{END}{after}", reference()));
-    assert!(!reference().contains("|  |\n"), "every key has a meaning");
+    check(file, &format!("{before}{BEGIN}\n{tables}\n{END}{after}"));
+    assert!(!tables.contains("|  |\n"), "every key has a meaning");
 }
 
 #[test]

@@ -37,10 +37,14 @@ pub fn parameters(model: &ModelConfig) -> Parameters {
 pub fn layer_flops(model: &ModelConfig, layer: u32, sequence: u32) -> f64 {
     let weights =
         dense_linears(model, layer) + routed_linears(model, layer, model.num_experts_per_tok);
+    FLOPS_PER_WEIGHT * weights as f64 + attention_flops(model, sequence)
+}
+
+/// The part of `layer_flops` that is products of queries, keys and values, a third of it forward.
+pub(crate) fn attention_flops(model: &ModelConfig, sequence: u32) -> f64 {
     let head = f64::from(model.qk_head_dim()) + f64::from(model.v_head_dim);
     let attended = f64::from(sequence) / 2.0;
-    let attention = FLOPS_PER_WEIGHT * f64::from(model.num_attention_heads) * head * attended;
-    FLOPS_PER_WEIGHT * weights as f64 + attention
+    FLOPS_PER_WEIGHT * f64::from(model.num_attention_heads) * head * attended
 }
 
 /// The part of `layer_flops` that the cells of an expert group share: the chosen routed experts.
@@ -64,24 +68,66 @@ pub fn flops_per_token(model: &ModelConfig, sequence: u32) -> f64 {
     layers + last_stage_flops(model, sequence)
 }
 
-/// Weights of a layer that every cell of its stage holds and every token meets: attention, the
-/// dense feed-forward or the shared experts and the router.
-pub(crate) fn dense_linears(model: &ModelConfig, layer: u32) -> u64 {
+/// A matrix that rows of values are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linear {
+    pub inputs: u64,
+    pub outputs: u64,
+    /// Multiplied once more in the backward pass, so that its output need not be kept.
+    pub again: bool,
+}
+
+impl Linear {
+    fn new(inputs: u64, outputs: u64) -> Self {
+        Self { inputs, outputs, again: false }
+    }
+
+    pub fn weights(self) -> u64 {
+        self.inputs * self.outputs
+    }
+}
+
+/// The Linears of a layer that every cell of its stage holds and every token meets: attention, the
+/// dense feed-forward or the shared experts and the router. Queries, keys and values are computed
+/// again in the backward pass.
+pub(crate) fn linears(model: &ModelConfig, layer: u32) -> Vec<Linear> {
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
     let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
     let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
     let kv = u64::from(model.kv_lora_rank);
-    let query = match model.q_lora_rank.map(u64::from) {
-        Some(rank) => rank * (d + heads * qk),
-        None => d * heads * qk,
+    let again = |inputs, outputs| Linear { again: true, ..Linear::new(inputs, outputs) };
+    let mut all = match model.q_lora_rank.map(u64::from) {
+        Some(rank) => vec![Linear::new(d, rank), again(rank, heads * qk)],
+        None => vec![again(d, heads * qk)],
     };
-    let attention = query + d * (kv + rope) + kv * heads * (nope + v) + heads * v * d;
-    let feed_forward = if model.is_moe(layer) {
-        3 * d * u64::from(model.moe_intermediate_size) * u64::from(model.n_shared_experts)
+    all.extend([
+        Linear::new(d, kv + rope),
+        again(kv, heads * (nope + v)),
+        Linear::new(heads * v, d),
+    ]);
+    let hidden = if model.is_moe(layer) {
+        all.push(Linear::new(d, u64::from(model.n_routed_experts)));
+        u64::from(model.moe_intermediate_size) * u64::from(model.n_shared_experts)
     } else {
-        3 * d * u64::from(model.intermediate_size)
+        u64::from(model.intermediate_size)
     };
-    attention + feed_forward + router(model, layer)
+    all.extend(feed_forward(d, hidden));
+    all
+}
+
+/// The Linears of one routed expert.
+pub(crate) fn expert_linears(model: &ModelConfig) -> [Linear; 2] {
+    feed_forward(model.hidden_size.into(), model.moe_intermediate_size.into())
+}
+
+/// Gate and up side by side, and down.
+fn feed_forward(d: u64, hidden: u64) -> [Linear; 2] {
+    [Linear::new(d, 2 * hidden), Linear::new(hidden, d)]
+}
+
+/// Weights of `linears`.
+pub(crate) fn dense_linears(model: &ModelConfig, layer: u32) -> u64 {
+    linears(model, layer).into_iter().map(Linear::weights).sum()
 }
 
 /// Weights of `n_experts` routed experts; none in a dense layer.

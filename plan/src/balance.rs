@@ -9,40 +9,45 @@ use std::ops::Range;
 ///
 /// The cost is cubic: `n_parts * costs.len()^2` additions.
 pub(crate) fn cut(costs: &[f64], n_parts: usize, last_extra: f64) -> Vec<Range<usize>> {
-    assert!(0 < n_parts && n_parts <= costs.len(), "{n_parts} parts of {} costs", costs.len());
-    let row = Row::new(costs, n_parts, last_extra);
-    let largest = row.best(f64::INFINITY, f64::max).0;
-    // Sums taken in another order differ in their last bits.
-    let (_, ends) = row.best(largest * (1.0 + 1e-12), |sum, part| sum + part * part);
-    let starts = [0].into_iter().chain(ends.iter().copied());
-    starts.zip(ends.iter().copied()).map(|(start, end)| start..end).collect()
+    let mut prefix = vec![0.0];
+    for cost in costs {
+        prefix.push(prefix[prefix.len() - 1] + cost);
+    }
+    let part = |part: usize, start: usize, end: usize| {
+        let extra = if part + 1 == n_parts { last_extra } else { 0.0 };
+        prefix[end] - prefix[start] + extra
+    };
+    cut_by(costs.len(), n_parts, part).expect("every part has a finite cost")
 }
 
-/// The costs as prefix sums.
-struct Row {
-    prefix: Vec<f64>,
+/// The same of `n` things, where a part's cost depends on which part it is: `cost(part, start, end)`,
+/// infinite where that part cannot have them. `None`: no cut is possible.
+pub(crate) fn cut_by(
+    n: usize,
     n_parts: usize,
-    last_extra: f64,
+    cost: impl Fn(usize, usize, usize) -> f64,
+) -> Option<Vec<Range<usize>>> {
+    assert!(0 < n_parts && n_parts <= n, "{n_parts} parts of {n} costs");
+    let row = Row { n, n_parts, cost };
+    let largest = row.best(f64::INFINITY, f64::max)?.0;
+    // Sums taken in another order differ in their last bits.
+    let (_, ends) = row.best(largest * (1.0 + 1e-12), |sum, part| sum + part * part)?;
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    Some(starts.zip(ends.iter().copied()).map(|(start, end)| start..end).collect())
 }
 
-impl Row {
-    fn new(costs: &[f64], n_parts: usize, last_extra: f64) -> Self {
-        let mut prefix = vec![0.0];
-        for cost in costs {
-            prefix.push(prefix[prefix.len() - 1] + cost);
-        }
-        Self { prefix, n_parts, last_extra }
-    }
+/// The things and what parts of them cost.
+struct Row<F> {
+    n: usize,
+    n_parts: usize,
+    cost: F,
+}
 
-    fn part(&self, part: usize, start: usize, end: usize) -> f64 {
-        let extra = if part + 1 == self.n_parts { self.last_extra } else { 0.0 };
-        self.prefix[end] - self.prefix[start] + extra
-    }
-
+impl<F: Fn(usize, usize, usize) -> f64> Row<F> {
     /// The cut that minimises `combine` folded over its parts, none above `limit`: the value, and
     /// where each part ends.
-    fn best(&self, limit: f64, combine: impl Fn(f64, f64) -> f64) -> (f64, Vec<usize>) {
-        let n = self.prefix.len() - 1;
+    fn best(&self, limit: f64, combine: impl Fn(f64, f64) -> f64) -> Option<(f64, Vec<usize>)> {
+        let n = self.n;
         // value[end] of the parts so far, and for each part where it starts.
         let mut value = vec![f64::INFINITY; n + 1];
         value[0] = 0.0;
@@ -52,7 +57,10 @@ impl Row {
             let mut start_of = vec![0; n + 1];
             for end in part + 1..=n - (self.n_parts - part - 1) {
                 for (start, before) in value[..end].iter().enumerate().skip(part) {
-                    let cost = self.part(part, start, end);
+                    if before.is_infinite() {
+                        continue;
+                    }
+                    let cost = (self.cost)(part, start, end);
                     let total = combine(*before, cost);
                     // `<=`: of equals, the latest start, which leaves more to the earlier parts.
                     if cost <= limit && total <= next[end] {
@@ -64,12 +72,15 @@ impl Row {
             value = next;
             starts.push(start_of);
         }
+        if value[n].is_infinite() {
+            return None;
+        }
         let mut ends = vec![n];
         for start_of in starts[1..].iter().rev() {
             ends.push(start_of[ends[ends.len() - 1]]);
         }
         ends.reverse();
-        (value[n], ends)
+        Some((value[n], ends))
     }
 }
 

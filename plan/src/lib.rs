@@ -4,7 +4,8 @@
 //!
 //! Reading order: `grid` (cells), `model` (the network's sizes), `numerics` (how numbers are kept), `job` (a checked manifest),
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
-//! (who hosts which cell, and why), `buddies` (who holds copies of its state), `schedule` (slots), `batch` and `samples` (which text when),
+//! (who hosts which cell, and why), `buddies` (who holds copies of its state), `schedule` (slots), `gpus`, `fleet`, `cost` and
+//! `planner` (what a run would take on cards one may not even have), `batch` and `samples` (which text when),
 //! `learning_rate` (how fast it learns when), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
 
 pub mod arithmetic;
@@ -12,7 +13,10 @@ mod balance;
 pub mod batch;
 pub mod buddies;
 pub mod checkpoint;
+pub mod cost;
+pub mod fleet;
 pub mod globs;
+pub mod gpus;
 pub mod grid;
 pub mod job;
 pub mod learning_rate;
@@ -22,6 +26,7 @@ pub mod model;
 pub mod numerics;
 pub mod placement;
 pub mod plan;
+pub mod planner;
 pub mod report;
 pub mod routing;
 pub mod samples;

@@ -5,19 +5,19 @@
 //! defaults below it (`defaults`); serde reads the shared types out of the result (`reader`), so
 //! the key list is theirs. Relations between values are `rules`.
 
-mod complaint;
+pub(crate) mod complaint;
 mod data_section;
 mod defaults;
 mod difference;
 mod init;
 mod model_section;
-mod nearest;
+pub(crate) mod nearest;
 mod overrides;
-mod reader;
-mod reference;
+pub(crate) mod reader;
+pub(crate) mod reference;
 mod rules;
 mod schema;
-mod tree;
+pub(crate) mod tree;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -270,7 +270,12 @@ fn build(
     Ok((job, root))
 }
 
-fn check_word(root: &Node, path: &str, got: &str, wanted: &str) -> Result<(), Complaint> {
+pub(crate) fn check_word(
+    root: &Node,
+    path: &str,
+    got: &str,
+    wanted: &str,
+) -> Result<(), Complaint> {
     if got == wanted {
         return Ok(());
     }

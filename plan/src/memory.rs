@@ -46,7 +46,7 @@ impl CellBytes {
 struct TokenBytes {
     /// For each token of the cell's own sequences.
     own: u64,
-    /// For each token of the group that has sent a row to this shard: all of them, at most.
+    /// For each token of the group that has sent a row to this shard.
     received: u64,
     /// For each token of the group in the routed experts, all of them together; a shard has its part.
     routed: u64,
@@ -122,11 +122,13 @@ fn activations(job: &Job, plan: &Plan, id: CellId, chunks: &[Vec<u32>]) -> u64 {
     let group = group.sum::<u64>();
     let routed = group * u64::from(experts.end - experts.start);
     let routed = routed.div_ceil(u64::from(model.n_routed_experts.max(1)));
+    // A token sends one row to a shard, whatever it chose there; of many shards, it chose some.
+    let received = routed.saturating_mul(model.num_experts_per_tok.into()).min(group);
     // A silly batch of a silly model is more bytes than 64 bits can count.
     let bytes = |layers: &[u32], of: fn(&Job, u32) -> TokenBytes| {
         let layers = layers.iter().map(|layer| of(job, *layer));
         layers.fold(0_u64, |sum, layer| {
-            let parts = [(layer.own, own), (layer.received, group), (layer.routed, routed)];
+            let parts = [(layer.own, own), (layer.received, received), (layer.routed, routed)];
             parts
                 .into_iter()
                 .fold(sum, |sum, (bytes, n)| sum.saturating_add(bytes.saturating_mul(n)))

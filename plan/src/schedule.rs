@@ -14,6 +14,7 @@ mod pipeline;
 mod simulate;
 #[cfg(test)]
 mod stopwatch;
+pub mod timeline;
 mod zb_h1;
 
 use std::fmt;

@@ -70,9 +70,9 @@ impl fmt::Display for Problem {
 
 /// A problem before it is shown. Also serde's error while the tree is read.
 #[derive(Clone, Debug)]
-pub(super) struct Complaint {
-    pub(super) at: At,
-    pub(super) path: String,
+pub(crate) struct Complaint {
+    pub(crate) at: At,
+    pub(crate) path: String,
     what: String,
     help: String,
     /// `path` is so far only the name of a missing key.
@@ -80,20 +80,20 @@ pub(super) struct Complaint {
 }
 
 impl Complaint {
-    pub(super) fn new(at: At, path: impl Into<String>, what: impl Into<String>) -> Self {
+    pub(crate) fn new(at: At, path: impl Into<String>, what: impl Into<String>) -> Self {
         Self { at, path: path.into(), what: what.into(), help: String::new(), is_missing: false }
     }
 
-    pub(super) fn help(self, help: impl Into<String>) -> Self {
+    pub(crate) fn help(self, help: impl Into<String>) -> Self {
         Self { help: help.into(), ..self }
     }
 
-    pub(super) fn moved(self, f: &impl Fn(At) -> At) -> Self {
+    pub(crate) fn moved(self, f: &impl Fn(At) -> At) -> Self {
         Self { at: f(self.at), ..self }
     }
 
     /// Says where, unless that is known already.
-    pub(super) fn or_at(self, at: At, path: &str) -> Self {
+    pub(crate) fn or_at(self, at: At, path: &str) -> Self {
         if !self.path.is_empty() && !self.is_missing {
             return self;
         }
@@ -128,31 +128,31 @@ impl serde::de::Error for Complaint {
 
 /// A text that values come from.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
-    pub(super) name: String,
-    pub(super) text: String,
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) text: String,
 }
 
 /// All texts of one manifest; `At::source` counts in them. The first is the manifest.
 #[derive(Clone, Debug)]
-pub(super) struct Sources(Vec<Source>);
+pub(crate) struct Sources(Vec<Source>);
 
 impl Sources {
-    pub(super) fn new(name: &str, text: &str) -> Self {
+    pub(crate) fn new(name: &str, text: &str) -> Self {
         Self(vec![Source { name: name.to_owned(), text: text.to_owned() }])
     }
 
-    pub(super) fn manifest(&self) -> &Source {
+    pub(crate) fn manifest(&self) -> &Source {
         &self.0[0]
     }
 
     /// Adds a text and says its number.
-    pub(super) fn add(&mut self, name: String, text: String) -> usize {
+    pub(crate) fn add(&mut self, name: String, text: String) -> usize {
         self.0.push(Source { name, text });
         self.0.len() - 1
     }
 
-    pub(super) fn explain(&self, complaints: &[Complaint]) -> ManifestError {
+    pub(crate) fn explain(&self, complaints: &[Complaint]) -> ManifestError {
         assert!(!complaints.is_empty(), "an error has a problem");
         ManifestError { problems: complaints.iter().map(|one| self.problem(one)).collect() }
     }
@@ -193,7 +193,7 @@ fn clean(text: &str) -> String {
 }
 
 /// A name or value from the file, for a message.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let mut shown: String = text.chars().take(QUOTE_MAX).collect();
     if shown.len() < text.len() {
         shown += "...";

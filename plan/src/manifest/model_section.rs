@@ -51,7 +51,7 @@ pub(super) fn read(
             let fields = tiny();
             let mut names: Vec<&str> = vec!["preset", "config"];
             names.extend(fields.entries().iter().map(|entry| entry.key.as_str()));
-            reader::refuse_unknown(given.entries(), PATH, &names)?;
+            reader::refuse_unknown(given.entries(), PATH, &names, super::section_of)?;
             let base = base(&given, sources, read_file)?;
             let unscaled = given.get("rope_scaling").is_some_and(|node| node.value == Value::Null);
             let mut merged = base.overlay(without_source(given), PATH)?;

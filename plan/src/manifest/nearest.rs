@@ -2,7 +2,7 @@
 
 /// The candidate closest to `name`, if one is close enough to be a slip: a third of its letters,
 /// and two at least, may differ.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

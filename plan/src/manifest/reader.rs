@@ -14,21 +14,35 @@ use super::nearest::nearest;
 use super::tree::{At, Entry, Node, Value, join};
 
 /// Reads a `T` out of a node that stands at `path`.
-pub(super) fn read<T: for<'de> Deserialize<'de>>(node: &Node, path: &str) -> Result<T, Complaint> {
-    T::deserialize(Reader { node, path }).map_err(|error| error.or_at(node.at, path))
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(node: &Node, path: &str) -> Result<T, Complaint> {
+    let home: Home = super::section_of;
+    T::deserialize(Reader { node, path, home }).map_err(|error| error.or_at(node.at, path))
 }
 
+/// The same for a file that is no manifest: no key of it belongs into a section of one.
+pub(crate) fn read_elsewhere<T: for<'de> Deserialize<'de>>(
+    node: &Node,
+    path: &str,
+) -> Result<T, Complaint> {
+    let home: Home = |_| None;
+    T::deserialize(Reader { node, path, home }).map_err(|error| error.or_at(node.at, path))
+}
+
+/// Where a key belongs that stands in the wrong place.
+pub(crate) type Home = fn(&str) -> Option<String>;
+
 /// Refuses keys that are not in `names`, and says which was probably meant.
-pub(super) fn refuse_unknown(
+pub(crate) fn refuse_unknown(
     entries: &[Entry],
     path: &str,
     names: &[&str],
+    home: Home,
 ) -> Result<(), Complaint> {
     let Some(entry) = entries.iter().find(|entry| !names.contains(&entry.key.as_str())) else {
         return Ok(());
     };
     let what = format!("unknown key {}", quote(&entry.key));
-    let help = match super::section_of(&entry.key) {
+    let help = match home(&entry.key) {
         Some(home) => format!("it belongs into another section: `{home}`"),
         None => match nearest(&entry.key, names.iter().copied()) {
             Some(name) => format!("did you mean `{}`?", join(path, name)),
@@ -40,7 +54,7 @@ pub(super) fn refuse_unknown(
 }
 
 /// One text, or a list of them.
-pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
+pub(crate) fn one_or_many<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<String>, D::Error> {
     struct OneOrMany;
@@ -73,6 +87,7 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
 struct Reader<'a> {
     node: &'a Node,
     path: &'a str,
+    home: Home,
 }
 
 impl Reader<'_> {
@@ -126,7 +141,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         match &self.node.value {
             Value::Text(text) => visitor.visit_str(text),
             Value::List(items) => {
-                visitor.visit_seq(Items { nodes: items, next: 0, path: self.path })
+                visitor.visit_seq(Items { nodes: items, next: 0, path: self.path, home: self.home })
             }
             Value::Null | Value::Bool(_) | Value::Whole(_) | Value::Real(_) | Value::Map(_) => {
                 Err(self.wanted(&expecting))
@@ -201,9 +216,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             return Err(self.wanted("a section of `key: value` lines"));
         }
         let entries = self.node.entries();
-        refuse_unknown(entries, self.path, fields)?;
-        let (path, next) = (self.path, 0);
-        visitor.visit_map(Entries { all: entries, next, path }).map_err(self.located())
+        refuse_unknown(entries, self.path, fields, self.home)?;
+        let Self { path, home, .. } = self;
+        visitor.visit_map(Entries { all: entries, next: 0, path, home }).map_err(self.located())
     }
 
     /// Keys are names of the person's own.
@@ -211,8 +226,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         if !self.node.is_section() {
             return Err(self.wanted("a section of `name: value` lines"));
         }
-        let (path, next) = (self.path, 0);
-        let entries = Entries { all: self.node.entries(), next, path };
+        let Self { path, home, .. } = self;
+        let entries = Entries { all: self.node.entries(), next: 0, path, home };
         visitor.visit_map(entries).map_err(self.located())
     }
 
@@ -256,6 +271,7 @@ struct Items<'a> {
     nodes: &'a [Node],
     next: usize,
     path: &'a str,
+    home: Home,
 }
 
 impl<'de> de::SeqAccess<'de> for Items<'_> {
@@ -268,7 +284,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         let Some(node) = self.nodes.get(self.next) else { return Ok(None) };
         let path = format!("{}[{}]", self.path, self.next);
         self.next += 1;
-        let read = seed.deserialize(Reader { node, path: &path });
+        let read = seed.deserialize(Reader { node, path: &path, home: self.home });
         read.map(Some).map_err(|error| error.or_at(node.at, &path))
     }
 }
@@ -277,6 +293,7 @@ struct Entries<'a> {
     all: &'a [Entry],
     next: usize,
     path: &'a str,
+    home: Home,
 }
 
 impl<'de> de::MapAccess<'de> for Entries<'_> {
@@ -296,7 +313,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
         let path = join(self.path, &entry.key);
         // An empty value has its place at its key.
         let at = if entry.node.at.line == 0 { entry.key_at } else { entry.node.at };
-        let read = seed.deserialize(Reader { node: &entry.node, path: &path });
+        let read = seed.deserialize(Reader { node: &entry.node, path: &path, home: self.home });
         read.map_err(|error| if error.at == At::NOWHERE { error.or_at(at, &path) } else { error })
     }
 }

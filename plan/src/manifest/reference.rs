@@ -14,11 +14,17 @@ pub fn reference() -> String {
     let mut text = String::new();
     for Section { name, schema } in sections_of_spec() {
         let _ = writeln!(text, "### `spec.{name}`\n");
-        text.push_str("| key | default | values | meaning |\n|---|---|---|---|\n");
-        rows(&mut text, "", &schema, &schema["$defs"]);
+        text.push_str(&table(&schema, &schema["$defs"]));
         text.push('\n');
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// One section as a table.
+pub(crate) fn table(schema: &Value, definitions: &Value) -> String {
+    let mut text = "| key | default | values | meaning |\n|---|---|---|---|\n".to_owned();
+    rows(&mut text, "", schema, definitions);
+    text
 }
 
 /// The keys of one section, and below each the keys inside it.
@@ -45,6 +51,10 @@ fn rows(text: &mut String, before: &str, schema: &Value, definitions: &Value) {
         let items = resolved(&property["items"], definitions);
         if items["properties"].is_object() {
             rows(text, &format!("{before}{key}[]."), items, definitions);
+        }
+        let named = resolved(&property["additionalProperties"], definitions);
+        if named["properties"].is_object() {
+            rows(text, &format!("{before}{key}.NAME."), named, definitions);
         }
     }
 }

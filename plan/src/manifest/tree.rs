@@ -11,24 +11,24 @@ use super::complaint::{Complaint, quote};
 
 /// A place in one of the sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct At {
+pub(crate) struct At {
     /// Which text; see `Sources`.
-    pub(super) source: usize,
+    pub(crate) source: usize,
     /// 1-based; 0 means nowhere: a default.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// 1-based, in characters.
-    pub(super) column: usize,
+    pub(crate) column: usize,
     /// In characters.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     /// Given with `--set`: shown without a line number.
-    pub(super) is_flag: bool,
+    pub(crate) is_flag: bool,
 }
 
 impl At {
-    pub(super) const NOWHERE: Self = Self::start(0);
+    pub(crate) const NOWHERE: Self = Self::start(0);
 
     /// A source as a whole.
-    pub(super) const fn start(source: usize) -> Self {
+    pub(crate) const fn start(source: usize) -> Self {
         Self { source, line: 0, column: 0, length: 0, is_flag: false }
     }
 
@@ -43,13 +43,13 @@ impl At {
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
-    pub(super) at: At,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) at: At,
+    pub(crate) value: Value,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Whole(i128),
@@ -61,10 +61,10 @@ pub(super) enum Value {
 
 /// One `key: value`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) key_at: At,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_at: At,
+    pub(crate) node: Node,
 }
 
 /// An absent section.
@@ -75,7 +75,7 @@ impl Default for Node {
 }
 
 /// Parses one YAML document. JSON is YAML, so this also reads a `config.json`.
-pub(super) fn parse(text: &str, source: usize) -> Result<Node, Complaint> {
+pub(crate) fn parse(text: &str, source: usize) -> Result<Node, Complaint> {
     let options = serde_saphyr::options! {
         strict_booleans: true,
         // Duplicates are found below, where their path is known.
@@ -110,13 +110,13 @@ fn yaml_message(error: &serde_saphyr::Error) -> String {
 
 impl Node {
     /// A default, which stands nowhere.
-    pub(super) fn of(value: &impl Serialize) -> Self {
+    pub(crate) fn of(value: &impl Serialize) -> Self {
         let json = serde_json::to_value(value).expect("plain structs of numbers and text");
         Self { at: At::NOWHERE, value: Value::from(json) }
     }
 
     /// Moves every place in this tree by `f`.
-    pub(super) fn move_places(&mut self, f: &impl Fn(At) -> At) {
+    pub(crate) fn move_places(&mut self, f: &impl Fn(At) -> At) {
         self.at = f(self.at);
         match &mut self.value {
             Value::List(items) => items.iter_mut().for_each(|item| item.move_places(f)),
@@ -135,7 +135,7 @@ impl Node {
     }
 
     /// The value as it was written: a text without quotes, anything else as in messages.
-    pub(super) fn written(&self) -> String {
+    pub(crate) fn written(&self) -> String {
         match &self.value {
             Value::Text(text) => text.clone(),
             other @ (Value::Null
@@ -148,12 +148,12 @@ impl Node {
     }
 
     /// Whether keys can stand in it. An empty section has no value at all.
-    pub(super) fn is_section(&self) -> bool {
+    pub(crate) fn is_section(&self) -> bool {
         matches!(self.value, Value::Map(_) | Value::Null)
     }
 
     /// The entries of a section; none in an empty one.
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Map(entries) => entries,
             Value::Null
@@ -166,18 +166,18 @@ impl Node {
     }
 
     /// The value of a key.
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         self.entries().iter().find(|entry| entry.key == key).map(|entry| &entry.node)
     }
 
     /// The value at a path such as `spec.data.files`.
-    pub(super) fn at_path(&self, path: &str) -> Option<&Self> {
+    pub(crate) fn at_path(&self, path: &str) -> Option<&Self> {
         path.split('.').try_fold(self, |node, key| node.get(key))
     }
 
     /// Where the value at a path stands, and `true`; or where the nearest section around it
     /// begins, and `false`. A path may end in a list index: `spec.data.files[0]`.
-    pub(super) fn locate(&self, path: &str) -> (At, bool) {
+    pub(crate) fn locate(&self, path: &str) -> (At, bool) {
         let mut place = if self.at.line > 0 { self.at } else { At::start(self.at.source) };
         let mut node = self;
         for part in path.split('.') {
@@ -211,7 +211,7 @@ impl Node {
     }
 
     /// Puts a value at a path; missing sections are made, standing nowhere.
-    pub(super) fn put(&mut self, path: &str, node: Self) {
+    pub(crate) fn put(&mut self, path: &str, node: Self) {
         let mut at = self;
         for key in path.split('.') {
             at = at.section_entry(key, At::NOWHERE);
@@ -220,7 +220,7 @@ impl Node {
     }
 
     /// The value of a key, made (empty, with its key at `key_at`) when it is not there.
-    pub(super) fn section_entry(&mut self, key: &str, key_at: At) -> &mut Self {
+    pub(crate) fn section_entry(&mut self, key: &str, key_at: At) -> &mut Self {
         if !matches!(self.value, Value::Map(_)) {
             self.value = Value::Map(Vec::new());
         }
@@ -234,7 +234,7 @@ impl Node {
     }
 
     /// These defaults with `given` laid over them. An empty section gives nothing.
-    pub(super) fn overlay(mut self, given: Self, path: &str) -> Result<Self, Complaint> {
+    pub(crate) fn overlay(mut self, given: Self, path: &str) -> Result<Self, Complaint> {
         self.at = given.at;
         match given.value {
             Value::Null => Ok(self),
@@ -290,7 +290,7 @@ impl Node {
 }
 
 /// A path and one more key.
-pub(super) fn join(path: &str, key: &str) -> String {
+pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 

@@ -78,17 +78,23 @@ impl EngineError {
                     FailureKind::PeerLost
                 }
             }
-            // An exchange inside a layer fails as the communicator does.
+            // An exchange inside a layer fails as the communicator does; and who asks another worker's
+            // memory in vain is not at fault.
             Self::Comm(_)
             | Self::Model(shoal_model::Error::Exchange { .. })
-            | Self::Vault(VaultError::Lost { .. } | VaultError::Stopped { .. }) => {
-                FailureKind::PeerLost
-            }
+            | Self::Vault(
+                VaultError::Lost { .. }
+                | VaultError::Stopped { .. }
+                | VaultError::NoAddress { .. }
+                | VaultError::Refused { .. }
+                | VaultError::Damaged { .. },
+            ) => FailureKind::PeerLost,
             Self::Data(_) | Self::EmptySet { .. } => FailureKind::Data,
             Self::Checkpoint(_) => FailureKind::Checkpoint,
-            Self::Model(_) | Self::Message { .. } | Self::Vault(_) | Self::OtherState { .. } => {
-                FailureKind::Internal
-            }
+            Self::Model(_)
+            | Self::Message { .. }
+            | Self::Vault(VaultError::NotTaken { .. })
+            | Self::OtherState { .. } => FailureKind::Internal,
         }
     }
 

@@ -98,7 +98,8 @@ fn impossible(question: &Question<'_>, misfit: &planner::Misfit) -> Stopped {
     } else {
         text += "\n  it would fit with";
         for remedy in remedies {
-            text += &format!("\n    {remedy}");
+            text.push_str("\n    ");
+            text.push_str(&remedy);
         }
     }
     Stopped::Failed(anyhow::anyhow!(text))

@@ -127,7 +127,6 @@ impl TryFrom<raw::FromWorker> for FromWorker {
 }
 
 impl From<FromWorker> for raw::FromWorker {
-    #[expect(clippy::too_many_lines, reason = "one arm for each message")]
     fn from(message: FromWorker) -> Self {
         use raw::from_worker::Message;
         let message = match message {

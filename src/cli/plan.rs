@@ -26,7 +26,7 @@ pub(crate) struct Plan {
     /// Train so many tokens, e.g. 20B or 1.5T [default: the manifest's steps]
     #[arg(long, value_name = "N", value_parser = tokens)]
     pub tokens: Option<f64>,
-    /// Plan a changed fleet beside it: rig+=NxGPU[@SITE], rig-=NAME, link.SITE=RATE; may be repeated
+    /// Plan a changed fleet beside it: rig+=NxGPU or rig+=NxGPU@SITE, rig-=NAME, link.SITE=RATE; may be repeated
     #[arg(long, value_name = "CHANGE")]
     pub what_if: Vec<String>,
     /// Plan without each rig in turn, and say what it would cost to lose it

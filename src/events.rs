@@ -194,33 +194,23 @@ pub(crate) fn read(directory: &Path) -> io::Result<Vec<Event>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_dir::tests::Dir;
 
-    struct Dir(PathBuf);
-
-    impl Dir {
-        fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("shoal-events-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-
-        fn log(&self) -> Log {
-            Log::open(&self.0, 7, Stopwatch::start()).unwrap()
-        }
+    /// Holds no log yet.
+    fn empty(name: &str) -> Dir {
+        let dir = Dir::new(&format!("events-{name}"));
+        fs::create_dir_all(&dir.0).unwrap();
+        dir
     }
 
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn log(dir: &Dir) -> Log {
+        Log::open(&dir.0, 7, Stopwatch::start()).unwrap()
     }
 
     #[test]
     fn a_line_has_the_keys_that_the_documents_name() {
-        let dir = Dir::new("keys");
-        let mut log = dir.log();
+        let dir = empty("keys");
+        let mut log = log(&dir);
         log.add(Kind::Launched, None, "4 workers");
         log.generation_is(Generation(2));
         log.step_is(40);
@@ -239,8 +229,8 @@ mod tests {
 
     #[test]
     fn a_full_file_becomes_the_older_one_and_the_one_before_it_is_gone() {
-        let dir = Dir::new("full");
-        let mut log = dir.log();
+        let dir = empty("full");
+        let mut log = log(&dir);
         log.bytes_max = 400;
         for number in 0..40 {
             log.add(Kind::Joined, Some(WorkerId(number)), "came");
@@ -257,13 +247,13 @@ mod tests {
 
     #[test]
     fn another_launch_appends_and_a_line_cut_short_by_a_crash_spoils_no_other() {
-        let dir = Dir::new("torn");
-        dir.log().add(Kind::Launched, None, "first");
+        let dir = empty("torn");
+        log(&dir).add(Kind::Launched, None, "first");
         let path = dir.0.join(FILE_NAME);
         let mut text = fs::read_to_string(&path).unwrap();
         text.push_str("{\"time\":17");
         fs::write(&path, text).unwrap();
-        dir.log().add(Kind::Launched, None, "second");
+        log(&dir).add(Kind::Launched, None, "second");
         let facts: Vec<String> =
             read(&dir.0).unwrap().into_iter().map(|event| event.fact).collect();
         assert_eq!(facts, ["first", "second"]);

@@ -168,32 +168,19 @@ impl Copying {
     /// Waits until the last checkpoint is in the store, or cannot be brought there.
     pub(crate) async fn finish(self) {
         let Self { mirror, mut said, metrics, shown } = self;
-        let finished = mirror.finish();
-        tokio::pin!(finished);
-        let mut failed = None;
-        loop {
-            tokio::select! {
-                biased;
-                Some(what) = said.recv() => {
-                    failed = match &what {
-                        Said::Failed { why, .. } => Some(why.clone()),
-                        Said::Stored { .. } => None,
-                    };
-                    if let Some(text) = hear(&metrics, &shown, &what) {
-                        note(&text);
-                    }
+        // The task is the only one that speaks: nothing is said after its end.
+        let listened = async {
+            let mut failed = false;
+            while let Some(what) = said.recv().await {
+                failed = matches!(what, Said::Failed { .. });
+                if let Some(text) = hear(&metrics, &shown, &what) {
+                    note(&text);
                 }
-                () = &mut finished => break,
             }
-        }
-        while let Ok(what) = said.try_recv() {
-            failed = match &what {
-                Said::Failed { why, .. } => Some(why.clone()),
-                Said::Stored { .. } => None,
-            };
-            hear(&metrics, &shown, &what);
-        }
-        if failed.is_some() {
+            failed
+        };
+        let ((), failed) = tokio::join!(mirror.finish(), listened);
+        if failed {
             note(&format!(
                 "warning: the last checkpoint is not in {shown}; it is in the run directory, and the \
                  next launch sends it"

@@ -48,16 +48,17 @@ pub(crate) fn import(args: &Import) -> Result<(), Stopped> {
 }
 
 pub(crate) fn export(args: &Export) -> Result<(), Stopped> {
-    let form = match args.dtype {
+    let to = &args.exporting;
+    let form = match to.dtype {
         ExportDtype::Bf16 => Form::Bf16,
         ExportDtype::F32 => Form::F32,
         ExportDtype::Fp8 => Form::Fp8,
     };
     let mut weights = Weights::open(&args.model)?;
-    if args.average {
+    if to.average {
         weights = weights.averaged()?;
     }
-    copy(&weights, Target::All(form), &args.output, &args.writing)
+    copy(&weights, Target::All(form), &to.output, &to.writing)
 }
 
 fn copy(weights: &Weights, target: Target, out: &Path, args: &Writing) -> Result<(), Stopped> {

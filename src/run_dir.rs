@@ -274,13 +274,14 @@ fn remove_file_if_there(path: &Path) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    struct Dir(PathBuf);
+    /// A name in the system's scratch directory where nothing is, and nothing stays.
+    pub(crate) struct Dir(pub(crate) PathBuf);
 
     impl Dir {
-        fn new(name: &str) -> Self {
+        pub(crate) fn new(name: &str) -> Self {
             let path =
                 std::env::temp_dir().join(format!("shoal-run-dir-{}-{name}", std::process::id()));
             let _ = fs::remove_dir_all(&path);

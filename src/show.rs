@@ -37,7 +37,7 @@ pub(crate) fn job(job: &Job, n_files: usize) -> String {
 }
 
 /// Parameters as people count them: 671.0B is not 671.0G.
-fn count(parameters: u64) -> String {
+pub(crate) fn count(parameters: u64) -> String {
     short(parameters as f64).replace('G', "B")
 }
 

@@ -290,7 +290,7 @@ impl State {
         self.recover_when_the_disk_is_quiet();
     }
 
-    fn message(&mut self, connection: ConnectionId, message: FromWorker) {
+    fn message(&mut self, connection: ConnectionId, mut message: FromWorker) {
         if let FromWorker::Hello(hello) = message {
             return self.join(connection, hello);
         }
@@ -301,7 +301,7 @@ impl State {
         self.count(connection, worker, &message);
         let current = self.plan.as_ref().map(|plan| plan.generation);
         let want = current;
-        if let Some(got) = generation(&message).filter(|got| Some(*got) != current) {
+        if let Some(got) = message.fence().copied().filter(|got| Some(*got) != current) {
             return self.ignore(connection, Ignored::OtherGeneration { got, want });
         }
         match message {
@@ -423,23 +423,6 @@ impl State {
 
     fn news(&mut self, news: News) {
         self.effects.push(Effect::News(news));
-    }
-}
-
-/// The generation a message claims. A heartbeat's does not matter: it only says "alive".
-fn generation(message: &FromWorker) -> Option<Generation> {
-    match message {
-        FromWorker::Hello(_) | FromWorker::Heartbeat { .. } | FromWorker::Leaving { .. } => None,
-        FromWorker::Ready { generation }
-        | FromWorker::StepDone { generation, .. }
-        | FromWorker::Evaluated { generation, .. }
-        | FromWorker::GoBack { generation, .. }
-        | FromWorker::CheckpointPart { generation, .. }
-        | FromWorker::CheckpointPartFailed { generation, .. }
-        | FromWorker::Held { generation, .. }
-        | FromWorker::AtEdge { generation, .. }
-        | FromWorker::Finished { generation, .. }
-        | FromWorker::Failed { generation, .. } => Some(*generation),
     }
 }
 

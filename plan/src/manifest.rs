@@ -166,12 +166,12 @@ impl Manifest {
 /// The first level. Sections are read later, each with its defaults.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Envelope {
+pub(crate) struct Envelope<S> {
     #[serde(rename = "apiVersion")]
-    api_version: String,
-    kind: String,
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
     metadata: Option<Metadata>,
-    spec: Spec,
+    pub(crate) spec: S,
 }
 
 #[derive(Deserialize)]
@@ -233,7 +233,7 @@ fn build(
         (tree::parse(&source.text, 0)?, stem.unwrap_or_default().into_owned())
     };
     overrides::apply(&mut root, overrides, sources)?;
-    let envelope: Envelope = reader::read(&root, "")?;
+    let envelope: Envelope<Spec> = reader::read(&root, "")?;
     check_word(&root, "apiVersion", &envelope.api_version, API_VERSION)?;
     check_word(&root, "kind", &envelope.kind, KIND)?;
     let Envelope { metadata, spec: Spec { .. }, .. } = envelope;

@@ -103,6 +103,27 @@ pub enum FromWorker {
     },
 }
 
+impl FromWorker {
+    /// The generation that fences a message: said under another plan it means nothing. `None` where
+    /// it does not matter when it was said: of a hello, a wish to leave, and a heartbeat, which
+    /// only says "alive".
+    pub fn fence(&mut self) -> Option<&mut Generation> {
+        match self {
+            Self::Hello(_) | Self::Heartbeat { .. } | Self::Leaving { .. } => None,
+            Self::Ready { generation }
+            | Self::StepDone { generation, .. }
+            | Self::Evaluated { generation, .. }
+            | Self::GoBack { generation, .. }
+            | Self::CheckpointPart { generation, .. }
+            | Self::CheckpointPartFailed { generation, .. }
+            | Self::Held { generation, .. }
+            | Self::AtEdge { generation, .. }
+            | Self::Finished { generation, .. }
+            | Self::Failed { generation, .. } => Some(generation),
+        }
+    }
+}
+
 /// A worker asks to take part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {

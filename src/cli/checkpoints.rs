@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::models::{ExportDtype, Writing};
+use super::models::Exporting;
 use super::{Export, Output};
 
 const LS_EXAMPLES: &str = "\
@@ -108,23 +108,13 @@ pub(crate) struct ExportStep {
     /// The checkpoint of this step [default: the newest good one]
     #[arg(long, value_name = "N")]
     pub step: Option<u64>,
-    /// Where to write it
-    #[arg(short, long, value_name = "DIRECTORY")]
-    pub output: PathBuf,
-    /// Of the weights; fp8 is DeepSeek's form: blocks of 128 x 128 of the Linears
-    #[arg(long, default_value = "bf16")]
-    pub dtype: ExportDtype,
-    /// The average of the parameters that training.ema keeps, in their place
-    #[arg(long)]
-    pub average: bool,
     #[command(flatten)]
-    pub writing: Writing,
+    pub exporting: Exporting,
 }
 
 impl ExportStep {
     /// The same as a command of the verb `export`.
     pub(crate) fn of_model(self, model: PathBuf) -> Export {
-        let Self { output, dtype, average, writing, .. } = self;
-        Export { model, output, dtype, average, writing }
+        Export { model, exporting: self.exporting }
     }
 }

@@ -40,6 +40,13 @@ pub(crate) struct Import {
 pub(crate) struct Export {
     /// A run (its newest checkpoint), a checkpoint, or any model's directory
     pub model: PathBuf,
+    #[command(flatten)]
+    pub exporting: Exporting,
+}
+
+/// Where to export to, and in which form.
+#[derive(Debug, Args)]
+pub(crate) struct Exporting {
     /// Where to write it
     #[arg(short, long, value_name = "DIRECTORY")]
     pub output: PathBuf,

@@ -8,7 +8,7 @@ use shoal_plan::planner::{CellUse, bill};
 
 use super::{Planned, Trial};
 use crate::progress::short;
-use crate::show::table;
+use crate::show::{count, table};
 
 pub(super) fn text(planned: &Planned<'_>) -> String {
     let sections = [
@@ -25,7 +25,6 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
 fn head(planned: &Planned<'_>) -> String {
     let (job, fleet, answer) = (planned.question.job, planned.question.fleet, &planned.answer);
     let parameters = arithmetic::parameters(&job.model);
-    let count = |n: u64| short(n as f64).replace('G', "B");
     let candidate = &answer.candidate;
     let prediction = &answer.prediction;
     let mut text = format!(

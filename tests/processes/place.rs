@@ -228,12 +228,16 @@ pub(crate) fn words(seed: u64, n_bytes: usize) -> String {
     let mut text = String::new();
     while text.len() < n_bytes {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        text.push_str(WORDS[((z ^ (z >> 31)) % WORDS.len() as u64) as usize]);
+        text.push_str(WORDS[(mix(state) % WORDS.len() as u64) as usize]);
     }
     text
+}
+
+/// The finaliser of `SplitMix64`.
+pub(crate) fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 pub(crate) fn signal(pid: u32, name: &str) {

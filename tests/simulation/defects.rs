@@ -38,18 +38,8 @@ impl Defect {
     /// On its way to the coordinator, whose plan is of this generation.
     pub(crate) fn heard(self, message: &mut FromWorker, current: Option<Generation>) {
         let Some(current) = current.filter(|_| self == Self::NoFencing) else { return };
-        match message {
-            FromWorker::Ready { generation }
-            | FromWorker::StepDone { generation, .. }
-            | FromWorker::Evaluated { generation, .. }
-            | FromWorker::GoBack { generation, .. }
-            | FromWorker::CheckpointPart { generation, .. }
-            | FromWorker::CheckpointPartFailed { generation, .. }
-            | FromWorker::Held { generation, .. }
-            | FromWorker::AtEdge { generation, .. }
-            | FromWorker::Finished { generation, .. }
-            | FromWorker::Failed { generation, .. } => *generation = current,
-            FromWorker::Hello(_) | FromWorker::Heartbeat { .. } | FromWorker::Leaving { .. } => {}
+        if let Some(generation) = message.fence() {
+            *generation = current;
         }
     }
 

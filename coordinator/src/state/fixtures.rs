@@ -123,34 +123,11 @@ pub(crate) fn evaluated(step: u64, loss: f64) -> FromWorker {
 }
 
 /// The same words in a later generation.
-pub(crate) fn of_generation(generation: Generation, message: FromWorker) -> FromWorker {
-    match message {
-        FromWorker::Ready { .. } => FromWorker::Ready { generation },
-        FromWorker::StepDone { step, compute_seconds, report, .. } => {
-            FromWorker::StepDone { generation, step, compute_seconds, report }
-        }
-        FromWorker::Evaluated { step, evaluations, .. } => {
-            FromWorker::Evaluated { generation, step, evaluations }
-        }
-        FromWorker::GoBack { standing, .. } => FromWorker::GoBack { generation, standing },
-        FromWorker::AtEdge { standing, .. } => FromWorker::AtEdge { generation, standing },
-        FromWorker::Held { standing, cell, blake3, .. } => {
-            FromWorker::Held { generation, standing, cell, blake3 }
-        }
-        FromWorker::CheckpointPart { standing, cell, files, .. } => {
-            FromWorker::CheckpointPart { generation, standing, cell, files }
-        }
-        FromWorker::CheckpointPartFailed { standing, cell, why, .. } => {
-            FromWorker::CheckpointPartFailed { generation, standing, cell, why }
-        }
-        FromWorker::Finished { step, ending, .. } => {
-            FromWorker::Finished { generation, step, ending }
-        }
-        other @ (FromWorker::Hello(_)
-        | FromWorker::Heartbeat { .. }
-        | FromWorker::Leaving { .. }
-        | FromWorker::Failed { .. }) => other,
+pub(crate) fn of_generation(generation: Generation, mut message: FromWorker) -> FromWorker {
+    if let Some(fence) = message.fence() {
+        *fence = generation;
     }
+    message
 }
 
 pub(crate) fn part(worker: u32, step: u64) -> FromWorker {

@@ -196,6 +196,22 @@ mod avx512 {
         if count >= 32 { u32::MAX } else { (1 << count) - 1 }
     }
 
+    /// Numbers of the rows `2 p` and `2 p + 1` from `start` on; zeros for a row past the last.
+    ///
+    /// # Safety
+    /// Every row has a number at each bit of `mask`, counted from `start`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn row_pair(x: Halves<'_>, p: usize, start: usize, mask: u32) -> (__m512i, __m512i) {
+        let row = |r: usize| {
+            let numbers = x.row(r)[start..].as_ptr().cast();
+            // SAFETY: as promised; what the mask leaves out is not read.
+            unsafe { _mm512_maskz_loadu_epi16(mask, numbers) }
+        };
+        let high = if 2 * p + 1 < x.rows() { row(2 * p + 1) } else { _mm512_setzero_si512() };
+        (row(2 * p), high)
+    }
+
     /// # Safety
     /// `out` holds the last cell, and `cols` and the layout's width are whole numbers of 32.
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -210,17 +226,10 @@ mod avx512 {
             let start = j.min(columns);
             let mut to = out.as_mut_ptr().wrapping_add(layout.at(0, j));
             for p in 0..x.rows().div_ceil(2) {
-                let low = x.row(2 * p)[start..].as_ptr().cast();
                 // SAFETY: the mask reads only what is left of a row of `columns` numbers; the
                 // caller found the last cell, and so every one before it, inside `out`.
                 unsafe {
-                    let low = _mm512_maskz_loadu_epi16(mask, low);
-                    let high = if 2 * p + 1 < x.rows() {
-                        let high = x.row(2 * p + 1)[start..].as_ptr().cast();
-                        _mm512_maskz_loadu_epi16(mask, high)
-                    } else {
-                        _mm512_setzero_si512()
-                    };
+                    let (low, high) = row_pair(x, p, start, mask);
                     let left = _mm512_permutex2var_epi16(low, first, high);
                     let right = _mm512_permutex2var_epi16(low, second, high);
                     _mm512_storeu_si512(to.cast(), left);
@@ -250,17 +259,10 @@ mod avx512 {
             let start = j.min(columns);
             let mut to = out.as_mut_ptr().wrapping_add(layout.at(0, j));
             for p in 0..x.rows().div_ceil(2) {
-                let low = x.row(2 * p)[start..].as_ptr().cast();
                 // SAFETY: the mask reads only what is left of a row of `columns` numbers; the caller
                 // promises the line.
                 unsafe {
-                    let low = _mm512_maskz_loadu_epi16(mask, low);
-                    let high = if 2 * p + 1 < x.rows() {
-                        let high = x.row(2 * p + 1)[start..].as_ptr().cast();
-                        _mm512_maskz_loadu_epi16(mask, high)
-                    } else {
-                        _mm512_setzero_si512()
-                    };
+                    let (low, high) = row_pair(x, p, start, mask);
                     let cells = _mm512_permutex2var_epi16(low, order, high);
                     _mm512_storeu_si512(to.cast(), cells);
                 }

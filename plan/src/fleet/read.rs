@@ -2,32 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
-
 use super::{Fleet, KIND, MACHINES_MAX};
 use crate::gpus;
 use crate::manifest::complaint::{Complaint, Sources, quote};
 use crate::manifest::nearest::nearest;
 use crate::manifest::tree::{self, Node};
-use crate::manifest::{API_VERSION, BYTES_MAX, ManifestError, check_word, reader};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope {
-    #[serde(rename = "apiVersion")]
-    api_version: String,
-    kind: String,
-    #[expect(dead_code, reason = "a name for people; the key is known, and nothing reads it")]
-    metadata: Option<Metadata>,
-    spec: Fleet,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Metadata {
-    #[expect(dead_code, reason = "a name for people; the key is known, and nothing reads it")]
-    name: Option<String>,
-}
+use crate::manifest::{API_VERSION, BYTES_MAX, Envelope, ManifestError, check_word, reader};
 
 /// Parses and checks a fleet's file. `file_name` is for messages.
 pub fn parse(file_name: &str, text: &str) -> Result<Fleet, ManifestError> {
@@ -41,7 +21,7 @@ fn read(text: &str) -> Result<Fleet, Vec<Complaint>> {
         return Err(vec![Complaint::new(tree::At::start(0), "", what)]);
     }
     let root = tree::parse(text, 0)?;
-    let envelope: Envelope = reader::read_elsewhere(&root, "")?;
+    let envelope: Envelope<Fleet> = reader::read_elsewhere(&root, "")?;
     check_word(&root, "apiVersion", &envelope.api_version, API_VERSION)?;
     check_word(&root, "kind", &envelope.kind, KIND)?;
     let mut fleet = envelope.spec;

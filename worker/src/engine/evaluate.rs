@@ -144,7 +144,7 @@ impl Sums {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::net::TcpListener;
     use std::thread;
@@ -161,7 +161,8 @@ mod tests {
     use crate::comm::{Membership, Mesh, Timeouts};
     use crate::engine::{Cell, Inputs};
 
-    fn job(grid: Grid) -> Job {
+    /// A job of seconds on one machine.
+    pub(in crate::engine) fn job(grid: Grid) -> Job {
         let mut job = Job { grid, ..Job::example() };
         job.model.hidden_size = 32;
         job.model.intermediate_size = 48;
@@ -173,7 +174,7 @@ mod tests {
     }
 
     /// The token shards of a text.
-    fn tokens(scratch: &TempDir) {
+    pub(in crate::engine) fn tokens(scratch: &TempDir) {
         let text = scratch.path().join("text.txt");
         let lines = (0..400_u32).map(|i| format!("fish {} swims {}\n", i % 97, i * 7 % 31));
         std::fs::write(&text, lines.collect::<String>()).unwrap();

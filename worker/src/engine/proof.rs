@@ -7,7 +7,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use shoal_data::{EndToken, Settings, Source as TextSource, TokenizerChoice, prepare};
 use shoal_plan::grid::Grid;
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::placement::make_plan;
@@ -24,11 +23,7 @@ const STEPS: u64 = 9;
 
 fn job(grid: (u32, u32, u32)) -> Job {
     let (stages, expert_shards, replicas) = grid;
-    let mut job = Job { grid: Grid { stages, expert_shards, replicas }, ..Job::example() };
-    job.model.hidden_size = 32;
-    job.model.intermediate_size = 48;
-    job.model.moe_intermediate_size = 16;
-    (job.training.sequence, job.training.batch, job.training.microbatch) = (16, 8, 2);
+    let mut job = evaluate::tests::job(Grid { stages, expert_shards, replicas });
     job.training.precision = Precision::Bf16;
     job.training.ema = 0.9;
     (job.training.steps, job.training.warmup_steps) = (STEPS, 2);
@@ -41,23 +36,7 @@ fn job(grid: (u32, u32, u32)) -> Job {
 /// A run directory with the tokens of a text.
 fn run_dir() -> TempDir {
     let scratch = tempfile::tempdir().unwrap();
-    let text = scratch.path().join("text.txt");
-    let lines = (0..400_u32).map(|i| format!("fish {} swims {}\n", i % 97, i * 7 % 31));
-    fs::write(&text, lines.collect::<String>()).unwrap();
-    let (files, weight, field) = (vec![text], 1.0, "text".to_owned());
-    let settings = Settings {
-        sources: vec![TextSource { name: "text".to_owned(), files, weight, field }],
-        tokenizer: TokenizerChoice::Bytes,
-        vocab_size: 256,
-        end_token: EndToken::Auto,
-        eval_sets: BTreeMap::new(),
-        bytes_max: 1 << 20,
-        heldout_fraction: 0.01,
-        sequence: 16,
-        windows_min_train: 8,
-        windows_min_heldout: 1,
-    };
-    prepare(&settings, &scratch.path().join("data"), &mut |_| {}).unwrap();
+    evaluate::tests::tokens(&scratch);
     scratch
 }
 

@@ -8,7 +8,7 @@
 //! skips 4, rollbacks 4, best known 1, its step 8, its loss 8, stale 4), length of the snapshot 8,
 //! its blake3 32, zero 19, crc32c of the 124 bytes before 4.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -201,27 +201,25 @@ impl<'a> Line<'a> {
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), Fault> {
-        let mut done = 0;
-        let mut patience = Deadline::after(PATIENCE);
-        while done < bytes.len() {
-            match (&mut &*self.stream).read(&mut bytes[done..]) {
-                Ok(0) => return Err(Fault::Lost("the connection closed early".to_owned())),
-                Ok(n) => {
-                    done += n;
-                    patience = Deadline::after(PATIENCE);
-                }
-                Err(error) if is_pause(error.kind()) => self.still_wanted(patience)?,
-                Err(error) => return Err(Fault::Lost(error.to_string())),
-            }
-        }
-        Ok(())
+        let mut stream = self.stream;
+        self.moved(bytes.len(), |done| stream.read(&mut bytes[done..]))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut stream = self.stream;
+        self.moved(bytes.len(), |done| stream.write(&bytes[done..]))
+    }
+
+    /// Moves so many bytes, by calls that begin after those `done` and say how many more they moved.
+    fn moved(
+        &self,
+        n_bytes: usize,
+        mut more: impl FnMut(usize) -> io::Result<usize>,
+    ) -> Result<(), Fault> {
         let mut done = 0;
         let mut patience = Deadline::after(PATIENCE);
-        while done < bytes.len() {
-            match (&mut &*self.stream).write(&bytes[done..]) {
+        while done < n_bytes {
+            match more(done) {
                 Ok(0) => return Err(Fault::Lost("the connection closed early".to_owned())),
                 Ok(n) => {
                     done += n;

@@ -239,6 +239,7 @@ impl Training<'_> {
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
             News::CheckpointCommitted { step } => {

@@ -16,6 +16,8 @@ mod defects;
 mod engines;
 #[path = "simulation/faults.rs"]
 mod faults;
+#[path = "simulation/links.rs"]
+mod links;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/random.rs"]

@@ -221,6 +221,7 @@ impl Conductor {
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::Parted { .. }
             | News::Straggler { .. }
             | News::Joined { .. }
             | News::Planned(_)

@@ -153,6 +153,7 @@ impl Metrics {
             News::Evicted { .. }
             | News::Recovered { .. }
             | News::Quarantined { .. }
+            | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. } => self.changes.observe(news),
             // Other checkpoints are counted where they are committed.

@@ -100,6 +100,14 @@ pub enum News {
         /// How often it was lost in the last two minutes.
         times: u32,
     },
+    /// No packet comes through between two workers, though both live: one of them hosts nothing for a
+    /// while.
+    Parted {
+        worker: WorkerId,
+        /// The one that it cannot reach, and that keeps its cells.
+        from: WorkerId,
+        seconds: u64,
+    },
     /// A worker takes much longer for its work than the others for theirs.
     Straggler {
         worker: WorkerId,
@@ -264,6 +272,11 @@ impl fmt::Display for News {
             Self::Quarantined { worker, seconds, times } => write!(
                 f,
                 "{worker} was lost {times} times in two minutes: it gets no work for {seconds} s"
+            ),
+            Self::Parted { worker, from, seconds } => write!(
+                f,
+                "no packet comes through between {worker} and {from}: {worker} gets no work for \
+                 {seconds} s"
             ),
             Self::Straggler { worker, ratio } => {
                 write!(f, "{worker} takes {ratio:.1} times as long as the others for its work")

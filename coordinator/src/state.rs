@@ -23,6 +23,7 @@ use crate::ledger::LedgerRow;
 use crate::metrics::WorkerState;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
+use apart::Apart;
 use cause::Signs;
 use history::History;
 use holdings::Holdings;
@@ -31,6 +32,7 @@ use parts::{PartError, Parts};
 use recovering::Loss;
 use stragglers::Stragglers;
 
+mod apart;
 mod cause;
 mod edging;
 mod ending;
@@ -196,6 +198,8 @@ pub struct State {
     loss: Option<Loss>,
     /// What was committed when hosts last lost each other though all lived, and how often so.
     link_broke: Option<(u64, u32)>,
+    /// Workers that cannot reach each other.
+    apart: Apart,
     /// When the first host was at the edge.
     edge_ms: Option<u64>,
     stragglers: Stragglers,
@@ -229,6 +233,7 @@ impl State {
             signs: Signs::default(),
             loss: None,
             link_broke: None,
+            apart: Apart::default(),
             edge_ms: None,
             stragglers: Stragglers::default(),
             effects: Vec::new(),
@@ -332,8 +337,8 @@ impl State {
             FromWorker::AtEdge { standing, .. } => self.at_edge(worker, standing),
             FromWorker::Leaving { reason } => self.wants_to_leave(worker, &reason),
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
-            FromWorker::Failed { step, kind, what, layer, .. } => {
-                self.failed(worker, step, kind, (what, layer));
+            FromWorker::Failed { step, kind, what, layer, unreachable, .. } => {
+                self.failed(worker, step, kind, (what, layer, unreachable));
             }
         }
     }

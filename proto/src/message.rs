@@ -100,6 +100,9 @@ pub enum FromWorker {
         what: String,
         /// Where in the network, if it is known.
         layer: Option<String>,
+        /// Workers with which no byte could be exchanged any more, at first hand: what peers said of
+        /// others is not in it, nor a connection that was closed.
+        unreachable: Vec<WorkerId>,
     },
 }
 

@@ -121,6 +121,7 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 kind: failure_kind(raw.kind)?,
                 what: readable("failed.what", &raw.what)?,
                 layer: raw.layer.map(|layer| readable("failed.layer", &layer)).transpose()?,
+                unreachable: raw.unreachable.into_iter().map(WorkerId).collect(),
             },
         })
     }
@@ -186,13 +187,14 @@ impl From<FromWorker> for raw::FromWorker {
                 step,
                 ending: raw::Ending::from(ending).into(),
             }),
-            FromWorker::Failed { generation, step, kind, what, layer } => {
+            FromWorker::Failed { generation, step, kind, what, layer, unreachable } => {
                 Message::Failed(raw::Failed {
                     generation: generation.0,
                     step,
                     kind: raw::FailureKind::from(kind).into(),
                     what: shortened(what),
                     layer: layer.map(shortened),
+                    unreachable: unreachable.into_iter().map(|worker| worker.0).collect(),
                 })
             }
         };

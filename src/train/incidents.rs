@@ -73,6 +73,10 @@ impl Incident {
                 let fact = format!("for {seconds} s: lost {times} times in two minutes");
                 (Kind::Quarantined, Some(*worker), fact, None)
             }
+            News::Parted { worker, from, seconds } => {
+                let fact = format!("for {seconds} s: no packet comes through to {from}");
+                (Kind::Quarantined, Some(*worker), fact, None)
+            }
             News::Paused { have, want } => {
                 (Kind::Paused, None, format!("{have} of {want} workers"), None)
             }
@@ -184,6 +188,7 @@ impl Recovery {
             | News::Left { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }
             | News::Finished { .. }

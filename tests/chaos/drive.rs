@@ -43,11 +43,7 @@ enum Fault {
     /// Kill random workers of a small run at random moments within a step
     Moments(Moments),
     /// Cut workers off from the coordinator and from each other (root; a network namespace of its own)
-    Partitions {
-        /// Two workers from each other, too: today that is noticed only after the data plane's patience
-        #[arg(long)]
-        between_workers: bool,
-    },
+    Partitions,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -81,7 +77,7 @@ fn main() {
             soak::run("churn", Duration::from_secs(seconds.into()), gaps, seed);
         }
         Fault::Moments(Moments { kills, seed }) => moments::run(kills, seed),
-        Fault::Partitions { between_workers } => partitions::run(between_workers),
+        Fault::Partitions => partitions::run(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::place::Place;
 use crate::watched::{Watched, equal_losses, sleep};
@@ -29,21 +29,23 @@ enum Cut {
     FromCoordinator(u32),
     /// Both.
     Coordinator(u32),
-    /// Between workers 1 and 2, both ways; the coordinator reaches both.
-    Workers,
+    /// Between two workers, both ways; the coordinator reaches both.
+    Workers(u32, u32),
+    /// What the first worker sends to the second is dropped.
+    OneWay(u32, u32),
 }
 
-pub(crate) fn run(between_workers: bool) {
+pub(crate) fn run() {
     if std::env::var_os(INSIDE).is_some() {
-        return inside(between_workers);
+        return inside();
     }
-    if let Err(missing) = in_a_namespace(between_workers) {
+    if let Err(missing) = in_a_namespace() {
         println!("partitions: SKIPPED, {missing}");
     }
 }
 
 /// Runs this program again where it can cut links without harm.
-fn in_a_namespace(between_workers: bool) -> Result<(), String> {
+fn in_a_namespace() -> Result<(), String> {
     for (program, argument) in [("ip", "-V"), ("iptables", "-V")] {
         let found = Command::new(program).arg(argument).output();
         found.map_err(|error| format!("{program} cannot be run: {error}"))?;
@@ -58,7 +60,6 @@ fn in_a_namespace(between_workers: bool) -> Result<(), String> {
         .args(["netns", "exec", &name])
         .arg(std::env::current_exe().unwrap())
         .arg("partitions")
-        .args(between_workers.then_some("--between-workers"))
         .env(INSIDE, "1")
         .status();
     let _ = Command::new("ip").args(["netns", "del", &name]).status();
@@ -67,7 +68,7 @@ fn in_a_namespace(between_workers: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn inside(between_workers: bool) {
+fn inside() {
     call("ip", &["link", "set", "lo", "up"]);
     let classes = match Classes::new() {
         Ok(classes) => classes,
@@ -79,8 +80,14 @@ fn inside(between_workers: bool) {
     Watched::start(&place, "calm", &[]).stop();
     let mut run = Watched::start(&place, "cut", &["--set", "workers.restarts=1000"]);
     // Each hits another: whoever is lost three times in two minutes is not taken back at once.
-    let cuts = [Cut::ToCoordinator(0), Cut::FromCoordinator(1), Cut::Coordinator(3)];
-    for cut in cuts.into_iter().chain(between_workers.then_some(Cut::Workers)) {
+    let cuts = [
+        Cut::ToCoordinator(0),
+        Cut::FromCoordinator(1),
+        Cut::Coordinator(3),
+        Cut::Workers(1, 2),
+        Cut::OneWay(3, 0),
+    ];
+    for cut in cuts {
         sever(&mut run, &classes, cut);
     }
     let account = run.stop();
@@ -103,6 +110,7 @@ fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
         let (_, pid) = workers.iter().find(|(id, _)| *id == worker).unwrap();
         listening(*pid)
     };
+    let since = Instant::now();
     match cut {
         Cut::ToCoordinator(worker) => drop_to(worker, coordinator),
         Cut::FromCoordinator(worker) => drop_back(worker, coordinator),
@@ -110,24 +118,32 @@ fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
             drop_back(worker, coordinator);
             drop_to(worker, coordinator);
         }
-        Cut::Workers => {
-            for (from, to) in [(1, 2), (2, 1)] {
+        Cut::Workers(a, b) => {
+            for (from, to) in [(a, b), (b, a)] {
                 for port in ports(to) {
                     drop_back(from, port);
                     drop_to(from, port);
                 }
             }
         }
+        Cut::OneWay(from, to) => {
+            ports(to).into_iter().for_each(|port| drop_to(from, port));
+            ports(from).into_iter().for_each(|port| drop_back(to, port));
+        }
     }
     run.wait_until(&format!("the run to go on: {cut:?}"), |run| run.count("recovered") > recovered);
     let steps = run.steps();
     run.wait_until(&format!("new steps: {cut:?}"), |run| run.steps() > steps + 5);
+    let seconds = since.elapsed().as_secs_f64();
     sleep(CUT);
     for table in ["filter", "mangle"] {
         call("iptables", &["-t", table, "-F"]);
     }
     run.wait_until(&format!("the worker to be back: {cut:?}"), |run| run.count("moved") > moved);
-    println!("  {cut:?}: the run went on, and took the worker back when the link was whole again");
+    println!(
+        "  {cut:?}: the run went on after {seconds:.1} s, and took the worker back when the link was \
+         whole again"
+    );
 }
 
 /// Drops what a worker sends to a port.

@@ -13,6 +13,7 @@ use shoal_worker::session::{EngineEvent, Event};
 
 use crate::checks::{hash_of, state_of};
 use crate::defects::Defect;
+use crate::links::LINK_MS;
 use crate::random::mix;
 use crate::world::{What, World};
 
@@ -22,8 +23,8 @@ pub(crate) const BATCH: u64 = 8;
 const SNAPSHOT_EVERY: u64 = 3;
 const CHECKPOINT_EVERY: u64 = 7;
 const COMPUTE_MS: (u64, u64) = (100, 400);
-/// How long an engine waits for its peers to be there.
-const JOIN_MS: u64 = 30_000;
+/// How long an engine waits for its peers to be there: at the first plan, and later.
+const JOIN_MS: [u64; 2] = [30_000, 10_000];
 
 /// Every state of an undisturbed run.
 #[derive(Debug)]
@@ -123,8 +124,10 @@ impl World {
         me.vault.begin(start);
         me.engine = Some(Engine::new(assign));
         self.later_for(worker, (30, 300), |pid| What::Loaded { worker, pid, generation });
-        let what = |pid| What::JoinDeadline { worker, pid, generation };
-        self.later_for(worker, (JOIN_MS, JOIN_MS), what);
+        for in_ms in [LINK_MS, JOIN_MS[usize::from(generation > Generation(1))]] {
+            let what = |pid| What::JoinDeadline { worker, pid, generation, in_ms };
+            self.later_for(worker, (in_ms, in_ms), what);
+        }
     }
 
     /// Its peers learn of it, if they are still at the same plan.
@@ -148,7 +151,7 @@ impl World {
     }
 
     /// Workers that live and have an engine of this plan.
-    fn hosts_at(&self, generation: Generation) -> Vec<WorkerId> {
+    pub(crate) fn hosts_at(&self, generation: Generation) -> Vec<WorkerId> {
         let live = self.workers.iter().filter(|(_, worker)| {
             worker.engine.as_ref().is_some_and(|engine| engine.generation() == generation)
         });
@@ -170,10 +173,20 @@ impl World {
         generation: Generation,
         kind: FailureKind,
     ) {
+        self.fail(worker, generation, kind, Vec::new());
+    }
+
+    pub(crate) fn fail(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        kind: FailureKind,
+        unreachable: Vec<WorkerId>,
+    ) {
         let Some(engine) = self.engine_at(worker, generation) else { return };
         engine.over = true;
         let (step, what, layer) = (engine.standing.step + 1, format!("modelled: {kind}"), None);
-        self.say(worker, EngineEvent::Failed { step, kind, what, layer });
+        self.say(worker, EngineEvent::Failed { step, kind, what, layer, unreachable });
         self.miss(worker, generation);
     }
 
@@ -188,6 +201,11 @@ impl World {
     ) -> Result<(), String> {
         let Some(engine) = self.engine_at(worker, generation) else { return Ok(()) };
         let assign = engine.assign.clone();
+        // Connections come first.
+        if assign.plan.hosts.iter().any(|host| self.is_cut(worker, *host)) {
+            self.later_for(worker, (50, 50), |pid| What::Loaded { worker, pid, generation });
+            return Ok(());
+        }
         let (step, grid) = (assign.standing.step, assign.plan.grid);
         let mut cells = BTreeMap::new();
         for cell in assign.plan.cells_of(worker) {

@@ -7,6 +7,7 @@ use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 use shoal_worker::session::Event;
 
+use crate::links::LINK_MS;
 use crate::world::{KEEPALIVE_MS, What, World};
 
 /// Faults come until then.
@@ -80,11 +81,17 @@ impl World {
                 }
             }
             8 => {
-                let until_ms = self.now_ms + self.random.between(100, 8_000);
+                let for_ms = [(100, 8_000), (10_000, 60_000)][self.random.below(2) as usize];
+                let until_ms = self.now_ms + self.random.between(for_ms.0, for_ms.1);
                 let Some(other) = self.a_worker().filter(|other| *other != worker) else { return };
                 self.cuts.data.insert((worker.min(other), worker.max(other)), until_ms);
-                if self.random.below(2) == 0 {
-                    self.lose_link(worker);
+                // Closed, or dropping packets, one way or both.
+                match self.random.below(3) {
+                    0 => self.lose_link(worker),
+                    way => {
+                        let (ends, one_way) = ((worker, other), way == 1);
+                        self.later((LINK_MS, LINK_MS), What::SilentLink { ends, one_way });
+                    }
                 }
             }
             9 => self.disk_fault = true,

@@ -42,7 +42,8 @@ pub(crate) enum What {
     Exited { worker: WorkerId, what: String },
     Spawn { worker: WorkerId },
     Loaded { worker: WorkerId, pid: u32, generation: Generation },
-    JoinDeadline { worker: WorkerId, pid: u32, generation: Generation },
+    JoinDeadline { worker: WorkerId, pid: u32, generation: Generation, in_ms: u64 },
+    SilentLink { ends: (WorkerId, WorkerId), one_way: bool },
     PeerLost { worker: WorkerId, pid: u32, generation: Generation },
     Ready { worker: WorkerId, pid: u32, generation: Generation },
     Vote { generation: Generation },
@@ -83,7 +84,7 @@ impl Counts {
     /// Every kind of news that recovery has.
     pub(crate) fn has_met_everything(&self) -> bool {
         let all = ["Evicted", "Recovering", "Recovered", "Rejoined", "Left", "Paused", "Resumed"];
-        let more = ["Quarantined", "MovedAtEdge", "CheckpointFailed", "Finished"];
+        let more = ["Quarantined", "Parted", "MovedAtEdge", "CheckpointFailed", "Finished"];
         self.crashes > 0
             && self.fetched > 0
             && all.iter().chain(&more).all(|name| self.met.contains_key(*name))
@@ -312,12 +313,10 @@ impl World {
             What::PeerLost { worker, pid, generation } if self.lives(worker, pid) => {
                 self.fail_engine(worker, generation, FailureKind::PeerLost);
             }
-            What::JoinDeadline { worker, pid, generation }
-                if self.lives(worker, pid)
-                    && self.engine_at(worker, generation).is_some_and(|engine| !engine.ready) =>
-            {
-                self.fail_engine(worker, generation, FailureKind::PeerLost);
+            What::JoinDeadline { worker, pid, generation, in_ms } if self.lives(worker, pid) => {
+                self.join_deadline(worker, generation, in_ms);
             }
+            What::SilentLink { ends, one_way } => self.silent_link(ends, one_way),
             _ => {}
         }
         Ok(())

@@ -119,14 +119,28 @@ pub enum CommError {
 
     /// Each missing worker is named with the last thing heard from it or about it.
     #[error("data plane: {me} waited {} s for {missing}", waited.as_secs_f32())]
-    Join { me: WorkerId, missing: String, waited: Duration },
+    Join {
+        me: WorkerId,
+        missing: String,
+        waited: Duration,
+        /// Those of them from which no byte came.
+        silent: Vec<WorkerId>,
+    },
 
     /// Its opener no longer wants it.
     #[error("data plane: {me} no longer waits for its peers")]
     CalledOff { me: WorkerId },
 
     #[error("{operation} of {cell}: {peer} was lost: {cause}")]
-    Lost { operation: Operation, cell: CellId, peer: WorkerId, cause: String },
+    Lost {
+        operation: Operation,
+        cell: CellId,
+        peer: WorkerId,
+        cause: String,
+        /// No packet comes through between the two, as far as the system can tell; otherwise the
+        /// connection ended in some way, or another peer says so.
+        silent: bool,
+    },
 
     #[error(
         "{operation} of {cell}: nothing came from {from} on {peer} for {} s",
@@ -148,6 +162,18 @@ impl CommError {
             | Self::Join { .. }
             | Self::CalledOff { .. }
             | Self::Stopped { .. } => None,
+        }
+    }
+
+    /// The workers with which no byte could be exchanged any more, at first hand.
+    pub fn unreachable(&self) -> Vec<WorkerId> {
+        match self {
+            Self::Join { silent, .. } => silent.clone(),
+            Self::Lost { peer, silent: true, .. } | Self::Silent { peer, .. } => vec![*peer],
+            Self::Listener { .. }
+            | Self::CalledOff { .. }
+            | Self::Lost { .. }
+            | Self::Stopped { .. } => Vec::new(),
         }
     }
 }

@@ -387,7 +387,9 @@ mod tests {
         fn checkpoint_committed(&self, step: u64) {
             let (kind, layer) = (FailureKind::Checkpoint, None);
             let what = "as the test wants it".to_owned();
-            self.events.send(EngineEvent::Failed { step, kind, what, layer }).unwrap();
+            let unreachable = Vec::new();
+            let failed = EngineEvent::Failed { step, kind, what, layer, unreachable };
+            self.events.send(failed).unwrap();
         }
     }
 

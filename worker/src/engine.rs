@@ -25,6 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
+use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::FailureKind;
@@ -119,6 +120,7 @@ enum CellNews {
         kind: FailureKind,
         what: String,
         layer: Option<String>,
+        unreachable: Vec<WorkerId>,
     },
 }
 
@@ -249,7 +251,7 @@ fn conduct(
         peers: assignment.peers.clone(),
     };
     let is_off = || control.is_aborted();
-    let timeouts = Timeouts::default();
+    let timeouts = Timeouts::of(assignment.plan.generation);
     let mesh = Mesh::open_unless(membership, assignment.listener, timeouts, &is_off)?;
     let cells = assignment.plan.cells_of(assignment.me);
     let (news, gathered) = channel();
@@ -322,7 +324,8 @@ impl Gathering {
             // A thread that panicked said nothing; its message is in this worker's log.
             let what = "a cell's thread ended without a word: see this worker's log".to_owned();
             let kind = FailureKind::Internal;
-            report(events, EngineEvent::Failed { step: 0, kind, what, layer: None });
+            let (layer, unreachable) = (None, Vec::new());
+            report(events, EngineEvent::Failed { step: 0, kind, what, layer, unreachable });
         }
     }
 
@@ -367,18 +370,24 @@ impl Gathering {
                 self.ended += 1;
                 (self.ended == self.n_cells).then_some(EngineEvent::AtEdge { standing })
             }
-            CellNews::Failed { step, kind, what, layer } => {
+            CellNews::Failed { step, kind, what, layer, unreachable } => {
                 // Cells of one worker fail together; the first to say so speaks for all.
                 let first = self.failed.is_empty();
                 self.failed.insert(cell);
-                first.then_some(EngineEvent::Failed { step, kind, what, layer })
+                first.then_some(EngineEvent::Failed { step, kind, what, layer, unreachable })
             }
         }
     }
 }
 
 fn failed(step: u64, error: &EngineError) -> EngineEvent {
-    EngineEvent::Failed { step, kind: error.kind(), what: error.to_string(), layer: error.layer() }
+    EngineEvent::Failed {
+        step,
+        kind: error.kind(),
+        what: error.to_string(),
+        layer: error.layer(),
+        unreachable: error.unreachable(),
+    }
 }
 
 /// The receiver is gone only when the worker is leaving anyway.

@@ -9,7 +9,7 @@ use std::fmt;
 
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
-use shoal_plan::plan::Generation;
+use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, FailureKind, FromWorker, Hello, Resuming, ToWorker};
@@ -54,7 +54,14 @@ pub enum EngineEvent {
     /// Too many steps were skipped: the cells have ended, and want to start from a checkpoint.
     GoBack { standing: Standing },
     /// The engine cannot go on, and says nothing more.
-    Failed { step: u64, kind: FailureKind, what: String, layer: Option<String> },
+    Failed {
+        step: u64,
+        kind: FailureKind,
+        what: String,
+        layer: Option<String>,
+        /// Workers with which no byte could be exchanged any more.
+        unreachable: Vec<WorkerId>,
+    },
 }
 
 /// What can happen.
@@ -336,7 +343,7 @@ impl Session {
                 self.stage = Stage::Waiting;
                 FromWorker::GoBack { generation, standing }
             }
-            EngineEvent::Failed { step, kind, what, layer } => {
+            EngineEvent::Failed { step, kind, what, layer, unreachable } => {
                 self.stage = match kind {
                     // Not this worker's fault: the next plan will do without whoever is lost.
                     FailureKind::PeerLost => Stage::Waiting,
@@ -347,7 +354,8 @@ impl Session {
                         Stage::Failed { since_ms: now_ms, what: what.clone() }
                     }
                 };
-                let failed = FromWorker::Failed { generation, step, kind, what, layer };
+                let failed =
+                    FromWorker::Failed { generation, step, kind, what, layer, unreachable };
                 // The peers learn of it by the end of the connections, the sooner the better.
                 let mut effects = self.say(failed);
                 effects.push(Effect::DropEngine);
@@ -362,7 +370,8 @@ impl Session {
             Stage::Preparing | Stage::Ready | Stage::Training => {
                 let (step, kind) = (self.step + 1, FailureKind::Internal);
                 let what = "the engine ended without a word: see the worker's log".to_owned();
-                self.engine(now_ms, EngineEvent::Failed { step, kind, what, layer: None })
+                let (layer, unreachable) = (None, Vec::new());
+                self.engine(now_ms, EngineEvent::Failed { step, kind, what, layer, unreachable })
             }
             Stage::Unassigned | Stage::Waiting | Stage::Finished | Stage::Failed { .. } => vec![],
         }

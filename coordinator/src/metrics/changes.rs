@@ -70,7 +70,7 @@ impl Changes {
             News::Evicted { cause, .. } => {
                 self.evictions.with_label_values(&[cause.label()]).inc();
             }
-            News::Quarantined { .. } => self.quarantines.inc(),
+            News::Quarantined { .. } | News::Parted { .. } => self.quarantines.inc(),
             News::Straggler { .. } => self.stragglers.inc(),
             News::MovedAtEdge { stall_seconds, .. } => self.stall_seconds.observe(*stall_seconds),
             News::Joined { .. }

@@ -25,6 +25,8 @@ pub(super) struct Sign {
     pub(super) what: String,
     /// Where in the network, if it is known.
     pub(super) layer: Option<String>,
+    /// Workers with which it could exchange no byte any more.
+    pub(super) unreachable: Vec<WorkerId>,
 }
 
 /// What follows from the signs so far.
@@ -82,6 +84,23 @@ impl Signs {
         self.signs.iter_mut().for_each(|sign| sign.since_ms += gap_ms);
     }
 
+    /// Who misses whom, of workers that live: no byte comes through between the two.
+    pub(super) fn unreachable(&self) -> Vec<(WorkerId, WorkerId)> {
+        let missed = |sign: &Sign| {
+            let by = sign.worker;
+            sign.unreachable.iter().map(move |of| (by, *of)).collect::<Vec<_>>()
+        };
+        self.signs.iter().flat_map(missed).collect()
+    }
+
+    /// One that is missed by a peer and has lost a peer itself: it lives, so their link is at fault.
+    fn both_ends_live(&self) -> Option<&Sign> {
+        let lost = Cause::Reported(FailureKind::PeerLost);
+        let lives =
+            |of: &WorkerId| self.signs.iter().any(|sign| sign.worker == *of && sign.cause == lost);
+        self.signs.iter().find(|sign| sign.cause == lost && sign.unreachable.iter().any(lives))
+    }
+
     pub(super) fn verdict(&self, now_ms: u64) -> Verdict {
         let ends = |sign: &&Sign| verdict_of(sign.cause) == Kind::EndsTheRun;
         if let Some(sign) = self.signs.iter().find(ends) {
@@ -102,6 +121,9 @@ impl Signs {
         }
         // With somebody cut off, that shows first who was missed.
         let cut_off = self.signs.iter().any(|sign| verdict_of(sign.cause) == Kind::CutOff);
+        if let Some(sign) = self.both_ends_live().filter(|_| !cut_off) {
+            return Verdict::Link(sign.clone());
+        }
         match self.signs.first() {
             Some(sign) if !cut_off && now_ms >= sign.since_ms + GRACE_MS => {
                 Verdict::Link(sign.clone())
@@ -163,7 +185,8 @@ mod tests {
 
     fn sign(worker: u32, cause: Cause) -> Sign {
         let what = format!("{cause:?}");
-        Sign { worker: WorkerId(worker), cause, since_ms: 100, step: None, what, layer: None }
+        let (worker, unreachable) = (WorkerId(worker), Vec::new());
+        Sign { worker, cause, since_ms: 100, step: None, what, layer: None, unreachable }
     }
 
     fn signs(causes: &[(u32, Cause)]) -> Signs {
@@ -221,5 +244,19 @@ mod tests {
         let mut signs = signs(&[(0, LOST), (1, LOST)]);
         signs.settle();
         assert!(signs.is_empty());
+    }
+
+    #[test]
+    fn a_link_is_at_fault_at_once_if_both_of_its_ends_have_spoken() {
+        let misses =
+            |worker, of: u32| Sign { unreachable: vec![WorkerId(of)], ..sign(worker, LOST) };
+        let mut signs = signs(&[(0, LOST)]);
+        signs.add(misses(1, 2));
+        assert_eq!(signs.verdict(100), Verdict::Wait, "worker 2 may be gone");
+        signs.add(sign(2, LOST));
+        assert_eq!(signs.verdict(100), Verdict::Link(misses(1, 2)));
+        assert_eq!(signs.unreachable(), [(WorkerId(1), WorkerId(2))]);
+        signs.add(sign(3, Cause::HungUp));
+        assert_eq!(signs.verdict(100), at_fault(&[(3, Cause::HungUp)]), "missed by the others");
     }
 }

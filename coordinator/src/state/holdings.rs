@@ -148,8 +148,14 @@ impl Holdings {
     }
 
     /// Where each cell's state after `step` is found, in cell order: with its new host, if that has
-    /// it already. `None` if the snapshot is not complete.
-    pub(super) fn sources(&self, step: u64, hosts: &[WorkerId]) -> Option<Vec<Source>> {
+    /// it already, and with one that it cannot reach (`apart`) only if nobody else has it. `None` if the
+    /// snapshot is not complete.
+    pub(super) fn sources(
+        &self,
+        step: u64,
+        hosts: &[WorkerId],
+        apart: impl Fn(WorkerId, WorkerId) -> bool,
+    ) -> Option<Vec<Source>> {
         let snapshot = self.snapshots.get(&step)?;
         let source = |cell: CellId| {
             let host = hosts.get(cell.0 as usize);
@@ -161,8 +167,10 @@ impl Holdings {
                 copies.holders.iter().map(source)
             });
             // `min_by_key` returns the first of equals: the cell's own name before its twins'.
-            let (cell, worker, blake3) =
-                copies.min_by_key(|(_, worker, _)| Some(worker) != host)?;
+            let (cell, worker, blake3) = copies.min_by_key(|(_, worker, _)| {
+                let unreachable = host.is_some_and(|host| apart(*host, *worker));
+                (unreachable, Some(worker) != host)
+            })?;
             Some(Source { worker, cell, blake3 })
         };
         self.grid.cells().map(source).collect()
@@ -235,7 +243,7 @@ mod tests {
         add(&mut held, 0, 10, 0);
         assert_eq!((newest(&held), held.durable()), (Some(10), None));
         let of = |held: &Holdings, hosts: [u32; 2]| {
-            let sources = held.sources(10, &hosts.map(WorkerId)).unwrap();
+            let sources = held.sources(10, &hosts.map(WorkerId), |_, _| false).unwrap();
             sources.iter().map(|s| (s.worker.0, s.cell.0)).collect::<Vec<_>>()
         };
         assert_eq!(of(&held, [0, 1]), [(0, 0), (0, 0)]);
@@ -243,9 +251,16 @@ mod tests {
         assert_eq!(held.durable(), Some(10));
         assert_eq!(of(&held, [0, 1]), [(0, 0), (1, 1)]);
         assert_eq!(of(&held, [1, 1]), [(1, 1), (1, 1)]);
+        // Worker 2 cannot reach worker 0, which is asked only if nobody else has it.
+        let apart = |a: WorkerId, b: WorkerId| a.0 + b.0 == 2;
+        let from = |hosts: [u32; 2], held: &Holdings| {
+            let sources = held.sources(10, &hosts.map(WorkerId), apart).unwrap();
+            sources.iter().map(|source| source.worker.0).collect::<Vec<_>>()
+        };
+        assert_eq!(from([3, 2], &held), [0, 1]);
         held.evict(WorkerId(0));
         assert_eq!(of(&held, [2, 1]), [(1, 1), (1, 1)]);
-        assert_eq!(held.sources(20, &[]), None);
+        assert_eq!(held.sources(20, &[], |_, _| false), None);
     }
 
     #[test]

@@ -146,7 +146,10 @@ impl State {
             Err(why) => return self.fail(Cause::Plan, None, why),
         };
         let sources = match source {
-            Restored::Memory => self.holdings.sources(standing.step, &plan.hosts),
+            Restored::Memory => {
+                let apart = |a, b| self.apart.are(a, b, self.now_ms);
+                self.holdings.sources(standing.step, &plan.hosts, apart)
+            }
             Restored::Checkpoint | Restored::Seed => Some(Vec::new()),
         };
         let sources = sources.expect("a snapshot is complete if a plan goes on from it");

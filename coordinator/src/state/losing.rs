@@ -16,7 +16,7 @@ impl State {
         worker: WorkerId,
         step: u64,
         kind: FailureKind,
-        (what, layer): (String, Option<String>),
+        (what, layer, unreachable): (String, Option<String>, Vec<WorkerId>),
     ) {
         // Who was missed is settled, and the survivors wait for the next plan.
         let settled = matches!(self.phase, Phase::Recovering | Phase::Paused);
@@ -25,7 +25,7 @@ impl State {
             return self.ignore(connection, Ignored::OutOfPhase(self.phase));
         }
         let (cause, step, since_ms) = (Cause::Reported(kind), Some(step), self.now_ms);
-        self.signs.add(Sign { worker, cause, since_ms, step, what, layer });
+        self.signs.add(Sign { worker, cause, since_ms, step, what, layer, unreachable });
     }
 
     /// Notes a sign that a worker cannot go on; whether it is the cause shows later.
@@ -36,7 +36,8 @@ impl State {
     }
 
     pub(super) fn sign_of(&self, worker: WorkerId, cause: Cause, what: String) -> Sign {
-        Sign { worker, cause, since_ms: self.now_ms, step: None, what, layer: None }
+        let (since_ms, unreachable) = (self.now_ms, Vec::new());
+        Sign { worker, cause, since_ms, step: None, what, layer: None, unreachable }
     }
 
     pub(super) fn judge(&mut self) {
@@ -89,10 +90,32 @@ impl State {
         self.finished.is_some() && written
     }
 
-    /// Nobody is gone, so everybody may try again. If no step is committed then, snapshots are not
+    /// Keeps those apart between which no packet comes through. Whether there are such.
+    fn keep_apart(&mut self) -> bool {
+        let hosts = |worker: &WorkerId| self.members.get(worker).is_some_and(|member| member.hosts);
+        let mut missed = self.signs.unreachable();
+        missed.retain(|(by, of)| by != of && hosts(by) && hosts(of));
+        let mut pairs = Vec::new();
+        for (by, of) in &missed {
+            if let Some(seconds) = self.apart.report(*by, *of, self.now_ms) {
+                pairs.push((*by, *of, seconds));
+            }
+        }
+        let together: Vec<WorkerId> = self.eligible().collect();
+        for (by, of, seconds) in pairs {
+            let (worker, from) = if together.contains(&of) { (by, of) } else { (of, by) };
+            self.news(News::Parted { worker, from, seconds });
+        }
+        !missed.is_empty()
+    }
+
+    /// Nobody is gone, so everybody may try again, but for those that cannot reach each other. If no step is committed then, snapshots are not
     /// trusted any more, and after that whoever was the first to miss a peer goes: by this rule two
     /// that cannot reach each other do not stop the rest.
     fn replan_over_a_broken_link(&mut self, sign: Sign) {
+        if self.keep_apart() {
+            return self.lose(Some(sign));
+        }
         let again = self.link_broke.filter(|(committed, _)| *committed == self.committed);
         let times = again.map_or(1, |(_, times)| times + 1);
         self.link_broke = Some((self.committed, times));

@@ -71,8 +71,9 @@ fn disturbance(random: &mut Random) -> Event {
         9 => FromWorker::Ready { generation: Generation(random.below(3)) },
         10 => {
             let (step, what, layer) = (random.below(5), "lost".into(), None);
+            let unreachable = (0..random.below(3)).map(|n| WorkerId(n as u32)).collect();
             let kind = FailureKind::PeerLost;
-            FromWorker::Failed { generation: G1, step, kind, what, layer }
+            FromWorker::Failed { generation: G1, step, kind, what, layer, unreachable }
         }
         11 => go_back(random.below(5), 1),
         12 => evaluated(random.below(5), 1.0),
@@ -131,6 +132,7 @@ impl Judge {
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }
             | News::Joined { .. }

@@ -145,7 +145,7 @@ impl State {
         self.finish(Ending::Stopped);
     }
 
-    /// Workers that may host cells. A quarantine is for the sake of the others: where too few others
+    /// Workers that may host cells in one plan. A quarantine is for the sake of the others: where too few others
     /// are here it keeps nobody out, and whoever hosts since then stays.
     pub(super) fn eligible(&self) -> impl Iterator<Item = WorkerId> {
         let here = self.members.iter().filter(|(_, member)| member.connected && !member.leaving);
@@ -160,7 +160,9 @@ impl State {
         } else {
             here.map(|(worker, _)| *worker).collect()
         };
-        fit.into_iter()
+        let cells = |worker| self.plan.as_ref().map_or(0, |plan| plan.cells_of(worker).len());
+        let fit: Vec<_> = fit.into_iter().map(|worker| (worker, cells(worker))).collect();
+        self.apart.together(&fit, self.now_ms).into_iter()
     }
 
     /// Who should host: at most one worker for each cell, those that do first.

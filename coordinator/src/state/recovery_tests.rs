@@ -3,6 +3,7 @@
 use shoal_plan::grid::CellId;
 use shoal_proto::{FailureKind, Hello, Resuming};
 
+use super::apart::APART_MS;
 use super::cause::{GRACE_MS, RECONNECT_MS};
 use super::fixtures::{at, connection, finished, hello, of_generation, part, settings, step_done};
 use super::tests::{Run, check, failed, written};
@@ -119,6 +120,7 @@ fn a_broken_link_between_the_living_is_tried_again_before_anybody_goes() {
         kind: FailureKind::PeerLost,
         what: "worker-1 is silent".into(),
         layer: None,
+        unreachable: Vec::new(),
     };
     // To the step that memory holds; there it happens again, and again.
     run.say(0, lost(G2));
@@ -127,6 +129,41 @@ fn a_broken_link_between_the_living_is_tried_again_before_anybody_goes() {
     run.say(0, lost(Generation(3)));
     let distrusted = run.wait(GRACE_MS, &[0, 1]);
     assert!(distrusted.contains("source: Seed"), "{distrusted}");
+}
+
+#[test]
+fn two_that_cannot_reach_each_other_are_kept_apart_for_a_while_and_nobody_is_evicted() {
+    let misses = |of: u32, generation| FromWorker::Failed {
+        generation,
+        step: 3,
+        kind: FailureKind::PeerLost,
+        what: format!("worker-{of} was lost: timed out"),
+        layer: None,
+        unreachable: vec![WorkerId(of)],
+    };
+    let mut run = remembered();
+    check(run.say(0, misses(1, G1)), &[]);
+    let parted = "Parted { worker: WorkerId(1), from: WorkerId(0), seconds: 20 }";
+    let recovering = "Recovering { generation: Generation(2), from_step: 2, to_step: 1, workers: 1, \
+                      source: Memory }";
+    let want = [parted, "ledger back to 1, next None", recovering, "planned", "10 <- Assign"];
+    check(run.say(1, misses(0, G1)), &want);
+    assert_eq!(assigned(&run), (vec![0, 0], 1, 2, None));
+    run.say(0, FromWorker::Ready { generation: G2 });
+    assert_eq!(run.wait(APART_MS - 1, &[0, 1]), "");
+    assert_eq!(run.wait(1, &[0, 1]), "10 <- Edge", "they are tried again, between two steps");
+    run.say(0, of_generation(G2, step_done(0, 2)));
+    for cell in [0, 1] {
+        run.say(0, held(G2, 2, cell));
+    }
+    run.say(0, FromWorker::AtEdge { generation: G2, standing: at(2) });
+    assert_eq!(assigned(&run).0, [0, 1]);
+    // Only one end says so now, and the other lives: nothing is done again, and they wait longer.
+    check(run.say(1, misses(0, Generation(3))), &[]);
+    let again = run.wait(GRACE_MS, &[0, 1]);
+    let parted = "Parted { worker: WorkerId(0), from: WorkerId(1), seconds: 40 }";
+    assert!(again.contains(parted) && again.contains("from_step: 2, to_step: 2"), "{again}");
+    assert_eq!(assigned(&run).0, [1, 1]);
 }
 
 #[test]

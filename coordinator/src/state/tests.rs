@@ -12,7 +12,8 @@ use crate::ledger::Rollback;
 
 pub(super) fn failed(kind: FailureKind, what: &str) -> FromWorker {
     let layer = Some("model.layers.3".to_owned()).filter(|_| kind == FailureKind::NonFinite);
-    FromWorker::Failed { generation: G1, step: 3, kind, what: what.into(), layer }
+    let (what, unreachable) = (what.into(), Vec::new());
+    FromWorker::Failed { generation: G1, step: 3, kind, what, layer, unreachable }
 }
 
 pub(super) struct Run {

@@ -90,7 +90,8 @@ fn evaluated(set: &str, loss: f64) -> FromWorker {
 
 fn failed(kind: FailureKind, what: &str) -> FromWorker {
     let layer = Some("model.layers.3.mlp".into());
-    FromWorker::Failed { generation: Generation(1), step: 8, kind, what: what.into(), layer }
+    let (what, unreachable) = (what.into(), vec![WorkerId(3)]);
+    FromWorker::Failed { generation: Generation(1), step: 8, kind, what, layer, unreachable }
 }
 
 fn job() -> Job {

@@ -2,6 +2,7 @@
 //! and the one failure that stops them all. `threads` moves bytes between outboxes and inboxes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,6 +19,33 @@ use super::frame::{self, Operation};
 pub(super) struct Failure {
     pub(super) peer: Option<WorkerId>,
     pub(super) cause: String,
+    /// No packet comes through between the peer and this worker.
+    pub(super) silent: bool,
+}
+
+impl Failure {
+    /// A peer's, whatever of it was at fault but silence.
+    pub(super) fn of(peer: WorkerId, cause: String) -> Self {
+        Self { peer: Some(peer), cause, silent: false }
+    }
+
+    /// This worker's own decision.
+    pub(super) fn own(reason: &str) -> Self {
+        Self { peer: None, cause: reason.to_owned(), silent: false }
+    }
+
+    /// What a system call on the peer's connection said.
+    pub(super) fn broken(peer: WorkerId, what: &str, error: &io::Error) -> Self {
+        Self { peer: Some(peer), cause: format!("{what}{error}"), silent: is_silence(error) }
+    }
+}
+
+/// Whether the system gave a connection up because nothing came back; a socket's own time-out reads
+/// otherwise on Unix (`WouldBlock`).
+pub(super) fn is_silence(error: &io::Error) -> bool {
+    let given_up = cfg!(unix) && error.kind() == io::ErrorKind::TimedOut;
+    let no_way = [io::ErrorKind::HostUnreachable, io::ErrorKind::NetworkUnreachable];
+    given_up || no_way.contains(&error.kind())
 }
 
 pub(super) struct Message {
@@ -159,10 +187,10 @@ impl Shared {
 
     /// The error every call of an endpoint returns from now on, if any.
     pub(super) fn stopped(&self, operation: Operation, cell: CellId) -> Option<CommError> {
-        if let Some(Failure { peer, cause }) = self.failure.get() {
-            let cause = cause.clone();
+        if let Some(Failure { peer, cause, silent }) = self.failure.get() {
+            let (cause, silent) = (cause.clone(), *silent);
             return Some(match *peer {
-                Some(peer) => CommError::Lost { operation, cell, peer, cause },
+                Some(peer) => CommError::Lost { operation, cell, peer, cause, silent },
                 None => CommError::Stopped { operation, cell, cause },
             });
         }
@@ -230,7 +258,7 @@ impl Shared {
             None => {
                 let waited = self.silence;
                 let cause = format!("{from} was silent for {} s", waited.as_secs_f32());
-                self.fail(Failure { peer: Some(peer), cause });
+                self.fail(Failure::of(peer, cause));
                 Err(CommError::Silent { operation, cell: to, from, peer, waited })
             }
         }
@@ -244,9 +272,10 @@ impl Shared {
         operation: Operation,
         cell: CellId,
     ) -> CommError {
-        self.fail(Failure { peer: Some(peer), cause: cause.clone() });
+        self.fail(Failure::of(peer, cause.clone()));
         let earlier = self.stopped(operation, cell);
-        earlier.unwrap_or(CommError::Lost { operation, cell, peer, cause })
+        let silent = false;
+        earlier.unwrap_or(CommError::Lost { operation, cell, peer, cause, silent })
     }
 
     pub(super) fn deliver(&self, pair: (CellId, CellId), message: Message) {

@@ -50,11 +50,18 @@ const LINK_ASKS_EVERY: Duration = Duration::from_secs(1);
 /// silent coordinator's link has.
 const LINK_ASKS: u32 = 3;
 
+/// For all peers to join a plan that is not the run's first. An engine that is being torn down may
+/// take two seconds of it.
+const JOIN_AGAIN: Duration = Duration::from_secs(10);
+
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// For all peers to join.
     pub join: Duration,
+    /// For a sign of life from a peer's machine while it has not joined: longer without one, and no
+    /// packet comes through.
+    pub link: Duration,
     /// For one handshake: a stranger who stalls is cut off then.
     pub handshake: Duration,
     /// For the next message of a living peer.
@@ -63,10 +70,20 @@ pub struct Timeouts {
     pub shutdown: Duration,
 }
 
+impl Timeouts {
+    /// Of a generation of the plan. At the first, workers may have to find their data; at later ones
+    /// all have done so, and whoever is not there soon keeps the others waiting.
+    pub fn of(generation: Generation) -> Self {
+        let first = Self::default();
+        if generation > Generation(1) { Self { join: JOIN_AGAIN, ..first } } else { first }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
             join: Duration::from_secs(30),
+            link: LINK_ASKS_EVERY * (LINK_ASKS + 1),
             handshake: Duration::from_secs(5),
             silence: Duration::from_mins(2),
             shutdown: Duration::from_secs(2),
@@ -121,6 +138,7 @@ impl Mesh {
                 me,
                 missing: format!("{peer} (its connection broke: {error})"),
                 waited: Duration::ZERO,
+                silent: Vec::new(),
             })?;
         }
         let shared = Arc::new(Shared::new(me, generation, hosts, timeouts.silence, streams));
@@ -143,7 +161,7 @@ impl Mesh {
 
     /// Stops every endpoint here and, through the peers, everywhere, with this reason.
     pub fn poison(&self, reason: &str) {
-        self.shared.fail(Failure { peer: None, cause: reason.to_string() });
+        self.shared.fail(Failure::own(reason));
     }
 
     /// Loses all connections without a word, as if this process had died.
@@ -163,7 +181,7 @@ fn notice_silence(stream: &TcpStream) -> io::Result<()> {
         .with_retries(LINK_ASKS);
     socket.set_tcp_keepalive(&asks)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(LINK_ASKS_EVERY * (LINK_ASKS + 1)))?;
+    socket.set_tcp_user_timeout(Some(Timeouts::default().link))?;
     Ok(())
 }
 
@@ -247,7 +265,7 @@ impl Endpoint {
 
     /// What to do when this cell fails for a reason of its own: everybody else stops waiting.
     pub fn poison(&self, reason: &str) {
-        self.shared.fail(Failure { peer: None, cause: reason.to_string() });
+        self.shared.fail(Failure::own(reason));
     }
 }
 

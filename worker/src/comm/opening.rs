@@ -16,6 +16,7 @@ use shoal_plan::plan::WorkerId;
 use super::CommError;
 use super::deadline::Deadline;
 use super::handshake::{self, Identity, Refusal};
+use super::link::is_silence;
 use super::mesh::Timeouts;
 
 /// Unfinished handshakes at a time. Connections beyond are closed unread.
@@ -25,12 +26,17 @@ const HANDSHAKES_MAX: usize = 64;
 const CALLED_OFF_PAUSE: Duration = Duration::from_millis(50);
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(2);
+/// A peer that has not dialed is looked after when this part of the link's patience is over.
+const LOOKS: u32 = 4;
+
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
 enum Event {
     Joined(WorkerId, TcpStream),
     /// From whom, if that is known, and why.
     Refused(Option<WorkerId>, Refusal),
+    /// For too long no packet of it came through.
+    Silent(WorkerId),
     Broken(String),
 }
 
@@ -43,6 +49,7 @@ struct Opening {
     over: AtomicBool,
     deadline: Deadline,
     handshake: Duration,
+    link: Duration,
 }
 
 /// One open, proven connection to each of `peers`; an address is needed for those with a lower id.
@@ -62,19 +69,27 @@ pub(super) fn connect_all(
         over: AtomicBool::new(false),
         deadline: Deadline::after(timeouts.join),
         handshake: timeouts.handshake,
+        link: timeouts.link,
     });
     let (events, inbox) = mpsc::channel();
-    if !higher.is_empty() {
+    if !peers.is_empty() {
+        // Also where nobody is to come: those who look whether this worker is there pile up elsewise.
         let (opening, events) = (Arc::clone(&opening), events.clone());
         thread::spawn(move || accept_all(&opening, &listener, &events));
     }
-    for (peer, address) in peers.iter().filter(|(peer, _)| **peer < me) {
+    for (peer, address) in peers {
         let (opening, events, peer, address) =
             (Arc::clone(&opening), events.clone(), *peer, *address);
-        thread::spawn(move || dial_until_joined(&opening, peer, address, &events));
+        thread::spawn(move || {
+            if peer < me {
+                dial_until_joined(&opening, peer, address, &events);
+            } else if let Some(address) = address {
+                look_until_joined(&opening, peer, address, &events);
+            }
+        });
     }
     drop(events);
-    let joined = gather(me, peers, &inbox, (opening.deadline, timeouts.join), is_off);
+    let joined = gather(me, peers, &inbox, (opening.deadline, timeouts), is_off);
     opening.over.store(true, Ordering::Release);
     joined
 }
@@ -83,7 +98,7 @@ fn gather(
     me: WorkerId,
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     inbox: &mpsc::Receiver<Event>,
-    (deadline, waited): (Deadline, Duration),
+    (deadline, timeouts): (Deadline, &Timeouts),
     is_off: &dyn Fn() -> bool,
 ) -> Result<BTreeMap<WorkerId, TcpStream>, CommError> {
     let mut joined = BTreeMap::new();
@@ -107,24 +122,39 @@ fn gather(
                     refusals.insert(from, refusal);
                 }
             }
+            // Of one that has joined meanwhile it is past.
+            Some(Event::Silent(peer)) if joined.contains_key(&peer) => {}
+            Some(Event::Silent(peer)) => {
+                let missing = format!("{peer}, from which no packet comes back");
+                let (waited, silent) = (timeouts.link, vec![peer]);
+                return Err(CommError::Join { me, missing, waited, silent });
+            }
             Some(Event::Broken(cause)) => return Err(CommError::Listener { me, cause }),
             None => {
                 let missing = peers.keys().filter(|peer| !joined.contains_key(*peer));
-                let missing: Vec<_> = missing
-                    .map(|peer| match refusals.get(&Some(*peer)) {
-                        Some(Refusal { reason, .. }) => format!("{peer} ({reason})"),
-                        None => peer.to_string(),
-                    })
-                    .collect();
-                let mut missing = missing.join(", ");
-                if let Some(Refusal { reason, .. }) = refusals.get(&None) {
-                    let _ = write!(missing, "; a connection was refused: {reason}");
-                }
-                return Err(CommError::Join { me, missing, waited });
+                let silent: Vec<WorkerId> = missing.copied().collect();
+                let (missing, waited) = (told(&silent, &refusals), timeouts.join);
+                return Err(CommError::Join { me, missing, waited, silent });
             }
         }
     }
     Ok(joined)
+}
+
+/// Who is missing, each with the last thing heard.
+fn told(missing: &[WorkerId], refusals: &BTreeMap<Option<WorkerId>, Refusal>) -> String {
+    let missing: Vec<_> = missing
+        .iter()
+        .map(|peer| match refusals.get(&Some(*peer)) {
+            Some(Refusal { reason, .. }) => format!("{peer} ({reason})"),
+            None => peer.to_string(),
+        })
+        .collect();
+    let mut missing = missing.join(", ");
+    if let Some(Refusal { reason, .. }) = refusals.get(&None) {
+        let _ = write!(missing, "; a connection was refused: {reason}");
+    }
+    missing
 }
 
 fn accept_all(opening: &Arc<Opening>, listener: &TcpListener, events: &mpsc::Sender<Event>) {
@@ -184,30 +214,60 @@ fn dial_until_joined(
     events: &mpsc::Sender<Event>,
 ) {
     while !opening.over.load(Ordering::Acquire) && opening.deadline.left().is_some() {
-        let deadline = opening.deadline.within(opening.handshake);
-        let dialed = dial(opening, peer, address, deadline);
-        let joined = dialed.is_ok();
-        let sent = events.send(match dialed {
-            Ok(stream) => Event::Joined(peer, stream),
-            Err(refusal) => Event::Refused(Some(peer), refusal),
-        });
-        if joined || sent.is_err() {
+        let dialed = dial(opening, peer, address);
+        let settled = !matches!(dialed, Event::Refused(..));
+        if events.send(dialed).is_err() || settled {
             return;
         }
         thread::park_timeout(DIAL_PAUSE);
     }
 }
 
-fn dial(
+/// One that is to dial this worker cannot be waited for in vain: if its machine does not even answer,
+/// no packet of it will come.
+fn look_until_joined(
     opening: &Opening,
     peer: WorkerId,
-    address: Option<SocketAddr>,
-    deadline: Deadline,
-) -> Result<TcpStream, Refusal> {
-    let address = address.ok_or("its address is not known")?;
-    let left = deadline.left().ok_or("no time is left")?;
-    let stream = TcpStream::connect_timeout(&address, left)
-        .map_err(|error| format!("connecting to {address}: {error}"))?;
-    handshake::dial(&stream, &opening.identity, peer, deadline)?;
-    Ok(stream)
+    address: SocketAddr,
+    events: &mpsc::Sender<Event>,
+) {
+    let waits = || {
+        let wanted = opening.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let joins = !wanted.contains(&peer);
+        !joins && !opening.over.load(Ordering::Acquire) && opening.deadline.left().is_some()
+    };
+    // Most come at once. Connections are short: whoever accepts one reads its end.
+    let looks = opening.link / LOOKS;
+    loop {
+        let mut waited = Duration::ZERO;
+        while waited < looks && waits() {
+            thread::park_timeout(DIAL_PAUSE);
+            waited += DIAL_PAUSE;
+        }
+        if !waits() {
+            return;
+        }
+        let looked = TcpStream::connect_timeout(&address, looks * (LOOKS - 1));
+        if looked.is_err_and(|error| is_silence(&error)) {
+            let _ = events.send(Event::Silent(peer));
+            return;
+        }
+    }
+}
+
+fn dial(opening: &Opening, peer: WorkerId, address: Option<SocketAddr>) -> Event {
+    let refused = |reason: String| Event::Refused(Some(peer), reason.into());
+    let Some(address) = address else { return refused("its address is not known".to_owned()) };
+    let Some(left) = opening.deadline.left() else { return refused("no time is left".to_owned()) };
+    let connected = TcpStream::connect_timeout(&address, left.min(opening.link));
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(error) if is_silence(&error) && left > opening.link => return Event::Silent(peer),
+        Err(error) => return refused(format!("connecting to {address}: {error}")),
+    };
+    let deadline = opening.deadline.within(opening.handshake);
+    match handshake::dial(&stream, &opening.identity, peer, deadline) {
+        Ok(()) => Event::Joined(peer, stream),
+        Err(refusal) => Event::Refused(Some(peer), refusal),
+    }
 }

@@ -17,6 +17,7 @@ use super::{Comm, Endpoint, Membership, Mesh, Sum, Timeouts};
 const SECRET: [u8; 32] = [7; 32];
 const TIMEOUTS: Timeouts = Timeouts {
     join: Duration::from_secs(20),
+    link: Duration::from_secs(15),
     handshake: Duration::from_secs(10),
     silence: Duration::from_secs(20),
     shutdown: Duration::from_secs(2),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 
-use super::frame::{HEADER_BYTES, Header, Operation};
+use super::frame::{FrameError, HEADER_BYTES, Header, Operation};
 use super::handshake::{is_pause, printable};
-use super::link::{Failure, Link, Message, Next, Outgoing, Shared};
+use super::link::{Failure, Link, Message, Next, Outgoing, Shared, is_silence};
 
 /// How often a writer whose peer does not read looks whether the mesh has failed meanwhile.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_millis(100);
@@ -36,8 +36,7 @@ impl Shared {
                     if let Err(error) = self.write_frame(link, &outgoing) {
                         // A peer that stopped on purpose has said why: the reader may know more.
                         self.wait_for_end(link, REASON_WAIT);
-                        let cause = format!("sending to it: {error}");
-                        self.fail(Failure { peer: Some(peer), cause });
+                        self.fail(Failure::broken(peer, "sending to it: ", &error));
                         let _ = link.stream.shutdown(Shutdown::Both);
                         break;
                     }
@@ -87,7 +86,7 @@ impl Shared {
                     IoSlice::advance_slices(&mut parts, n);
                     pauses = 0;
                 }
-                Err(error) if is_pause(error.kind()) => {
+                Err(error) if is_pause(error.kind()) && !is_silence(&error) => {
                     pauses += u32::from(self.has_failed());
                     if pauses > ABORT_PAUSES_MAX {
                         return Err(error);
@@ -113,11 +112,14 @@ impl Shared {
 
     /// Reads until the peer's goodbye.
     fn read_frames(&self, peer: WorkerId, stream: &TcpStream) -> Result<(), Failure> {
-        let blame = |cause: String| Failure { peer: Some(peer), cause };
+        let blame = |cause: String| Failure::of(peer, cause);
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
         let mut next_sequence: BTreeMap<(CellId, CellId), u64> = BTreeMap::new();
         loop {
-            let (header, bytes) = read_frame(&mut reader).map_err(blame)?;
+            let (header, bytes) = read_frame(&mut reader).map_err(|broken| match broken {
+                Broken::Read(error) => Failure::broken(peer, "", &error),
+                Broken::Frame(cause) => blame(cause),
+            })?;
             if header.generation != self.generation {
                 let (got, want) = (header.generation, self.generation);
                 return Err(blame(format!("it sent a message of {got}, want {want}")));
@@ -150,15 +152,22 @@ impl Shared {
     }
 }
 
-fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), String> {
+/// Why no frame was read.
+enum Broken {
+    Read(io::Error),
+    Frame(String),
+}
+
+fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), Broken> {
     let mut header = [0; HEADER_BYTES];
     reader.read_exact(&mut header).map_err(|error| {
         if error.kind() == io::ErrorKind::UnexpectedEof {
-            return "the connection closed without a goodbye".to_string();
+            return Broken::Frame("the connection closed without a goodbye".to_string());
         }
-        error.to_string()
+        Broken::Read(error)
     })?;
-    let header = Header::decode(&header).map_err(|error| error.to_string())?;
+    let framed = |error: FrameError| Broken::Frame(error.to_string());
+    let header = Header::decode(&header).map_err(framed)?;
     // Straight to where they stay, in as few calls as the system allows.
     let mut bytes = vec![0; header.payload_bytes.min(RESERVED_BYTES_MAX) as usize];
     let mut got = read_up_to(reader, &mut bytes)?;
@@ -168,19 +177,19 @@ fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), String> {
         got += read_up_to(reader, &mut bytes[got..])?;
     }
     bytes.truncate(got);
-    header.check_payload(&bytes).map_err(|error| error.to_string())?;
+    header.check_payload(&bytes).map_err(framed)?;
     Ok((header, bytes))
 }
 
 /// Fills `bytes`; returns how many came before the stream's end, which may be fewer.
-fn read_up_to(reader: &mut impl Read, bytes: &mut [u8]) -> Result<usize, String> {
+fn read_up_to(reader: &mut impl Read, bytes: &mut [u8]) -> Result<usize, Broken> {
     let mut got = 0;
     while got < bytes.len() {
         match reader.read(&mut bytes[got..]) {
             Ok(0) => break,
             Ok(n) => got += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(Broken::Read(error)),
         }
     }
     Ok(got)
@@ -207,11 +216,11 @@ impl Failure {
         };
         let cause = printable(cause);
         if at_fault == reporter {
-            Self { peer: Some(reporter), cause: format!("it stopped: {cause}") }
+            Self::of(reporter, format!("it stopped: {cause}"))
         } else if at_fault == me {
-            Self { peer: Some(reporter), cause: format!("it stopped because of {me}: {cause}") }
+            Self::of(reporter, format!("it stopped because of {me}: {cause}"))
         } else {
-            Self { peer: Some(at_fault), cause: format!("{reporter} says: {cause}") }
+            Self::of(at_fault, format!("{reporter} says: {cause}"))
         }
     }
 }

@@ -223,8 +223,9 @@ pub(super) fn run(
         Ok(None) => {}
         Err(error) => {
             tracing::error!(cell = %id, step, %error, "the cell ends");
-            let (kind, layer) = (error.kind(), error.layer());
-            tell(news, id, CellNews::Failed { step, kind, what: error.to_string(), layer });
+            let (kind, layer, unreachable) = (error.kind(), error.layer(), error.unreachable());
+            let what = error.to_string();
+            tell(news, id, CellNews::Failed { step, kind, what, layer, unreachable });
         }
     }
 }

@@ -98,6 +98,26 @@ impl EngineError {
         }
     }
 
+    /// The workers with which no byte could be exchanged any more.
+    pub fn unreachable(&self) -> Vec<WorkerId> {
+        match self {
+            Self::Comm(error) => error.unreachable(),
+            Self::Model(shoal_model::Error::Exchange { source, .. }) => {
+                let comm = source.0.downcast_ref::<CommError>();
+                comm.map(CommError::unreachable).unwrap_or_default()
+            }
+            Self::Model(_)
+            | Self::Vault(_)
+            | Self::Refused(_)
+            | Self::GaveUp { .. }
+            | Self::Data(_)
+            | Self::EmptySet { .. }
+            | Self::Checkpoint(_)
+            | Self::OtherState { .. }
+            | Self::Message { .. } => Vec::new(),
+        }
+    }
+
     /// The layer at fault, where one is known.
     pub fn layer(&self) -> Option<String> {
         match self {

@@ -152,6 +152,7 @@ fn a_failure_is_reported_once_and_the_last_word_is_waited_for() {
         kind: FailureKind::NonFinite,
         what: "loss is NaN".into(),
         layer: None,
+        unreachable: Vec::new(),
     };
     let mut s = training();
     check(&mut s, Event::Engine(failed()), "send Failed, DropEngine");
@@ -215,6 +216,7 @@ fn a_worker_that_lost_a_peer_waits_for_the_next_plan() {
         kind: FailureKind::PeerLost,
         what: "worker-1 closed the connection".into(),
         layer: None,
+        unreachable: Vec::new(),
     };
     check(&mut s, Event::Engine(lost), "send Failed, DropEngine");
     check(&mut s, Event::EngineGone, "");

@@ -11,7 +11,8 @@ use crate::comm::deadline::Deadline;
 use crate::comm::handshake::{self, Identity};
 
 const HOUR: Duration = Duration::from_hours(1);
-const HOURS: Timeouts = Timeouts { join: HOUR, handshake: HOUR, silence: HOUR, shutdown: HOUR };
+const HOURS: Timeouts =
+    Timeouts { join: HOUR, link: HOUR, handshake: HOUR, silence: HOUR, shutdown: HOUR };
 
 #[test]
 fn a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes() {

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
+use socket2::{Domain, Socket, Type};
+
 use super::*;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake::{self, Identity};
@@ -177,11 +179,53 @@ fn a_mesh_that_does_not_come_together_names_who_is_missing_and_why() {
     let second = listeners.remove(&WorkerId(1)).unwrap();
     let joining = thread::spawn(move || Mesh::open(wrong, second, short).unwrap_err());
     let error = Mesh::open(membership(WorkerId(0), &hosting, &peers), first, short).unwrap_err();
+    assert_eq!(error.unreachable(), [WorkerId(1), WorkerId(2)]);
     let error = error.to_string();
     let want = "data plane: worker-0 waited 1 s for worker-1, worker-2";
     assert!(error.starts_with(want) && error.contains("does not know the run's secret"), "{error}");
     let error = joining.join().unwrap().to_string();
     assert!(error.contains("worker-0 (refused: it does not know the run's secret)"), "{error}");
+}
+
+/// A port that answers no packet: its queue is full, and nobody takes anything out.
+fn black_hole() -> (Socket, Vec<TcpStream>, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let waiting = std::iter::from_fn(connect).collect();
+    (socket, waiting, address)
+}
+
+#[test]
+fn a_peer_that_answers_no_packet_is_not_waited_for_whoever_dials_whom() {
+    let hosting = [0, 1];
+    let short = Timeouts { link: Duration::from_millis(400), ..TIMEOUTS };
+    for (me, peer) in [(0, 1), (1, 0)].map(|(me, peer)| (WorkerId(me), WorkerId(peer))) {
+        let (mut listeners, mut peers) = listen(&hosting);
+        let (_socket, _waiting, address) = black_hole();
+        peers.insert(peer, address);
+        let listener = listeners.remove(&me).unwrap();
+        let error = Mesh::open(membership(me, &hosting, &peers), listener, short).unwrap_err();
+        assert_eq!(error.unreachable(), [peer]);
+        let want = format!("{me} waited 0.4 s for {peer}, from which no packet comes back");
+        assert!(error.to_string().contains(&want), "{error}");
+    }
+}
+
+#[test]
+fn a_peer_that_lets_others_connect_and_says_nothing_is_named_when_the_patience_is_over() {
+    let hosting = [0, 1];
+    let short =
+        Timeouts { join: Duration::from_millis(900), link: Duration::from_millis(400), ..TIMEOUTS };
+    for (me, peer) in [(0, 1), (1, 0)].map(|(me, peer)| (WorkerId(me), WorkerId(peer))) {
+        let (mut listeners, peers) = listen(&hosting);
+        let listener = listeners.remove(&me).unwrap();
+        let error = Mesh::open(membership(me, &hosting, &peers), listener, short).unwrap_err();
+        assert_eq!(error.unreachable(), [peer], "{error}");
+        assert!(error.to_string().contains(&format!("{me} waited 0.9 s for {peer}")), "{error}");
+    }
 }
 
 /// Passes a connection on, turning over one bit of what the dialer sends after `clean` bytes.

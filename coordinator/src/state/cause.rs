@@ -2,6 +2,7 @@
 //! are heard first; a connection that ends may be taken up again: so signs are collected until they
 //! are certain.
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 
@@ -15,7 +16,7 @@ pub(super) const RECONNECT_MS: u64 = 1_500;
 pub(super) const GRACE_MS: u64 = 1_500;
 
 /// One sign that a worker cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sign {
     pub(super) worker: WorkerId,
     pub(super) cause: Cause,
@@ -41,7 +42,7 @@ pub(super) enum Verdict {
 }
 
 /// At most one sign per worker, in the order of their arrival.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Signs {
     signs: Vec<Sign>,
 }
@@ -77,12 +78,18 @@ impl Signs {
         self.signs.is_empty()
     }
 
+    /// The coordinator was started anew: connections that had ended are like all others.
+    pub(super) fn forget_hang_ups(&mut self) {
+        self.signs.retain(|sign| sign.cause != Cause::HungUp);
+    }
+
     /// The coordinator itself slept for so long.
     pub(super) fn forgive(&mut self, gap_ms: u64) {
         self.signs.iter_mut().for_each(|sign| sign.since_ms += gap_ms);
     }
 
-    pub(super) fn verdict(&self, now_ms: u64) -> Verdict {
+    /// `awaiting`: somebody may yet come back, so that who missed whom is open.
+    pub(super) fn verdict(&self, now_ms: u64, awaiting: bool) -> Verdict {
         let ends = |sign: &&Sign| verdict_of(sign.cause) == Kind::EndsTheRun;
         if let Some(sign) = self.signs.iter().find(ends) {
             return Verdict::Ends(sign.clone());
@@ -103,7 +110,7 @@ impl Signs {
         // With somebody cut off, that shows first who was missed.
         let cut_off = self.signs.iter().any(|sign| verdict_of(sign.cause) == Kind::CutOff);
         match self.signs.first() {
-            Some(sign) if !cut_off && now_ms >= sign.since_ms + GRACE_MS => {
+            Some(sign) if !cut_off && !awaiting && now_ms >= sign.since_ms + GRACE_MS => {
                 Verdict::Link(sign.clone())
             }
             Some(_) | None => Verdict::Wait,
@@ -176,7 +183,7 @@ mod tests {
 
     #[track_caller]
     fn check(causes: &[(u32, Cause)], at_ms: u64, want: Verdict) {
-        assert_eq!(signs(causes).verdict(at_ms), want);
+        assert_eq!(signs(causes).verdict(at_ms, false), want);
     }
 
     fn at_fault(of: &[(u32, Cause)]) -> Verdict {
@@ -211,7 +218,7 @@ mod tests {
         check(&[hung_up, (1, LOST)], 100, Verdict::Wait);
         let mut signs = signs(&[hung_up]);
         signs.is_back(WorkerId(1));
-        assert_eq!(signs.verdict(10_000), Verdict::Wait);
+        assert_eq!(signs.verdict(10_000, false), Verdict::Wait);
     }
 
     #[test]

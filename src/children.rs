@@ -1,5 +1,7 @@
-//! The worker processes of a launch. None outlives it: they are killed and reaped when this is
+//! The processes of a launch: workers here, their coordinator in `children/coordinator.rs`. None outlives it: they are killed and reaped when this is
 //! dropped, and a worker whose standard input ends (the launcher was killed) exits by itself.
+
+mod coordinator;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -13,6 +15,8 @@ use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
 use crate::cores::Cores;
+
+pub(crate) use coordinator::Coordinator;
 
 /// What all workers of a launch are told.
 pub(crate) struct Start {
@@ -67,14 +71,14 @@ impl Children {
         Ok(())
     }
 
-    /// Workers that exited since the last call, and how.
-    pub(crate) fn newly_exited(&mut self) -> Vec<(WorkerId, Exit)> {
+    /// Workers that exited since the last call, the id of each process, and how it ended.
+    pub(crate) fn newly_exited(&mut self) -> Vec<(WorkerId, u32, Exit)> {
         let mut exited = Vec::new();
         for running in self.running.iter_mut().filter(|running| running.status.is_none()) {
             // An error here means that nobody can wait for the child: it is as good as gone.
             if let Some(status) = running.child.try_wait().unwrap_or(Some(Exit::never_began().0)) {
                 running.status = Some(status);
-                exited.push((running.worker, Exit(status)));
+                exited.push((running.worker, running.child.id(), Exit(status)));
             }
         }
         exited
@@ -157,6 +161,11 @@ impl Exit {
         Self(ExitStatus::from_raw(0x100))
     }
 
+    /// Whether another process would end in the same way: what it needs on disk is damaged.
+    pub(crate) fn is_final(self) -> bool {
+        self.0.code() == Some(5)
+    }
+
     /// Whether it ended because it was wanted to: a worker says so with exit code 0.
     pub(crate) fn was_asked_for(self) -> bool {
         self.0.success()
@@ -210,8 +219,8 @@ mod tests {
 
     fn wait_for_exit(children: &mut Children) -> (WorkerId, Exit) {
         loop {
-            if let Some(exited) = children.newly_exited().pop() {
-                return exited;
+            if let Some((worker, _, exit)) = children.newly_exited().pop() {
+                return (worker, exit);
             }
             std::thread::yield_now();
         }

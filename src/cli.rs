@@ -56,7 +56,8 @@ missing, damaged or unfit; stopped by a signal after writing a checkpoint: 130 C
 SIGTERM, 129 SIGHUP.
 
 `shoal worker` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
-model and exits when its launcher does. See `shoal worker --help`.
+model and exits when its launcher does. `shoal coordinator` is started once, and again when it dies: it
+goes on where it was, and the workers train meanwhile. See `shoal worker --help`, `shoal coordinator --help`.
 
 Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/logs hold
 (default info)."
@@ -133,6 +134,13 @@ pub(crate) enum Verb {
     /// as the launcher lives: at its end the worker exits at once.
     #[command(hide = true)]
     Worker(Worker),
+    /// Conduct a run for a launcher (started by `launch`, and again when it dies)
+    ///
+    /// The first line of standard input is what it is to conduct, with the run's secret; standard output is
+    /// the port it listens on, which the launcher holds open. Standard input stays open for as long as the
+    /// launcher lives: at its end the coordinator exits at once.
+    #[command(hide = true)]
+    Coordinator(Coordinator),
 }
 
 /// The manifest, and what the command line changes in it.
@@ -238,6 +246,16 @@ pub(crate) struct Worker {
     pub metrics_port: u16,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Coordinator {
+    /// The run directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub run_dir: PathBuf,
+    /// Where Prometheus finds it; 0: any free port
+    #[arg(long, default_value_t = 0)]
+    pub metrics_port: u16,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -269,9 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn the_worker_verb_is_not_in_the_short_help_but_explained_in_the_long() {
+    fn what_launch_starts_is_not_in_the_short_help_but_explained_in_the_long() {
         let short = Cli::command().render_help().to_string();
-        assert!(!short.contains("worker  "), "{short}");
-        assert!(Cli::command().render_long_help().to_string().contains("shoal worker"));
+        let long = Cli::command().render_long_help().to_string();
+        for verb in ["worker", "coordinator"] {
+            assert!(!short.contains(&format!("\n  {verb} ")), "{short}");
+            assert!(long.contains(&format!("shoal {verb}")), "{long}");
+        }
     }
 }

@@ -58,6 +58,10 @@ pub(crate) enum Kind {
     Restarted,
     /// The launcher starts it no more.
     GivenUp,
+    /// The coordinator's process ended; the workers train on.
+    CoordinatorExited,
+    /// It was started anew, and every worker is back or lost.
+    CoordinatorBack,
     /// A worker is no longer of the plan.
     Evicted,
     /// A new plan is out, and from where it goes on.

@@ -5,18 +5,18 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
-use shoal_coordinator::Settings;
+use shoal_coordinator::{follow, journal};
 use shoal_plan::job::{Job, Workers};
-use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_store::Store;
 use shoal_worker::Secret;
 use tokio::runtime::Runtime;
 
-use crate::children::{Children, Start};
+use crate::children::{Children, Coordinator, Start};
 use crate::cli;
 use crate::clock::Stopwatch;
+use crate::conducting::Told;
 use crate::cores::Cores;
 use crate::epochs::Epochs;
 use crate::events::{Kind, Log};
@@ -169,27 +169,18 @@ async fn train(
     let mut signals = Signals::listen()?;
     let run = new_run_id()?;
     let secret = Secret::random().context("making the run's secret")?;
-    let settings = Settings {
+    let told = Told {
         run: run.clone(),
-        secret: secret.clone(),
+        secret: secret.to_hex(),
         job: initial::for_workers(job, &loaded.directory),
-        workers_wanted: job.workers.local,
         resume_from,
-        run_dir: run_dir.path().to_path_buf(),
-        lease_ms: Settings::LEASE_MS,
-        join_deadline_ms: Settings::JOIN_DEADLINE_MS,
-        make_plan: |job, workers, generation| {
-            make_plan(job, workers, generation).map_err(|error| error.to_string())
-        },
     };
-    let coordinator =
-        shoal_coordinator::serve(settings).await.context("starting the coordinator")?;
     scrape::withdraw(&run_dir.scrape_targets());
-    let figures = coordinator.metrics.clone();
-    let scraped = scrape::serve(job.metrics.port, move || figures.text()).await?;
-    scrape::announce(&run_dir.scrape_targets(), "coordinator", scraped)?;
+    journal::forget(run_dir.path()).context("removing what an earlier coordinator knew")?;
+    let coordinator = Coordinator::start(&told, run_dir)?;
+    let following = follow(coordinator.address(), secret.clone());
     let start = Start {
-        join: coordinator.address,
+        join: coordinator.address(),
         run,
         secret: secret.to_hex(),
         run_dir: run_dir.path().to_path_buf(),
@@ -201,7 +192,7 @@ async fn train(
     let newest = resume_from.map(|standing| standing.step);
     let copying = work
         .store
-        .map(|store| Copying::start(store, (run_dir, job), newest, coordinator.metrics.clone()));
+        .map(|store| Copying::start(store, (run_dir, job), newest, following.commands.clone()));
     let watch = Stopwatch::start();
     let workers = (0..job.workers.local).map(WorkerId);
     let training = Training {
@@ -211,6 +202,13 @@ async fn train(
         events: work.events,
         children,
         coordinator,
+        coordinator_gone: None,
+        coordinator_restarts: Restarts::new(
+            [()].into_iter(),
+            job.workers.restarts,
+            watch.seconds(),
+        ),
+        following,
         signals: &mut signals,
         checkpoint: resume_from.map(|standing| standing.step),
         copying,

@@ -1,4 +1,4 @@
-//! Where the log lines go: a worker's to its standard error, which is a file of the run; the
+//! Where the log lines go: a worker's and the coordinator's to standard error, which is a file of the run; the
 //! launcher's to `logs/launch.log`, so that they never cross the progress bar.
 
 use std::fs::OpenOptions;
@@ -20,7 +20,7 @@ pub(crate) fn to_run(run_dir: &RunDir) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// For a worker.
+/// For a worker or a coordinator.
 pub(crate) fn to_standard_error() {
     let lines = tracing_subscriber::fmt().with_env_filter(filter()).with_ansi(false);
     // As above.

@@ -6,6 +6,7 @@ mod children;
 mod cli;
 mod clock;
 mod compare;
+mod conducting;
 mod cores;
 mod curve;
 mod data;
@@ -83,6 +84,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())
         }
+        Verb::Coordinator(args) => conducting::conduct(args).map(|never| match never {}),
         Verb::Worker(args) => {
             hosting::host(args).map_err(Stopped::Failed).map(|never| match never {})
         }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use shoal_coordinator::{Metrics, checkpoints};
+use shoal_coordinator::{Command, checkpoints};
 use shoal_plan::checkpoint::{CheckpointManifest, Keep, partial_name};
 use shoal_plan::job::Job;
 use shoal_plan::manifest::difference;
@@ -13,7 +13,6 @@ use shoal_store::{Error, Mirror, Said, Settings, Store};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use crate::clock::unix_seconds;
 use crate::exit::Stopped;
 use crate::progress::Reading;
 use crate::run_dir::RunDir;
@@ -23,7 +22,8 @@ use crate::terminal::note;
 pub(crate) struct Copying {
     mirror: Mirror,
     said: mpsc::UnboundedReceiver<Said>,
-    metrics: Metrics,
+    /// To the coordinator, which counts.
+    commands: mpsc::UnboundedSender<Command>,
     shown: String,
 }
 
@@ -142,13 +142,13 @@ impl Copying {
         store: Store,
         (run_dir, job): (&RunDir, &Job),
         newest: Option<u64>,
-        metrics: Metrics,
+        commands: mpsc::UnboundedSender<Command>,
     ) -> Self {
         let shown = store.to_string();
         let settings = Settings::new(store, run_dir.checkpoints(), Keep::of(&job.checkpoint));
         let (say, said) = mpsc::unbounded_channel();
         let mirror = Mirror::start(settings, newest.unwrap_or(0), say);
-        Self { mirror, said, metrics, shown }
+        Self { mirror, said, commands, shown }
     }
 
     pub(crate) fn committed(&self, step: u64) {
@@ -159,7 +159,7 @@ impl Copying {
     pub(crate) async fn next(&mut self) -> Option<String> {
         loop {
             let said = self.said.recv().await?;
-            if let Some(text) = hear(&self.metrics, &self.shown, &said) {
+            if let Some(text) = hear(&self.commands, &self.shown, &said) {
                 return Some(text);
             }
         }
@@ -167,13 +167,13 @@ impl Copying {
 
     /// Waits until the last checkpoint is in the store, or cannot be brought there.
     pub(crate) async fn finish(self) {
-        let Self { mirror, mut said, metrics, shown } = self;
+        let Self { mirror, mut said, commands, shown } = self;
         // The task is the only one that speaks: nothing is said after its end.
         let listened = async {
             let mut failed = false;
             while let Some(what) = said.recv().await {
                 failed = matches!(what, Said::Failed { .. });
-                if let Some(text) = hear(&metrics, &shown, &what) {
+                if let Some(text) = hear(&commands, &shown, &what) {
                     note(&text);
                 }
             }
@@ -189,16 +189,18 @@ impl Copying {
     }
 }
 
-/// Counts it; returns what a person should hear of it.
-fn hear(metrics: &Metrics, shown: &str, said: &Said) -> Option<String> {
+/// Has it counted; returns what a person should hear of it.
+fn hear(commands: &mpsc::UnboundedSender<Command>, shown: &str, said: &Said) -> Option<String> {
     match said {
         Said::Stored { step, bytes, checkpoints } => {
-            metrics.stored(*step, (*checkpoints, *bytes), unix_seconds() as f64);
+            let (step, bytes, checkpoints) = (*step, *bytes, *checkpoints);
+            // Nobody counts any more once the run is over.
+            commands.send(Command::Stored { step, checkpoints, bytes }).ok();
             tracing::info!(step, bytes, checkpoints, store = shown, "the store is up to date");
             None
         }
         Said::Failed { step, why, is_news } => {
-            metrics.not_stored();
+            commands.send(Command::NotStored).ok();
             tracing::warn!(step, why, store = shown, "the store is behind");
             let text =
                 format!("warning: the checkpoint of step {step} is not in {shown} yet: {why}");

@@ -7,8 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use shoal_plan::plan::WorkerId;
-
 /// `workers.restarts` are counted over so long.
 pub(crate) const WINDOW_SECONDS: f64 = 600.0;
 
@@ -30,12 +28,12 @@ pub(crate) enum Next {
     Left,
 }
 
-/// All workers of a launch.
+/// All processes of a kind that a launch has started, by name.
 #[derive(Clone, Debug)]
-pub(crate) struct Restarts {
+pub(crate) struct Restarts<Name> {
     /// So often within the window.
     allowed: u32,
-    lives: BTreeMap<WorkerId, Life>,
+    lives: BTreeMap<Name, Life>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,15 +52,15 @@ enum Now {
     Gone,
 }
 
-impl Restarts {
+impl<Name: Copy + Ord> Restarts<Name> {
     /// All `workers` were started at `now`, in seconds on any clock that does not go back.
-    pub(crate) fn new(workers: impl Iterator<Item = WorkerId>, allowed: u32, now: f64) -> Self {
+    pub(crate) fn new(workers: impl Iterator<Item = Name>, allowed: u32, now: f64) -> Self {
         let life = Life { now: Now::Runs { since: now }, deaths: Vec::new(), short_lives: 0 };
         Self { allowed, lives: workers.map(|worker| (worker, life.clone())).collect() }
     }
 
     /// A worker's process has ended; `asked`: because somebody wanted it to.
-    pub(crate) fn exited(&mut self, worker: WorkerId, asked: bool, now: f64) -> Next {
+    pub(crate) fn exited(&mut self, worker: Name, asked: bool, now: f64) -> Next {
         let allowed = self.allowed;
         let Some(life) = self.lives.get_mut(&worker) else { return Next::Left };
         let Now::Runs { since } = life.now else { return Next::Left };
@@ -86,7 +84,7 @@ impl Restarts {
     }
 
     /// Who is to be started now. Each is named once: it counts as running from here on.
-    pub(crate) fn due(&mut self, now: f64) -> Vec<WorkerId> {
+    pub(crate) fn due(&mut self, now: f64) -> Vec<Name> {
         let is_due = |life: &Life| matches!(life.now, Now::Waits { until } if until <= now);
         let mut due = Vec::new();
         for (worker, life) in self.lives.iter_mut().filter(|(_, life)| is_due(life)) {
@@ -104,16 +102,18 @@ impl Restarts {
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::plan::WorkerId;
+
     use super::*;
 
     const W: WorkerId = WorkerId(1);
 
-    fn restarts(allowed: u32) -> Restarts {
+    fn restarts(allowed: u32) -> Restarts<WorkerId> {
         Restarts::new((0..3).map(WorkerId), allowed, 0.0)
     }
 
     /// The worker dies as soon as it is started, until it is given up; returns the waits.
-    fn waits(mut restarts: Restarts) -> (Vec<f64>, u32) {
+    fn waits(mut restarts: Restarts<WorkerId>) -> (Vec<f64>, u32) {
         let (mut now, mut waits) = (0.0, Vec::new());
         loop {
             match restarts.exited(W, false, now) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use shoal_coordinator::journal;
 use shoal_plan::checkpoint::BEST_FILE_NAME;
 use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
@@ -14,7 +15,7 @@ use shoal_plan::plan::WorkerId;
 use crate::events;
 
 /// What a run writes directly into its directory. Nothing else there is ever touched.
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "lock",
     "manifest.json",
     "metrics.jsonl",
@@ -23,6 +24,8 @@ const FILES: [&str; 8] = [
     "ledger.jsonl",
     events::FILE_NAME,
     events::OLDER_FILE_NAME,
+    journal::FILE_NAMES[0],
+    journal::FILE_NAMES[1],
 ];
 const DIRECTORIES: [&str; 4] = ["checkpoints", "logs", "data", SCRAPE_TARGETS];
 const SCRAPE_TARGETS: &str = "targets";
@@ -152,6 +155,10 @@ impl RunDir {
 
     pub(crate) fn logs(&self) -> PathBuf {
         self.path.join("logs")
+    }
+
+    pub(crate) fn coordinator_log(&self) -> PathBuf {
+        self.logs().join("coordinator.log")
     }
 
     pub(crate) fn worker_log(&self, worker: WorkerId) -> PathBuf {

@@ -1,19 +1,20 @@
 //! From the coordinator's start to the last worker's exit: listens to news, children and signals,
 //! and decides nothing about training.
 
+mod coordinator;
 mod incidents;
 
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use shoal_coordinator::{Cause, Command, Failure, News, Running};
+use shoal_coordinator::{Cause, Command, Failure, Following, News};
 use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Outcome, StepReport};
 use shoal_plan::standing::Best;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::children::{Children, Exit};
+use crate::children::{Children, Coordinator, Exit};
 use crate::clock::Stopwatch;
 use crate::epochs::Epochs;
 use crate::events::{Kind, Log};
@@ -57,14 +58,18 @@ pub(crate) struct Training<'a> {
     pub epochs: Epochs,
     pub events: &'a mut Log,
     pub children: Children,
-    pub coordinator: Running,
+    pub coordinator: Coordinator,
+    /// When its process was seen to end that has not caught up yet, in seconds.
+    pub coordinator_gone: Option<f64>,
+    pub coordinator_restarts: Restarts<()>,
+    pub following: Following,
     pub signals: &'a mut Signals,
     /// The step of the newest checkpoint.
     pub checkpoint: Option<u64>,
     /// Of checkpoints to a store, where there is one.
     pub copying: Option<Copying>,
     pub job: &'a Job,
-    pub restarts: Restarts,
+    pub restarts: Restarts<WorkerId>,
     pub recovery: Recovery,
     /// Since the workers were started.
     pub watch: Stopwatch,
@@ -81,6 +86,7 @@ impl Training<'_> {
             self.wait_for_store().await;
         }
         self.children.kill();
+        self.coordinator.kill();
         ended
     }
 
@@ -90,8 +96,8 @@ impl Training<'_> {
         let mut stopping = None;
         loop {
             tokio::select! {
-                news = self.coordinator.news.recv() => {
-                    let mut news = news.context("the coordinator ended without a word")?;
+                news = self.following.news.recv() => {
+                    let mut news = news.context("nobody follows the run any more")?;
                     if let News::Evicted { worker, what, .. } = &mut news {
                         self.how_it_ended(*worker, what, progress, stopping.is_some()).await;
                     }
@@ -109,12 +115,13 @@ impl Training<'_> {
                     if stopping.replace(signal).is_none() {
                         let how = "writing a checkpoint and stopping; once more stops at once";
                         progress.say(&format!("{signal}: {how}"));
-                        self.command(Command::Stop).await;
+                        self.command(Command::Stop);
                     }
                 }
                 Some(text) = heard(&mut self.copying) => progress.say(&text),
                 _at = look.tick() => {
-                    self.look_after_the_children(progress, stopping.is_some()).await;
+                    self.look_after_the_children(progress, stopping.is_some());
+                    self.look_after_the_coordinator(progress)?;
                 }
             }
         }
@@ -129,7 +136,7 @@ impl Training<'_> {
         stopping: bool,
     ) {
         for _ in 0..EXIT_LOOKS {
-            self.look_after_the_children(progress, stopping).await;
+            self.look_after_the_children(progress, stopping);
             if let Some(exit) = self.children.exit_of(worker) {
                 *what = format!("the process ended: {exit}");
                 return;
@@ -139,18 +146,18 @@ impl Training<'_> {
     }
 
     /// Tells the coordinator who exited, and starts anew whose time has come.
-    async fn look_after_the_children(&mut self, progress: &Progress, stopping: bool) {
+    fn look_after_the_children(&mut self, progress: &Progress, stopping: bool) {
         let now = self.watch.seconds();
-        for (worker, exit) in self.children.newly_exited() {
+        for (worker, pid, exit) in self.children.newly_exited() {
             let what = exit.to_string();
             self.events.add(Kind::Exited, Some(worker), &what);
             if !exit.was_asked_for() {
                 self.recovery.exited(worker, now);
             }
-            self.command(Command::WorkerExited { worker, what }).await;
+            self.command(Command::WorkerExited { worker, pid, what });
             // One that ends while all end is not wanted back.
             if !stopping {
-                self.gone(worker, exit, now, progress).await;
+                self.gone(worker, exit, now, progress);
             }
         }
         let due = if stopping { Vec::new() } else { self.restarts.due(now) };
@@ -160,14 +167,14 @@ impl Training<'_> {
                 Err(error) => {
                     let what = format!("it cannot be started: {error:#}");
                     self.events.add(Kind::Exited, Some(worker), &what);
-                    self.gone(worker, Exit::never_began(), now, progress).await;
+                    self.gone(worker, Exit::never_began(), now, progress);
                 }
             }
         }
     }
 
     /// Whether a worker that exited comes back; if too few are left, the run ends.
-    async fn gone(&mut self, worker: WorkerId, exit: Exit, now: f64, progress: &Progress) {
+    fn gone(&mut self, worker: WorkerId, exit: Exit, now: f64, progress: &Progress) {
         let allowed = self.job.workers.restarts;
         let last = match self.restarts.exited(worker, exit.was_asked_for(), now) {
             Next::Again { in_seconds, nth } => {
@@ -193,7 +200,7 @@ impl Training<'_> {
         let (left, min) = (self.restarts.left(), self.job.workers.min.max(1));
         if left < min {
             let reason = format!("{left} workers are left and workers.min is {min}: {last}");
-            self.command(Command::Abort(reason)).await;
+            self.command(Command::Abort(reason));
         }
     }
 
@@ -242,6 +249,9 @@ impl Training<'_> {
             | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
+            News::CaughtUp { restarts, workers, .. } => {
+                self.coordinator_is_back((restarts, workers), progress);
+            }
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
                 if let Some(copying) = &self.copying {
@@ -347,9 +357,10 @@ impl Training<'_> {
         }
     }
 
-    /// Fails only when the coordinator has ended, which its news say better.
-    async fn command(&self, command: Command) {
-        let _ = self.coordinator.commands.send(command).await;
+    /// Waits for the next coordinator if there is none.
+    fn command(&self, command: Command) {
+        // Fails only when nobody follows the run any more, which is heard on the other side.
+        let _ = self.following.commands.send(command);
     }
 
     /// The last checkpoint is worth a moment, and no more than the person wants to give it.
@@ -369,7 +380,7 @@ impl Training<'_> {
         while !self.children.all_exited() && watch.seconds() < LEAVE_SECONDS {
             tokio::select! {
                 _at = look.tick() => {
-                    for (worker, exit) in self.children.newly_exited() {
+                    for (worker, _, exit) in self.children.newly_exited() {
                         self.events.add(Kind::Exited, Some(worker), exit.to_string());
                     }
                 }

@@ -26,6 +26,9 @@ use crate::error::Error;
 /// aside is gone, and the checkpoints before are as they were.
 pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> Result<(), Error> {
     let partial = checkpoints.join(partial_name(manifest.standing.step));
+    if is_complete(checkpoints, &partial, manifest) {
+        return Ok(());
+    }
     let completed = complete(checkpoints, &partial, manifest);
     if completed.is_err() {
         // Its room may be what the next one lacks.
@@ -45,6 +48,12 @@ pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> 
     }
     prune(checkpoints, step, keep, best.map(|best| best.step));
     Ok(())
+}
+
+/// A coordinator that died in this very act is told to do it again.
+fn is_complete(checkpoints: &Path, partial: &Path, manifest: &CheckpointManifest) -> bool {
+    let complete = checkpoints.join(complete_name(manifest.standing.step)).join(FILE_NAME);
+    !partial.exists() && fs::read_to_string(complete).is_ok_and(|text| text == manifest.to_text())
 }
 
 /// Gives the files aside a manifest and their final name.

@@ -1,5 +1,8 @@
-//! The one task that owns the state: it waits, hands each event to `State::apply`, and carries the
-//! effects out. It decides nothing.
+//! The one task that owns the state: it waits, hands what came to `State::apply`, has it written down, and
+//! then carries out what follows. It decides nothing.
+//!
+//! While the disk takes a record, what comes waits and goes into the next one together: the slower the
+//! disk, the fewer records.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -11,18 +14,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::checkpoints;
+use crate::durable::{Durable, Output};
 use crate::error::Error;
-use crate::ledger::Ledger;
+use crate::journal::Journal;
+use crate::ledger::{Ledger, LedgerRow};
 use crate::metrics::{Committed, Metrics, Rejected};
 use crate::news::{Command, News};
 use crate::settings::Settings;
-use crate::state::{ConnectionId, Effect, Event, State};
+use crate::state::{ConnectionId, Effect, Event};
 
 /// How often leases and deadlines are looked at.
 const TICK: Duration = Duration::from_millis(250);
 
 /// How long workers get to read their last message and go.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What is taken in before it is written down, at most.
+const AT_ONCE: usize = 256;
 
 /// From the rim.
 #[derive(Debug)]
@@ -33,7 +41,18 @@ pub(crate) enum Inbound {
         session: Session,
     },
     Event(Event),
+    /// Somebody follows the run who has heard so many news. One does at a time.
+    Follows {
+        heard: u64,
+        outbox: Follower,
+    },
+    /// News up to this number were heard.
+    Heard(u64),
+    Command(Command),
 }
+
+/// Numbered news on their way.
+pub(crate) type Follower = mpsc::UnboundedSender<(u64, News)>;
 
 /// The way back to one worker. Dropping it ends the stream and its reader.
 #[derive(Debug)]
@@ -55,13 +74,17 @@ pub(crate) enum Outgoing {
 
 /// Everything the task owns.
 pub(crate) struct Conductor {
-    state: State,
+    durable: Durable<Journal>,
     ledger: Ledger,
     checkpoints: PathBuf,
     keep: Keep,
     started: Instant,
+    /// On the state's clock.
+    started_ms: u64,
     sessions: BTreeMap<ConnectionId, Session>,
-    news: mpsc::UnboundedSender<News>,
+    follower: Option<Follower>,
+    /// Whoever follows from now on, once all that was decided before is out.
+    newcomers: Vec<(u64, Follower)>,
     metrics: Metrics,
     /// When the last step was committed, or training began.
     stepped: Option<Instant>,
@@ -74,19 +97,35 @@ pub(crate) struct Conductor {
 }
 
 impl Conductor {
-    pub(crate) fn new(
-        settings: Settings,
-        news: mpsc::UnboundedSender<News>,
-        metrics: Metrics,
-    ) -> Result<Self, Error> {
+    /// Of a run that begins, or of one that was under way when its coordinator ended.
+    pub(crate) fn new(settings: Settings, metrics: Metrics) -> Result<Self, Error> {
+        let run_dir = settings.run_dir.clone();
+        let checkpoints = run_dir.join("checkpoints");
+        let keep = Keep::of(&settings.job.checkpoint);
+        let (durable, ledger) = match Durable::reopen(&settings, Journal::open(&run_dir)?)? {
+            Ok(durable) => {
+                let ledger = Ledger::reopen(&run_dir, durable.ledger_lines())?;
+                let state = durable.state();
+                metrics.restored(state.restarts(), state.committed(), state.plan_in_force());
+                tracing::info!(restarts = state.restarts(), "going on where the last one ended");
+                (durable, ledger)
+            }
+            Err(journal) => {
+                let ledger = Ledger::open(&run_dir, settings.resume_from.map(|at| at.step))?;
+                let lines = ledger.first();
+                (Durable::begin(settings, journal, lines), ledger)
+            }
+        };
         Ok(Self {
-            ledger: Ledger::open(&settings.run_dir, settings.resume_from.map(|at| at.step))?,
-            checkpoints: settings.run_dir.join("checkpoints"),
-            keep: Keep::of(&settings.job.checkpoint),
-            state: State::new(settings, 0),
+            ledger,
+            checkpoints,
+            keep,
             started: Instant::now(),
+            started_ms: durable.state().now_ms(),
+            durable,
             sessions: BTreeMap::new(),
-            news,
+            follower: None,
+            newcomers: Vec::new(),
             metrics,
             stepped: None,
             went_back: None,
@@ -95,62 +134,126 @@ impl Conductor {
         })
     }
 
-    /// Runs until the end of the run has reached every worker.
-    pub(crate) async fn conduct(
-        mut self,
-        mut inbox: mpsc::Receiver<Inbound>,
-        mut commands: mpsc::Receiver<Command>,
-    ) {
+    /// The first connection's number: those of a coordinator before are not used again.
+    pub(crate) fn first_connection(&self) -> u64 {
+        self.durable.state().restarts() << 32
+    }
+
+    /// Runs for as long as somebody may call: whoever was cut off still hears how the run ended.
+    pub(crate) async fn conduct(mut self, mut inbox: mpsc::Receiver<Inbound>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut commanded = true;
         let mut farewell = None;
-        while farewell.is_none() || !self.sessions.is_empty() {
+        self.write_down_and_carry_out();
+        loop {
             let inbound = tokio::select! {
                 // Messages first: a lease must not end while its heartbeat waits to be read.
                 biased;
-                Some(inbound) = inbox.recv() => inbound,
+                inbound = inbox.recv() => match inbound {
+                    Some(inbound) => inbound,
+                    None => return,
+                },
                 Some(event) = self.written.1.recv() => Inbound::Event(event),
-                command = commands.recv(), if commanded => {
-                    commanded = command.is_some();
-                    Inbound::Event(command.map_or_else(abandoned, event))
-                }
                 () = sleep_until(farewell.unwrap_or_else(Instant::now)), if farewell.is_some() => {
-                    break;
+                    (self.sessions, farewell) = (BTreeMap::new(), None);
+                    continue;
                 }
                 _at = ticks.tick() => Inbound::Event(Event::Tick),
             };
-            match inbound {
-                Inbound::Opened { connection, session } => {
-                    self.sessions.insert(connection, session);
-                }
-                Inbound::Event(event) => self.apply(event),
+            let was_over = self.durable.state().is_over();
+            self.take_in(inbound);
+            for _ in 1..AT_ONCE {
+                let Ok(inbound) = inbox.try_recv() else { break };
+                self.take_in(inbound);
             }
-            if self.state.is_over() {
-                farewell.get_or_insert(Instant::now() + FAREWELL);
+            self.write_down_and_carry_out();
+            if self.durable.state().is_over() && !was_over {
+                farewell = Some(Instant::now() + FAREWELL);
+            }
+        }
+    }
+
+    fn take_in(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Opened { connection, session } => {
+                self.sessions.insert(connection, session);
+            }
+            Inbound::Event(event) => self.apply(event),
+            Inbound::Follows { heard, outbox } => self.newcomers.push((heard, outbox)),
+            Inbound::Heard(number) => self.durable.heard(number),
+            Inbound::Command(Command::Stored { step, checkpoints, bytes }) => {
+                self.metrics.stored(step, (checkpoints, bytes), unix_seconds());
+            }
+            Inbound::Command(Command::NotStored) => self.metrics.not_stored(),
+            Inbound::Command(Command::Stop) => self.apply(Event::StopRequested),
+            Inbound::Command(Command::Abort(reason)) => {
+                self.apply(Event::AbortRequested { reason });
+            }
+            Inbound::Command(Command::WorkerExited { worker, pid, what }) => {
+                self.apply(Event::WorkerExited { worker, pid, what });
             }
         }
     }
 
     fn apply(&mut self, event: Event) {
-        self.follow_ups.push_back(event);
-        while let Some(event) = self.follow_ups.pop_front() {
-            if let Event::HungUp { connection, .. } = &event {
-                self.sessions.remove(connection);
-            }
-            let heard = self.hear(&event);
-            let now_ms = self.started.elapsed().as_millis() as u64;
-            for effect in self.state.apply(now_ms, event) {
-                if let (Effect::Close { connection, .. }, Some(speaker)) = (&effect, heard)
-                    && *connection == speaker
-                    && self.state.worker_of(speaker).is_none()
-                {
-                    self.metrics.rejected(Rejected::Refused);
+        if let Event::HungUp { connection, .. } = &event {
+            self.sessions.remove(connection);
+        }
+        let heard = self.hear(&event);
+        let now_ms = self.started_ms + self.started.elapsed().as_millis() as u64;
+        let refused = |output: &Output| match output {
+            Output::Effect(Effect::Close { connection, .. }) => Some(*connection) == heard,
+            Output::Effect(_) | Output::News { .. } | Output::Row { .. } => false,
+        };
+        let refused = self.durable.apply(now_ms, event).iter().any(refused);
+        if refused && heard.is_some_and(|heard| self.durable.state().worker_of(heard).is_none()) {
+            self.metrics.rejected(Rejected::Refused);
+        }
+    }
+
+    /// What carrying out gives rise to is taken in, too, until nothing is left to do.
+    fn write_down_and_carry_out(&mut self) {
+        loop {
+            self.write_down();
+            for output in self.durable.outputs() {
+                match output {
+                    Output::Effect(effect) => self.carry_out(effect),
+                    Output::Row { number, row } => self.record(number, &row),
+                    Output::News { number, news } => self.tell(number, news),
                 }
-                self.carry_out(effect);
             }
-            self.metrics.workers(&self.state.workers());
-            self.metrics.kept(self.state.kept_steps(), self.state.is_paused());
+            if self.follow_ups.is_empty() {
+                break;
+            }
+            while let Some(event) = self.follow_ups.pop_front() {
+                self.apply(event);
+            }
+        }
+        for (heard, outbox) in std::mem::take(&mut self.newcomers) {
+            self.durable.heard(heard);
+            for (number, news) in self.durable.unheard() {
+                outbox.send((*number, news.clone())).ok();
+            }
+            self.follower = Some(outbox);
+        }
+        let state = self.durable.state();
+        self.metrics.workers(&state.workers());
+        self.metrics.kept(state.kept_steps(), state.is_paused());
+    }
+
+    fn write_down(&mut self) {
+        if self.durable.is_full() {
+            // Then the record leaves out the rows that are in the ledger for good.
+            let rows = self.ledger.rows();
+            if self.ledger.syncer().and_then(|sync| sync()).is_ok() {
+                self.durable.recorded(rows);
+            }
+        }
+        if let Err(error) = self.durable.persist() {
+            // Training does not need it, and ends with a coordinator that dies now.
+            let error = in_full(&error);
+            tracing::error!(error, "could not be written down: a crash would lose it");
+            self.metrics.not_journalled();
         }
     }
 
@@ -158,7 +261,7 @@ impl Conductor {
     /// was understood.
     fn hear(&self, event: &Event) -> Option<ConnectionId> {
         let Event::Message { connection, message } = event else { return None };
-        if let Some(worker) = self.state.worker_of(*connection) {
+        if let Some(worker) = self.durable.state().worker_of(*connection) {
             self.metrics.heard(worker, unix_seconds());
             if let FromWorker::StepDone { compute_seconds, .. } = message {
                 self.metrics.computed(worker, *compute_seconds);
@@ -180,19 +283,25 @@ impl Conductor {
             Effect::Ignored { connection, why } => {
                 tracing::debug!(connection = connection.0, %why, "ignored a message");
             }
-            Effect::Record(row) => {
-                if let Err(error) = self.ledger.record(&row) {
-                    let why = in_full(&error);
-                    self.follow_ups.push_back(Event::LedgerFailed { why });
-                }
-            }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
             Effect::DiscardCheckpoint { step } => checkpoints::discard(&self.checkpoints, step),
-            Effect::News(news) => {
-                self.measure(&news);
-                // Nobody listens when the launcher has given up; the workers still get their word.
-                self.news.send(news).ok();
-            }
+            // They have a number each.
+            Effect::Record(_) | Effect::News(_) => {}
+        }
+    }
+
+    fn record(&mut self, number: u64, row: &LedgerRow) {
+        if let Err(error) = self.ledger.record(number, row) {
+            let why = in_full(&error);
+            self.follow_ups.push_back(Event::LedgerFailed { why });
+        }
+    }
+
+    fn tell(&mut self, number: u64, news: News) {
+        self.measure(&news);
+        if let Some(follower) = &self.follower {
+            // Whoever follows next hears what this one does not.
+            follower.send((number, news)).ok();
         }
     }
 
@@ -223,6 +332,7 @@ impl Conductor {
             | News::Quarantined { .. }
             | News::Parted { .. }
             | News::Straggler { .. }
+            | News::CaughtUp { .. }
             | News::Joined { .. }
             | News::Planned(_)
             | News::Evaluated { .. }
@@ -271,18 +381,6 @@ impl Conductor {
 fn unix_seconds() -> f64 {
     // A clock before 1970 is set wrong, and its owner will see it in the metrics.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
-}
-
-fn event(command: Command) -> Event {
-    match command {
-        Command::Stop => Event::StopRequested,
-        Command::Abort(reason) => Event::AbortRequested { reason },
-        Command::WorkerExited { worker, what } => Event::WorkerExited { worker, what },
-    }
-}
-
-fn abandoned() -> Event {
-    Event::AbortRequested { reason: "the launcher has given up".to_owned() }
 }
 
 /// An error with its sources, in one line.

@@ -5,6 +5,9 @@
 //! run went on from the checkpoint of step N. With `"next_sequence": M` it also passes over the
 //! sequences from the end of step N up to M, which are never trained: too many steps in a row were
 //! not finite on the way there. Rows are synced to disk with every checkpoint.
+//!
+//! A launch numbers its rows. A coordinator that is started anew says the last ones again, and those that
+//! are here are left out.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -58,12 +61,34 @@ pub struct Rollback {
 pub(crate) struct Ledger {
     lines: Appended,
     path: PathBuf,
+    /// Lines, with those that wait for the disk; and those before the launch's first row.
+    count: u64,
+    first: u64,
 }
 
 impl Ledger {
     /// Opens or creates the ledger of a run directory. A last line that was cut short by a crash
     /// is removed; what comes after step `resume_from` is rolled back.
     pub(crate) fn open(run_dir: &Path, resume_from: Option<u64>) -> Result<Self, Error> {
+        let (mut ledger, reach) = Self::read(run_dir)?;
+        let resume_from = resume_from.unwrap_or(0);
+        if reach > resume_from {
+            let back = Rollback { rolled_back_to: resume_from, next_sequence: None };
+            ledger.write(&LedgerRow::RolledBack(back))?;
+        }
+        ledger.first = ledger.count;
+        Ok(ledger)
+    }
+
+    /// Opens the ledger of a launch that goes on under a new coordinator, and began after `first` lines.
+    pub(crate) fn reopen(run_dir: &Path, first: u64) -> Result<Self, Error> {
+        let (mut ledger, _) = Self::read(run_dir)?;
+        ledger.first = first;
+        Ok(ledger)
+    }
+
+    /// The ledger without a torn last line, and how far it reaches.
+    fn read(run_dir: &Path) -> Result<(Self, u64), Error> {
         let path = run_dir.join(FILE_NAME);
         let io = |doing| {
             let path = path.clone();
@@ -82,18 +107,29 @@ impl Ledger {
         file.set_len(whole as u64).map_err(io("cutting the broken last line of"))?;
         let reach = reach(&bytes[..whole], &path)?;
         let lines = Appended::to(file).map_err(io("reading"))?;
-        let mut ledger = Self { lines, path };
-        let resume_from = resume_from.unwrap_or(0);
-        if reach > resume_from {
-            let back = Rollback { rolled_back_to: resume_from, next_sequence: None };
-            ledger.record(&LedgerRow::RolledBack(back))?;
-        }
-        Ok(ledger)
+        let count = bytes[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
+        Ok((Self { lines, path, count, first: 0 }, reach))
+    }
+
+    /// Lines before the launch's first row.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Rows of this launch.
+    pub(crate) fn rows(&self) -> u64 {
+        self.count.saturating_sub(self.first)
+    }
+
+    /// Appends the launch's nth row, from 1, unless it is here.
+    pub(crate) fn record(&mut self, number: u64, row: &LedgerRow) -> Result<(), Error> {
+        if number <= self.rows() { Ok(()) } else { self.write(row) }
     }
 
     /// Appends one row. On a full disk it waits for the next one, or for the sync of a checkpoint,
     /// which fails without it.
-    pub(crate) fn record(&mut self, row: &LedgerRow) -> Result<(), Error> {
+    fn write(&mut self, row: &LedgerRow) -> Result<(), Error> {
+        self.count += 1;
         let mut text = serde_json::to_string(row).expect("a ledger line has only string keys");
         text.push('\n');
         self.lines.push(text.as_bytes()).map_err(|source| self.error("writing", source))
@@ -155,7 +191,7 @@ mod tests {
     fn a_resumed_run_takes_back_the_rows_after_its_checkpoint_once() {
         let dir = TestDir::new("ledger-resume");
         let mut ledger = Ledger::open(&dir.0, None).unwrap();
-        (1..=3).for_each(|step| ledger.record(&row(step)).unwrap());
+        (1..=3).for_each(|step| ledger.write(&row(step)).unwrap());
         ledger.syncer().unwrap()().unwrap();
         drop(ledger);
         let before = text(&dir.0);
@@ -166,7 +202,7 @@ mod tests {
             assert_eq!(text(&dir.0), format!("{before}{{\"rolled_back_to\":2}}\n"));
         }
         let mut ledger = Ledger::open(&dir.0, Some(2)).unwrap();
-        ledger.record(&row(3)).unwrap();
+        ledger.write(&row(3)).unwrap();
         Ledger::open(&dir.0, Some(3)).unwrap();
         assert_eq!(text(&dir.0).lines().count(), 5);
     }
@@ -175,12 +211,12 @@ mod tests {
     fn what_a_rollback_passed_over_is_taken_back_with_the_rows_before_it() {
         let dir = TestDir::new("ledger-passed-over");
         let mut ledger = Ledger::open(&dir.0, None).unwrap();
-        ledger.record(&row(1)).unwrap();
+        ledger.write(&row(1)).unwrap();
         let (first_sequence, skipped) = (8, Some("worker-1: layer 3 forward".to_owned()));
         let LedgerRow::Step(line) = row(2) else { panic!("a step's row") };
         let skip = StepLine { first_sequence, loss: None, skipped, ..line };
-        ledger.record(&LedgerRow::Step(skip)).unwrap();
-        ledger.record(&back(1, Some(16))).unwrap();
+        ledger.write(&LedgerRow::Step(skip)).unwrap();
+        ledger.write(&back(1, Some(16))).unwrap();
         let before = text(&dir.0);
         let want = [
             r#""sequences":8,"skipped":"worker-1: layer 3 forward"}"#,
@@ -197,7 +233,7 @@ mod tests {
     #[test]
     fn a_line_cut_short_by_a_crash_is_removed_and_another_broken_line_is_named() {
         let dir = TestDir::new("ledger-torn");
-        Ledger::open(&dir.0, None).unwrap().record(&row(1)).unwrap();
+        Ledger::open(&dir.0, None).unwrap().write(&row(1)).unwrap();
         let whole = text(&dir.0);
         std::fs::write(dir.0.join(FILE_NAME), format!("{whole}{{\"gener")).unwrap();
         Ledger::open(&dir.0, Some(1)).unwrap();
@@ -205,5 +241,26 @@ mod tests {
         std::fs::write(dir.0.join(FILE_NAME), format!("{whole}nonsense\n")).unwrap();
         let error = Ledger::open(&dir.0, Some(1)).unwrap_err().to_string();
         assert!(error.contains("ledger.jsonl, line 2, is not a line of the ledger"), "{error}");
+    }
+
+    #[test]
+    fn rows_that_are_said_again_after_a_restart_stand_there_once() {
+        let dir = TestDir::new("ledger-again");
+        let mut ledger = Ledger::open(&dir.0, None).unwrap();
+        ledger.record(1, &row(1)).unwrap();
+        drop(ledger);
+        let mut ledger = Ledger::open(&dir.0, Some(1)).unwrap();
+        let first = ledger.first();
+        (1..=2).for_each(|n| ledger.record(n, &row(n + 1)).unwrap());
+        drop(ledger);
+        let whole = text(&dir.0);
+        // The third was cut short: it is said again, as are those before.
+        std::fs::write(dir.0.join(FILE_NAME), format!("{whole}{{\"gen")).unwrap();
+        let mut ledger = Ledger::reopen(&dir.0, first).unwrap();
+        assert_eq!(ledger.rows(), 2);
+        (1..=4).for_each(|n| ledger.record(n, &row(n + 1)).unwrap());
+        let steps = text(&dir.0).lines().count();
+        assert_eq!((steps, ledger.rows()), (5, 4));
+        assert!(text(&dir.0).starts_with(&whole));
     }
 }

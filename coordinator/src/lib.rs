@@ -1,15 +1,19 @@
 //! THE CONDUCTOR: who takes part, what the plan is, which steps and checkpoints are committed, and
 //! how a run ends. It never sees a tensor.
 //!
-//! Reading order: `news` (what the launcher hears), `state` (every decision, pure), `conductor`
-//! (the one task that owns the state), `server` (gRPC), `door` (who may connect), `checkpoints`
-//! and `ledger` (what is written down).
+//! Reading order: `news` (what the launcher hears), `state` (every decision, pure), `durable` (nothing is
+//! said before it is written down), `conductor` (the one task that owns them), `server` (gRPC), `door`
+//! (who may connect), `following` (the launcher's end), `journal`, `checkpoints` and `ledger` (what is
+//! written down).
 
 pub mod appended;
 pub mod checkpoints;
 mod conductor;
 mod door;
+pub mod durable;
 mod error;
+mod following;
+pub mod journal;
 mod ledger;
 mod metrics;
 mod news;
@@ -18,6 +22,7 @@ mod settings;
 pub mod state;
 
 pub use error::Error;
+pub use following::{Following, follow};
 pub use ledger::{LedgerRow, Rollback, StepLine};
 pub use metrics::Metrics;
 pub use news::{Cause, Command, Failure, News, Restored};

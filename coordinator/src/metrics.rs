@@ -16,7 +16,7 @@ use prometheus::{
 };
 use shoal_plan::arithmetic;
 use shoal_plan::job::Job;
-use shoal_plan::plan::WorkerId;
+use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::report::{Outcome, StepRow};
 
 use crate::error::Error;
@@ -156,6 +156,7 @@ impl Metrics {
             | News::Parted { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. } => self.changes.observe(news),
+            News::CaughtUp { restarts, .. } => self.changes.restarted(*restarts),
             // Other checkpoints are counted where they are committed.
             News::Rejoined { .. }
             | News::JoinedLate { .. }
@@ -183,6 +184,21 @@ impl Metrics {
         self.grad_norm.set(row.grad_norm);
         self.learning_rate.set(row.lr);
         self.routers.routed(row);
+    }
+
+    /// The coordinator was started anew and goes on from here.
+    pub(crate) fn restored(&self, restarts: u64, step: u64, plan: Option<&Plan>) {
+        self.changes.restarted(restarts);
+        self.step.set(whole(step));
+        if let Some(plan) = plan {
+            self.epoch.set(whole(plan.generation.0));
+            self.workers.planned(&self.job, plan);
+        }
+    }
+
+    /// What was decided could not be written down before it was said.
+    pub(crate) fn not_journalled(&self) {
+        self.changes.not_journalled();
     }
 
     /// So many workers are in each state.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
@@ -9,7 +10,8 @@ use shoal_plan::standing::Best;
 use shoal_proto::FailureKind;
 
 /// What happened, in order. `Finished` or `Failed` comes once, and last.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum News {
     /// A worker was accepted.
     Joined {
@@ -114,6 +116,16 @@ pub enum News {
         /// Its time for a unit of work, as a multiple of the others' median.
         ratio: f64,
     },
+    /// The coordinator was started anew and goes on where it was: whoever came back within the lease
+    /// has caught up, and the others are lost.
+    CaughtUp {
+        /// How often it was started anew in this launch.
+        restarts: u64,
+        /// Workers that are here.
+        workers: u32,
+        /// Since it was started.
+        seconds: f64,
+    },
     /// The cells moved to other hosts between two steps, and nothing was taken back.
     MovedAtEdge {
         /// Of the new plan.
@@ -133,7 +145,8 @@ pub enum News {
 }
 
 /// Where the state comes from with which a run goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Restored {
     /// Snapshots in the memory of workers.
     Memory,
@@ -143,7 +156,7 @@ pub enum Restored {
 }
 
 /// How the run failed: the root cause, where several workers reported.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The worker at fault, if it is one worker's.
     pub worker: Option<WorkerId>,
@@ -159,7 +172,8 @@ pub struct Failure {
 }
 
 /// What kind of thing went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The worker said so itself.
     Reported(FailureKind),
@@ -186,14 +200,20 @@ pub enum Cause {
 }
 
 /// What the launcher can ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Checkpoint at the next step all workers agree on, and end.
     Stop,
     /// End now; the workers are told why.
     Abort(String),
-    /// A worker's process ended: "killed by signal 9".
-    WorkerExited { worker: WorkerId, what: String },
+    /// A worker's process ended: "killed by signal 9". Said again when the coordinator was away: the
+    /// process that took its place is not meant.
+    WorkerExited { worker: WorkerId, pid: u32, what: String },
+    /// All checkpoints up to `step` are in the store: so many were sent, with so many bytes.
+    Stored { step: u64, checkpoints: u64, bytes: u64 },
+    /// An attempt to bring checkpoints into the store failed.
+    NotStored,
 }
 
 impl Cause {
@@ -281,6 +301,11 @@ impl fmt::Display for News {
             Self::Straggler { worker, ratio } => {
                 write!(f, "{worker} takes {ratio:.1} times as long as the others for its work")
             }
+            Self::CaughtUp { restarts, workers, seconds } => write!(
+                f,
+                "the coordinator goes on (restart {restarts}): {workers} workers are back after \
+                 {seconds:.1} s"
+            ),
             Self::MovedAtEdge { generation, step, stall_seconds } => write!(
                 f,
                 "{generation}: cells moved after step {step}, the others waited {stall_seconds:.1} s"

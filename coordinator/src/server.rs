@@ -3,7 +3,8 @@
 //! Limits: tonic's defaults leave idle and stalled connections open for ever, so everything that a
 //! stranger can make grow has a bound here or in `door`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,18 +14,18 @@ use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, 
 use shoal_proto::{FromWorker, Secret};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::conductor::{Conductor, Inbound, Outgoing, Session};
+use crate::conductor::{Conductor, Follower, Inbound, Outgoing, Session};
 use crate::door::{self, Guarded, Limits, Pass};
 use crate::error::Error;
 use crate::metrics::{AuthFailure, Metrics, Rejected};
-use crate::news::{Command, News};
+use crate::news::News;
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
 
@@ -38,36 +39,43 @@ const INBOX: usize = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A coordinator at work. Dropping it, or its `commands`, aborts the run.
+/// A coordinator at work. Dropping it ends it, and what it knows stays in the run directory.
 #[derive(Debug)]
 pub struct Running {
-    /// Where workers join.
+    /// Where workers join, and the launcher follows the run.
     pub address: SocketAddr,
-    /// Ends after `News::Finished` or `News::Failed`, when the workers have gone.
-    pub news: mpsc::UnboundedReceiver<News>,
-    pub commands: mpsc::Sender<Command>,
     pub metrics: Metrics,
+    /// Ends if the coordinator does.
+    pub ended: oneshot::Receiver<()>,
+    _open: oneshot::Sender<()>,
 }
 
-/// Starts a coordinator on a free port of 127.0.0.1: without TLS nothing else is offered.
-pub async fn serve(settings: Settings) -> Result<Running, Error> {
-    serve_within(settings, Limits::USUAL).await
+/// Starts a coordinator, or one that goes on where the last one of this run ended, on a port of 127.0.0.1:
+/// without TLS nothing else is offered. Whoever keeps the port open between two of them loses no caller.
+pub async fn serve(settings: Settings, port: std::net::TcpListener) -> Result<Running, Error> {
+    serve_within(settings, port, Limits::USUAL).await
 }
 
-async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Error> {
+async fn serve_within(
+    settings: Settings,
+    port: std::net::TcpListener,
+    limits: Limits,
+) -> Result<Running, Error> {
     let listen = |source| Error::Listen { source };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let address = port.local_addr().map_err(listen)?;
+    if !address.ip().is_loopback() {
+        return Err(listen(io::Error::other(format!("{address} is not on this machine"))));
+    }
+    port.set_nonblocking(true).map_err(listen)?;
+    let listener = TcpListener::from_std(port).map_err(listen)?;
     let secret = settings.secret.clone();
-    let (news_sender, news) = mpsc::unbounded_channel();
-    let (commands, command_receiver) = mpsc::channel(16);
     let (inbox_sender, inbox) = mpsc::channel(INBOX);
     let metrics = Metrics::new(&settings).map_err(|source| Error::Metrics { source })?;
-    let conductor = Conductor::new(settings, news_sender, metrics.clone())?;
+    let conductor = Conductor::new(settings, metrics.clone())?;
 
     let (accepted_sender, accepted) = mpsc::channel(1);
-    tokio::spawn(door::accept(listener, limits, accepted_sender, metrics.clone()));
-    let opened = AtomicU64::new(0);
+    let accepting = door::accept(listener, limits, accepted_sender, metrics.clone());
+    let opened = AtomicU64::new(conductor.first_connection());
     let sessions = Sessions { inbox: inbox_sender, opened, limits, metrics: metrics.clone() };
     let service = CoordinatorServer::new(sessions)
         .max_decoding_message_size(FROM_WORKER_BYTES_MAX)
@@ -82,18 +90,22 @@ async fn serve_within(settings: Settings, limits: Limits) -> Result<Running, Err
         .http2_max_local_error_reset_streams(Some(8))
         .add_service(InterceptedService::new(service, only_members(secret, metrics.clone())))
         .serve_with_incoming(ReceiverStream::new(accepted));
+    let (open, closed) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
-        // The server ends with the run: dropping it closes the port.
         tokio::select! {
             result = server => {
                 if let Err(error) = result {
                     tracing::error!(%error, "the gRPC server failed");
                 }
             }
-            () = conductor.conduct(inbox, command_receiver) => {}
+            () = conductor.conduct(inbox) => {}
+            () = accepting => {}
+            _dropped = closed => {}
         }
+        end.send(()).ok();
     });
-    Ok(Running { address, news, commands, metrics })
+    Ok(Running { address, metrics, ended, _open: open })
 }
 
 /// Refuses whoever does not know the run's secret, in the same words whatever is wrong with it.
@@ -134,6 +146,7 @@ struct Sessions {
 #[tonic::async_trait]
 impl Coordinator for Sessions {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<raw::ToWatcher, Status>> + Send>>;
 
     async fn session(
         &self,
@@ -161,6 +174,59 @@ impl Coordinator for Sessions {
             Outgoing::Close { reason } => Err(Status::failed_precondition(reason)),
         });
         Ok(Response::new(Box::pin(outgoing)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<raw::FromWatcher>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
+        let (outbox, news) = mpsc::unbounded_channel();
+        let (inbox, deadline) = (self.inbox.clone(), self.limits.hello_deadline);
+        tokio::spawn(async move {
+            if let Err(why) = listen(request.into_inner(), (pass, deadline), outbox, inbox).await {
+                tracing::info!(why, "nobody follows the run any more");
+            }
+        });
+        let news = UnboundedReceiverStream::new(news).map(|(number, news): (u64, News)| {
+            let news_json = serde_json::to_string(&news);
+            let news_json = news_json.map_err(|error| Status::internal(error.to_string()))?;
+            Ok(raw::ToWatcher { number, news_json })
+        });
+        Ok(Response::new(Box::pin(news)))
+    }
+}
+
+/// Hears whoever follows the run, to the end, and says why it came.
+async fn listen(
+    mut messages: Streaming<raw::FromWatcher>,
+    (pass, deadline): (Pass, Duration),
+    outbox: Follower,
+    inbox: mpsc::Sender<Inbound>,
+) -> Result<(), String> {
+    let ended = || "the coordinator ends".to_owned();
+    let first = tokio::time::timeout(deadline, messages.message()).await;
+    let mut message = first.map_err(|_| "nothing was said in time".to_owned())?;
+    let mut outbox = Some(outbox);
+    loop {
+        let heard = message.map_err(|status| status.message().to_owned())?;
+        let Some(raw::FromWatcher { heard, command_json }) = heard else {
+            return Err("it has hung up".to_owned());
+        };
+        let inbound = match outbox.take() {
+            Some(outbox) => {
+                pass.admit();
+                Inbound::Follows { heard, outbox }
+            }
+            None => Inbound::Heard(heard),
+        };
+        inbox.send(inbound).await.map_err(|_| ended())?;
+        if let Some(json) = command_json {
+            let command = serde_json::from_str(&json);
+            let command = command.map_err(|error| format!("an unknown command: {error}"))?;
+            inbox.send(Inbound::Command(command)).await.map_err(|_| ended())?;
+        }
+        message = messages.message().await;
     }
 }
 

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::checkpoint::CheckpointManifest;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
@@ -24,7 +25,9 @@ use crate::metrics::WorkerState;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
 use apart::Apart;
+use awaiting::Awaiting;
 use cause::Signs;
+use ending::LastWord;
 use history::History;
 use holdings::Holdings;
 use member::Member;
@@ -33,6 +36,7 @@ use recovering::Loss;
 use stragglers::Stragglers;
 
 mod apart;
+mod awaiting;
 mod cause;
 mod edging;
 mod ending;
@@ -45,7 +49,10 @@ mod member;
 mod parts;
 mod progress;
 mod recovering;
+mod saving;
 mod stragglers;
+
+pub use saving::Saved;
 
 /// A gap between two events longer than this is the coordinator's own sleep (a suspended laptop, a
 /// stopped process), and no worker's silence. Ticks come every 250 ms.
@@ -56,7 +63,8 @@ const RECEIVED_EVERY: u64 = 32;
 
 /// One stream from a worker, numbered by the rim. A worker is known by its connection, whatever
 /// its messages say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ConnectionId(pub u64);
 
 /// What can happen.
@@ -78,6 +86,7 @@ pub enum Event {
     /// The launcher saw a worker's process end.
     WorkerExited {
         worker: WorkerId,
+        pid: u32,
         what: String,
     },
     /// `Effect::CommitCheckpoint` was carried out.
@@ -136,7 +145,8 @@ pub enum Ignored {
 }
 
 /// How far the run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Workers are joining.
     Gathering,
@@ -203,6 +213,11 @@ pub struct State {
     /// When the first host was at the edge.
     edge_ms: Option<u64>,
     stragglers: Stragglers,
+    /// How often the coordinator was started anew, and whom it waits for since.
+    restarts: u64,
+    awaiting: Option<Awaiting>,
+    /// What every worker is told since the run has ended.
+    last_word: Option<LastWord>,
     effects: Vec<Effect>,
 }
 
@@ -236,6 +251,9 @@ impl State {
             apart: Apart::default(),
             edge_ms: None,
             stragglers: Stragglers::default(),
+            restarts: 0,
+            awaiting: None,
+            last_word: None,
             effects: Vec::new(),
         }
     }
@@ -256,10 +274,7 @@ impl State {
             Event::Message { connection, message } => self.message(connection, message),
             Event::BadMessage { connection, why } => self.bad_message(connection, &why),
             Event::HungUp { connection, why } => self.hung_up(connection, why),
-            Event::WorkerExited { worker, what } => {
-                let what = format!("the process ended: {what}");
-                self.sign(worker, Cause::Exited, what);
-            }
+            Event::WorkerExited { worker, pid, what } => self.exited(worker, pid, &what),
             Event::CheckpointWritten { step, result } => self.checkpoint_written(step, result),
             Event::LedgerFailed { why } => self.fail(Cause::Ledger, None, why),
             Event::StopRequested => self.stop(),
@@ -292,6 +307,7 @@ impl State {
         }
         self.judge();
         self.change_hosts();
+        self.tell_when_all_have_caught_up();
         self.recover_when_the_disk_is_quiet();
     }
 
@@ -377,6 +393,15 @@ impl State {
             .map_or(0, |standing| standing.step);
         let twice = self.holdings.durable().unwrap_or(0).min(self.committed);
         (in_memory, twice.max(self.checkpointed.step))
+    }
+
+    /// The last committed step.
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    pub(crate) fn plan_in_force(&self) -> Option<&Plan> {
+        self.plan.as_ref()
     }
 
     pub(crate) fn is_paused(&self) -> bool {

@@ -68,14 +68,15 @@ pub struct SkippedStep {
 }
 
 /// What became of a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Trained(StepRow),
     Skipped(SkippedStep),
 }
 
 /// One step and the sequences it drew, trained or not.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Index in the sample order.
     pub first_sequence: u64,
@@ -92,12 +93,26 @@ impl StepReport {
     }
 }
 
+/// JSON has no infinity: there it is null.
+mod or_infinite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        Some(value).filter(|value| value.is_finite()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
+    }
+}
+
 /// The loss of the main head on text that was never trained on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The name of the set.
     pub set: String,
     /// Nats per target token. Infinite where a value was not finite.
+    #[serde(with = "or_infinite")]
     pub loss: f64,
     pub tokens: u64,
     /// Bytes of text behind those tokens.
@@ -121,7 +136,8 @@ impl Evaluation {
 }
 
 /// Why a run that did not fail has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// After its last step.
     Completed,

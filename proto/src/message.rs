@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
@@ -209,7 +210,7 @@ pub struct Assign {
 }
 
 /// A snapshot in some worker's memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     pub worker: WorkerId,
     /// Whose snapshot it is: the cell's own, or that of its twin in another replica, which is equal.
@@ -219,7 +220,8 @@ pub struct Source {
 }
 
 /// Why a worker gave up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The step's vote found a NaN or an infinity: the update was refused on all cells.
     NonFinite,

@@ -85,7 +85,9 @@ impl Incident {
                 let fact = format!("it takes {ratio:.1} times as long as the others");
                 (Kind::Straggler, Some(*worker), fact, None)
             }
-            News::Joined { .. }
+            // The launcher knows how long the coordinator was away.
+            News::CaughtUp { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Started
             | News::Step(_)
@@ -121,6 +123,8 @@ impl Incident {
             | Kind::Exited
             | Kind::Restarted
             | Kind::GivenUp
+            | Kind::CoordinatorExited
+            | Kind::CoordinatorBack
             | Kind::Recovered
             | Kind::RolledBack
             | Kind::CheckpointFailed
@@ -175,7 +179,8 @@ impl Recovery {
             }
             News::Recovering { .. } | News::Paused { .. } => self.stage = Stage::Waits,
             News::Recovered { .. } => self.stage = Stage::Restarted,
-            News::Joined { .. }
+            News::CaughtUp { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Started
             | News::Step(_)

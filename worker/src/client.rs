@@ -7,7 +7,7 @@ use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
 use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
 use shoal_proto::{FromWorker, Secret, ToWorker};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -16,11 +16,11 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::DaemonError;
 
-/// A coordinator that is not there by then will not come: it starts before its workers.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A coordinator that is not there by then will not come. It may be started anew meanwhile.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One attempt of a session that was cut off.
-const RECONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// One attempt.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
@@ -52,12 +52,22 @@ pub(crate) enum Incoming {
 
 /// Connects and opens the stream. A coordinator that is not there yet is tried again.
 pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
-    open(address, secret, CONNECT_DEADLINE).await
+    let deadline = Instant::now() + CONNECT_DEADLINE;
+    loop {
+        match open(address, secret, ATTEMPT_DEADLINE).await {
+            Err(DaemonError::Silent { .. } | DaemonError::Broken { .. })
+                if Instant::now() < deadline =>
+            {
+                sleep(RETRY).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Connects again, once: the session decides when to try the next time.
 pub(crate) async fn reconnect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
-    open(address, secret, RECONNECT_DEADLINE).await
+    open(address, secret, ATTEMPT_DEADLINE).await
 }
 
 async fn open(
@@ -89,10 +99,19 @@ async fn open(
     let opened = timeout(deadline, open).await;
     let response = opened
         .map_err(|_| DaemonError::Silent { address, waited_ms })?
-        .map_err(|status| DaemonError::Refused { address, why: in_words(&status) })?;
+        .map_err(|status| not_opened(address, &status))?;
     let (sender, inbox) = mpsc::channel(16);
     tokio::spawn(read(response.into_inner(), sender));
     Ok(Link { outbox, inbox })
+}
+
+/// The coordinator's own words, or those of a connection that broke under the call.
+fn not_opened(address: SocketAddr, status: &Status) -> DaemonError {
+    let why = in_words(status);
+    match status.code() {
+        Code::Unauthenticated | Code::FailedPrecondition => DaemonError::Refused { address, why },
+        _ => DaemonError::Broken { address, why },
+    }
 }
 
 async fn reach(endpoint: &Endpoint) -> Channel {
@@ -228,6 +247,14 @@ pub(crate) mod tests {
     #[tonic::async_trait]
     impl Coordinator for Script {
         type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
+        type WatchStream = Pin<Box<dyn Stream<Item = Result<raw::ToWatcher, Status>> + Send>>;
+
+        async fn watch(
+            &self,
+            _: Request<Streaming<raw::FromWatcher>>,
+        ) -> Result<Response<Self::WatchStream>, Status> {
+            Err(Status::unimplemented("nobody follows a script"))
+        }
 
         async fn session(
             &self,

@@ -101,6 +101,8 @@ pub enum DaemonError {
     Silent { address: SocketAddr, waited_ms: u128 },
     #[error("the coordinator at {address} refused: {why}")]
     Refused { address: SocketAddr, why: String },
+    #[error("the connection to the coordinator at {address} broke: {why}")]
+    Broken { address: SocketAddr, why: String },
     #[error("the attempt to connect was interrupted")]
     Interrupted,
 }

@@ -164,6 +164,8 @@ pub struct Session {
     /// What the engine was asked for: it is asked once.
     asked_to: Vec<Effect>,
     connection: Connection,
+    /// Why it wants to hand over and go.
+    leaving: Option<String>,
     sent_ms: u64,
 }
 
@@ -172,20 +174,24 @@ impl Session {
     pub fn new(hello: Hello) -> Self {
         let (stage, connection) = (Stage::Unassigned, Connection::new());
         let (generation, asked_to) = (None, Vec::new());
-        Self { hello, generation, stage, step: 0, asked_to, connection, sent_ms: 0 }
+        let leaving = None;
+        Self { hello, generation, stage, step: 0, asked_to, connection, leaving, sent_ms: 0 }
     }
 
     /// Changes state, and waits for nothing.
     pub fn apply(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let effects = match event {
             Event::Connected => self.connected(),
-            Event::FromCoordinator(message) => self.message(message),
+            Event::FromCoordinator(message) => self.message(now_ms, message),
             Event::Engine(event) => self.engine(now_ms, event),
             Event::EngineGone => self.engine_gone(now_ms),
             Event::Tick => self.tick(now_ms),
             Event::Disconnected { why } => self.disconnected(now_ms, why),
             Event::Closed { why } => self.closed(now_ms, why),
-            Event::LeaveRequested { reason } => self.say(FromWorker::Leaving { reason }),
+            Event::LeaveRequested { reason } => {
+                self.leaving = Some(reason.clone());
+                self.say(FromWorker::Leaving { reason })
+            }
             Event::ParentGone => vec![Effect::Exit(ExitReason::ParentGone)],
         };
         if effects.iter().any(|effect| matches!(effect, Effect::Send(_))) {
@@ -198,6 +204,10 @@ impl Session {
         let step = self.step;
         let resuming = self.generation.map(|generation| Resuming { generation, step });
         self.connection.connected(resuming.is_none());
+        if let (None, Some(reason)) = (resuming, self.leaving.clone()) {
+            // A coordinator that takes it for new does not know.
+            self.connection.say(&FromWorker::Leaving { reason });
+        }
         let hello = Hello { resuming, ..self.hello.clone() };
         vec![Effect::Send(FromWorker::Hello(hello))]
     }
@@ -234,7 +244,7 @@ impl Session {
         if self.connection.say(&message) { vec![Effect::Send(message)] } else { vec![] }
     }
 
-    fn message(&mut self, message: ToWorker) -> Vec<Effect> {
+    fn message(&mut self, now_ms: u64, message: ToWorker) -> Vec<Effect> {
         match message {
             ToWorker::Assign(assign) => self.assign(assign),
             ToWorker::Start { generation } => {
@@ -251,6 +261,10 @@ impl Session {
             ToWorker::Edge { generation } => self.for_engine(generation, Effect::EndAtEdge),
             ToWorker::CheckpointCommitted { generation, step } => {
                 self.for_engine(generation, Effect::CheckpointCommitted { step })
+            }
+            ToWorker::Received { messages } if self.connection.has_forgotten(messages) => {
+                let why = "the coordinator has forgotten what it had read".to_owned();
+                self.closed(now_ms, why)
             }
             ToWorker::Received { messages } => {
                 self.connection.received(messages).into_iter().map(Effect::Send).collect()

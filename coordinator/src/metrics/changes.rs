@@ -17,6 +17,8 @@ pub(super) struct Changes {
     stragglers: IntCounter,
     stall_seconds: Histogram,
     paused: IntGauge,
+    restarts: IntCounter,
+    not_journalled: IntCounter,
     in_memory: IntGauge,
     durable: IntGauge,
 }
@@ -51,6 +53,14 @@ impl Changes {
                 "Time the others waited between two steps while cells moved.",
             )?,
             paused: book.integer("shoal_paused", "1 while too few workers are here.")?,
+            restarts: book.counter(
+                "shoal_coordinator_restarts_total",
+                "How often the coordinator was started anew since the launch.",
+            )?,
+            not_journalled: book.counter(
+                "shoal_coordinator_journal_failures_total",
+                "How often the coordinator could not write down what it knows.",
+            )?,
             in_memory: book.integer(
                 "shoal_memory_snapshot_step",
                 "The newest committed step whose state is whole in the workers' memory.",
@@ -73,7 +83,9 @@ impl Changes {
             News::Quarantined { .. } | News::Parted { .. } => self.quarantines.inc(),
             News::Straggler { .. } => self.stragglers.inc(),
             News::MovedAtEdge { stall_seconds, .. } => self.stall_seconds.observe(*stall_seconds),
-            News::Joined { .. }
+            // Counted by the restart itself.
+            News::CaughtUp { .. }
+            | News::Joined { .. }
             | News::Planned(_)
             | News::Started
             | News::Step(_)
@@ -88,6 +100,15 @@ impl Changes {
             | News::Finished { .. }
             | News::Failed(_) => {}
         }
+    }
+
+    /// This often, all told: a process that was started anew begins at 0.
+    pub(super) fn restarted(&self, restarts: u64) {
+        self.restarts.inc_by(restarts.saturating_sub(self.restarts.get()));
+    }
+
+    pub(super) fn not_journalled(&self) {
+        self.not_journalled.inc();
     }
 
     /// All train again.

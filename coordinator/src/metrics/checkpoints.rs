@@ -71,7 +71,11 @@ impl Checkpoints {
             let reason = match error {
                 Error::FileSize { .. } => "file_size",
                 Error::Ledger { .. } => "ledger",
-                Error::Io { .. } | Error::Listen { .. } | Error::Metrics { .. } => "io",
+                Error::Io { .. }
+                | Error::Listen { .. }
+                | Error::Metrics { .. }
+                | Error::Journal { .. }
+                | Error::Record { .. } => "io",
             };
             return self.failed.with_label_values(&[reason]).inc();
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::Ending;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
-use shoal_proto::{Hello, ToWorker};
+use shoal_proto::{Hello, Resuming, ToWorker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -13,8 +13,9 @@ use tonic::Code;
 
 use super::*;
 use crate::checkpoints::tests::TestDir;
-use crate::news::Cause;
-use crate::state::fixtures::{finished, hello, part, settings, step_done};
+use crate::following::{Following, follow};
+use crate::news::{Cause, Command};
+use crate::state::fixtures::{G1, finished, hello, part, settings, step_done};
 
 /// Ends a test that hangs; far beyond anything that is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -37,7 +38,7 @@ impl Worker {
         Ok(Self { say, heard })
     }
 
-    async fn join(running: &Running, secret: &Secret, worker: u32) -> Self {
+    async fn join(running: &Run, secret: &Secret, worker: u32) -> Self {
         let this = Self::open(running.address, &secret.to_hex()).await.unwrap();
         this.say(hello(worker));
         this
@@ -59,20 +60,51 @@ impl Worker {
     }
 }
 
-async fn started(dir: &TestDir) -> (Running, Secret) {
+/// A coordinator, and whoever follows it.
+struct Run {
+    running: Option<Running>,
+    address: SocketAddr,
+    metrics: Metrics,
+    following: Following,
+    port: std::net::TcpListener,
+    settings: Settings,
+    limits: Limits,
+}
+
+impl Run {
+    /// The coordinator is gone without a word, and another goes on.
+    async fn restart(&mut self) {
+        let running = self.running.take().unwrap();
+        let Running { ended, _open, .. } = running;
+        drop(_open);
+        ended.await.unwrap();
+        let port = self.port.try_clone().unwrap();
+        let running = serve_within(self.settings.clone(), port, self.limits).await.unwrap();
+        self.metrics = running.metrics.clone();
+        self.running = Some(running);
+    }
+}
+
+async fn started(dir: &TestDir) -> (Run, Secret) {
     started_within(dir, Limits::USUAL).await
 }
 
-async fn started_within(dir: &TestDir, limits: Limits) -> (Running, Secret) {
+async fn started_within(dir: &TestDir, limits: Limits) -> (Run, Secret) {
     let settings = Settings { run_dir: dir.0.clone(), ..settings() };
     let secret = settings.secret.clone();
-    (serve_within(settings, limits).await.unwrap(), secret)
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let shared = port.try_clone().unwrap();
+    let running = serve_within(settings.clone(), shared, limits).await.unwrap();
+    let following = follow(running.address, secret.clone());
+    let (address, metrics) = (running.address, running.metrics.clone());
+    let running = Some(running);
+    (Run { running, address, metrics, following, port, settings, limits }, secret)
 }
 
 /// Waits for the news that `pick` accepts.
-async fn news<T>(running: &mut Running, pick: impl Fn(News) -> Option<T>) -> T {
+async fn news<T>(running: &mut Run, pick: impl Fn(News) -> Option<T>) -> T {
     loop {
-        let news = tokio::time::timeout(PATIENCE, running.news.recv()).await.unwrap();
+        let news = tokio::time::timeout(PATIENCE, running.following.news.recv()).await.unwrap();
         if let Some(found) = pick(news.expect("the run goes on")) {
             return found;
         }
@@ -84,7 +116,7 @@ fn joined(news: News) -> Option<()> {
 }
 
 /// Waits until the metrics have a line; events are counted a moment after they are seen here.
-async fn counted(running: &Running, line: &str) {
+async fn counted(running: &Run, line: &str) {
     let waited = async {
         while !running.metrics.text().lines().any(|found| found == line) {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -134,8 +166,6 @@ async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
     };
     assert_eq!(news(&mut running, finished).await, (1, Ending::Stopped));
     drop(workers);
-    let after = tokio::time::timeout(PATIENCE, running.news.recv()).await.unwrap();
-    assert_eq!(after, None, "the news ends when the workers have gone");
     assert!(dir.0.join("checkpoints/step-1/manifest.json").exists());
     let ledger = std::fs::read_to_string(dir.0.join("ledger.jsonl")).unwrap();
     assert_eq!(ledger.lines().count(), 1);
@@ -206,7 +236,8 @@ async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
 #[tokio::test]
 async fn a_connection_too_many_is_closed_at_once() {
     let dir = TestDir::new("server-flood");
-    let limits = Limits { connections_max: 2, hello_deadline: PATIENCE * 2 };
+    // One is of whoever follows the run.
+    let limits = Limits { connections_max: 3, hello_deadline: PATIENCE * 2 };
     let (running, _) = started_within(&dir, limits).await;
     let mut streams = Vec::new();
     for _ in 0..3 {
@@ -236,20 +267,103 @@ async fn a_message_beyond_the_limit_ends_the_session_and_names_the_worker() {
 }
 
 #[tokio::test]
-async fn workers_hear_why_the_launcher_aborts_or_that_it_is_gone() {
-    for gone in [false, true] {
-        let dir = TestDir::new("server-abort");
-        let (mut running, secret) = started(&dir).await;
-        let mut worker = Worker::join(&running, &secret, 0).await;
-        news(&mut running, joined).await;
-        let want = if gone {
-            drop(running);
-            "the launcher has given up"
-        } else {
-            running.commands.send(Command::Abort("stopped twice".into())).await.unwrap();
-            "stopped twice"
-        };
-        let ToWorker::Abort { reason } = worker.next().await.unwrap() else { panic!("want why") };
-        assert!(reason.starts_with(want), "{reason}");
+async fn workers_hear_why_the_launcher_aborts() {
+    let dir = TestDir::new("server-abort");
+    let (mut running, secret) = started(&dir).await;
+    let mut worker = Worker::join(&running, &secret, 0).await;
+    news(&mut running, joined).await;
+    running.following.commands.send(Command::Abort("stopped twice".into())).unwrap();
+    let ToWorker::Abort { reason } = worker.next().await.unwrap() else { panic!("want why") };
+    assert!(reason.starts_with("stopped twice"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_coordinator_started_anew_at_any_moment_goes_on_where_the_last_one_was() {
+    let dir = TestDir::new("server-restart");
+    let (mut running, secret) = started(&dir).await;
+    let first = Worker::join(&running, &secret, 0).await;
+    news(&mut running, joined).await;
+    running.restart().await;
+    drop(first);
+    // The first says its hello again: it has had no plan.
+    let mut workers =
+        [Worker::join(&running, &secret, 0).await, Worker::join(&running, &secret, 1).await];
+    for worker in &mut workers {
+        assert!(matches!(worker.next().await.unwrap(), ToWorker::Assign(_)));
     }
+    workers[0].say(FromWorker::Ready { generation: G1 });
+    running.restart().await;
+    let mut workers =
+        [resumed(&running, &secret, 0, 0).await, resumed(&running, &secret, 1, 0).await];
+    // Whether the first one's word had been read before is not known to it: it says it again.
+    for worker in &mut workers {
+        let ToWorker::Assign(assign) = worker.next().await.unwrap() else { panic!("want a plan") };
+        assert_eq!(assign.plan.generation, G1);
+        worker.say(FromWorker::Ready { generation: G1 });
+    }
+    for (n, worker) in (0..).zip(&mut workers) {
+        assert!(matches!(worker.next().await.unwrap(), ToWorker::Start { .. }));
+        worker.say(step_done(n, 1));
+    }
+    let step = |news| matches!(news, News::Step(_)).then_some(());
+    news(&mut running, step).await;
+    running.restart().await;
+    let line = "shoal_coordinator_restarts_total 3";
+    counted(&running, line).await;
+    counted(&running, "shoal_step 1").await;
+    let mut workers =
+        [resumed(&running, &secret, 0, 1).await, resumed(&running, &secret, 1, 1).await];
+    let caught_up = |news| {
+        let News::CaughtUp { restarts, workers, .. } = news else { return None };
+        Some((restarts, workers))
+    };
+    loop {
+        let found = news(&mut running, caught_up).await;
+        if found.0 == 3 {
+            assert_eq!(found, (3, 2));
+            break;
+        }
+    }
+    for (n, worker) in (0..).zip(&mut workers) {
+        assert!(matches!(worker.next().await.unwrap(), ToWorker::Start { .. }));
+        worker.say(step_done(n, 2));
+    }
+    news(&mut running, step).await;
+    let ledger = std::fs::read_to_string(dir.0.join("ledger.jsonl")).unwrap();
+    assert_eq!(ledger.lines().count(), 2, "{ledger}");
+    running.following.commands.send(Command::Abort("enough".into())).unwrap();
+    news(&mut running, |news| matches!(news, News::Failed(_)).then_some(())).await;
+    // Whoever was cut off at the end hears of it from the next one.
+    running.restart().await;
+    let mut late = resumed(&running, &secret, 0, 2).await;
+    let ToWorker::Abort { reason } = late.next().await.unwrap() else { panic!("want why") };
+    assert!(reason.starts_with("enough"), "{reason}");
+}
+
+/// The process that a worker was comes back, with so many steps done.
+async fn resumed(running: &Run, secret: &Secret, worker: u32, step: u64) -> Worker {
+    let this = Worker::open(running.address, &secret.to_hex()).await.unwrap();
+    let FromWorker::Hello(hello) = hello(worker) else { panic!("a hello") };
+    let resuming = Some(Resuming { generation: G1, step });
+    this.say(FromWorker::Hello(Hello { resuming, ..hello }));
+    this
+}
+
+#[tokio::test]
+async fn a_damaged_journal_is_refused_in_words() {
+    let dir = TestDir::new("server-damaged");
+    let (mut running, secret) = started(&dir).await;
+    let _workers =
+        [Worker::join(&running, &secret, 0).await, Worker::join(&running, &secret, 1).await];
+    news(&mut running, |news| matches!(news, News::Planned(_)).then_some(())).await;
+    let Running { ended, _open, .. } = running.running.take().unwrap();
+    drop(_open);
+    ended.await.unwrap();
+    let path = dir.0.join(crate::journal::FILE_NAMES[1]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let port = running.port.try_clone().unwrap();
+    let error = serve_within(running.settings, port, running.limits).await.unwrap_err();
+    assert!(error.to_string().contains("coordinator-1.journal is damaged at byte 0"), "{error}");
 }

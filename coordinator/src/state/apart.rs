@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::plan::WorkerId;
 
 /// The first time apart; each further one is twice as long, up to the longest.
@@ -14,14 +15,16 @@ const DOUBLINGS_MAX: u32 = 5;
 /// A pair that got along for so long begins anew.
 const FORGIVEN_MS: u64 = 600_000;
 
-/// By pair, the lower id first.
-#[derive(Debug, Default)]
+/// One entry a pair.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Apart {
-    pairs: BTreeMap<(WorkerId, WorkerId), Pair>,
+    pairs: Vec<Pair>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pair {
+    /// The lower id first.
+    ends: (WorkerId, WorkerId),
     until_ms: u64,
     /// How often they were set apart.
     times: u32,
@@ -33,8 +36,12 @@ impl Apart {
     /// `by` could exchange no byte with `of`. How many seconds they are kept apart, if they were not
     /// before.
     pub(super) fn report(&mut self, by: WorkerId, of: WorkerId, now_ms: u64) -> Option<u64> {
-        let fresh = || Pair { until_ms: 0, times: 0, missed: BTreeSet::new() };
-        let pair = self.pairs.entry((by.min(of), by.max(of))).or_insert_with(fresh);
+        let ends = (by.min(of), by.max(of));
+        let at = self.pairs.iter().position(|pair| pair.ends == ends).unwrap_or_else(|| {
+            self.pairs.push(Pair { ends, until_ms: 0, times: 0, missed: BTreeSet::new() });
+            self.pairs.len() - 1
+        });
+        let pair = &mut self.pairs[at];
         if now_ms < pair.until_ms {
             pair.missed.insert(of);
             return None;
@@ -51,7 +58,8 @@ impl Apart {
 
     /// Whether no packet comes through between the two.
     pub(super) fn are(&self, a: WorkerId, b: WorkerId, now_ms: u64) -> bool {
-        self.pairs.get(&(a.min(b), a.max(b))).is_some_and(|pair| now_ms < pair.until_ms)
+        let ends = (a.min(b), a.max(b));
+        self.pairs.iter().any(|pair| pair.ends == ends && now_ms < pair.until_ms)
     }
 
     /// Those of `workers`, each with the number of cells it hosts, that can be in one plan. Who stands
@@ -60,15 +68,16 @@ impl Apart {
     pub(super) fn together(&self, workers: &[(WorkerId, usize)], now_ms: u64) -> Vec<WorkerId> {
         let mut here: BTreeMap<WorkerId, usize> = workers.iter().copied().collect();
         loop {
-            let live = self.pairs.iter().filter(|((a, b), pair)| {
-                now_ms < pair.until_ms && here.contains_key(a) && here.contains_key(b)
+            let live = self.pairs.iter().filter(|pair| {
+                let (a, b) = pair.ends;
+                now_ms < pair.until_ms && here.contains_key(&a) && here.contains_key(&b)
             });
             let mut against: BTreeMap<WorkerId, (usize, usize)> = BTreeMap::new();
-            for ((a, b), pair) in live {
-                for worker in [a, b] {
-                    let (pairs, missed) = against.entry(*worker).or_default();
+            for pair in live {
+                for worker in <[WorkerId; 2]>::from(pair.ends) {
+                    let (pairs, missed) = against.entry(worker).or_default();
                     *pairs += 1;
-                    *missed += usize::from(pair.missed.contains(worker));
+                    *missed += usize::from(pair.missed.contains(&worker));
                 }
             }
             let worst = against
@@ -139,10 +148,10 @@ mod tests {
         let later_ms = 100 + 3 * APART_MS + FORGIVEN_MS;
         assert_eq!(apart.report(b, a, later_ms), Some(20));
         for _ in 0..20 {
-            let until_ms = apart.pairs.values().next().unwrap().until_ms;
+            let until_ms = apart.pairs[0].until_ms;
             apart.report(a, b, until_ms);
         }
-        let pair = apart.pairs.values().next().unwrap();
+        let pair = &apart.pairs[0];
         assert!(apart.are(a, b, pair.until_ms - 1));
         assert_eq!(apart.report(a, b, pair.until_ms), Some(640));
     }

@@ -2,6 +2,7 @@
 //! are heard first; a connection that ends may be taken up again: so signs are collected until they
 //! are certain.
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
 
@@ -15,7 +16,7 @@ pub(super) const RECONNECT_MS: u64 = 1_500;
 pub(super) const GRACE_MS: u64 = 1_500;
 
 /// One sign that a worker cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sign {
     pub(super) worker: WorkerId,
     pub(super) cause: Cause,
@@ -43,7 +44,7 @@ pub(super) enum Verdict {
 }
 
 /// At most one sign per worker, in the order of their arrival.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Signs {
     signs: Vec<Sign>,
 }
@@ -79,6 +80,11 @@ impl Signs {
         self.signs.is_empty()
     }
 
+    /// The coordinator was started anew: connections that had ended are like all others.
+    pub(super) fn forget_hang_ups(&mut self) {
+        self.signs.retain(|sign| sign.cause != Cause::HungUp);
+    }
+
     /// The coordinator itself slept for so long.
     pub(super) fn forgive(&mut self, gap_ms: u64) {
         self.signs.iter_mut().for_each(|sign| sign.since_ms += gap_ms);
@@ -101,7 +107,8 @@ impl Signs {
         self.signs.iter().find(|sign| sign.cause == lost && sign.unreachable.iter().any(lives))
     }
 
-    pub(super) fn verdict(&self, now_ms: u64) -> Verdict {
+    /// `awaiting`: somebody may yet come back, so that who missed whom is open.
+    pub(super) fn verdict(&self, now_ms: u64, awaiting: bool) -> Verdict {
         let ends = |sign: &&Sign| verdict_of(sign.cause) == Kind::EndsTheRun;
         if let Some(sign) = self.signs.iter().find(ends) {
             return Verdict::Ends(sign.clone());
@@ -121,11 +128,11 @@ impl Signs {
         }
         // With somebody cut off, that shows first who was missed.
         let cut_off = self.signs.iter().any(|sign| verdict_of(sign.cause) == Kind::CutOff);
-        if let Some(sign) = self.both_ends_live().filter(|_| !cut_off) {
+        if let Some(sign) = self.both_ends_live().filter(|_| !cut_off && !awaiting) {
             return Verdict::Link(sign.clone());
         }
         match self.signs.first() {
-            Some(sign) if !cut_off && now_ms >= sign.since_ms + GRACE_MS => {
+            Some(sign) if !cut_off && !awaiting && now_ms >= sign.since_ms + GRACE_MS => {
                 Verdict::Link(sign.clone())
             }
             Some(_) | None => Verdict::Wait,
@@ -199,7 +206,7 @@ mod tests {
 
     #[track_caller]
     fn check(causes: &[(u32, Cause)], at_ms: u64, want: Verdict) {
-        assert_eq!(signs(causes).verdict(at_ms), want);
+        assert_eq!(signs(causes).verdict(at_ms, false), want);
     }
 
     fn at_fault(of: &[(u32, Cause)]) -> Verdict {
@@ -234,7 +241,7 @@ mod tests {
         check(&[hung_up, (1, LOST)], 100, Verdict::Wait);
         let mut signs = signs(&[hung_up]);
         signs.is_back(WorkerId(1));
-        assert_eq!(signs.verdict(10_000), Verdict::Wait);
+        assert_eq!(signs.verdict(10_000, false), Verdict::Wait);
     }
 
     #[test]
@@ -252,11 +259,11 @@ mod tests {
             |worker, of: u32| Sign { unreachable: vec![WorkerId(of)], ..sign(worker, LOST) };
         let mut signs = signs(&[(0, LOST)]);
         signs.add(misses(1, 2));
-        assert_eq!(signs.verdict(100), Verdict::Wait, "worker 2 may be gone");
+        assert_eq!(signs.verdict(100, false), Verdict::Wait, "worker 2 may be gone");
         signs.add(sign(2, LOST));
-        assert_eq!(signs.verdict(100), Verdict::Link(misses(1, 2)));
+        assert_eq!(signs.verdict(100, false), Verdict::Link(misses(1, 2)));
         assert_eq!(signs.unreachable(), [(WorkerId(1), WorkerId(2))]);
         signs.add(sign(3, Cause::HungUp));
-        assert_eq!(signs.verdict(100), at_fault(&[(3, Cause::HungUp)]), "missed by the others");
+        assert_eq!(signs.verdict(100, false), at_fault(&[(3, Cause::HungUp)]), "missed by the others");
     }
 }

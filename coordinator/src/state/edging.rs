@@ -53,6 +53,9 @@ impl State {
         let Some(waiting) = waiting.filter(|_| !self.is_over() && !self.parts.is_busy()) else {
             return;
         };
+        if self.is_awaiting() {
+            return;
+        }
         let Some(standing) = waiting.first().copied() else { return };
         if let Some(other) = waiting.iter().find(|other| **other != standing) {
             let why = format!("workers are at the edge after {standing:?} and after {other:?}");

@@ -1,8 +1,9 @@
 //! How a run ends: by finishing, by a request to stop, or by the first failure.
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::Ending;
-use shoal_proto::ToWorker;
+use shoal_proto::{FromWorker, ToWorker};
 
 use super::{ConnectionId, Effect, Event, Ignored, OWN_SLEEP_MS, Phase, State};
 use crate::news::{Cause, Failure, News};
@@ -10,7 +11,29 @@ use crate::news::{Cause, Failure, News};
 /// How long the last checkpoint may take to complete after all workers have finished.
 const LAST_CHECKPOINT_MS: u64 = 60_000;
 
+/// How the run has ended, for every worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LastWord {
+    Leave { reason: String },
+    Abort { reason: String },
+}
+
+impl LastWord {
+    fn message(&self) -> ToWorker {
+        match self.clone() {
+            Self::Leave { reason } => ToWorker::Leave { reason },
+            Self::Abort { reason } => ToWorker::Abort { reason },
+        }
+    }
+}
+
 impl State {
+    fn say_at_last(&mut self, word: LastWord) {
+        self.send_to_all(&word.message());
+        self.last_word = Some(word);
+    }
+
     /// Time does not go back, and a coordinator that slept has heard nobody meanwhile.
     pub(super) fn forgive_own_sleep(&mut self, now_ms: u64) {
         let gap = now_ms.saturating_sub(self.now_ms);
@@ -24,8 +47,18 @@ impl State {
         }
     }
 
-    /// Only a newcomer still gets an answer.
+    /// Only newcomers still get an answer, and members that were cut off before the last word.
     pub(super) fn after_the_end(&mut self, event: Event) {
+        if let (Event::Message { connection, message: FromWorker::Hello(hello) }, Some(word)) =
+            (&event, &self.last_word)
+            && let Some(member) = self.members.get_mut(&hello.worker)
+            && member.is_process_of(hello)
+            && !member.connected
+        {
+            (member.connection, member.connected, member.awaited) = (*connection, true, false);
+            let (connection, message) = (*connection, word.message());
+            return self.effects.push(Effect::Send { connection, message });
+        }
         if let Event::Message { connection, .. } | Event::BadMessage { connection, .. } = event
             && self.worker_of(connection).is_none()
         {
@@ -60,6 +93,7 @@ impl State {
         for worker in silent {
             self.sign(worker, Cause::LeaseEnded, format!("no sign of life for {lease_ms} ms"));
         }
+        self.await_no_longer();
         let deadline_ms = self.settings.join_deadline_ms;
         if self.phase == Phase::Gathering && now_ms > self.started_ms + deadline_ms {
             let wanted = (0..self.settings.workers_wanted).map(WorkerId);
@@ -147,7 +181,7 @@ impl State {
     pub(super) fn finish(&mut self, ending: Ending) {
         let last_step = self.committed;
         let reason = format!("the run has ended after step {last_step}");
-        self.send_to_all(&ToWorker::Leave { reason });
+        self.say_at_last(LastWord::Leave { reason });
         self.phase = Phase::Ended;
         self.news(News::Finished { last_step, ending, best: self.checkpointed.best });
     }
@@ -161,7 +195,7 @@ impl State {
     }
 
     pub(super) fn end_with(&mut self, failure: Failure) {
-        self.send_to_all(&ToWorker::Abort { reason: failure.to_string() });
+        self.say_at_last(LastWord::Abort { reason: failure.to_string() });
         self.phase = Phase::Ended;
         self.news(News::Failed(failure));
     }

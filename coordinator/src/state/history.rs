@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
 use shoal_proto::FailureKind;
 
 use crate::news::Cause;
@@ -19,7 +20,7 @@ const DOUBLINGS_MAX: u32 = 6;
 const OWN_FAILURES_MAX: u32 = 3;
 
 /// One worker's past.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct History {
     evictions_ms: VecDeque<u64>,
     own_failures: u32,

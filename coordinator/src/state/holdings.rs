@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::plan::WorkerId;
 use shoal_plan::standing::Standing;
@@ -13,20 +14,20 @@ use shoal_proto::Source;
 const KEPT: usize = 2;
 
 /// By step, ascending.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Holdings {
     grid: Grid,
     snapshots: BTreeMap<u64, Snapshot>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Snapshot {
     standing: Standing,
     cells: BTreeMap<CellId, Copies>,
 }
 
 /// Equal copies of one cell's state.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Copies {
     blake3: String,
     holders: BTreeSet<WorkerId>,

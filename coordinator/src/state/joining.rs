@@ -19,6 +19,11 @@ impl State {
         if hello.resuming.is_some() {
             return self.take_up(worker, connection);
         }
+        if self.has_yet_to_build(&hello) {
+            // All that it said was its hello: it says it again, to a coordinator that knows it.
+            self.member(worker).received = 0;
+            return self.take_up(worker, connection);
+        }
         if let Some(old) = self.members.get(&worker) {
             let what = if old.is_process_of(&hello) {
                 "the same process has begun anew"
@@ -87,6 +92,7 @@ impl State {
         let member = self.member(worker);
         let old = std::mem::replace(&mut member.connection, connection);
         let was_connected = std::mem::replace(&mut member.connected, true);
+        member.awaited = false;
         member.heard_ms = now_ms;
         let (messages, hosts, ready) = (member.received, member.hosts, member.ready);
         if was_connected {

@@ -35,6 +35,13 @@ impl State {
         }
     }
 
+    /// The process that took the place of one that ended is another.
+    pub(super) fn exited(&mut self, worker: WorkerId, pid: u32, what: &str) {
+        if self.members.get(&worker).is_some_and(|member| member.pid == pid) {
+            self.sign(worker, Cause::Exited, format!("the process ended: {what}"));
+        }
+    }
+
     pub(super) fn sign_of(&self, worker: WorkerId, cause: Cause, what: String) -> Sign {
         let (since_ms, unreachable) = (self.now_ms, Vec::new());
         Sign { worker, cause, since_ms, step: None, what, layer: None, unreachable }
@@ -44,7 +51,7 @@ impl State {
         if self.is_over() {
             return;
         }
-        match self.signs.verdict(self.now_ms) {
+        match self.signs.verdict(self.now_ms, self.is_awaiting()) {
             Verdict::Wait => {}
             Verdict::Ends(sign) => self.end_with(self.failure(sign)),
             Verdict::AtFault(signs) => signs.into_iter().for_each(|sign| self.evict(sign)),

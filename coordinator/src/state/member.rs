@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::report::Ending;
 use shoal_plan::standing::Standing;
 use shoal_proto::Hello;
@@ -10,12 +11,14 @@ use super::{ConnectionId, Phase};
 use crate::metrics::WorkerState;
 
 /// A member of the run, with cells or, as a spare, without.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, in any combination")]
 pub(super) struct Member {
     pub(super) connection: ConnectionId,
     /// False after a hang-up, until its session is taken up again or it is evicted.
     pub(super) connected: bool,
+    /// The coordinator was started anew, and has not heard of it since.
+    pub(super) awaited: bool,
     pub(super) pid: u32,
     pub(super) address: SocketAddr,
     /// Where the snapshots in its memory are reached.
@@ -43,6 +46,7 @@ impl Member {
         Self {
             connection,
             connected: true,
+            awaited: false,
             pid: hello.pid,
             address: hello.data_address,
             vault: hello.vault_address,

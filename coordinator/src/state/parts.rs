@@ -2,23 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::standing::Standing;
 
 /// The parts of checkpoints that are not yet committed, by step and cell.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Parts {
     grid: Grid,
     steps: BTreeMap<u64, Pending>,
     /// The checkpoint whose manifest is being written.
-    writing: Option<Standing>,
+    writing: Option<CheckpointManifest>,
     /// The newest step that is over, one way or the other: parts up to it come too late.
     closed: u64,
 }
 
 /// One checkpoint in the making.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pending {
     standing: Standing,
     files: BTreeMap<CellId, Vec<CheckpointFile>>,
@@ -121,9 +122,14 @@ impl Parts {
         let Pending { standing, files, .. } = self.steps.remove(&step)?;
         let mut files: Vec<_> = files.into_values().flatten().collect();
         files.sort();
-        self.writing = Some(standing);
         let (schema_version, grid) = (SCHEMA_VERSION, self.grid);
-        Some(CheckpointManifest { schema_version, standing, grid, files })
+        self.writing = Some(CheckpointManifest { schema_version, standing, grid, files });
+        self.writing.clone()
+    }
+
+    /// The manifest that is being written.
+    pub(super) fn writing(&self) -> Option<&CheckpointManifest> {
+        self.writing.as_ref()
     }
 
     /// Whether a manifest is being written.
@@ -132,16 +138,16 @@ impl Parts {
     }
 
     fn is_writing(&self, step: u64) -> bool {
-        self.writing.is_some_and(|standing| standing.step == step)
+        self.writing.as_ref().is_some_and(|manifest| manifest.standing.step == step)
     }
 
     /// The manifest of this step was written, or could not be. `None` if it was not awaited.
     pub(super) fn written(&mut self, step: u64) -> Option<Standing> {
-        let standing = self.writing.take_if(|standing| standing.step == step)?;
+        let manifest = self.writing.take_if(|manifest| manifest.standing.step == step)?;
         self.closed = step;
         // A checkpoint older than one that is over will never be asked for.
         self.steps.retain(|pending, _| *pending > step);
-        Some(standing)
+        Some(manifest.standing)
     }
 
     /// The cells whose part of this step has not come. None if its manifest is being written.

@@ -60,7 +60,13 @@ fn disturbance(random: &mut Random) -> Event {
     let connection = connection(n);
     let message = match random.below(16) {
         0 => return Event::HungUp { connection, why: "reset".into() },
-        1 => return Event::WorkerExited { worker: WorkerId(n), what: "signal 9".into() },
+        1 => {
+            return Event::WorkerExited {
+                worker: WorkerId(n),
+                pid: 100 + n,
+                what: "signal 9".into(),
+            };
+        }
         2 => return Event::BadMessage { connection, why: "nonsense".into() },
         3 => return Event::StopRequested,
         4 => return Event::CheckpointWritten { step: random.below(6), result: Ok(()) },
@@ -138,7 +144,8 @@ impl Judge {
             | News::Joined { .. }
             | News::Planned(_)
             | News::Started
-            | News::CheckpointFailed { .. } => {}
+            | News::CheckpointFailed { .. }
+            | News::CaughtUp { .. } => {}
         }
     }
 }

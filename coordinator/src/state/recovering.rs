@@ -1,6 +1,7 @@
 //! How the run goes on without a worker: the same grid is hosted by those that are left, as a new
 //! generation of the plan, from the newest state that is whole. With too few it waits for others.
 
+use serde::{Deserialize, Serialize};
 use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::report::Ending;
 use shoal_plan::standing::Standing;
@@ -12,7 +13,7 @@ use crate::ledger::{LedgerRow, Rollback};
 use crate::news::{Cause, News, Restored};
 
 /// Why a new plan is needed, and since when.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Loss {
     pub(super) since_ms: u64,
     pub(super) sign: Option<Sign>,
@@ -28,7 +29,7 @@ pub(super) struct Restart {
 impl State {
     /// Plans anew, as soon as no manifest is being written: then the newest checkpoint is certain.
     pub(super) fn recover_when_the_disk_is_quiet(&mut self) {
-        if self.phase != Phase::Recovering || self.parts.is_busy() {
+        if self.phase != Phase::Recovering || self.parts.is_busy() || self.is_awaiting() {
             return;
         }
         // Whoever is cut off at this moment has no part in the new plan.

@@ -18,7 +18,8 @@ fn held(generation: Generation, step: u64, cell: u32) -> FromWorker {
 }
 
 fn exited(worker: u32) -> Event {
-    Event::WorkerExited { worker: WorkerId(worker), what: "killed by signal 9".into() }
+    let (pid, what) = (100 + worker, "killed by signal 9".into());
+    Event::WorkerExited { worker: WorkerId(worker), pid, what }
 }
 
 /// Two steps are committed; each worker holds both cells after step 1.

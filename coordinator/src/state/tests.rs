@@ -278,7 +278,7 @@ fn where_nobody_comes_back_a_death_names_the_worker_and_the_last_committed_step(
         let why = "connection reset".to_owned();
         assert_eq!(run.apply(Event::HungUp { connection: connection(1), why }), "");
         let what = "killed by signal 9".to_owned();
-        let end = run.apply(Event::WorkerExited { worker: WorkerId(1), what });
+        let end = run.apply(Event::WorkerExited { worker: WorkerId(1), pid: 101, what });
         let want = format!("the process ended: killed by signal 9 (last committed step: {step})");
         assert!(end.ends_with(&format!("failed: worker-1: {want}")), "{end}");
         assert!(!end.contains("11 <-"), "nothing is sent to the dead: {end}");

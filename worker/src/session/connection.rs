@@ -75,6 +75,11 @@ impl Connection {
         self.why = why;
     }
 
+    /// Whether the coordinator had read more before, and lost it: what it lacks cannot be said again.
+    pub(super) fn has_forgotten(&self, messages: u64) -> bool {
+        messages < self.read
+    }
+
     /// The coordinator has read so many messages and takes the session on. Returns what is to be
     /// said again.
     pub(super) fn received(&mut self, messages: u64) -> Vec<FromWorker> {

@@ -1,4 +1,4 @@
-//! Real workers of real runs are killed, stopped, asked to go, and die at every start. Whatever
+//! Real workers and coordinators of real runs are killed, stopped, asked to go, and die at every start. Whatever
 //! happens, the run ends as it should: every sample trained once, and the same parameters, bit for bit,
 //! as if nothing had happened. No time is asserted; waits have deadlines far beyond what they wait for.
 
@@ -14,6 +14,8 @@ use std::sync::OnceLock;
 use ledger::account;
 use place::{Ended, Launch, PATIENCE_SECONDS, Place, signal, wait};
 
+#[path = "chaos/conducting.rs"]
+mod conducting;
 #[path = "chaos/ledger.rs"]
 mod ledger;
 #[path = "processes/network.rs"]

@@ -10,6 +10,8 @@
 
 #[path = "simulation/checks.rs"]
 mod checks;
+#[path = "simulation/coordinator.rs"]
+mod coordinator;
 #[path = "simulation/defects.rs"]
 mod defects;
 #[path = "simulation/engines.rs"]

@@ -142,6 +142,20 @@ impl Place {
 
     /// Workers of this run that are alive, by number.
     pub(crate) fn workers(&self, run: &str) -> Vec<(u32, u32)> {
+        let number = |words: &[String]| after(words, "--id").unwrap().parse().unwrap();
+        let found = self.processes(run, "worker").into_iter();
+        let mut found: Vec<_> = found.map(|(pid, words)| (number(&words), pid)).collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// The process that conducts this run, if one lives.
+    pub(crate) fn coordinator(&self, run: &str) -> Option<u32> {
+        self.processes(run, "coordinator").first().map(|(pid, _)| *pid)
+    }
+
+    /// Processes of a verb in this run, with their command lines.
+    fn processes(&self, run: &str, verb: &str) -> Vec<(u32, Vec<String>)> {
         let run_dir = self.run_dir(run).display().to_string();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -149,19 +163,19 @@ impl Place {
             // A process that ends while it is looked at has no command line.
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).into_owned();
-            let words: Vec<&str> = line.split('\0').collect();
-            let after =
-                |flag: &str| words.iter().position(|word| *word == flag).map(|at| words[at + 1]);
-            if words.get(1) == Some(&"worker") && after("--run-dir") == Some(&run_dir) {
-                found.push((after("--id").unwrap().parse().unwrap(), pid));
+            let words: Vec<String> = line.split('\0').map(str::to_owned).collect();
+            let is_of_run = after(&words, "--run-dir").as_ref() == Some(&run_dir);
+            if is_of_run && words.get(1).is_some_and(|word| word == verb) {
+                found.push((pid, words));
             }
         }
-        found.sort_unstable();
         found
     }
 
     pub(crate) fn no_worker_is_left(&self, run: &str) {
-        wait(DEATH_SECONDS, "the workers to be gone", || self.workers(run).is_empty());
+        wait(DEATH_SECONDS, "the workers and their coordinator to be gone", || {
+            self.workers(run).is_empty() && self.coordinator(run).is_none()
+        });
     }
 }
 
@@ -207,6 +221,12 @@ impl Drop for Launch {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The word behind a flag.
+fn after(words: &[String], flag: &str) -> Option<String> {
+    let at = words.iter().position(|word| word == flag)?;
+    words.get(at + 1).cloned()
 }
 
 /// The binary under test: a test is told where it is, an example lies in a directory beside it.

@@ -19,20 +19,26 @@ pub(crate) enum Defect {
     DuplicatedSamples,
     /// A message lost with its connection is not said again.
     LostMessage,
+    /// The coordinator says what it has not written down, and dies.
+    SaidBeforeWritten,
 }
 
 impl Defect {
     /// Each with parts of the complaints that find it.
-    pub(crate) const ALL: [(Self, &'static [&'static str]); 6] = [
+    pub(crate) const ALL: [(Self, &'static [&'static str]); 7] = [
         (
             Self::NoFencing,
             &["is committed, and", "broke the protocol", "the run failed", "I7", "panicked"],
         ),
-        (Self::CommitBeforeAllVotes, &["is committed, and"]),
+        (Self::CommitBeforeAllVotes, &["is committed, and", "broke the protocol"]),
         (Self::SilentRollback, &["the ledger goes from step", "a plan begins after step"]),
         (Self::StaleSnapshot, &["is not what an undisturbed run has"]),
         (Self::DuplicatedSamples, &["trains the sequences from", "is not what an undisturbed"]),
         (Self::LostMessage, &["broke the protocol", "does not end"]),
+        (
+            Self::SaidBeforeWritten,
+            &["was said otherwise before", "is missing", "the ledger goes from"],
+        ),
     ];
 
     /// On its way to the coordinator, whose plan is of this generation.

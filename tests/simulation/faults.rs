@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use shoal_coordinator::state::Event as StateEvent;
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
-use shoal_worker::session::Event;
 
 use crate::links::LINK_MS;
 use crate::world::{KEEPALIVE_MS, What, World};
@@ -48,7 +47,7 @@ impl World {
         }
         self.later((50, 2_000), What::Fault);
         let Some(worker) = self.a_worker() else { return };
-        let kind = self.random.below(12);
+        let kind = self.random.below(14);
         self.log(|| format!("FAULT {kind} of {worker}"));
         match kind {
             0..=2 => {
@@ -98,14 +97,14 @@ impl World {
             10 => {
                 let stopped = self.workers[&worker].stopped;
                 if !stopped {
-                    let reason = "its machine is wanted".to_owned();
-                    self.session(worker, Event::LeaveRequested { reason });
+                    self.ask_to_leave(worker);
                 }
             }
+            11 | 12 => self.kill_coordinator(),
             _ => {
                 if self.now_ms > 10_000 && self.random.below(8) == 0 {
                     self.stop_asked = true;
-                    self.coordinator(StateEvent::StopRequested);
+                    self.tell_coordinator(StateEvent::StopRequested);
                 } else if self.random.below(2) == 0 {
                     self.fail_by_itself(worker);
                 }

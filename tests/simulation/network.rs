@@ -53,7 +53,8 @@ impl World {
         if let Some(link) = process.link {
             self.up(link, What::HungUp { link });
         }
-        self.later((5, 100), What::Exited { worker, what: what.to_owned() });
+        let pid = process.pid;
+        self.later((5, 100), What::Exited { worker, pid, what: what.to_owned() });
         self.later((back_ms, back_ms + 500), What::Spawn { worker });
     }
 
@@ -61,7 +62,7 @@ impl World {
         if !self.lives(worker, pid) {
             return;
         }
-        if self.cuts.any_until(worker, self.now_ms).is_some() {
+        if self.cuts.any_until(worker, self.now_ms).is_some() || !self.coordinator.is_up() {
             return self.later_for(worker, (2_000, 2_000), |pid| What::Broken {
                 worker,
                 pid,

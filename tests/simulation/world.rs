@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use shoal_coordinator::Settings;
-use shoal_coordinator::state::{ConnectionId, Effect, Event as StateEvent, State};
+use shoal_coordinator::state::{ConnectionId, Effect, Event as StateEvent};
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::Job;
 use shoal_plan::placement::make_plan;
@@ -14,6 +14,7 @@ use shoal_proto::{FailureKind, FromWorker, Secret, ToWorker};
 use shoal_worker::session::{EngineEvent, Event, ExitReason, Session};
 
 use crate::checks::{Checks, state_of};
+use crate::coordinator::Coordinator;
 use crate::defects::Defect;
 use crate::engines::{Engine, LAST_STEP, Verdict};
 use crate::faults::Cuts;
@@ -39,7 +40,7 @@ pub(crate) enum What {
     Attempt { worker: WorkerId, pid: u32 },
     CoordinatorTick,
     WorkerTick { worker: WorkerId, pid: u32 },
-    Exited { worker: WorkerId, what: String },
+    Exited { worker: WorkerId, pid: u32, what: String },
     Spawn { worker: WorkerId },
     Loaded { worker: WorkerId, pid: u32, generation: Generation },
     JoinDeadline { worker: WorkerId, pid: u32, generation: Generation, in_ms: u64 },
@@ -49,7 +50,8 @@ pub(crate) enum What {
     Vote { generation: Generation },
     Apply { worker: WorkerId, pid: u32, verdict: Verdict },
     Copy { to: WorkerId, generation: Generation, standing: Standing, cell: CellId, state: u64 },
-    Written { step: u64, result: Result<(), String> },
+    Written { step: u64, result: Result<(), String>, life: u64 },
+    CoordinatorStarts,
     Fault,
     Continue { worker: WorkerId, pid: u32 },
 }
@@ -70,6 +72,7 @@ pub(crate) struct Worker {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) crashes: u64,
+    pub(crate) coordinator_crashes: u64,
     pub(crate) fetched: u64,
     pub(crate) met: BTreeMap<String, u64>,
 }
@@ -77,6 +80,7 @@ pub(crate) struct Counts {
 impl Counts {
     pub(crate) fn add(&mut self, other: &Self) {
         self.crashes += other.crashes;
+        self.coordinator_crashes += other.coordinator_crashes;
         self.fetched += other.fetched;
         other.met.iter().for_each(|(name, n)| *self.met.entry(name.clone()).or_default() += n);
     }
@@ -84,8 +88,10 @@ impl Counts {
     /// Every kind of news that recovery has.
     pub(crate) fn has_met_everything(&self) -> bool {
         let all = ["Evicted", "Recovering", "Recovered", "Rejoined", "Left", "Paused", "Resumed"];
-        let more = ["Quarantined", "Parted", "MovedAtEdge", "CheckpointFailed", "Finished"];
+        let more =
+            ["Quarantined", "Parted", "MovedAtEdge", "CheckpointFailed", "Finished", "CaughtUp"];
         self.crashes > 0
+            && self.coordinator_crashes > 0
             && self.fetched > 0
             && all.iter().chain(&more).all(|name| self.met.contains_key(*name))
     }
@@ -96,7 +102,7 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), What>,
     numbered: u64,
     pub(crate) random: Random,
-    state: State,
+    pub(crate) coordinator: Coordinator,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     wanted: u32,
     pub(crate) links: BTreeMap<u64, Link>,
@@ -104,7 +110,7 @@ pub(crate) struct World {
     pub(crate) cuts: Cuts,
     pub(crate) grid: Grid,
     pub(crate) disk: BTreeMap<u64, BTreeMap<CellId, u64>>,
-    writing: BTreeMap<CellId, u64>,
+    pub(crate) writing: BTreeMap<CellId, u64>,
     /// The next manifest cannot be written.
     pub(crate) disk_fault: bool,
     pub(crate) copying: u64,
@@ -115,7 +121,7 @@ pub(crate) struct World {
     pub(crate) counts: Counts,
     pub(crate) defect: Option<Defect>,
     quiet: bool,
-    complaint: Option<String>,
+    pub(crate) complaint: Option<String>,
 }
 
 impl World {
@@ -147,7 +153,7 @@ impl World {
             queue: BTreeMap::new(),
             numbered: 0,
             random,
-            state: State::new(settings, 0),
+            coordinator: Coordinator::new(settings),
             workers: BTreeMap::new(),
             wanted,
             links: BTreeMap::new(),
@@ -229,7 +235,7 @@ impl World {
                 let closed = &mut self.links.get_mut(&link).unwrap().closed;
                 if !std::mem::replace(closed, true) {
                     let (connection, why) = (ConnectionId(link), "modelled".to_owned());
-                    self.coordinator(StateEvent::HungUp { connection, why });
+                    self.tell_coordinator(StateEvent::HungUp { connection, why });
                 }
             }
             What::Told { link, message } => {
@@ -257,7 +263,7 @@ impl World {
             }
             What::Attempt { worker, pid } => self.attempt(worker, pid),
             What::CoordinatorTick => {
-                self.coordinator(StateEvent::Tick);
+                self.tell_coordinator(StateEvent::Tick);
                 self.later((TICK_MS, TICK_MS), What::CoordinatorTick);
             }
             What::WorkerTick { worker, pid } => {
@@ -266,17 +272,10 @@ impl World {
                     self.later_for(worker, (125, 125), |pid| What::WorkerTick { worker, pid });
                 }
             }
-            What::Exited { worker, what } => {
-                self.coordinator(StateEvent::WorkerExited { worker, what });
-            }
+            What::Exited { worker, pid, what } => self.launcher_saw(worker, pid, what),
             What::Spawn { worker } => self.spawn(worker),
-            What::Written { step, result } => {
-                if result.is_ok() {
-                    self.disk.insert(step, self.writing.clone());
-                    self.checks.checkpoint = step;
-                }
-                self.coordinator(StateEvent::CheckpointWritten { step, result });
-            }
+            What::Written { step, result, life } => self.written(step, result, life),
+            What::CoordinatorStarts => self.start_coordinator()?,
             What::Fault => self.fault(),
             What::Continue { worker, pid } => {
                 if self.lives(worker, pid) {
@@ -331,7 +330,7 @@ impl World {
             self.forge(defect, &message);
         }
         let connection = ConnectionId(link);
-        self.coordinator(StateEvent::Message { connection, message });
+        self.tell_coordinator(StateEvent::Message { connection, message });
     }
 
     /// The coordinator hears that all did what one did.
@@ -350,7 +349,7 @@ impl World {
             let is_speaker = self.links[&link].worker == self.host_of_first();
             if !is_speaker && !self.links[&link].closed {
                 let connection = ConnectionId(link);
-                self.coordinator(StateEvent::Message { connection, message });
+                self.tell_coordinator(StateEvent::Message { connection, message });
             }
         }
     }
@@ -359,24 +358,7 @@ impl World {
         self.checks.host(CellId(0)).unwrap()
     }
 
-    pub(crate) fn coordinator(&mut self, event: StateEvent) {
-        if self.checks.ended.is_some() {
-            return;
-        }
-        self.log(|| format!("coordinator: {event:?}"));
-        for mut effect in self.state.apply(self.now_ms, event) {
-            if self.defect.is_some_and(|defect| !defect.carried_out(&mut effect)) {
-                continue;
-            }
-            self.log(|| format!("    {effect:?}"));
-            if let Err(complaint) = self.checks.effect(&effect) {
-                self.complaint.get_or_insert(complaint);
-            }
-            self.carry_out(effect);
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
+    pub(crate) fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Send { connection: ConnectionId(link), message } => {
                 self.down(link, What::Told { link, message });
@@ -395,7 +377,9 @@ impl World {
                 let last = step == LAST_STEP || self.stop_asked;
                 let fails = !last && std::mem::take(&mut self.disk_fault);
                 let result = if fails { Err("disk full".to_owned()) } else { Ok(()) };
-                self.later((5, 400), What::Written { step, result });
+                let life = self.coordinator.life;
+                self.coordinator.writes = Some(step).filter(|_| !fails);
+                self.later((5, 400), What::Written { step, result, life });
             }
             Effect::News(news) => {
                 let name = format!("{news:?}");

@@ -14,6 +14,13 @@ pub(super) struct Awaiting {
     since_ms: u64,
 }
 
+impl Awaiting {
+    /// The coordinator itself slept for so long.
+    pub(super) fn forgive(&mut self, gap_ms: u64) {
+        self.since_ms += gap_ms;
+    }
+}
+
 impl State {
     /// All connections went with the coordinator before.
     pub(super) fn await_all(&mut self) {

@@ -43,7 +43,8 @@ pub(super) enum Verdict {
     Link(Sign),
 }
 
-/// At most one sign per worker, in the order of their arrival.
+/// The most telling sign of each worker, in the order of their arrival. That it missed a peer stands beside
+/// that it is cut off: it may come back, and still wait for another plan.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Signs {
     signs: Vec<Sign>,
@@ -52,12 +53,18 @@ pub(super) struct Signs {
 impl Signs {
     /// Adds a sign, unless the worker has given a more telling one.
     pub(super) fn add(&mut self, sign: Sign) {
-        let Some(known) = self.signs.iter_mut().find(|known| known.worker == sign.worker) else {
-            self.signs.push(sign);
-            return;
+        let stands_beside = |known: &Sign| {
+            let kinds = [verdict_of(known.cause), verdict_of(sign.cause)];
+            kinds.contains(&Kind::CutOff) && kinds.contains(&Kind::MissesAPeer)
         };
-        if telling(sign.cause) > telling(known.cause) {
-            *known = sign;
+        let is_of_worker = |known: &Sign| known.worker == sign.worker && !stands_beside(known);
+        if !self
+            .signs
+            .iter()
+            .any(|known| is_of_worker(known) && telling(known.cause) >= telling(sign.cause))
+        {
+            self.signs.retain(|known| !is_of_worker(known));
+            self.signs.push(sign);
         }
     }
 
@@ -239,9 +246,15 @@ mod tests {
         check(&[hung_up, (0, LOST)], 100, at_fault(&[hung_up]));
         // Its own word about a peer says nothing of itself.
         check(&[hung_up, (1, LOST)], 100, Verdict::Wait);
-        let mut signs = signs(&[hung_up]);
-        signs.is_back(WorkerId(1));
-        assert_eq!(signs.verdict(10_000, false), Verdict::Wait);
+        let mut back = signs(&[hung_up]);
+        back.is_back(WorkerId(1));
+        assert_eq!(back.verdict(10_000, false), Verdict::Wait);
+        // It is back, and still waits for a peer that it missed before.
+        for order in [[(1, LOST), hung_up], [hung_up, (1, LOST)]] {
+            let mut back = signs(&order);
+            back.is_back(WorkerId(1));
+            assert_eq!(back.verdict(10_000, false), Verdict::Link(sign(1, LOST)));
+        }
     }
 
     #[test]
@@ -264,6 +277,10 @@ mod tests {
         assert_eq!(signs.verdict(100, false), Verdict::Link(misses(1, 2)));
         assert_eq!(signs.unreachable(), [(WorkerId(1), WorkerId(2))]);
         signs.add(sign(3, Cause::HungUp));
-        assert_eq!(signs.verdict(100, false), at_fault(&[(3, Cause::HungUp)]), "missed by the others");
+        assert_eq!(
+            signs.verdict(100, false),
+            at_fault(&[(3, Cause::HungUp)]),
+            "missed by the others"
+        );
     }
 }

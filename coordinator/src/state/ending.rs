@@ -41,6 +41,7 @@ impl State {
         if gap > OWN_SLEEP_MS {
             self.started_ms += gap;
             self.signs.forgive(gap);
+            self.awaiting.iter_mut().for_each(|awaiting| awaiting.forgive(gap));
             for member in self.members.values_mut() {
                 member.heard_ms += gap;
             }

@@ -6,14 +6,17 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use shoal_bench::Meter;
+use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
 use shoal_worker::Secret;
 use shoal_worker::daemon::{self, Options};
 use shoal_worker::engine::CellEngines;
-use shoal_worker::metrics::Metrics;
+use shoal_worker::metrics::{Metrics, Peaks};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
 
+use crate::clock::Stopwatch;
 use crate::run_dir::RunDir;
 use crate::signals::Signal;
 use crate::{cli, cores, logging, scrape};
@@ -49,8 +52,9 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         threads: args.threads,
     };
     let (worker, metrics_dir) = (options.worker, RunDir::scrape_targets_of(&options.run_dir));
-    let metrics =
-        Metrics::new(worker.0, &options.run.0).context("registering the worker's metrics")?;
+    let metrics = Metrics::new(worker.0, &options.run.0, peaks(options.threads)?);
+    let metrics = metrics.context("registering the worker's metrics")?;
+    metrics.watch_gpus().context("registering the metrics of GPUs")?;
     let launcher_gone = watch_launcher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -72,6 +76,28 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())
+}
+
+/// What this worker's share of the model's FLOPs is held against: what its threads can do at most.
+/// In a pool of its own: the engine sizes the process's.
+fn peaks(threads: usize) -> anyhow::Result<Peaks> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let pool = pool.build().context("starting threads to measure the CPU")?;
+    let (f32, bf16) = pool.install(|| Peak::of_multiply_adds(&Clock(Stopwatch::start())));
+    Ok(Peaks { f32, bf16 })
+}
+
+/// A meter that only knows the time.
+struct Clock(Stopwatch);
+
+impl Meter for Clock {
+    fn seconds(&self) -> f64 {
+        self.0.seconds()
+    }
+
+    fn allocations(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The first SIGTERM asks the worker to hand over its cells and go; the second one ends it.

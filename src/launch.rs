@@ -186,7 +186,9 @@ async fn train(
         shoal_coordinator::serve(settings).await.context("starting the coordinator")?;
     scrape::withdraw(&run_dir.scrape_targets());
     let figures = coordinator.metrics.clone();
-    let scraped = scrape::serve(job.metrics.port, move || figures.text()).await?;
+    let targets = run_dir.scrape_targets();
+    let text = move || figures.text();
+    let scraped = scrape::serve_with_targets(job.metrics.port, text, targets).await?;
     scrape::announce(&run_dir.scrape_targets(), "coordinator", scraped)?;
     let start = Start {
         join: coordinator.address,

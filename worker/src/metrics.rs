@@ -247,7 +247,7 @@ impl<C: Comm> Metered<C> {
         let started = now();
         let result = run(&mut self.inner);
         let time = started.elapsed();
-        let ns = if op == "recv" { &self.clock.bubble_ns } else { &self.clock.communication_ns };
+        let ns = if op == "recv" { &self.clock.bubble } else { &self.clock.communication };
         ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.metrics.durations.with_label_values(&[op]).observe(time.as_secs_f64());
         let count = |direction: &str, n: usize| {

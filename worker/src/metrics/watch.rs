@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::Metrics;
 
-/// Where the time of one cell's step under way went.
+/// Where the time of one cell's step under way went, in nanoseconds.
 #[derive(Debug, Default)]
 pub(crate) struct CellClock {
-    pub(super) bubble_ns: AtomicU64,
-    pub(super) communication_ns: AtomicU64,
-    optimizer_ns: AtomicU64,
+    pub(super) bubble: AtomicU64,
+    pub(super) communication: AtomicU64,
+    optimizer: AtomicU64,
 }
 
 /// What a clock has counted.
@@ -26,9 +26,9 @@ impl CellClock {
     pub(super) fn take(&self) -> Spent {
         let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
         Spent {
-            bubble: take(&self.bubble_ns),
-            communication: take(&self.communication_ns),
-            optimizer: take(&self.optimizer_ns),
+            bubble: take(&self.bubble),
+            communication: take(&self.communication),
+            optimizer: take(&self.optimizer),
         }
     }
 }
@@ -60,7 +60,7 @@ impl StepWatch {
         let started = now();
         let result = run();
         let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.clock.optimizer_ns.fetch_add(ns, Ordering::Relaxed);
+        self.clock.optimizer.fetch_add(ns, Ordering::Relaxed);
         result
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use shoal_plan::plan::{Generation, WorkerId};
 
 use crate::clock::{Stopwatch, unix_time};
+use crate::logging;
 
 pub(crate) use show::show;
 
@@ -122,6 +123,7 @@ impl Log {
     /// Of the events to come.
     pub(crate) fn generation_is(&mut self, generation: Generation) {
         self.generation = generation;
+        logging::generation_is(generation.0);
     }
 
     pub(crate) fn generation(&self) -> Generation {
@@ -131,6 +133,7 @@ impl Log {
     /// Of the events to come.
     pub(crate) fn step_is(&mut self, step: u64) {
         self.step = step;
+        logging::step_is(step);
     }
 
     /// Appends one event.

@@ -27,11 +27,15 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Runs until the coordinator says to leave, the launcher is gone, or something fails; then ends
 /// the process. Returns only when it could not even begin.
 pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
-    logging::to_standard_error();
     // Before the first thread: those that come later inherit it.
-    if !args.cores.is_empty()
-        && let Err(error) = cores::keep_to(&args.cores)
-    {
+    let kept = if args.cores.is_empty() { Ok(()) } else { cores::keep_to(&args.cores) };
+    let metrics = Metrics::new(args.id, &args.run, peaks(args.threads)?);
+    let metrics = metrics.context("registering the worker's metrics")?;
+    let stands = metrics.clone();
+    let who = (args.run_dir.as_path(), args.id);
+    logging::to_standard_error(args.log_format, who, move || stands.stands_at());
+    metrics.watch_gpus().context("registering the metrics of GPUs")?;
+    if let Err(error) = kept {
         tracing::warn!(cores = ?args.cores, %error, "the threads run on any core");
     }
     let mut line = String::new();
@@ -52,9 +56,6 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         threads: args.threads,
     };
     let (worker, metrics_dir) = (options.worker, RunDir::scrape_targets_of(&options.run_dir));
-    let metrics = Metrics::new(worker.0, &options.run.0, peaks(options.threads)?);
-    let metrics = metrics.context("registering the worker's metrics")?;
-    metrics.watch_gpus().context("registering the metrics of GPUs")?;
     let launcher_gone = watch_launcher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -24,7 +24,8 @@ const FILES: [&str; 8] = [
     events::FILE_NAME,
     events::OLDER_FILE_NAME,
 ];
-const DIRECTORIES: [&str; 4] = ["checkpoints", "logs", "data", SCRAPE_TARGETS];
+const DIRECTORIES: [&str; 5] = ["checkpoints", "logs", "data", SCRAPE_TARGETS, TENSORBOARD];
+const TENSORBOARD: &str = "tensorboard";
 const SCRAPE_TARGETS: &str = "targets";
 
 /// A run directory, locked for as long as this lives.
@@ -138,6 +139,11 @@ impl RunDir {
         path.join(SCRAPE_TARGETS)
     }
 
+    /// For TensorBoard's event files.
+    pub(crate) fn tensorboard(&self) -> PathBuf {
+        self.path.join(TENSORBOARD)
+    }
+
     pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
@@ -238,6 +244,7 @@ fn is_ours(directory: &str, entry: &Path) -> bool {
         }
         "logs" => ends_with("log"),
         SCRAPE_TARGETS => ends_with("json"),
+        TENSORBOARD => name.starts_with("events.out.tfevents."),
         "data" => {
             let named = ["dataset.json", "tokenizer.json"].contains(&name.as_ref());
             named || ends_with("tokens") || name.ends_with(".partial")

@@ -15,6 +15,7 @@ use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
 use crate::cores::Cores;
+use crate::logging;
 
 pub(crate) use coordinator::Coordinator;
 
@@ -130,6 +131,7 @@ fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Runn
         .args(["--join", &start.join.to_string(), "--run", &start.run.0])
         .args(["--id", &worker.0.to_string(), "--threads", &start.cores.threads.to_string()])
         .args(["--metrics-port", &metrics_port.to_string()])
+        .args(logging::arguments())
         .arg("--run-dir")
         .arg(&start.run_dir)
         .stdin(Stdio::piped())

@@ -171,6 +171,24 @@ impl From<Precision> for job::Precision {
     }
 }
 
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    /// An object a line, with run, worker, generation and step on each
+    Json,
+}
+
+impl LogFormat {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Launch {
     #[command(flatten)]
@@ -178,6 +196,9 @@ pub(crate) struct Launch {
     /// Everything of the run goes here [default: runs/NAME]
     #[arg(long, value_name = "DIRECTORY")]
     pub run_dir: Option<PathBuf>,
+    /// Form of the lines in the run's logs/
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     /// Delete what an earlier run left in the run directory and start over
     #[arg(long)]
     pub fresh: bool,
@@ -244,6 +265,9 @@ pub(crate) struct Worker {
     /// Where Prometheus finds it; 0: any free port
     #[arg(long, default_value_t = 0)]
     pub metrics_port: u16,
+    /// Form of the log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]
@@ -254,6 +278,9 @@ pub(crate) struct Coordinator {
     /// Where Prometheus finds it; 0: any free port
     #[arg(long, default_value_t = 0)]
     pub metrics_port: u16,
+    /// Form of the log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 #[cfg(test)]

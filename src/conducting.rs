@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::io::{BufRead, Read};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-use shoal_coordinator::{Error, Settings};
+use shoal_coordinator::{Error, Metrics, Settings};
 use shoal_plan::job::Job;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::RunId;
@@ -34,15 +35,19 @@ pub(crate) struct Told {
 
 /// Conducts until the launcher is gone; then ends the process. Returns only when it cannot.
 pub(crate) fn conduct(args: cli::Coordinator) -> Result<Infallible, Stopped> {
-    logging::to_standard_error();
+    let conducted: Arc<OnceLock<Metrics>> = Arc::default();
+    let stands = Arc::clone(&conducted);
+    let stands_at = move || stands.get().map_or((0, 0), Metrics::stands_at);
+    logging::to_standard_error(args.log_format, (&args.run_dir, None), stands_at);
     let (settings, port) = begin(&args)?;
     let metrics_dir = RunDir::scrape_targets_of(&args.run_dir);
     end_with_the_launcher();
     let runtime = launch::event_loop()?;
     runtime.block_on(async {
         let running = shoal_coordinator::serve(settings, port).await.map_err(not_begun)?;
-        let figures = running.metrics.clone();
-        let scraped = scrape::serve(args.metrics_port, move || figures.text()).await?;
+        let figures = conducted.get_or_init(|| running.metrics.clone()).clone();
+        let (text, targets) = (move || figures.text(), metrics_dir.clone());
+        let scraped = scrape::serve_with_targets(args.metrics_port, text, targets).await?;
         scrape::announce(&metrics_dir, "coordinator", scraped)?;
         let _ = running.ended.await;
         Err(anyhow!("the coordinator has ended by itself: its log says why").into())

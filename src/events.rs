@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use shoal_plan::plan::{Generation, WorkerId};
 
 use crate::clock::{Stopwatch, unix_time};
+use crate::logging;
 
 pub(crate) use show::show;
 
@@ -126,6 +127,7 @@ impl Log {
     /// Of the events to come.
     pub(crate) fn generation_is(&mut self, generation: Generation) {
         self.generation = generation;
+        logging::generation_is(generation.0);
     }
 
     pub(crate) fn generation(&self) -> Generation {
@@ -135,6 +137,7 @@ impl Log {
     /// Of the events to come.
     pub(crate) fn step_is(&mut self, step: u64) {
         self.step = step;
+        logging::step_is(step);
     }
 
     /// Appends one event.

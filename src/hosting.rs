@@ -6,14 +6,17 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use shoal_bench::Meter;
+use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
 use shoal_worker::Secret;
 use shoal_worker::daemon::{self, Options};
 use shoal_worker::engine::CellEngines;
-use shoal_worker::metrics::Metrics;
+use shoal_worker::metrics::{Metrics, Peaks};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
 
+use crate::clock::Stopwatch;
 use crate::run_dir::RunDir;
 use crate::signals::Signal;
 use crate::{cli, cores, logging, scrape};
@@ -24,11 +27,15 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Runs until the coordinator says to leave, the launcher is gone, or something fails; then ends
 /// the process. Returns only when it could not even begin.
 pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
-    logging::to_standard_error();
     // Before the first thread: those that come later inherit it.
-    if !args.cores.is_empty()
-        && let Err(error) = cores::keep_to(&args.cores)
-    {
+    let kept = if args.cores.is_empty() { Ok(()) } else { cores::keep_to(&args.cores) };
+    let metrics = Metrics::new(args.id, &args.run, peaks(args.threads)?);
+    let metrics = metrics.context("registering the worker's metrics")?;
+    let stands = metrics.clone();
+    let who = (args.run_dir.as_path(), Some(args.id));
+    logging::to_standard_error(args.log_format, who, move || stands.stands_at());
+    metrics.watch_gpus().context("registering the metrics of GPUs")?;
+    if let Err(error) = kept {
         tracing::warn!(cores = ?args.cores, %error, "the threads run on any core");
     }
     let mut line = String::new();
@@ -49,8 +56,6 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         threads: args.threads,
     };
     let (worker, metrics_dir) = (options.worker, RunDir::scrape_targets_of(&options.run_dir));
-    let metrics =
-        Metrics::new(worker.0, &options.run.0).context("registering the worker's metrics")?;
     let launcher_gone = watch_launcher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -72,6 +77,28 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())
+}
+
+/// What this worker's share of the model's FLOPs is held against: what its threads can do at most.
+/// In a pool of its own: the engine sizes the process's.
+fn peaks(threads: usize) -> anyhow::Result<Peaks> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let pool = pool.build().context("starting threads to measure the CPU")?;
+    let (f32, bf16) = pool.install(|| Peak::of_multiply_adds(&Clock(Stopwatch::start())));
+    Ok(Peaks { f32, bf16 })
+}
+
+/// A meter that only knows the time.
+struct Clock(Stopwatch);
+
+impl Meter for Clock {
+    fn seconds(&self) -> f64 {
+        self.0.seconds()
+    }
+
+    fn allocations(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The first SIGTERM asks the worker to hand over its cells and go; the second one ends it.

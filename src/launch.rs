@@ -50,7 +50,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     if args.fresh {
         run_dir.clear()?;
     }
-    logging::to_run(&run_dir)?;
+    logging::to_run(&run_dir, args.log_format)?;
     if let Earlier::Finished { step } = take_over(&run_dir, job)? {
         print(&format!("the run in {} is finished: {step} steps\n", run_dir.path().display()));
         print(&show::places(&run_dir, step, None));
@@ -73,6 +73,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
+    metrics.also_for_tensorboard(&run_dir.tensorboard());
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
     let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;

@@ -36,6 +36,7 @@ mod scrape;
 mod serve;
 mod show;
 mod signals;
+mod tensorboard;
 mod terminal;
 mod tokenise;
 mod train;

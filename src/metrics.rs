@@ -16,6 +16,7 @@ use shoal_plan::routing::RouterHealth;
 use shoal_plan::standing::{Best, Standing};
 
 use crate::run_dir::write_atomically;
+use crate::tensorboard::EventFile;
 
 /// `train_loss` is the mean over this many last steps: one step alone is noisy.
 const TRAIN_LOSS_STEPS: usize = 10;
@@ -90,6 +91,7 @@ pub(crate) struct Metrics {
     lines: Appended,
     known: Known,
     rollbacks: u32,
+    tensorboard: Option<EventFile>,
 }
 
 /// What the lines in force say.
@@ -128,12 +130,23 @@ impl Metrics {
             .open(path)
             .and_then(Appended::to)
             .with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { lines, known, rollbacks: standing.rollbacks })
+        Ok(Self { lines, known, rollbacks: standing.rollbacks, tensorboard: None })
+    }
+
+    /// From now on the same goes into an event file. A run does not end for want of one.
+    pub(crate) fn also_for_tensorboard(&mut self, directory: &Path) {
+        match EventFile::create(directory, self.known.last_step()) {
+            Ok(file) => self.tensorboard = Some(file),
+            Err(error) => {
+                tracing::warn!(%error, directory = %directory.display(), "nothing for TensorBoard");
+            }
+        }
     }
 
     /// Adds a step that took `seconds`.
     pub(crate) fn push(&mut self, row: StepRow, seconds: f64) -> anyhow::Result<()> {
         self.write(&trained(&row, seconds)?)?;
+        self.tensorboard.iter_mut().for_each(|file| file.step(&row, rate(&row, seconds)));
         self.known.rows.push(row);
         self.known.seconds.push(seconds);
         Ok(())
@@ -142,6 +155,7 @@ impl Metrics {
     /// Adds a step that was not trained.
     pub(crate) fn push_skipped(&mut self, skipped: SkippedStep) -> anyhow::Result<()> {
         self.write(&text(&Line::Skipped(skipped.clone()))?)?;
+        self.tensorboard.iter_mut().for_each(|file| file.skipped(&skipped));
         self.known.skipped.push(skipped);
         Ok(())
     }
@@ -151,6 +165,7 @@ impl Metrics {
     pub(crate) fn push_evaluation(&mut self, row: EvaluationRow) -> anyhow::Result<()> {
         if !self.known.evaluations.contains(&row) {
             self.write(&text(&Line::Evaluated(row.clone()))?)?;
+            self.tensorboard.iter_mut().for_each(|file| file.evaluated(&row));
             self.known.evaluations.push(row);
         }
         Ok(())
@@ -165,6 +180,7 @@ impl Metrics {
     ) -> anyhow::Result<()> {
         let back = RolledBack { to, from, passed_over };
         self.write(&text(&Line::RolledBack(back))?)?;
+        self.tensorboard.iter_mut().for_each(|file| file.superseded_after(to));
         self.known.forget_after(to);
         self.rollbacks = rollbacks;
         Ok(())
@@ -275,8 +291,13 @@ fn text(line: &Line) -> anyhow::Result<String> {
 fn trained(row: &StepRow, seconds: f64) -> anyhow::Result<String> {
     let row_text = serde_json::to_string(row).context("writing a step's figures")?;
     let body = row_text.strip_suffix('}').expect("a struct becomes an object");
-    let rate = row.tokens as f64 / seconds.max(1e-6);
+    let rate = rate(row, seconds);
     Ok(format!("{body},\"tokens_per_second\":{rate:.1}}}\n"))
+}
+
+/// Tokens a second; no step takes no time.
+fn rate(row: &StepRow, seconds: f64) -> f64 {
+    row.tokens as f64 / seconds.max(1e-6)
 }
 
 /// The leading lines in force up to `last_step`, and what they say. A torn or foreign line ends

@@ -27,7 +27,8 @@ const FILES: [&str; 10] = [
     journal::FILE_NAMES[0],
     journal::FILE_NAMES[1],
 ];
-const DIRECTORIES: [&str; 4] = ["checkpoints", "logs", "data", SCRAPE_TARGETS];
+const DIRECTORIES: [&str; 5] = ["checkpoints", "logs", "data", SCRAPE_TARGETS, TENSORBOARD];
+const TENSORBOARD: &str = "tensorboard";
 const SCRAPE_TARGETS: &str = "targets";
 
 /// A run directory, locked for as long as this lives.
@@ -141,6 +142,11 @@ impl RunDir {
         path.join(SCRAPE_TARGETS)
     }
 
+    /// For TensorBoard's event files.
+    pub(crate) fn tensorboard(&self) -> PathBuf {
+        self.path.join(TENSORBOARD)
+    }
+
     pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
@@ -245,6 +251,7 @@ fn is_ours(directory: &str, entry: &Path) -> bool {
         }
         "logs" => ends_with("log"),
         SCRAPE_TARGETS => ends_with("json"),
+        TENSORBOARD => name.starts_with("events.out.tfevents."),
         "data" => {
             let named = ["dataset.json", "tokenizer.json"].contains(&name.as_ref());
             named || ends_with("tokens") || name.ends_with(".partial")

@@ -1,13 +1,13 @@
 //! `/metrics` for Prometheus, on this machine's loopback only.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::run_dir::write_atomically;
@@ -15,9 +15,14 @@ use crate::run_dir::write_atomically;
 /// Prometheus's text format.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Says where `name` is found, as one of the files that Prometheus's `file_sd_configs` reads.
+/// Says where `name` is found, as one of the files that Prometheus's `file_sd_configs` reads. `run` is
+/// the run directory's own name: what belongs together, and what one looks for.
 pub(crate) fn announce(directory: &Path, name: &str, address: SocketAddr) -> anyhow::Result<()> {
-    let targets = json!([{ "targets": [address.to_string()], "labels": { "process": name } }]);
+    let run = directory.canonicalize().ok();
+    let run = run.as_deref().and_then(Path::parent).and_then(Path::file_name);
+    let run = run.unwrap_or_default().to_string_lossy();
+    let labels = json!({ "process": name, "run": run });
+    let targets = json!([{ "targets": [address.to_string()], "labels": labels }]);
     let path = directory.join(format!("{name}.json"));
     write_atomically(&path, format!("{targets:#}\n").as_bytes())
 }
@@ -31,9 +36,45 @@ pub(crate) fn withdraw(directory: &Path) {
     }
 }
 
+/// All targets that were announced, as Prometheus's `http_sd_configs` wants them: in one list.
+fn targets(directory: &Path) -> Value {
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files.map(|entry| entry.path()).collect();
+    paths.sort();
+    let json = paths.iter().filter(|path| path.extension().is_some_and(|kind| kind == "json"));
+    // One that is just being replaced or removed is seen the next time.
+    let groups = json.filter_map(|path| {
+        serde_json::from_str::<Vec<Value>>(&std::fs::read_to_string(path).ok()?).ok()
+    });
+    Value::Array(groups.flatten().collect())
+}
+
 /// Answers `GET /metrics` with `text` until the process ends; port 0 takes any free one. Returns
 /// where it listens.
 pub(crate) async fn serve<T>(port: u16, text: T) -> anyhow::Result<SocketAddr>
+where
+    T: Fn() -> String + Clone + Send + Sync + 'static,
+{
+    listen(port, text, Router::new()).await
+}
+
+/// The same, and `GET /targets` with every process of the run, for Prometheus's `http_sd_configs`.
+pub(crate) async fn serve_with_targets<T>(
+    port: u16,
+    text: T,
+    directory: PathBuf,
+) -> anyhow::Result<SocketAddr>
+where
+    T: Fn() -> String + Clone + Send + Sync + 'static,
+{
+    let answer = move || {
+        let body = targets(&directory).to_string();
+        async move { ([(CONTENT_TYPE, "application/json")], body) }
+    };
+    listen(port, text, Router::new().route("/targets", get(answer))).await
+}
+
+async fn listen<T>(port: u16, text: T, router: Router) -> anyhow::Result<SocketAddr>
 where
     T: Fn() -> String + Clone + Send + Sync + 'static,
 {
@@ -45,7 +86,7 @@ where
         let body = text();
         async move { ([(CONTENT_TYPE, FORMAT)], body) }
     };
-    let router = Router::new().route("/metrics", get(answer));
+    let router = router.route("/metrics", get(answer));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::warn!(%error, "metrics are no longer served");

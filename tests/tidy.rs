@@ -91,7 +91,7 @@ const CLOCK: [&str; 12] = [
     "worker/src/daemon",
     "worker/src/client",
     "worker/src/comm",
-    "worker/src/metrics.rs",
+    "worker/src/metrics", // time is what they measure
     "kernels/examples/",
     "model/examples/",
     "examples/",

@@ -42,19 +42,9 @@ impl Peak {
     /// Measures; takes about a second.
     pub fn measure(meter: &dyn Meter) -> Self {
         let threads = rayon::current_num_threads();
-        let best = |work: &(dyn Fn() + Sync)| {
-            let rounds = (0..ROUNDS).map(|_| timed(meter, work).0);
-            rounds.fold(f64::INFINITY, f64::min)
-        };
-        let gflops = |kernel: Kernel| {
-            let seconds = best(&|| {
-                rayon::broadcast(|_| (kernel.run)(REPEATS));
-            });
-            (threads * REPEATS * ACCUMULATORS * kernel.flops) as f64 / seconds / 1e9
-        };
         let (b, c) = (vec![1.0_f32; STREAM], vec![2.0_f32; STREAM]);
         let bytes = (STREAM * size_of::<f32>()) as f64;
-        let read = best(&|| {
+        let read = best(meter, &|| {
             let chunks = b.par_chunks(CHUNK).zip(c.par_chunks(CHUNK));
             black_box(chunks.map(|(b, c)| sum(b) + sum(c)).sum::<f32>());
         });
@@ -74,17 +64,38 @@ impl Peak {
         }
         Self {
             threads,
-            f32_gflops: gflops(fastest_f32()),
-            bf16_gflops: bf16().map(gflops),
+            f32_gflops: gflops(meter, fastest_f32()),
+            bf16_gflops: bf16().map(|kernel| gflops(meter, kernel)),
             read_gigabytes_per_second: 2.0 * bytes / read / 1e9,
             triad_gigabytes_per_second: 3.0 * bytes / triad / 1e9,
         }
+    }
+
+    /// Multiply-adds alone, FP32's and BF16's, in FLOP/s; some ten milliseconds.
+    pub fn of_multiply_adds(meter: &dyn Meter) -> (f64, f64) {
+        let f32 = gflops(meter, fastest_f32()) * 1e9;
+        (f32, bf16().map_or(f32, |kernel| gflops(meter, kernel) * 1e9))
     }
 
     /// What products in this width could reach: FP32's where there is no BF16.
     pub fn gflops(&self, bf16: bool) -> f64 {
         self.bf16_gflops.filter(|_| bf16).unwrap_or(self.f32_gflops)
     }
+}
+
+/// Seconds of the best of all rounds.
+fn best(meter: &dyn Meter, work: &(dyn Fn() + Sync)) -> f64 {
+    let rounds = (0..ROUNDS).map(|_| timed(meter, work).0);
+    rounds.fold(f64::INFINITY, f64::min)
+}
+
+/// Of all threads of the pool together.
+fn gflops(meter: &dyn Meter, kernel: Kernel) -> f64 {
+    let seconds = best(meter, &|| {
+        rayon::broadcast(|_| (kernel.run)(REPEATS));
+    });
+    let n = rayon::current_num_threads() * REPEATS * ACCUMULATORS * kernel.flops;
+    n as f64 / seconds / 1e9
 }
 
 /// Sixteen sums side by side, so that the loop is bound by the stream and not by one chain.

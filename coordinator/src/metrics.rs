@@ -6,13 +6,15 @@
 mod book;
 mod changes;
 mod checkpoints;
+mod disk;
 mod store;
 mod workers;
 
 use std::collections::BTreeMap;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry,
+    TextEncoder,
 };
 use shoal_plan::arithmetic;
 use shoal_plan::job::Job;
@@ -39,6 +41,7 @@ pub struct Metrics {
     step: IntGauge,
     steps: IntCounter,
     tokens: IntCounter,
+    flops: Counter,
     loss: GaugeVec,
     grad_norm: Gauge,
     learning_rate: Gauge,
@@ -68,6 +71,7 @@ impl Metrics {
         let registry = Registry::new();
         let book = Book::new(&registry);
         facts(&book, settings)?;
+        disk::register(&registry, settings.run_dir.clone())?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
@@ -75,6 +79,10 @@ impl Metrics {
             step: book.integer("shoal_step", "The last committed step.")?,
             steps: book.counter("shoal_steps_total", "Steps committed since the start.")?,
             tokens: book.counter("shoal_tokens_total", "Target tokens trained.")?,
+            flops: book.large_counter(
+                "shoal_model_flops_total",
+                "FLOPs that the network asks for, forward and backward, of the tokens trained.",
+            )?,
             loss: book.gauges(
                 "shoal_train_loss",
                 "Training loss of the last step, in nats per token.",
@@ -107,6 +115,11 @@ impl Metrics {
             store: Store::new(&book)?,
             registry,
         })
+    }
+
+    /// The plan in force, and the last committed step: where the run stands.
+    pub fn stands_at(&self) -> (u64, u64) {
+        (self.epoch.get().unsigned_abs(), self.step.get().unsigned_abs())
     }
 
     /// Takes in one piece of news; `seconds` is the time since what it ends: of a step since the one
@@ -173,6 +186,9 @@ impl Metrics {
 
     fn trained(&self, row: &StepRow) {
         self.tokens.inc_by(row.tokens);
+        let Job { model, training, .. } = &self.job;
+        let per_token = arithmetic::flops_per_token(model, training.sequence);
+        self.flops.inc_by(row.tokens as f64 * per_token);
         for (part, loss) in [
             ("total", row.loss),
             ("main", row.main_loss),
@@ -312,6 +328,8 @@ fn facts(book: &Book, settings: &Settings) -> prometheus::Result<()> {
     let counts = book.gauges("shoal_model_parameters", "Parameters of the network.", &["kind"])?;
     counts.with_label_values(&["total"]).set(parameters.total as f64);
     counts.with_label_values(&["active"]).set(parameters.active as f64);
+    let target = book.integer("shoal_steps_target", "The step at which the run is finished.")?;
+    target.set(whole(job.training.steps));
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use anyhow::Context;
 
 use super::Exit;
 use crate::conducting::Told;
+use crate::logging;
 use crate::run_dir::RunDir;
 
 /// Killed and reaped when this is dropped; one whose standard input ends exits by itself.
@@ -59,6 +60,7 @@ impl Coordinator {
         command
             .arg("coordinator")
             .args(["--metrics-port", &self.metrics_port.to_string()])
+            .args(logging::arguments())
             .arg("--run-dir")
             .arg(&self.run_dir)
             .stdin(Stdio::piped())

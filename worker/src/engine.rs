@@ -254,6 +254,7 @@ fn conduct(
     let timeouts = Timeouts::of(assignment.plan.generation);
     let mesh = Mesh::open_unless(membership, assignment.listener, timeouts, &is_off)?;
     let cells = assignment.plan.cells_of(assignment.me);
+    metrics.begins(assignment.plan.generation, cells.len(), assignment.job.training.precision);
     let (news, gathered) = channel();
     let mut threads = Vec::new();
     for cell in &cells {

@@ -1,24 +1,40 @@
-//! What a worker tells Prometheus: its steps by phase, and what its cells' collectives moved.
+//! What a worker tells Prometheus: its steps by phase, what its cells' collectives moved, how the
+//! experts were chosen, and what its GPUs say.
 //!
 //! Names and units: `docs/metrics.md`. Phases of a step on one cell: `bubble` (waiting for the
-//! neighbouring stage), `communication` (inside collectives, waiting for peers included), `compute`
-//! (all the rest).
+//! neighbouring stage), `communication` (inside collectives, waiting for peers included; nothing is
+//! computed meanwhile, so all of it is exposed), `optimizer` (the update), `compute` (all the rest).
+
+mod gpus;
+mod watch;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use shoal_plan::grid::CellId;
+use shoal_plan::job::Precision;
+use shoal_plan::plan::Generation;
 
 use crate::comm::{Comm, CommError, Sum};
+use watch::now;
+pub(crate) use watch::{CellClock, StepWatch};
 
-/// A millisecond to a minute and a half: a tiny step on a laptop, a large one on slow links.
-const BUCKETS_S: (f64, f64, usize) = (1e-3, 2.0, 17);
+/// Seconds of a step's phases: a millisecond to a minute and a half, a tiny step on a laptop, a large
+/// one on slow links.
+const STEP_BUCKETS: (f64, f64, usize) = (1e-3, 2.0, 17);
+
+/// Seconds of one operation of the data plane: 20 microseconds (memory, loopback) to 42 s.
+const COLLECTIVE_BUCKETS: (f64, f64, usize) = (2e-5, 2.0, 22);
+
+/// Tokens of one expert in one step, as multiples of the mean. An expert in the first has died.
+const LOAD_BUCKETS: [f64; 10] = [0.01, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0];
 
 /// The figures of one worker process. Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
@@ -26,81 +42,115 @@ pub struct Metrics {
     registry: Registry,
     steps: IntCounter,
     step: IntGauge,
+    generation: IntGauge,
+    cells: IntGauge,
+    peak: Gauge,
+    peaks: Peaks,
     phases: HistogramVec,
     checkpoints: HistogramVec,
     durations: HistogramVec,
     bytes: IntCounterVec,
+    loads: HistogramVec,
 }
 
-/// Where the time of one cell's step under way went.
-#[derive(Debug, Default)]
-pub struct CellClock {
-    bubble_ns: AtomicU64,
-    communication_ns: AtomicU64,
+/// FLOP/s that this worker's threads can do in multiply-adds, by the width of the operands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peaks {
+    pub f32: f64,
+    /// FP8 is multiplied as BF16 where the device has no units for it.
+    pub bf16: f64,
 }
 
 impl Metrics {
     /// Nothing has happened yet. `worker` becomes a constant label of `shoal_worker_info`.
-    pub fn new(worker: u32, run: &str) -> prometheus::Result<Self> {
+    pub fn new(worker: u32, run: &str, peaks: Peaks) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let (start, factor, count) = BUCKETS_S;
-        let buckets = || prometheus::exponential_buckets(start, factor, count);
-        let phases = HistogramVec::new(
-            HistogramOpts::new(
+        let metrics = Self {
+            steps: IntCounter::new("shoal_worker_steps_total", "Steps done since the start.")?,
+            step: IntGauge::new("shoal_worker_step", "The last step done.")?,
+            generation: IntGauge::new(
+                "shoal_worker_generation",
+                "The plan that this worker's cells were last started for; 0 before the first.",
+            )?,
+            cells: IntGauge::new("shoal_worker_cells", "Cells that this worker hosts.")?,
+            peak: Gauge::new(
+                "shoal_worker_peak_flops",
+                "FLOP/s of multiply-adds in the run's precision, all threads; 0 before the first plan.",
+            )?,
+            peaks,
+            phases: seconds(
                 "shoal_step_duration_seconds",
                 "Time a cell spent in each phase of a training step.",
-            )
-            .buckets(buckets()?),
-            &["phase"],
-        )?;
-        let checkpoints = HistogramVec::new(
-            HistogramOpts::new(
+                ("phase", STEP_BUCKETS),
+            )?,
+            checkpoints: seconds(
                 "shoal_checkpoint_duration_seconds",
                 "Time that a phase of writing a checkpoint took.",
-            )
-            .buckets(buckets()?),
-            &["phase"],
-        )?;
-        // The other phase is the coordinator's.
-        checkpoints.with_label_values(&["write"]);
-        checkpoints.with_label_values(&["memory"]);
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
+                ("phase", STEP_BUCKETS),
+            )?,
+            durations: seconds(
                 "shoal_collective_duration_seconds",
                 "Time a cell spent inside an operation of the data plane.",
-            )
-            .buckets(buckets()?),
-            &["op"],
-        )?;
-        let bytes = IntCounterVec::new(
-            Opts::new(
-                "shoal_collective_bytes_total",
-                "Payload that cells handed to the data plane or took from it.",
-            ),
-            &["op", "direction"],
-        )?;
-        let steps = IntCounter::new("shoal_worker_steps_total", "Steps done since the start.")?;
-        let step = IntGauge::new("shoal_worker_step", "The last step done.")?;
+                ("op", COLLECTIVE_BUCKETS),
+            )?,
+            bytes: IntCounterVec::new(
+                Opts::new(
+                    "shoal_collective_bytes_total",
+                    "Payload that cells handed to the data plane or took from it.",
+                ),
+                &["op", "direction"],
+            )?,
+            loads: HistogramVec::new(
+                HistogramOpts::new(
+                    "shoal_expert_load_ratio",
+                    "Tokens of an expert in a step as a multiple of the mean over its layer's experts.",
+                )
+                .buckets(LOAD_BUCKETS.to_vec()),
+                &["layer"],
+            )?,
+            registry,
+        };
+        // The other phase is the coordinator's.
+        for phase in ["write", "memory"] {
+            metrics.checkpoints.with_label_values(&[phase]);
+        }
+        metrics.register_all(worker, run)?;
+        Ok(metrics)
+    }
+
+    fn register_all(&self, worker: u32, run: &str) -> prometheus::Result<()> {
         let info = Opts::new("shoal_worker_info", "Which worker this is.")
             .const_label("worker", worker.to_string())
             .const_label("run_id", run);
-        let info = IntGauge::with_opts(info)?;
-        info.set(1);
         let build = Opts::new("shoal_build_info", "The program's version.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
-        let build = IntGauge::with_opts(build)?;
-        build.set(1);
-        registry.register(Box::new(info))?;
-        registry.register(Box::new(build))?;
-        registry.register(Box::new(phases.clone()))?;
-        registry.register(Box::new(checkpoints.clone()))?;
-        registry.register(Box::new(durations.clone()))?;
-        registry.register(Box::new(bytes.clone()))?;
-        registry.register(Box::new(steps.clone()))?;
-        registry.register(Box::new(step.clone()))?;
+        for fact in [info, build] {
+            let fact = IntGauge::with_opts(fact)?;
+            fact.set(1);
+            self.register(&fact)?;
+        }
+        for histogram in [&self.phases, &self.checkpoints, &self.durations, &self.loads] {
+            self.register(histogram)?;
+        }
+        for gauge in [&self.step, &self.generation, &self.cells] {
+            self.register(gauge)?;
+        }
+        self.register(&self.peak)?;
+        self.register(&self.bytes)?;
+        self.register(&self.steps)?;
         #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, steps, step, phases, checkpoints, durations, bytes })
+        self.registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(())
+    }
+
+    fn register(&self, metric: &(impl Collector + Clone + 'static)) -> prometheus::Result<()> {
+        self.registry.register(Box::new(metric.clone()))
+    }
+
+    /// From now on a thread asks this machine's GPUs every few seconds, if its driver is there.
+    pub fn watch_gpus(&self) -> prometheus::Result<()> {
+        gpus::watch(&self.registry)
     }
 
     /// Everything, in the text format 0.0.4.
@@ -111,62 +161,67 @@ impl Metrics {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// The plan in force, and the last step done: where this worker stands.
+    pub fn stands_at(&self) -> (u64, u64) {
+        (self.generation.get().unsigned_abs(), self.step.get().unsigned_abs())
+    }
+
+    /// An engine of this plan begins, with so many cells here.
+    pub(crate) fn begins(&self, generation: Generation, cells: usize, precision: Precision) {
+        self.generation.set(i64::try_from(generation.0).unwrap_or(i64::MAX));
+        self.cells.set(cells as i64);
+        self.peak.set(match precision {
+            Precision::F32 => self.peaks.f32,
+            Precision::Bf16 | Precision::Fp8 => self.peaks.bf16,
+        });
+    }
+
     /// All cells of this worker have done a step.
     pub(crate) fn step_done(&self, step: u64) {
         self.steps.inc();
         self.step.set(i64::try_from(step).unwrap_or(i64::MAX));
     }
 
-    /// One cell has done a step that took `total`. Returns how long it computed.
+    /// The tokens that each expert of a layer took in a step.
+    fn routed(&self, layer: u32, counts: &[u64]) {
+        let total: u64 = counts.iter().sum();
+        if total == 0 {
+            return;
+        }
+        let mean = total as f64 / counts.len() as f64;
+        // Gathered first: one look into the shared histogram instead of one for each expert.
+        let loads = self.loads.with_label_values(&[&layer.to_string()]).local();
+        for count in counts {
+            loads.observe(*count as f64 / mean);
+        }
+        loads.flush();
+    }
+
+    /// One cell has done a step that took `total`. Returns how long it computed, its update
+    /// included.
     fn cell_step(&self, clock: &CellClock, total: Duration) -> Duration {
-        let (bubble, communication) = clock.take();
-        let compute = total.saturating_sub(bubble + communication);
-        for (phase, time) in
-            [("bubble", bubble), ("communication", communication), ("compute", compute)]
-        {
+        let watch::Spent { bubble, communication, optimizer } = clock.take();
+        let busy = total.saturating_sub(bubble + communication);
+        let compute = busy.saturating_sub(optimizer);
+        for (phase, time) in [
+            ("bubble", bubble),
+            ("communication", communication),
+            ("optimizer", optimizer),
+            ("compute", compute),
+        ] {
             self.phases.with_label_values(&[phase]).observe(time.as_secs_f64());
         }
-        compute
+        busy
     }
 }
 
-/// Measures the steps of one cell.
-pub(crate) struct StepWatch {
-    metrics: Metrics,
-    clock: Arc<CellClock>,
-}
-
-impl StepWatch {
-    pub(crate) fn new(metrics: Metrics, clock: Arc<CellClock>) -> Self {
-        Self { metrics, clock }
-    }
-
-    /// Runs a step, notes how long it took, and says for how many seconds it computed.
-    pub(crate) fn step<T>(&self, run: impl FnOnce() -> T) -> (T, f64) {
-        // What came before the step, such as an evaluation, is not its own.
-        self.clock.take();
-        let started = now();
-        let result = run();
-        let compute = self.metrics.cell_step(&self.clock, started.elapsed());
-        (result, compute.as_secs_f64())
-    }
-
-    /// Runs one cell's part of a checkpoint, on disk or in memory, and notes how long it took.
-    pub(crate) fn checkpoint<T>(&self, phase: &str, run: impl FnOnce() -> T) -> T {
-        let started = now();
-        let result = run();
-        let seconds = started.elapsed().as_secs_f64();
-        self.metrics.checkpoints.with_label_values(&[phase]).observe(seconds);
-        result
-    }
-}
-
-impl CellClock {
-    /// Bubble and communication since the last call.
-    fn take(&self) -> (Duration, Duration) {
-        let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
-        (take(&self.bubble_ns), take(&self.communication_ns))
-    }
+fn seconds(
+    name: &str,
+    help: &str,
+    (label, (start, factor, count)): (&str, (f64, f64, usize)),
+) -> prometheus::Result<HistogramVec> {
+    let buckets = prometheus::exponential_buckets(start, factor, count)?;
+    HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &[label])
 }
 
 /// A communicator that is watched.
@@ -192,7 +247,7 @@ impl<C: Comm> Metered<C> {
         let started = now();
         let result = run(&mut self.inner);
         let time = started.elapsed();
-        let ns = if op == "recv" { &self.clock.bubble_ns } else { &self.clock.communication_ns };
+        let ns = if op == "recv" { &self.clock.bubble } else { &self.clock.communication };
         ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.metrics.durations.with_label_values(&[op]).observe(time.as_secs_f64());
         let count = |direction: &str, n: usize| {
@@ -264,12 +319,6 @@ impl<C: Comm> Comm for Metered<C> {
     }
 }
 
-/// The clock of everything here: a measurement is of no use to a test with a clock of its own.
-#[expect(clippy::disallowed_methods, reason = "time is what these metrics measure")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 fn total(parts: &[Vec<u8>]) -> usize {
     parts.iter().map(Vec::len).sum()
 }
@@ -326,7 +375,7 @@ mod tests {
 
     #[test]
     fn every_operation_is_counted_by_name_and_direction() {
-        let metrics = Metrics::new(3, "run").unwrap();
+        let metrics = Metrics::new(3, "run", Peaks { f32: 1e9, bf16: 2e9 }).unwrap();
         let clock = Arc::new(CellClock::default());
         let mut comm = Metered::new(Echo, metrics.clone(), Arc::clone(&clock));
         let group = [CellId(0), CellId(1)];
@@ -338,8 +387,12 @@ mod tests {
         comm.reduce_scatter(&group, Sum::F64(&mut [0.0; 4])).unwrap();
         comm.all_gather(&group, vec![0; 6]).unwrap();
         comm.broadcast(&group, CellId(1), vec![0; 9]).unwrap();
+        let watch = StepWatch::new(metrics.clone(), Arc::clone(&clock));
+        watch.optimizer(|| ());
+        watch.routed(&[2, 4], &[3, 1, 2, 2, 8, 0, 0, 0]);
         metrics.cell_step(&clock, Duration::from_secs(1));
         metrics.step_done(12);
+        metrics.begins(Generation(5), 2, Precision::Fp8);
         let text = metrics.text();
         for wanted in [
             "shoal_collective_bytes_total{direction=\"sent\",op=\"send\"} 5",
@@ -351,11 +404,19 @@ mod tests {
             "shoal_collective_bytes_total{direction=\"sent\",op=\"broadcast\"} 0",
             "shoal_collective_duration_seconds_count{op=\"all_reduce\"} 2",
             "shoal_step_duration_seconds_count{phase=\"compute\"} 1",
+            "shoal_step_duration_seconds_count{phase=\"optimizer\"} 1",
+            "shoal_expert_load_ratio_bucket{layer=\"2\",le=\"1\"} 3",
+            "shoal_expert_load_ratio_bucket{layer=\"4\",le=\"0.01\"} 3",
+            "shoal_expert_load_ratio_bucket{layer=\"4\",le=\"2\"} 3",
+            "shoal_expert_load_ratio_bucket{layer=\"4\",le=\"4\"} 4",
+            "shoal_worker_peak_flops 2000000000",
+            "shoal_worker_cells 2",
             "shoal_worker_info{run_id=\"run\",worker=\"3\"} 1",
             "shoal_worker_step 12",
         ] {
             assert!(text.contains(wanted), "want {wanted} in:\n{text}");
         }
+        assert_eq!(metrics.stands_at(), (5, 12));
         // The phases of a step add up to it.
         let sums = text.lines().filter(|line| line.starts_with("shoal_step_duration_seconds_sum"));
         let sum: f64 =

@@ -3,8 +3,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, Result,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, Result,
 };
 
 /// A millisecond to a minute and a half: a tiny step on a laptop, a large one on slow links.
@@ -25,6 +25,11 @@ impl Book {
 
     pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
         self.take(IntCounter::new(name, help)?)
+    }
+
+    /// Of what is too much for 64 bits.
+    pub(super) fn large_counter(&self, name: &str, help: &str) -> Result<Counter> {
+        self.take(Counter::new(name, help)?)
     }
 
     /// By a label with these values.

@@ -68,6 +68,29 @@ fn a_skipped_step_is_counted_by_its_pass_and_a_rollback_by_its_cause() {
 }
 
 #[test]
+fn what_a_run_has_computed_and_what_it_has_ahead_is_told() {
+    let (metrics, settings) = metrics();
+    metrics.observe(&step(Outcome::Trained(row(1))), Some(0.5));
+    let sequence = settings.job.training.sequence;
+    let flops = row(1).tokens as f64 * arithmetic::flops_per_token(&settings.job.model, sequence);
+    shows(
+        &metrics,
+        &[
+            &format!("shoal_model_flops_total {flops}"),
+            &format!("shoal_steps_target {}", settings.job.training.steps),
+        ],
+    );
+    // The run directory's disk is there, and not full.
+    let text = metrics.text();
+    let value = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().parse().unwrap()
+    };
+    let (available, size) = (value("shoal_disk_available_bytes "), value("shoal_disk_size_bytes "));
+    assert!(0 < available && available <= size, "{available} of {size}");
+}
+
+#[test]
 fn the_routers_are_told_by_layer() {
     let (metrics, _) = metrics();
     let row = StepRow { router: vec![Routing::of(2, &[6, 2, 0, 0], 8, &[0.5, -0.25])], ..row(1) };
@@ -95,6 +118,10 @@ fn the_fastest_worker_has_speed_one_whatever_its_share_of_the_work() {
     // A clock that did not move says nothing.
     metrics.computed(WorkerId(1), 0.0);
     shows(&metrics, &["shoal_worker_speed_ratio{worker=\"0\"} 1"]);
+    // The slower worker's half second, and the bubble of the schedule.
+    let n_micro = settings.job.largest_division().n_microbatches();
+    let predicted = 0.5 / (1.0 - settings.job.pipeline().bubble_share(n_micro));
+    shows(&metrics, &[&format!("shoal_step_predicted_seconds {predicted}")]);
     let text = metrics.text();
     let slow = text.lines().find(|line| line.starts_with("shoal_worker_speed_ratio{worker=\"1\"}"));
     let slow: f64 = slow.unwrap().rsplit(' ').next().unwrap().parse().unwrap();

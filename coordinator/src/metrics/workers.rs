@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Result};
+use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGaugeVec, Result};
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::work;
@@ -73,6 +73,7 @@ pub(super) struct Workers {
     states: IntGaugeVec,
     heard: GaugeVec,
     speeds: GaugeVec,
+    predicted: Gauge,
     auth: IntCounterVec,
     rejected: IntCounterVec,
     pace: Arc<Mutex<Pace>>,
@@ -85,6 +86,18 @@ struct Pace {
     shares: BTreeMap<WorkerId, f64>,
     /// Share per second of computing, smoothed.
     speeds: BTreeMap<WorkerId, f64>,
+    /// Of a step in which a stage waits by the schedule alone.
+    bubble: f64,
+}
+
+impl Pace {
+    /// The slowest worker's computing paces all stages, and the schedule makes them wait beside it.
+    /// `None` before every worker of the plan was heard.
+    fn step_seconds(&self) -> Option<f64> {
+        let seconds = |(worker, share): (&WorkerId, &f64)| Some(share / self.speeds.get(worker)?);
+        let all: Option<Vec<f64>> = self.shares.iter().map(seconds).collect();
+        Some(all?.into_iter().fold(0.0, f64::max) / (1.0 - self.bubble))
+    }
 }
 
 impl Workers {
@@ -104,6 +117,10 @@ impl Workers {
                 "shoal_worker_speed_ratio",
                 "FLOPs per second of computing, relative to the fastest worker's.",
                 &["worker"],
+            )?,
+            predicted: book.gauge(
+                "shoal_step_predicted_seconds",
+                "What a step takes at the workers' measured speed if sending costs nothing.",
             )?,
             auth: book.counters(
                 "shoal_auth_failures_total",
@@ -139,7 +156,9 @@ impl Workers {
         for (cell, share) in plan.grid.cells().zip(work::shares(job, plan)) {
             *pace.shares.entry(plan.host(cell)).or_default() += share;
         }
+        pace.bubble = job.pipeline().bubble_share(job.largest_division().n_microbatches());
         self.speeds.reset();
+        self.predicted.set(0.0);
     }
 
     /// A worker computed for so long in one step.
@@ -153,6 +172,9 @@ impl Workers {
         let fastest = pace.speeds.values().copied().fold(0.0, f64::max);
         for (worker, speed) in &pace.speeds {
             self.speeds.with_label_values(&[&worker.0.to_string()]).set(speed / fastest);
+        }
+        if let Some(seconds) = pace.step_seconds() {
+            self.predicted.set(seconds);
         }
     }
 

@@ -198,6 +198,7 @@ pub(super) fn run(
     let mut step = 0;
     let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
         step = cell.standing.step + 1;
+        cell.trainer.watch = Some(watch.clone());
         cell.watch = Some(watch);
         if let Some(blake3) = cell.started_from.take() {
             tell(news, id, CellNews::Held { standing: cell.standing, blake3 });

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::metrics::Peaks;
 use crate::vault::{Held, Vault};
 
 const STEPS: u64 = 9;
@@ -115,7 +116,7 @@ impl Fleet {
         let (tell, held) = unbounded_channel();
         let vault = Vault::open(&RunId("proof".into()), &self.secret, me, tell).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let engines = CellEngines::new(Metrics::new(worker, "proof").unwrap());
+        let engines = CellEngines::new(Metrics::new(worker, "proof", Peaks::default()).unwrap());
         self.workers.insert(me, Worker { listener, vault, held, engines });
     }
 

@@ -23,6 +23,7 @@ use super::hidden::{Direction, Early};
 use super::snapshot;
 use super::vote::{self, Verdict, Vote, Wishes};
 use crate::comm::{Comm, Sum};
+use crate::metrics::StepWatch;
 
 /// Guards the division by a zero norm; PyTorch's `clip_grad_norm_` uses the same.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -37,6 +38,8 @@ pub struct Trainer {
     pub(super) comm: Box<dyn Comm>,
     pub(super) groups: Groups,
     pub(super) early: Early,
+    /// Of a worker's cells.
+    pub(super) watch: Option<StepWatch>,
     /// Where this cell met a value that is not finite, before the sums spread it.
     found: Option<NonFinite>,
 }
@@ -56,7 +59,7 @@ impl Trainer {
         let Plan { grid, .. } = inputs.plan;
         let at = grid.cell(id);
         let groups = Groups::of(grid, id, inputs.job.model.embedding_is_at_both_ends());
-        Self { id, at, chunks, comm, groups, early: Early::new(), found: None, inputs }
+        Self { id, at, chunks, comm, groups, early: Early::new(), watch: None, found: None, inputs }
     }
 
     /// Writes this cell's files of a checkpoint; `None` for a cell that others write for.
@@ -204,6 +207,11 @@ impl Trainer {
         let tokens = Targets::of(&self.inputs.job, step).main;
         if column == 0 {
             mine.routing = self.chunks.iter().flat_map(|chunk| chunk.routing(tokens)).collect();
+            if let Some(watch) = &self.watch {
+                for chunk in &mut self.chunks {
+                    watch.routed(&chunk.cut().moe_layers(), chunk.counts_mut());
+                }
+            }
         }
         for chunk in &mut self.chunks {
             let norms = chunk.sum_of_squares();
@@ -239,8 +247,11 @@ impl Trainer {
             grad_scale: clip.min(1.0) as f32,
         };
         let update = Update { adam, bias_speed: training.bias_speed_at(step) };
-        for chunk in &mut self.chunks {
-            chunk.update(&update);
+        let Self { chunks, watch, .. } = self;
+        let mut run = || chunks.iter_mut().for_each(|chunk| chunk.update(&update));
+        match watch {
+            Some(watch) => watch.optimizer(run),
+            None => run(),
         }
     }
 

@@ -1,0 +1,91 @@
+//! Where the time of a cell's step goes, and which experts its tokens chose.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Metrics;
+
+/// Where the time of one cell's step under way went, in nanoseconds.
+#[derive(Debug, Default)]
+pub(crate) struct CellClock {
+    pub(super) bubble: AtomicU64,
+    pub(super) communication: AtomicU64,
+    optimizer: AtomicU64,
+}
+
+/// What a clock has counted.
+pub(super) struct Spent {
+    pub(super) bubble: Duration,
+    pub(super) communication: Duration,
+    pub(super) optimizer: Duration,
+}
+
+impl CellClock {
+    /// Everything since the last call.
+    pub(super) fn take(&self) -> Spent {
+        let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
+        Spent {
+            bubble: take(&self.bubble),
+            communication: take(&self.communication),
+            optimizer: take(&self.optimizer),
+        }
+    }
+}
+
+/// Measures the steps of one cell. Clones measure the same cell.
+#[derive(Clone, Debug)]
+pub(crate) struct StepWatch {
+    metrics: Metrics,
+    clock: Arc<CellClock>,
+}
+
+impl StepWatch {
+    pub(crate) fn new(metrics: Metrics, clock: Arc<CellClock>) -> Self {
+        Self { metrics, clock }
+    }
+
+    /// Runs a step, notes how long it took, and says for how many seconds it computed.
+    pub(crate) fn step<T>(&self, run: impl FnOnce() -> T) -> (T, f64) {
+        // What came before the step, such as an evaluation, is not its own.
+        self.clock.take();
+        let started = now();
+        let result = run();
+        let compute = self.metrics.cell_step(&self.clock, started.elapsed());
+        (result, compute.as_secs_f64())
+    }
+
+    /// Runs the update at the end of a step.
+    pub(crate) fn optimizer<T>(&self, run: impl FnOnce() -> T) -> T {
+        let started = now();
+        let result = run();
+        let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.clock.optimizer.fetch_add(ns, Ordering::Relaxed);
+        result
+    }
+
+    /// What the experts of these layers took in a step over the whole batch, layer after layer.
+    pub(crate) fn routed(&self, layers: &[u32], counts: &[u64]) {
+        if layers.is_empty() {
+            return;
+        }
+        for (layer, counts) in layers.iter().zip(counts.chunks(counts.len() / layers.len())) {
+            self.metrics.routed(*layer, counts);
+        }
+    }
+
+    /// Runs one cell's part of a checkpoint, on disk or in memory, and notes how long it took.
+    pub(crate) fn checkpoint<T>(&self, phase: &str, run: impl FnOnce() -> T) -> T {
+        let started = now();
+        let result = run();
+        let seconds = started.elapsed().as_secs_f64();
+        self.metrics.checkpoints.with_label_values(&[phase]).observe(seconds);
+        result
+    }
+}
+
+/// The clock of everything here: a measurement is of no use to a test with a clock of its own.
+#[expect(clippy::disallowed_methods, reason = "time is what these metrics measure")]
+pub(super) fn now() -> Instant {
+    Instant::now()
+}

@@ -23,7 +23,7 @@ use crate::spread;
 use crate::tensor::Tensor;
 use crate::vector;
 
-pub(crate) use self::heads::{Gradients, Heads, Panel, Read, Task};
+pub(crate) use self::heads::{AHEAD, Gradients, Heads, Panel, Read, Task};
 
 /// Keys that a block of queries meets before it goes on: weights and gradients of scores of a block
 /// stay in the first-level cache.

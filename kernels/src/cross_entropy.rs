@@ -24,7 +24,7 @@ pub const IGNORE: u32 = u32::MAX;
 const LOGITS: usize = 4 << 20;
 
 /// Rows that one task takes.
-const ROWS: usize = 64;
+const ROWS: usize = 128;
 
 /// A sum of losses, and the gradient of what it was computed from.
 #[derive(Clone, Debug, PartialEq)]

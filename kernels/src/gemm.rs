@@ -24,6 +24,7 @@ pub(crate) use self::blocked::{Columns, Form, Left, Out, Right, multiply};
 pub(crate) use self::codes::decode;
 pub use self::isa::Isa;
 pub(crate) use self::pack::Halves;
+pub(crate) use self::tile::prefetch;
 
 /// A matrix inside a slice, in rows or in columns.
 #[derive(Clone, Copy)]
@@ -56,11 +57,6 @@ impl<'a> View<'a> {
 /// `c += a b`, spread over chunks of `rows` rows of the result.
 ///
 /// - `c`: `(M, N)`, row-major; `a`: `(M, K)`; `b`: `(K, N)`.
-pub(crate) fn add_product_by_rows(c: &mut [f32], a: View<'_>, b: View<'_>, rows: usize) {
-    add_by_rows(c, Left::singles(a), &Right::singles(b), rows);
-}
-
-/// As `add_product_by_rows`, of sides in any form.
 pub(crate) fn add_by_rows(c: &mut [f32], a: Left<'_>, b: &Right, rows: usize) {
     if a.is_empty() || b.cols() == 0 {
         return;

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 
 use crate::bf16;
 use crate::fp8::{BlockRowsMut, Quantized, ScaleFormat, Tiling};
-use crate::gemm::{Out, Right, View, add_by_rows, add_product_by_rows, multiply};
+use crate::gemm::{Left, Out, Right, View, add_by_rows, multiply};
 use crate::spread;
 use crate::tensor::{DType, RowsMut, Tensor};
 
@@ -224,9 +224,20 @@ impl Weight {
 ///
 /// - `x`: `(T, K)`; `w`: `(N, K)`; returns `(T, N)`, rounded to `out`.
 pub fn forward<'a>(x: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
+    let [y] = forward_each(x, [w], out);
+    y
+}
+
+/// `forward` of several layers that read one input, which is gathered or decoded once: the same bits.
+pub fn forward_each<'a, const N: usize>(
+    x: impl Into<Rows<'a>>,
+    w: [&Weight; N],
+    out: DType,
+) -> [Tensor; N] {
     let x = x.into();
-    assert_eq!(x.cols(), w.k(), "linear forward: x and w have one K");
-    times(x, &w.turned(x.goes_in_pairs()), out)
+    let k = x.cols();
+    assert!(w.iter().all(|w| w.k() == k), "linear forward: x and w have one K");
+    times(x, &w.map(|w| w.turned(x.goes_in_pairs())), out)
 }
 
 /// `dx = dy w`.
@@ -235,7 +246,8 @@ pub fn forward<'a>(x: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
 pub fn backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, out: DType) -> Tensor {
     let dy = dy.into();
     assert_eq!(dy.cols(), w.n(), "linear backward_input: dy and w have one N");
-    times(dy, &w.right(dy.goes_in_pairs()), out)
+    let [dx] = times(dy, &[w.right(dy.goes_in_pairs())], out);
+    dx
 }
 
 /// `dx += dy w`, in FP32: the second of two layers that read one input.
@@ -253,13 +265,26 @@ pub fn add_backward_input<'a>(dy: impl Into<Rows<'a>>, w: &Weight, dx: &mut Tens
     });
 }
 
-/// `x b`, by chunks of rows.
-fn times(x: Rows<'_>, b: &Right, out: DType) -> Tensor {
+/// `x b` of each `b`, by chunks of rows.
+fn times<const N: usize>(x: Rows<'_>, b: &[Right; N], out: DType) -> [Tensor; N] {
     let rows = x.rows();
-    let mut y = Tensor::unwritten(out, &[rows, b.cols()]);
-    spread::each(y.row_chunks_mut(ROWS).enumerate(), |(i, chunk)| {
-        let left = x.left(i * ROWS..((i + 1) * ROWS).min(rows), b.form());
-        multiply(left.view(), b, chunk.into());
+    let mut y = b.each_ref().map(|b| Tensor::unwritten(out, &[rows, b.cols()]));
+    let one_form = b.iter().all(|other| other.form() == b[0].form());
+    assert!(one_form, "linear: weights of one input have one precision");
+    let mut chunks = y.each_mut().map(|y| y.row_chunks_mut(ROWS));
+    let tasks = (0..rows).step_by(ROWS).map(|first| {
+        let chunks = chunks.each_mut().map(Iterator::next);
+        (first..(first + ROWS).min(rows), chunks)
+    });
+    spread::each(tasks, |(rows, chunks)| {
+        let Some(form) = b.first().map(Right::form) else { return };
+        let left = x.left(rows, form);
+        for (b, chunk) in b.iter().zip(chunks) {
+            // A result without columns has no chunks.
+            if let Some(chunk) = chunk {
+                multiply(left.view(), b, chunk.into());
+            }
+        }
     });
     y
 }
@@ -269,16 +294,39 @@ fn times(x: Rows<'_>, b: &Right, out: DType) -> Tensor {
 /// - `x`: `(T, K)`; `dy`: `(T, N)`; `dw`: `(N, K)`, accumulated.
 /// - FP8: both are requantised to 128 x 1 tiles first, T being the contracted side.
 pub fn backward_weight<'a>(x: impl Into<Rows<'a>>, dy: impl Into<Rows<'a>>, dw: &mut [f32]) {
-    let (x, dy) = (x.into(), dy.into());
-    let (t, k, n) = (x.rows(), x.cols(), dy.cols());
-    assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
-    assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
-    if x.goes_in_pairs() && dy.goes_in_pairs() {
-        return add_by_rows(dw, dy.columns_left().left(), &x.columns_right(), WEIGHT_ROWS);
+    WeightGradients::new(x.into()).add(dy.into(), dw);
+}
+
+/// Weight gradients of several layers that read one input, which is brought into order once: the same
+/// bits as of `backward_weight`.
+pub struct WeightGradients<'a> {
+    x: Rows<'a>,
+    /// Made when the first layer asks for it.
+    pairs: Option<Right>,
+    singles: Option<Right>,
+}
+
+impl<'a> WeightGradients<'a> {
+    /// `x`: `(T, K)`.
+    pub fn new(x: Rows<'a>) -> Self {
+        Self { x, pairs: None, singles: None }
     }
-    let (x_panel, dy_panel) = (x.columns_panel(), dy.columns_panel());
-    let dy_turned = View::new(&dy_panel, t, n).transposed();
-    add_product_by_rows(dw, dy_turned, View::new(&x_panel, t, k), WEIGHT_ROWS);
+
+    /// `dw += dy^T x`, as `backward_weight`.
+    pub fn add(&mut self, dy: Rows<'_>, dw: &mut [f32]) {
+        let (x, t, k, n) = (self.x, self.x.rows(), self.x.cols(), dy.cols());
+        assert_eq!(dy.rows(), t, "linear backward_weight: x and dy have one T");
+        assert_eq!(dw.len(), n * k, "linear backward_weight: dw is ({n}, {k})");
+        if x.goes_in_pairs() && dy.goes_in_pairs() {
+            let right = self.pairs.get_or_insert_with(|| x.columns_right());
+            return add_by_rows(dw, dy.columns_left().left(), right, WEIGHT_ROWS);
+        }
+        let in_singles = || Right::singles(View::new(&x.columns_panel(), t, k));
+        let right = self.singles.get_or_insert_with(in_singles);
+        let dy_panel = dy.columns_panel();
+        let dy_turned = Left::singles(View::new(&dy_panel, t, n).transposed());
+        add_by_rows(dw, dy_turned, right, WEIGHT_ROWS);
+    }
 }
 
 #[cfg(test)]

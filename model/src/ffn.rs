@@ -63,9 +63,7 @@ impl Ffn {
         gates: Option<&[f32]>,
         out: DType,
     ) -> (Tensor, FfnKept) {
-        let x = x.into();
-        let g = p.linear(self.gate, x, self.arithmetic.activation);
-        let u = p.linear(self.up, x, self.arithmetic.activation);
+        let [g, u] = p.linear_pair([self.gate, self.up], x, self.arithmetic.activation);
         let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
         let (g, u) = (self.arithmetic.into_operand(g), self.arithmetic.into_operand(u));
         (p.linear(self.down, &h, out), FfnKept { g, u })

@@ -22,7 +22,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_kernels::linear::{self, Math, Operand, Rows};
+use shoal_kernels::linear::{Math, Operand, Rows, WeightGradients};
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
 
@@ -65,6 +65,20 @@ pub(crate) fn add_to(deferred: &[Deferred], memory: &mut Memory) {
 }
 
 impl Cached {
+    /// Whether both are the same rows of the same operand in memory.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Whole(one), Self::Whole(other)) => Arc::ptr_eq(one, other),
+            (Self::Rows(one, rows), Self::Rows(other, their_rows)) => {
+                Arc::ptr_eq(one, other) && Arc::ptr_eq(rows, their_rows)
+            }
+            (Self::Plain(one, math), Self::Plain(other, their_math)) => {
+                Arc::ptr_eq(one, other) && math == their_math
+            }
+            (Self::Whole(_) | Self::Rows(..) | Self::Plain(..), _) => false,
+        }
+    }
+
     /// Shows the rows to multiply.
     fn with_rows<R>(&self, read: impl FnOnce(Rows<'_>) -> R) -> R {
         match self {
@@ -81,13 +95,19 @@ impl Cached {
     }
 }
 
-/// The weight half of one microbatch. Each Linear occurs once, so all can run at the same time.
+/// The weight half of one microbatch. Each Linear occurs once, so all can run at the same time; those
+/// that read one input are one task, which brings it into order once.
 pub(crate) fn accumulate(parameters: &mut Parameters, deferred: Vec<Deferred>) {
     let wanted = deferred.into_iter().map(|deferred| (deferred.parameter, deferred)).collect();
-    let tasks = parameters.gradients_of(wanted);
-    spread::each(tasks, |(deferred, d_weight)| {
-        deferred.x.with_rows(|x| {
-            deferred.d_y.with_rows(|d_y| linear::backward_weight(x, d_y, d_weight));
+    let mut tasks = parameters.gradients_of(wanted);
+    let tasks = tasks.chunk_by_mut(|(one, _), (next, _)| one.x.is(&next.x));
+    spread::each(tasks, |task| {
+        let x = task[0].0.x.clone();
+        x.with_rows(|x| {
+            let mut gradients = WeightGradients::new(x);
+            for (deferred, d_weight) in task {
+                deferred.d_y.with_rows(|d_y| gradients.add(d_y, d_weight));
+            }
         });
     });
 }

@@ -291,6 +291,16 @@ impl Parameters {
         linear::forward(x, self.weight(id), out)
     }
 
+    /// Outputs of two Linears of one input, which is read once.
+    pub(crate) fn linear_pair<'a>(
+        &self,
+        ids: [Id; 2],
+        x: impl Into<Rows<'a>>,
+        out: DType,
+    ) -> [Tensor; 2] {
+        linear::forward_each(x, ids.map(|id| self.weight(id)), out)
+    }
+
     /// A Linear's input gradient [T, K].
     pub(crate) fn linear_input_gradient<'a>(
         &self,

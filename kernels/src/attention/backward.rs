@@ -8,9 +8,10 @@ use std::f32::consts::LOG2_E;
 
 use super::heads::{Gradients, Heads, Read, Task};
 use super::tile::{
-    Left, QUERIES, Rows, Vectors, accumulate, multiply, panels, read_heads, turn_back, turned,
+    ByRow, QUERIES, Rows, Side as _, Vectors, accumulate, of_paired, of_panels, panels, read_heads,
+    turn_back,
 };
-use super::{AttentionShape, KEYS};
+use super::{AHEAD, AttentionShape, KEYS};
 use crate::lanes;
 use crate::scratch::Scratch;
 use crate::vector::{LANES, Units, Vector, Work};
@@ -31,8 +32,9 @@ pub(super) struct Backward<'a, H, G> {
 struct Packed {
     queries: Side,
     d_o: Side,
+    /// Contracted over the head's width, and over the tokens.
     keys: Vectors,
-    keys_turned: Vectors,
+    keys_paired: Vectors,
     values: Vectors,
     /// Log-sum-exp in units of log2, and `sum(d_o o)`: two vectors each for a block of queries.
     of_queries: Vectors,
@@ -141,6 +143,7 @@ impl<H: Heads, G> Backward<'_, H, G> {
     fn pack<V: Vector>(&self, v: V) -> Packed {
         let (s, task) = (self.s, self.task);
         let place = |token: usize| s.place(task, token) * s.v_dim;
+        let ahead = AHEAD * s.heads * s.v_dim;
         let mut o = Scratch::new(s.v_dim);
         let mut along = Scratch::new(s.tokens);
         let d_o = Rows::read::<V>(
@@ -148,8 +151,8 @@ impl<H: Heads, G> Backward<'_, H, G> {
             s.v_dim,
             #[inline(always)]
             |token, out| {
-                self.d_o.row(place(token), out);
-                self.o.row(place(token), &mut o);
+                self.d_o.row_of_many(place(token), ahead, out);
+                self.o.row_of_many(place(token), ahead, &mut o);
                 along[token] = lanes::dot(out, &o);
             },
         );
@@ -165,9 +168,9 @@ impl<H: Heads, G> Backward<'_, H, G> {
         Packed {
             queries: Side::new(v, q),
             d_o: Side::new(v, d_o),
-            keys: k.natural(v),
-            keys_turned: turned(v, k.paired(v).units(), &k),
-            values: values.natural(v),
+            keys: panels(v, k.natural(v).units(), &k),
+            keys_paired: k.paired(v),
+            values: panels(v, values.natural(v).units(), &values),
             of_queries,
             tokens,
         }
@@ -183,14 +186,8 @@ fn fill<V: Vector>(
     (first, key, keys): (usize, usize, usize),
     square: &mut Square,
 ) {
-    let left = |units, side: &Side| Left {
-        units,
-        stride: side.width * LANES,
-        first: 0,
-        n_units: side.n_units,
-    };
-    let k = left(packed.keys.units().as_flattened(), &packed.queries);
-    let values = left(packed.values.units().as_flattened(), &packed.d_o);
+    let k = (&*packed.keys.units(), packed.queries.n_units);
+    let values = (&*packed.values.units(), packed.d_o.n_units);
     let (q, d_o) = (packed.queries.panel(first), packed.d_o.panel(first));
     let of_queries = &packed.of_queries.floats()[first / LANES * 2..][..4];
     let lse = [v.floats(&of_queries[0]), v.floats(&of_queries[1])];
@@ -212,8 +209,8 @@ fn fill<V: Vector>(
     }
 }
 
-/// Left and right side of a product.
-type Sides<'a> = (Left<'a>, &'a [Units]);
+/// Panels of a left side with their units, and the panel of the right side.
+type Sides<'a> = ((&'a [Units], usize), &'a [Units]);
 
 /// `M` keys of a block; returns `M`.
 #[inline(always)]
@@ -241,9 +238,10 @@ fn scores<V: Vector, const M: usize>(
     key: usize,
 ) -> (Block<V, M>, Block<V, M>) {
     let zero = [[v.all(0.0); 2]; M];
+    let ((k, row), (values, _)) = (of_panels(k.0, k.1, key), of_panels(values.0, values.1, key));
     (
-        multiply::<V, M, 2>(v, k.rows(key), q, (2, 0), zero),
-        multiply::<V, M, 2>(v, values.rows(key), d_o, (2, 0), zero),
+        k.multiply::<V, M, 2>(v, row, (q, 2, 0), zero),
+        values.multiply::<V, M, 2>(v, row, (d_o, 2, 0), zero),
     )
 }
 
@@ -301,21 +299,13 @@ fn add<V: Vector>(
     square: &mut Square,
     sums: &mut Sums,
 ) {
-    let n_units = QUERIES / V::PAIR;
-    let left = |units| Left { units, stride: n_units, first: 0, n_units };
     let (qk, vd) = (s.qk_dim.div_ceil(LANES), s.v_dim.div_ceil(LANES));
-    let weights = left(square.weights.units().as_flattened());
     let dv = &mut sums.dv.floats()[key * vd..][..keys * vd];
-    accumulate(v, weights, packed.d_o.block::<V>(first), dv, (keys, vd));
-    let d_scores = left(square.d_scores.units().as_flattened());
+    accumulate(v, ByRow(square.weights.units()), packed.d_o.block::<V>(first), dv, (keys, vd));
     let dk = &mut sums.dk.floats()[key * qk..][..keys * qk];
-    accumulate(v, d_scores, packed.queries.block::<V>(first), dk, (keys, qk));
-    let keys = Left {
-        units: packed.keys_turned.units().as_flattened(),
-        stride: packed.tokens / V::PAIR,
-        first: key / V::PAIR,
-        n_units: keys / V::PAIR,
-    };
+    accumulate(v, ByRow(square.d_scores.units()), packed.queries.block::<V>(first), dk, (keys, qk));
+    let columns = packed.queries.width * V::PAIR;
+    let keys = of_paired::<V>(packed.keys_paired.units(), columns, (key, keys));
     let by_key = (&*square.d_scores_by_key.units(), 2);
     accumulate(v, keys, by_key, sums.dq.floats(), (s.qk_dim, 2));
 }

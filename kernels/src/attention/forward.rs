@@ -7,7 +7,7 @@ use std::f32::consts::{LN_2, LOG2_E};
 
 use super::heads::{Heads, Panel, Task};
 use super::tile::{
-    Left, QUERIES, Vectors, accumulate, multiply, panels, read_heads, turn_back, turned,
+    QUERIES, Side, Vectors, accumulate, of_paired, of_panels, panels, read_heads, turn_back,
 };
 use super::{AttentionShape, KEYS};
 use crate::vector::{LANES, Units, Vector, Work};
@@ -24,14 +24,14 @@ pub(super) struct Forward<'a, H> {
 
 /// Keys, values and queries of the task as products read them.
 struct Packed {
-    /// `(tokens, units)`
+    /// Contracted over the head's width, as the queries.
     keys: Vectors,
-    key_stride: usize,
-    n_units: usize,
-    /// `(v_dim, tokens)`
-    values: Vectors,
-    value_stride: usize,
     queries: Vectors,
+    n_units: usize,
+    /// Contracted over the tokens.
+    values: Vectors,
+    /// Vectors of a row of these.
+    value_columns: usize,
 }
 
 /// What a block of queries carries from one block of keys to the next.
@@ -83,12 +83,11 @@ impl<H: Heads> Forward<'_, H> {
         let [mut q, mut k, mut values] = read_heads::<V>(self.heads, self.s, self.task);
         let queries = panels(v, q.natural(v).units(), &q);
         Packed {
-            keys: k.natural(v),
-            key_stride: k.width * LANES,
-            n_units: k.n_units,
-            values: turned(v, values.paired(v).units(), &values),
-            value_stride: values.tokens / V::PAIR,
+            keys: panels(v, k.natural(v).units(), &k),
             queries,
+            n_units: k.n_units,
+            values: values.paired(v),
+            value_columns: values.width * V::PAIR,
         }
     }
 
@@ -136,12 +135,7 @@ fn block<V: Vector>(
     work: &mut Work1,
     running: &mut Running<V>,
 ) {
-    let left = Left {
-        units: packed.keys.units().as_flattened(),
-        stride: packed.key_stride,
-        first: 0,
-        n_units: packed.n_units,
-    };
+    let left = (&*packed.keys.units(), packed.n_units);
     let panel = 2 * packed.n_units;
     let queries = &packed.queries.units()[first / QUERIES * panel..][..panel];
     let scores = work.scores.floats();
@@ -168,12 +162,7 @@ fn block<V: Vector>(
     weigh(v, (scores, work.weights.units()), (first, key, keys), running);
 
     let o = running.o.floats();
-    let values = Left {
-        units: packed.values.units().as_flattened(),
-        stride: packed.value_stride,
-        first: key / V::PAIR,
-        n_units: keys / V::PAIR,
-    };
+    let values = of_paired::<V>(packed.values.units(), packed.value_columns, (key, keys));
     if key == 0 {
         o.as_flattened_mut().fill(0.0);
     } else {
@@ -191,13 +180,14 @@ fn block<V: Vector>(
 #[inline(always)]
 fn score<V: Vector, const M: usize>(
     v: V,
-    left: Left<'_>,
+    (keys, n_units): (&[Units], usize),
     queries: &[Units],
     (factor, (first, key)): (f32, (usize, usize)),
     (out, mut max): (&mut [[f32; LANES]], [V::Lanes; 2]),
 ) -> [V::Lanes; 2] {
     let sums = [[v.all(0.0); 2]; M];
-    let sums = multiply::<V, M, 2>(v, left.rows(key), queries, (2, 0), sums);
+    let (left, row) = of_panels(keys, n_units, key);
+    let sums = left.multiply::<V, M, 2>(v, row, (queries, 2, 0), sums);
     let out = &mut out[..2 * M];
     let factor = v.all(factor);
     for m in 0..M {

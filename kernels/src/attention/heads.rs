@@ -2,9 +2,13 @@
 
 use super::AttentionShape;
 use crate::bf16::bf16_to_f32;
+use crate::gemm::prefetch;
 use crate::tensor::{DType, Tensor};
 
 pub(crate) use super::panel::Panel;
+
+/// Tokens between a row that is read and the one that is asked for.
+pub(crate) const AHEAD: usize = 8;
 
 /// One head of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,18 @@ impl<'a> Read<'a> {
             DType::F32 => Self::F32(x.f32s()),
             DType::Bf16 => Self::Bf16(x.bf16s()),
         }
+    }
+
+    /// Elements from `first` on; those of a row `ahead` elements later are asked for: the rows of a head
+    /// are short and far apart.
+    #[inline(always)]
+    pub(crate) fn row_of_many(self, first: usize, ahead: usize, out: &mut [f32]) {
+        let later = first + ahead..first + ahead + out.len();
+        match self {
+            Self::F32(x) => prefetch(x.get(later).unwrap_or_default()),
+            Self::Bf16(x) => prefetch(x.get(later).unwrap_or_default()),
+        }
+        self.row(first, out);
     }
 
     /// Elements from `first` on.

@@ -1,8 +1,8 @@
 //! Products of a few rows with a few vectors, with the sums in registers, and the forms of a head's
 //! rows that they read.
 //!
-//! A product is `sums[m][lane] += a[m][u] b[u][lane]` over units `u`. The left side is read one unit
-//! at a time and wants its units next to each other; the right side is read by vectors.
+//! A product is `sums[m][lane] += a[m][u] b[u][lane]` over units `u`. The left side is read one unit of
+//! some rows at a time, the right side by vectors.
 
 use crate::scratch::Scratch;
 use crate::vector::{LANES, Units, Vector, transpose};
@@ -44,53 +44,100 @@ impl Vectors {
     }
 }
 
-/// `sums += a b`: the rows of `a` have one length, and `b` has `stride` vectors for each of their
-/// units, of which `N` from `column` on are read.
-#[inline(always)]
-pub(super) fn multiply<V: Vector, const M: usize, const N: usize>(
-    v: V,
-    a: [&[u32]; M],
-    b: &[Units],
-    (stride, column): (usize, usize),
-    mut sums: [[V::Lanes; N]; M],
-) -> [[V::Lanes; N]; M] {
-    let n_units = a[0].len();
-    let a = a.map(
-        #[inline(always)]
-        |a| &a[..n_units],
-    );
-    for unit in 0..n_units {
-        let row = &b[unit * stride + column..][..N];
-        let mut columns = [v.all(0.0); N];
-        for n in 0..N {
-            columns[n] = v.units(&row[n]);
-        }
-        for m in 0..M {
-            let x = v.all_units(a[m][unit]);
-            for n in 0..N {
-                sums[m][n] = v.multiply_units(x, columns[n], sums[m][n]);
-            }
-        }
-    }
-    sums
+/// The left side of a product.
+pub(super) trait Side: Copy {
+    /// `sums += a b` of `M` rows from `row` on: `b` has `stride` vectors for each unit, of which `N` from
+    /// `column` on are read.
+    fn multiply<V: Vector, const M: usize, const N: usize>(
+        self,
+        v: V,
+        row: usize,
+        right: (&[Units], usize, usize),
+        sums: [[V::Lanes; N]; M],
+    ) -> [[V::Lanes; N]; M];
 }
 
-/// Some rows of the left side of a product: `n_units` of each from `first` on.
+/// Rows next to each other for each unit, `stride` units to the next one: a strip of rows is read
+/// through one address.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
+pub(super) struct ByUnit<'a> {
     pub(super) units: &'a [u32],
     pub(super) stride: usize,
-    pub(super) first: usize,
     pub(super) n_units: usize,
 }
 
-impl<'a> Left<'a> {
+/// Rows of `QUERIES` numbers: their length is known when this is compiled, so a strip of rows is read
+/// through one address, too.
+#[derive(Clone, Copy)]
+pub(super) struct ByRow<'a>(pub(super) &'a [Units]);
+
+impl Side for ByUnit<'_> {
     #[inline(always)]
-    pub(super) fn rows<const M: usize>(self, row: usize) -> [&'a [u32]; M] {
-        std::array::from_fn(
-            #[inline(always)]
-            |m| &self.units[(row + m) * self.stride + self.first..][..self.n_units],
-        )
+    fn multiply<V: Vector, const M: usize, const N: usize>(
+        self,
+        v: V,
+        row: usize,
+        (b, stride, column): (&[Units], usize, usize),
+        mut sums: [[V::Lanes; N]; M],
+    ) -> [[V::Lanes; N]; M] {
+        let units = self.units.chunks_exact(self.stride).zip(b.chunks_exact(stride));
+        for (a, b) in units.take(self.n_units) {
+            let (a, b) = (&a[row..][..M], &b[column..][..N]);
+            step(
+                v,
+                #[inline(always)]
+                |m| a[m],
+                b,
+                &mut sums,
+            );
+        }
+        sums
+    }
+}
+
+impl Side for ByRow<'_> {
+    #[inline(always)]
+    fn multiply<V: Vector, const M: usize, const N: usize>(
+        self,
+        v: V,
+        row: usize,
+        (b, stride, column): (&[Units], usize, usize),
+        mut sums: [[V::Lanes; N]; M],
+    ) -> [[V::Lanes; N]; M] {
+        let of_row = QUERIES / V::PAIR / LANES;
+        let a = &self.0[row * of_row..][..M * of_row];
+        for (part, b) in b.chunks_exact(LANES * stride).take(of_row).enumerate() {
+            for (unit, b) in b.chunks_exact(stride).enumerate().take(LANES) {
+                step(
+                    v,
+                    #[inline(always)]
+                    |m| a[m * of_row + part][unit],
+                    &b[column..][..N],
+                    &mut sums,
+                );
+            }
+        }
+        sums
+    }
+}
+
+/// One unit of `M` rows and `N` vectors.
+#[inline(always)]
+fn step<V: Vector, const M: usize, const N: usize>(
+    v: V,
+    a: impl Fn(usize) -> u32,
+    b: &[Units],
+    sums: &mut [[V::Lanes; N]; M],
+) {
+    let mut columns = [v.all(0.0); N];
+    for n in 0..N {
+        columns[n] = v.units(&b[n]);
+    }
+    for (m, sums) in sums.iter_mut().enumerate() {
+        let x = v.all_units(a(m));
+        for (sum, column) in sums.iter_mut().zip(columns) {
+            *sum = v.multiply_units(x, column, *sum);
+        }
     }
 }
 
@@ -98,7 +145,7 @@ impl<'a> Left<'a> {
 #[inline(always)]
 pub(super) fn accumulate<V: Vector>(
     v: V,
-    left: Left<'_>,
+    left: impl Side,
     (b, stride): (&[Units], usize),
     out: &mut [[f32; LANES]],
     (rows, width): (usize, usize),
@@ -122,7 +169,7 @@ pub(super) fn accumulate<V: Vector>(
 #[inline(always)]
 fn columns<V: Vector, const N: usize>(
     v: V,
-    left: Left<'_>,
+    left: impl Side,
     right: (&[Units], usize, usize),
     out: &mut [[f32; LANES]],
     (rows, width): (usize, usize),
@@ -143,7 +190,7 @@ fn columns<V: Vector, const N: usize>(
 #[inline(always)]
 fn strip<V: Vector, const M: usize, const N: usize>(
     v: V,
-    left: Left<'_>,
+    left: impl Side,
     (b, stride, column): (&[Units], usize, usize),
     out: &mut [[f32; LANES]],
     (row, width): (usize, usize),
@@ -155,7 +202,7 @@ fn strip<V: Vector, const M: usize, const N: usize>(
             sums[m][n] = v.floats(&out[n]);
         }
     }
-    let sums = multiply::<V, M, N>(v, left.rows(row), b, (stride, column), sums);
+    let sums = left.multiply::<V, M, N>(v, row, (b, stride, column), sums);
     for m in 0..M {
         let out = &mut out[(row + m) * width + column..][..N];
         for n in 0..N {
@@ -228,7 +275,7 @@ impl Rows {
         Self { values, tokens: padded, width, n_units }
     }
 
-    /// Units along the head's width, `(tokens, width)`: a left side contracted over it.
+    /// Units along the head's width, `(tokens, width)`.
     #[inline(always)]
     pub(super) fn natural<V: Vector>(&mut self, v: V) -> Vectors {
         let mut out = Vectors::new(self.tokens * self.width);
@@ -236,7 +283,7 @@ impl Rows {
         out
     }
 
-    /// Units along the tokens, `(tokens / PAIR, columns)`: a right side contracted over the tokens.
+    /// Units along the tokens, `(tokens / PAIR, columns)`: a side contracted over the tokens.
     /// Columns are `PAIR` times `width` vectors.
     #[inline(always)]
     pub(super) fn paired<V: Vector>(&mut self, v: V) -> Vectors {
@@ -261,8 +308,8 @@ impl Rows {
     }
 }
 
-/// `natural` units of `rows` as the right side of a product contracted over the head's width:
-/// for each block of queries `n_units` rows of two vectors.
+/// `natural` units of `rows` as a side of a product contracted over the head's width: for each
+/// block of `QUERIES` rows, and each of its `n_units` units, two vectors.
 #[inline(always)]
 pub(super) fn panels<V: Vector>(v: V, natural: &[Units], rows: &Rows) -> Vectors {
     let (width, n_units) = (rows.width, rows.n_units);
@@ -281,21 +328,23 @@ pub(super) fn panels<V: Vector>(v: V, natural: &[Units], rows: &Rows) -> Vectors
     out
 }
 
-/// `paired` units turned, `(columns, tokens / PAIR)`: a left side contracted over the tokens.
+/// The block of `panels` in which `row` is, as a left side, and the row's place in it.
 #[inline(always)]
-pub(super) fn turned<V: Vector>(v: V, paired: &[Units], rows: &Rows) -> Vectors {
-    let (columns, blocks) = (rows.width * V::PAIR, rows.tokens / V::PAIR / LANES);
-    let mut out = Vectors::new(columns * LANES * blocks);
-    let units = out.units();
-    for block in 0..blocks {
-        for column in 0..columns {
-            let square = square(v, paired, (block * LANES * columns + column, columns));
-            for i in 0..LANES {
-                units[(column * LANES + i) * blocks + block] = v.unit_array(square[i]);
-            }
-        }
-    }
-    out
+pub(super) fn of_panels(panels: &[Units], n_units: usize, row: usize) -> (ByUnit<'_>, usize) {
+    let panel = 2 * n_units;
+    let units = panels[row / QUERIES * panel..][..panel].as_flattened();
+    (ByUnit { units, stride: QUERIES, n_units }, row % QUERIES)
+}
+
+/// `paired` units of `rows` tokens from `first` on as a left side: contracted over the tokens.
+#[inline(always)]
+pub(super) fn of_paired<V: Vector>(
+    paired: &[Units],
+    columns: usize,
+    (first, rows): (usize, usize),
+) -> ByUnit<'_> {
+    let units = paired[first / V::PAIR * columns..][..rows / V::PAIR * columns].as_flattened();
+    ByUnit { units, stride: columns * LANES, n_units: rows / V::PAIR }
 }
 
 /// Sixteen vectors, `stride` apart, turned.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::View;
 use super::isa::Isa;
 use super::pack::{self, Halves, Layout, Rows};
-use super::tile::{Kernel, Tile};
+use super::tile::{Kernel, Tile, prefetch};
 use crate::bf16;
 use crate::scratch::Scratch;
 
@@ -307,6 +307,10 @@ fn tile(
         Out::Set(c) | Out::Add(c) if width == wide => {
             let c = &mut c[start..][..last];
             (tile.c, tile.c_row, tile.add) = (c.as_mut_ptr(), *cols, add);
+            if add {
+                // Weight gradients lie far away: they come while the tile's sums are made.
+                c.chunks(*cols).for_each(|row| prefetch(&row[..wide.min(row.len())]));
+            }
             // SAFETY: `Left` and `multiply` found the rows of `a` inside its slice, the slices of
             // `b` and `c` were cut here to what the tile reads and writes, and `Kernel` gives only
             // what the CPU has.

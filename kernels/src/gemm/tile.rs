@@ -52,6 +52,19 @@ pub(super) struct Kernel {
     pub(super) run: unsafe fn(rows: usize, vectors: usize, tile: &Tile),
 }
 
+/// Asks for memory that is going to be read soon, and far away now. Changes nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(data: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(data)).step_by(64) {
+        let line = data.as_ptr().cast::<i8>().wrapping_add(at);
+        // SAFETY: it reads nothing, and the address is inside the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
+
 /// Rounds a vector to BF16 where no instruction does.
 ///
 /// # Safety

@@ -174,6 +174,24 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn layers_that_share_their_input_give_the_bits_of_each_alone() {
+    for math in MATHS {
+        let (one, other) = (case((300, 64, 129), math), case((300, 33, 129), math));
+        let [y, z] = forward_each(&one.x, [&one.w, &other.w], DType::F32);
+        assert_eq!(y, forward(&one.x, &one.w, DType::F32), "{math:?}");
+        assert_eq!(z, forward(&one.x, &other.w, DType::F32), "{math:?}");
+        let mut shared = WeightGradients::new((&one.x).into());
+        for dy in [&one.dy, &other.dy] {
+            let mut got = vec![0.25; dy.cols() * 129];
+            let mut want = got.clone();
+            shared.add(dy.into(), &mut got);
+            backward_weight(&one.x, dy, &mut want);
+            assert_eq!(got, want, "{math:?}");
+        }
+    }
+}
+
+#[test]
 fn a_refreshed_weight_is_the_weight_prepared_anew() {
     for (n, k) in [(1, 1), (129, 127), (300, 257)] {
         let (old, new) = (Random::new(1).normal(n * k), Random::new(2).normal(n * k));

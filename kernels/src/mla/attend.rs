@@ -3,7 +3,7 @@
 
 use super::{HeadShape, Rotation, add_rotated_back, rotate};
 use crate::attention::{
-    AttentionShape, Gradients, Heads, Panel, Read, Task, backward_heads, forward_heads,
+    AHEAD, AttentionShape, Gradients, Heads, Panel, Read, Task, backward_heads, forward_heads,
 };
 use crate::bf16;
 use crate::gemm::Isa;
@@ -58,13 +58,19 @@ impl<'a> Projections<'a> {
         let s = self.heads;
         (self.row(task, token) * s.heads + task.head) * (s.nope + s.value)
     }
+
+    /// Elements of `kv` between a row and the one that is asked for.
+    fn ahead(&self) -> usize {
+        AHEAD * self.heads.heads * (self.heads.nope + self.heads.value)
+    }
 }
 
 impl Heads for Projections<'_> {
     #[inline(always)]
     fn query(&self, task: Task, token: usize, out: &mut [f32]) {
         let s = self.heads;
-        self.q.row((self.row(task, token) * s.heads + task.head) * s.qk(), out);
+        let first = (self.row(task, token) * s.heads + task.head) * s.qk();
+        self.q.row_of_many(first, AHEAD * s.heads * s.qk(), out);
         turn(&mut out[s.nope..], self.rotation.at(token), 1.0);
         if self.round {
             bf16::round_inlined(&mut out[s.nope..]);
@@ -75,13 +81,13 @@ impl Heads for Projections<'_> {
     fn key(&self, task: Task, token: usize, out: &mut [f32]) {
         let s = self.heads;
         let (nope, rope) = out.split_at_mut(s.nope);
-        self.kv.row(self.kv(task, token), nope);
+        self.kv.row_of_many(self.kv(task, token), self.ahead(), nope);
         rope.copy_from_slice(&self.k_rope[self.row(task, token) * s.rope..][..s.rope]);
     }
 
     #[inline(always)]
     fn value(&self, task: Task, token: usize, out: &mut [f32]) {
-        self.kv.row(self.kv(task, token) + self.heads.nope, out);
+        self.kv.row_of_many(self.kv(task, token) + self.heads.nope, self.ahead(), out);
     }
 }
 

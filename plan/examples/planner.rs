@@ -1,6 +1,6 @@
 //! The figures of `docs/planner.md`: thirty random fleets, DeepSeek-V3's run, and ten thousand cards.
 //!
-//! `cargo run --release -p shoal-plan --example planner [fleets|deepseek|torchtitan|many]`
+//! `cargo run --release -p shoal-plan --example planner [fleets [SEED...]|deepseek|torchtitan|many]`
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
@@ -33,7 +33,9 @@ fn thirty() {
     println!("| fleet | rigs | cards | mixed | grid | step | bound | gap | equal split | times |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
     let (mut gaps, mut times) = (Vec::new(), Vec::new());
-    for seed in 1..=30 {
+    let seeds: Vec<u64> = std::env::args().skip(2).filter_map(|seed| seed.parse().ok()).collect();
+    let seeds = if seeds.is_empty() { (1..=30).collect() } else { seeds };
+    for seed in seeds {
         let fleet = fleets::random(seed);
         let job = fleets::job_for(&fleet);
         let question = Question { job: &job, fleet: &fleet, software: Software::SHOAL };

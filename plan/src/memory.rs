@@ -152,6 +152,13 @@ fn activations(job: &Job, plan: &Plan, id: CellId, chunks: &[Vec<u32>]) -> u64 {
     largest_moment(job, at.stage, &kept, &operands).saturating_add(logits)
 }
 
+/// What a microbatch leaves behind in one layer of a cell between forward and backward, if its group of `shards` cells share
+/// tokens and experts evenly: no less than a schedule ever holds.
+pub(crate) fn kept_by_layer(job: &Job, layer: u32, own: u64, shards: u32) -> u64 {
+    let bytes = layer_activations(job, layer);
+    (bytes.own + bytes.routed) * own + if shards > 1 { bytes.received * own } else { 0 }
+}
+
 /// Walks a stage's slots and adds up what they leave behind: `kept` by a chunk's forward until its
 /// input half, `operands` from there to its weight half.
 fn largest_moment(job: &Job, stage: u32, kept: &[u64], operands: &[u64]) -> u64 {

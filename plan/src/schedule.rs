@@ -8,9 +8,11 @@
 //! A stage has one chunk, or under `interleaved` several: runs of layers that are not neighbours.
 //! Chunk `c` of stage `s` of `p` is virtual stage `c * p + s` of the network.
 
+mod dual_pipe;
 mod interleaved;
 mod one_f_one_b;
 mod pipeline;
+mod route;
 mod simulate;
 #[cfg(test)]
 mod stopwatch;
@@ -22,10 +24,13 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use dual_pipe::{Piece, run_dual_pipe};
+pub use dual_pipe::{dual_pipe, dual_pipe_v};
 pub use interleaved::interleaved;
 pub use one_f_one_b::one_f_one_b;
 pub use pipeline::Pipeline;
-pub use simulate::{Held, ScheduleError, simulate};
+pub use route::Route;
+pub use simulate::{Held, ScheduleError, simulate, simulate_along};
 pub use zb_h1::zb_h1;
 
 /// The order in which a stage works on its microbatches.
@@ -165,6 +170,22 @@ pub(crate) mod tests {
                     };
                     assert_eq!(held, wanted, "{schedule}, stage {stage}: {n_stages} x {n_micro}");
                 }
+            }
+        }
+    }
+
+    /// A send waits until the receiver has taken what was sent to it before.
+    #[test]
+    fn no_schedule_blocks_itself_where_sends_wait() {
+        let interleaved = |chunks| Pipeline { schedule: Schedule::Interleaved, stages: 0, chunks };
+        let one = BOTH.map(|schedule| Pipeline { schedule, stages: 0, chunks: 1 });
+        for shape in one.into_iter().chain([interleaved(2), interleaved(3)]) {
+            for (stages, n_micro) in (2..=7).flat_map(|p| (1..=20).map(move |m| (p, m))) {
+                let pipeline = Pipeline { stages, ..shape };
+                let lists = pipeline.all_slots(n_micro);
+                let counts = (pipeline.chunks, n_micro);
+                let room = if pipeline.chunks > 1 { stages as usize } else { 1 };
+                simulate_along(Route::Around, &lists, counts, Some(room)).unwrap();
             }
         }
     }

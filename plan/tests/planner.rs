@@ -107,16 +107,19 @@ fn the_bill_adds_up() {
     assert!((bill.days - 2.0 / 24.0).abs() < 1e-9);
 }
 
-/// The figure that `docs/planner.md` reports, 17 % below the published one: whoever changes the model of cost sees it move.
+/// While the pipeline fills and drains nothing hides the exchanges of DeepSeek-V3's run.
 #[test]
-fn deepseek_v3s_gpu_hours_are_as_documented() {
+fn what_hides_in_pairs_only_takes_longer() {
     let job = fleets::job("deepseek-v3", 15360, 4096);
     let (prediction, hours) = deepseek::prediction(&job);
-    assert!((hours / 148.8e3 - 1.0).abs() < 0.005, "{hours}");
-    let error = hours / deepseek::PUBLISHED_GPU_HOURS - 1.0;
-    assert!((-0.18..-0.16).contains(&error), "{error}");
+    let hidden = Software { pairs: false, ..Software::DEEPSEEK };
+    let fleet = deepseek::cluster();
+    let other = Question { job: &job, fleet: &fleet, software: hidden };
+    let other = predict(&other, &Layout::of(&fleet), &deepseek::candidate(&job));
+    assert!(prediction.step_s > other.step_s && hours > 0.0);
+    let kinds: f64 = prediction.kinds.named().iter().map(|(_, seconds)| seconds).sum();
+    assert!((kinds - prediction.step_s).abs() < 1e-9 * kinds, "{kinds} {}", prediction.step_s);
     // Its activations need recomputing, which is not modelled yet.
     assert!(prediction.short().is_some());
-    assert!(deepseek::cluster().gpus() == 2048);
-    assert!(!fleets::is_mixed(&deepseek::cluster()));
+    assert!(fleet.gpus() == 2048 && !fleets::is_mixed(&fleet));
 }

@@ -3,17 +3,19 @@
 //! A *unit* is the cards of one stage of one replica: an expert group. The grid wants equal experts per shard in every
 //! unit and equal layers per stage in every replica, so what is uneven is shared out against the slowest that has it.
 
+mod pace;
 mod room;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::predict::capacity;
+use pace::StageCost;
+
+use super::predict::{capacity, sums};
 use super::{Candidate, Layout, Question};
 use crate::balance;
 use crate::batch::BatchDivision;
-use crate::cost::compute::{Card, LayerTimes, Load};
-use crate::cost::links::Member;
+use crate::cost::compute::{Card, Halves, LayerTimes, Load};
 use crate::grid::Grid;
 use crate::schedule::Schedule;
 
@@ -100,7 +102,11 @@ impl<'a> Builder<'a> {
         let mut weights: Vec<f64> = units.iter().map(of_replica).collect();
         let mut best: Option<(f64, Candidate)> = None;
         let mut lack = Lack { bytes: u64::MAX, rig: 0 };
-        let rounds = if pattern.units.len() > 64 { 2 } else { 3 };
+        let rounds = match pattern.units.len() {
+            1 => 1,
+            2..=64 => 3,
+            _ => 2,
+        };
         for _ in 0..rounds {
             let shares = self.sequences(&weights, &shard_speeds);
             let cards = cells(pattern, grid);
@@ -144,7 +150,6 @@ impl<'a> Builder<'a> {
         let division =
             BatchDivision::new(job.training.batch.into(), &candidate.shares, candidate.microbatch);
         let rounds = division.rounds().max(1) as f64;
-        // Seconds of a round in each stage, by replica: of a dense layer, of a mixture, and of the rest.
         let costs = self.costs(pattern, &candidate, &division);
         let layers = model.num_hidden_layers as usize;
         let mut moe_before = vec![0.0; layers + 1];
@@ -159,10 +164,8 @@ impl<'a> Builder<'a> {
             most.push(cap? as usize);
         }
         let of = |replica: usize, part: usize, start: usize, end: usize| {
-            let [dense, moe, last, _] = costs[replica].1[part];
             let moes = moe_before[end] - moe_before[start];
-            let rest = if end == layers { last } else { 0.0 };
-            moes * moe + ((end - start) as f64 - moes) * dense + rest
+            costs[replica].1[part].halves((end - start) as f64 - moes, moes, end == layers)
         };
         let stages = grid.stages as usize;
         let distinct: Vec<usize> = {
@@ -176,7 +179,7 @@ impl<'a> Builder<'a> {
             if end - start > most[part] {
                 return f64::INFINITY;
             }
-            distinct.iter().map(|replica| of(*replica, part, start, end)).fold(0.0, f64::max)
+            distinct.iter().map(|at| of(*at, part, start, end).total()).fold(0.0, f64::max)
         };
         let parts = balance::cut_by(layers, stages, cost).ok_or_else(|| {
             // Layers that find no room, at what one of them takes.
@@ -187,30 +190,28 @@ impl<'a> Builder<'a> {
             Lack { bytes: left * per_layer, rig }
         })?;
         candidate.layers = parts.iter().map(|part| part.len() as u32).collect();
-        let slowest = |replica: usize| {
-            let all = parts
-                .iter()
-                .enumerate()
-                .map(|(at, part)| (of(replica, at, part.start, part.end), costs[replica].1[at][3]));
-            all.fold((0.0_f64, 0.0), |(most, sum), (work, sent)| {
-                (most.max(work).max(sent), sum + work + sent)
-            })
+        let halves = |replica: usize| -> Vec<Halves> {
+            let all = parts.iter().enumerate();
+            all.map(|(at, part)| of(replica, at, part.start, part.end)).collect()
         };
-        let step = |replica: &usize| {
-            let (most, sum) = slowest(*replica);
-            // The first microbatch's way there and back; weight halves fill a part under ZB-H1.
-            let fill = if candidate.schedule == Schedule::ZbH1 { 1.0 / 3.0 } else { 2.0 / 3.0 };
-            rounds * most + fill * (sum - most)
-        };
-        let estimate = distinct.iter().map(step).fold(0.0, f64::max);
-        let rate = |replica: usize| {
-            let first = replica * grid.expert_shards as usize;
-            let own: u32 =
-                candidate.shares[first..first + grid.expert_shards as usize].iter().sum();
-            f64::from(own.max(1)) / slowest(replica).0
-        };
-        let rates = (0..grid.replicas as usize).map(rate).collect();
-        Ok((estimate, candidate, rates))
+        let mut pipeline = 0.0_f64;
+        let mut rates = vec![0.0; grid.replicas as usize];
+        for replica in &distinct {
+            let paced =
+                pace::step(&halves(*replica), &costs[*replica].1, rounds, candidate.schedule);
+            pipeline = pipeline.max(paced.step_s);
+            for (at, (key, _)) in
+                costs.iter().enumerate().filter(|(_, one)| one.0 == costs[*replica].0)
+            {
+                debug_assert!(!key.is_empty());
+                let first = at * grid.expert_shards as usize;
+                let own: u32 =
+                    candidate.shares[first..first + grid.expert_shards as usize].iter().sum();
+                rates[at] = f64::from(own.max(1)) / paced.round_s;
+            }
+        }
+        let sums = sums(self.question.job, self.layout, &candidate).seconds;
+        Ok((pipeline + sums, candidate, rates))
     }
 
     /// Seconds of a round in each stage of each replica, beside what they depend on.
@@ -219,9 +220,9 @@ impl<'a> Builder<'a> {
         pattern: &Pattern,
         candidate: &Candidate,
         division: &BatchDivision,
-    ) -> Vec<(Vec<u64>, Vec<[f64; 4]>)> {
+    ) -> Vec<(Vec<u64>, Vec<StageCost>)> {
         let shards = candidate.grid.expert_shards;
-        let mut known: BTreeMap<Vec<u64>, Vec<[f64; 4]>> = BTreeMap::new();
+        let mut known: BTreeMap<Vec<u64>, Vec<StageCost>> = BTreeMap::new();
         let mut all = Vec::with_capacity(pattern.units.len());
         for (replica, units) in (0..).zip(&pattern.units) {
             let mut key = Vec::new();
@@ -241,76 +242,6 @@ impl<'a> Builder<'a> {
             all.push((key.clone(), known[&key].clone()));
         }
         all
-    }
-
-    fn stage_costs(
-        &self,
-        pattern: &Pattern,
-        candidate: &Candidate,
-        division: &BatchDivision,
-        replica: u32,
-    ) -> Vec<[f64; 4]> {
-        let (job, model) = (self.question.job, &self.question.job.model);
-        let (shards, software) = (candidate.grid.expert_shards, self.question.software);
-        let sequence = f64::from(job.training.sequence);
-        let rounds = division.rounds().max(1) as f64;
-        let largest = |shard: u32| division.largest_microbatch(replica * shards + shard) as f64;
-        let part = |shard: u32| division.column(replica * shards + shard);
-        let all: f64 = (0..shards).map(|shard| (part(shard).end - part(shard).start) as f64).sum();
-        let at_most: f64 = (0..shards).map(largest).sum();
-        // Rounds that are smaller, or empty.
-        let busy = if at_most > 0.0 { all / rounds / at_most } else { 0.0 };
-        let total = f64::from(model.n_routed_experts.max(1));
-        let chosen = f64::from(model.num_experts_per_tok);
-        let wide = 2.0 * f64::from(model.hidden_size);
-        let of_unit = |unit: &Vec<usize>| {
-            let members: Vec<Member> = (0..shards)
-                .zip(unit)
-                .map(|(shard, card)| Member {
-                    machine: self.layout.machines[*card],
-                    own: largest(shard) * sequence,
-                    experts: f64::from(candidate.experts[shard as usize]) / total,
-                })
-                .collect();
-            let tokens: f64 = members.iter().map(|member| member.own).sum();
-            let mut worst = [0.0_f64; 3];
-            let mut halves = 0.0_f64;
-            for (member, card) in members.iter().zip(unit) {
-                let experts = member.experts * f64::from(model.n_routed_experts);
-                let load =
-                    Load { own: member.own, routed: tokens * chosen * member.experts, experts };
-                let times = self.layer_times(self.layout.rig(*card), load);
-                let own = [times.dense.total(), times.moe.total(), times.last.total()];
-                worst = [0, 1, 2].map(|at| worst[at].max(own[at]));
-                halves = halves.max(times.moe.forward);
-            }
-            let exchange = self.layout.network.exchange(model, &members, software);
-            let exchanged = exchange.seconds(wide / 2.0) + exchange.seconds(wide);
-            worst[1] += 2.0 * software.exposed(exchanged, halves);
-            worst.map(|seconds| seconds * busy)
-        };
-        let units = &pattern.units[replica as usize];
-        let own: Vec<f64> = (0..shards).map(|shard| largest(shard) * sequence * busy).collect();
-        // What a stage sends on, and back: its interface carries one after the other.
-        let sent = |stage: usize| -> f64 {
-            let to = [stage.checked_sub(1), Some(stage + 1).filter(|next| *next < units.len())];
-            let hop = |to: usize| {
-                let mut bytes: BTreeMap<(usize, usize), f64> = BTreeMap::new();
-                for ((a, b), own) in units[stage].iter().zip(&units[to]).zip(&own) {
-                    let pair = (self.layout.machines[*a], self.layout.machines[*b]);
-                    *bytes.entry(pair).or_default() += own * wide;
-                }
-                let of = |((a, b), bytes): ((usize, usize), f64)| {
-                    let network = &self.layout.network;
-                    let way = if a == b { network.peers(a) } else { network.between(a, b) };
-                    bytes / way.bytes_per_s
-                };
-                bytes.into_iter().map(of).fold(0.0, f64::max)
-            };
-            to.into_iter().flatten().map(hop).sum()
-        };
-        let costs = units.iter().map(of_unit).enumerate();
-        costs.map(|(at, [dense, moe, last])| [dense, moe, last, sent(at)]).collect()
     }
 }
 

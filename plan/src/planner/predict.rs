@@ -15,7 +15,9 @@ use crate::cost::links::{Exchange, Member, Way};
 use crate::job::{Job, Precision};
 use crate::memory::CellBytes;
 use crate::schedule::timeline::{Timeline, Wire, run};
-use crate::schedule::{Slot, Work};
+use crate::schedule::{Piece, Slot, Work, run_dual_pipe};
+
+pub(crate) use traffic::sums;
 
 /// Seconds of a step by what they are spent on, at the busiest stage of the slowest replica. They add up to the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -107,6 +109,8 @@ struct StageTimes {
     compute: Halves,
     /// What exchanges add to a forward, and to an input half.
     exchange: f64,
+    /// How long they take where they hide behind nothing.
+    exchanged: f64,
     message: Wire,
 }
 
@@ -140,12 +144,16 @@ impl<'a> Predictor<'a> {
         for replica in 0..grid.replicas {
             self.count_messages(replica, &mut bytes_out);
         }
-        let sums = self.sums(&mut bytes_out);
+        let summed = sums(&self.job, self.layout, self.candidate);
+        for (machine, bytes) in &summed.out {
+            *bytes_out.entry(*machine).or_default() += bytes;
+        }
+        let sums = summed.seconds;
         let update = self.update();
         let busy: Vec<f64> = (0..grid.stages).map(|stage| timeline.busy(stage)).collect();
         let most = busy.iter().copied().fold(0.0, f64::max);
         let busiest = busy.iter().position(|busy| *busy >= most).unwrap_or(0);
-        let exchange = self.exchanged(slowest, busiest as u32);
+        let exchange = self.exchanged((slowest, busiest as u32), most);
         let kinds = Kinds {
             compute: most - exchange,
             exchange,
@@ -243,7 +251,7 @@ impl<'a> Predictor<'a> {
             let exchange = software.exposed(exchanged, compute.forward);
             let next = (stage + 1) % stages;
             let message = self.message(replica, (stage, next), &own);
-            StageTimes { compute, exchange, message }
+            StageTimes { compute, exchange, exchanged, message }
         };
         virtual_stages.iter().enumerate().map(of).collect()
     }
@@ -342,6 +350,9 @@ impl<'a> Predictor<'a> {
 
     fn run(&self, times: &[Vec<StageTimes>], sent: bool) -> Timeline {
         let stages = self.candidate.grid.stages;
+        if let Some(timeline) = self.run_pairs(times, sent) {
+            return timeline;
+        }
         let at = |stage: u32, work: Work| {
             &times[work.microbatch as usize][(work.chunk * stages + stage) as usize]
         };
@@ -366,10 +377,53 @@ impl<'a> Predictor<'a> {
         run(self.job.pipeline(), self.division.n_microbatches(), length, wire)
     }
 
+    /// The same under `DualPipe`, whose stage `s` also has stage `p - 1 - s` of the other direction, on a card alike.
+    /// `None`: not this software's schedule.
+    fn run_pairs(&self, times: &[Vec<StageTimes>], sent: bool) -> Option<Timeline> {
+        let (stages, software) = (self.candidate.grid.stages, self.question.software);
+        if !software.pairs {
+            return None;
+        }
+        let of = |stage: u32, work: Work| {
+            let stage = if work.chunk == 0 { stage } else { stages - 1 - stage };
+            &times[work.microbatch as usize][stage as usize]
+        };
+        let length = |stage: u32, piece: Piece| match piece {
+            Piece::Forward(work) => {
+                let times = of(stage, work);
+                times.compute.forward + times.exchanged
+            }
+            Piece::Backward { work, deferred } => {
+                let times = of(stage, work);
+                let weight = if deferred { 0.0 } else { times.compute.weight };
+                times.compute.input + weight + times.exchanged
+            }
+            Piece::Weight(work) => of(stage, work).compute.weight,
+            Piece::Both(first, second) => {
+                let (first, second) = (of(stage, first), of(stage, second));
+                let compute = first.compute.forward + second.compute.input + second.compute.weight;
+                compute + software.exposed(first.exchanged + second.exchanged, compute)
+            }
+        };
+        let wire = |from: u32, to: u32| {
+            let message = times[0][from.min(to) as usize].message;
+            if sent { message.latency_s + message.transfer_s } else { 0.0 }
+        };
+        run_dual_pipe(stages, self.division.n_microbatches(), length, wire)
+    }
+
     /// Seconds of a step in which a stage exchanges tokens and does nothing else.
-    fn exchanged(&self, replica: u32, stage: u32) -> f64 {
+    fn exchanged(&self, (replica, stage): (u32, u32), busy: f64) -> f64 {
         let stages = self.candidate.grid.stages as usize;
         let all = self.stages(replica);
+        if self.question.software.pairs {
+            // Of two stages half the microbatches each; the rest of its time is not arithmetic.
+            let halves = [stage as usize, stages - 1 - stage as usize];
+            let compute = |times: &Vec<StageTimes>| -> f64 {
+                halves.iter().map(|at| times[*at].compute.total() / 2.0).sum()
+            };
+            return (busy - all.iter().map(compute).sum::<f64>()).max(0.0);
+        }
         let own = all.iter().flat_map(|times| times.iter().skip(stage as usize).step_by(stages));
         own.map(|times| 2.0 * times.exchange).sum()
     }

@@ -1,12 +1,23 @@
 //! Finds a good candidate: every number of shards and stages, cards in several patterns, then the best of them
 //! improved one move at a time. With few units every order of them is tried.
+//!
+//! `patterns` are where it starts, `climb` improves them by formula, `moves` the best of them by simulation.
 
-use std::collections::BTreeSet;
+mod climb;
+mod moves;
+mod patterns;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use moves::moves;
 
 use super::advice;
 use super::bound::bound_s;
 use super::build::{Builder, Knobs, Lack, Pattern};
+use super::predict::capacity;
 use super::{Candidate, Layout, Prediction, Question, predict};
+use crate::arithmetic;
 use crate::schedule::Schedule;
 
 /// What was found.
@@ -44,15 +55,13 @@ pub struct Misfit {
     pub rig: String,
 }
 
-/// Expert groups up to here are tried in every order.
-const EXACT_UNITS: usize = 5;
-
 /// Candidates that are simulated, and of these the ones that are improved.
-const SIMULATED: usize = 24;
-const IMPROVED: usize = 3;
+const SIMULATED: usize = 12;
+const IMPROVED: usize = 2;
 
 /// Of many cards one simulation takes long, and improves little.
-const SIMULATED_LARGE: usize = 6;
+const LARGE: usize = 128;
+const SIMULATED_LARGE: usize = 3;
 
 /// Plans a job for a fleet.
 pub fn plan(question: &Question<'_>) -> Result<Answer, Misfit> {
@@ -61,20 +70,53 @@ pub fn plan(question: &Question<'_>) -> Result<Answer, Misfit> {
         builder: Builder::new(question, &layout),
         question,
         layout: &layout,
-        found: Vec::new(),
+        found: BTreeMap::new(),
         lack: Lack { bytes: u64::MAX, rig: 0 },
         considered: 0,
         exact: true,
     };
     search.all();
+    if !search.is_large() {
+        search.climb();
+    }
     search.finish()
+}
+
+/// What was tried: a pattern and its knobs, and the candidate and its estimate, or the bytes that are lacking.
+#[derive(Clone)]
+struct Found {
+    pattern: Pattern,
+    knobs: Knobs,
+    built: Result<(f64, Candidate), Lack>,
+}
+
+impl Found {
+    /// What fits before what does not; then the shorter step, or the fewer bytes lacking.
+    fn key(&self) -> (bool, f64) {
+        match &self.built {
+            Ok((seconds, _)) => (false, *seconds),
+            Err(lack) => (true, lack.bytes as f64),
+        }
+    }
+
+    fn is_better_than(&self, other: &Self) -> bool {
+        let (own, other) = (self.key(), other.key());
+        (own.0, own.1 * 1.000_000_1) < (other.0, other.1)
+    }
+
+    /// Stages, expert shards, replicas.
+    fn grid(&self) -> [usize; 3] {
+        let units = &self.pattern.units;
+        [units[0].len(), units[0][0].len(), units.len()]
+    }
 }
 
 struct Search<'a> {
     question: &'a Question<'a>,
     layout: &'a Layout<'a>,
     builder: Builder<'a>,
-    found: Vec<(f64, Candidate)>,
+    /// The best of every grid.
+    found: BTreeMap<[usize; 3], Found>,
     lack: Lack,
     considered: usize,
     exact: bool,
@@ -83,12 +125,20 @@ struct Search<'a> {
 impl Search<'_> {
     /// Too many cards to try much.
     fn is_large(&self) -> bool {
-        self.layout.machines.len() > 128
+        self.layout.machines.len() > LARGE
     }
 
     fn all(&mut self) {
         for shards in self.shard_counts() {
             let units = self.units(shards);
+            let mut roomiest = units.clone();
+            roomiest.sort_by_key(|unit| {
+                Reverse(
+                    unit.iter()
+                        .map(|card| capacity(self.question, self.layout.rig(*card)))
+                        .sum::<u64>(),
+                )
+            });
             let model = &self.question.job.model;
             let most = units.len().min(model.num_hidden_layers as usize).min(256);
             for stages in 1..=most {
@@ -98,6 +148,10 @@ impl Search<'_> {
                 if units.len() > 64 && stages > 4 && stages < most && !round {
                     continue;
                 }
+                // A replica that has not even room for what it must keep.
+                if self.is_large() && !self.have_room(&roomiest[..stages]) {
+                    continue;
+                }
                 for pattern in self.patterns(&units, stages) {
                     self.consider(&pattern);
                 }
@@ -105,81 +159,14 @@ impl Search<'_> {
         }
     }
 
-    /// Cards of an expert group.
-    fn shard_counts(&self) -> BTreeSet<usize> {
-        let (cards, experts) =
-            (self.layout.machines.len(), self.question.job.model.n_routed_experts);
-        let rigs = self.question.fleet.rigs.iter().map(|rig| rig.count as usize);
-        let powers = (0..7).map(|power| 1 << power);
-        let small = 1..=if cards <= 8 { cards } else { 1 };
-        let all = powers.chain(rigs).chain(small);
-        all.filter(|shards| *shards <= cards && (*shards <= experts as usize || *shards == 1))
-            .collect()
-    }
-
-    /// Expert groups: inside machines as far as they go, then of neighbours at one site. In a group the fastest come first.
-    fn units(&self, shards: usize) -> Vec<Vec<usize>> {
-        let (mut units, mut left) = (Vec::new(), Vec::new());
-        let cards: Vec<usize> = (0..self.layout.machines.len()).collect();
-        for machine in cards.chunk_by(|a, b| self.layout.machines[*a] == self.layout.machines[*b]) {
-            let whole = machine.len() / shards * shards;
-            units.extend(machine[..whole].chunks(shards).map(<[usize]>::to_vec));
-            left.extend_from_slice(&machine[whole..]);
-        }
-        let site = |card: &usize| &self.question.fleet.rigs[self.layout.rig(*card)].site;
-        left.sort_by(|a, b| {
-            let speed = self.builder.speed(*b).total_cmp(&self.builder.speed(*a));
-            site(a).cmp(site(b)).then(speed)
-        });
-        for place in left.chunk_by(|a, b| site(a) == site(b)) {
-            units.extend(place.chunks_exact(shards).map(<[usize]>::to_vec));
-        }
-        for unit in &mut units {
-            unit.sort_by(|a, b| self.builder.speed(*b).total_cmp(&self.builder.speed(*a)));
-        }
-        units
-    }
-
-    /// Units as replicas of stages.
-    fn patterns(&mut self, units: &[Vec<usize>], stages: usize) -> BTreeSet<Pattern> {
-        let mut patterns = BTreeSet::new();
-        let columns_max = self.question.job.training.batch as usize / units[0].len().max(1);
-        let whole = (units.len() / stages).min(columns_max.max(1));
-        let speed =
-            |unit: &Vec<usize>| -> f64 { unit.iter().map(|card| self.builder.speed(*card)).sum() };
-        let mut by_speed = units.to_vec();
-        by_speed.sort_by(|a, b| speed(b).total_cmp(&speed(a)));
-        // Without the slow half, if it is slow.
-        let fast = by_speed.iter().filter(|unit| 2.0 * speed(unit) > speed(&by_speed[0])).count();
-        let site =
-            |unit: &Vec<usize>| self.question.fleet.rigs[self.layout.rig(unit[0])].site.clone();
-        let mut by_site = by_speed.clone();
-        by_site.sort_by_key(site);
-        let mut orders = vec![by_speed, by_site, units.to_vec()];
-        if units.len() <= EXACT_UNITS {
-            orders = permutations(units);
-        } else {
-            self.exact = false;
-        }
-        if self.is_large() {
-            orders.truncate(1);
-        }
-        for order in orders {
-            let counts: BTreeSet<usize> = if self.is_large() {
-                [whole].into()
-            } else {
-                [whole, (fast / stages).min(whole), 1].into()
-            };
-            for replicas in counts.into_iter().filter(|n| *n > 0) {
-                let used = &order[..stages * replicas];
-                let rows = used.chunks(stages).map(<[Vec<usize>]>::to_vec).collect();
-                patterns.insert(Pattern { units: rows });
-                let of =
-                    |replica: usize| used.iter().skip(replica).step_by(replicas).cloned().collect();
-                patterns.insert(Pattern { units: (0..replicas).map(of).collect() });
-            }
-        }
-        patterns
+    /// Whether these units could keep the model's state: a quick look at a lower limit.
+    fn have_room(&self, units: &[Vec<usize>]) -> bool {
+        let model = &self.question.job.model;
+        let room = |card: &usize| capacity(self.question, self.layout.rig(*card)) as f64;
+        // Master, gradient and weight, and moments in whatever format.
+        let least = 9 + self.question.job.training.moments.bytes();
+        let least = arithmetic::parameters(model).total as f64 * least as f64;
+        units.iter().flatten().map(room).sum::<f64>() > least
     }
 
     fn consider(&mut self, pattern: &Pattern) {
@@ -193,35 +180,41 @@ impl Search<'_> {
                 break;
             }
             for schedule in [Schedule::OneFOneB, Schedule::ZbH1] {
-                if stages == 1 && schedule == Schedule::ZbH1 {
+                if schedule == Schedule::ZbH1 && (stages == 1 || self.is_large()) {
                     continue;
                 }
-                self.considered += 1;
-                match self.builder.build(pattern, Knobs { microbatch: microbatch as u32, schedule })
-                {
-                    Ok(found) => self.found.push(found),
-                    Err(lack) if lack.bytes < self.lack.bytes => self.lack = lack,
-                    Err(_) => {}
-                }
+                let knobs = Knobs { microbatch: microbatch as u32, schedule };
+                let found = self.build(pattern.clone(), knobs);
+                self.keep(found);
             }
         }
     }
 
-    fn finish(mut self) -> Result<Answer, Misfit> {
-        self.found.sort_by(|a, b| a.0.total_cmp(&b.0));
-        // The best of every grid first, so that the alternatives are real ones.
-        let mut grids = BTreeSet::new();
-        let (mut first, mut rest) = (Vec::new(), Vec::new());
-        for (_, candidate) in self.found.drain(..) {
-            let grid = candidate.grid;
-            let is_new = grids.insert((grid.stages, grid.expert_shards, grid.replicas));
-            if is_new { first.push(candidate) } else { rest.push(candidate) }
+    fn build(&mut self, pattern: Pattern, knobs: Knobs) -> Found {
+        self.considered += 1;
+        let built = self.builder.build(&pattern, knobs);
+        if let Err(lack) = built {
+            self.lack = if lack.bytes < self.lack.bytes { lack } else { self.lack };
         }
-        let simulated = if self.is_large() { SIMULATED_LARGE } else { SIMULATED };
-        first.truncate(simulated / 2);
-        rest.truncate(simulated - first.len());
+        Found { pattern, knobs, built }
+    }
+
+    fn keep(&mut self, found: Found) {
+        let old = self.found.get(&found.grid());
+        if old.is_none_or(|old| found.is_better_than(old)) {
+            self.found.insert(found.grid(), found);
+        }
+    }
+
+    fn finish(mut self) -> Result<Answer, Misfit> {
+        let mut found: Vec<(f64, Candidate)> = std::mem::take(&mut self.found)
+            .into_values()
+            .filter_map(|one| one.built.ok())
+            .collect();
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        found.truncate(if self.is_large() { SIMULATED_LARGE } else { SIMULATED });
         let mut simulated: Vec<(Prediction, Candidate)> = Vec::new();
-        for candidate in first.into_iter().chain(rest) {
+        for (_, candidate) in found {
             if let Some(prediction) = self.try_out(&candidate) {
                 simulated.push((prediction, candidate));
             }
@@ -283,88 +276,4 @@ impl Search<'_> {
             (*prediction, *candidate) = (better, other);
         }
     }
-}
-
-/// Candidates one step away.
-fn moves(
-    candidate: &Candidate,
-    prediction: &Prediction,
-    question: &Question<'_>,
-) -> Vec<Candidate> {
-    let grid = candidate.grid;
-    let mut all = Vec::new();
-    let mut push = |change: &dyn Fn(&mut Candidate)| {
-        let mut other = candidate.clone();
-        change(&mut other);
-        all.push(other);
-    };
-    let busy = &prediction.busy;
-    let stages = grid.stages as usize;
-    let fullest = (0..stages).max_by(|a, b| busy[*a].total_cmp(&busy[*b])).unwrap_or(0);
-    if candidate.chunks == 1 && candidate.layers[fullest] > 1 {
-        for to in (0..stages).filter(|to| *to != fullest) {
-            push(&|other| {
-                (other.layers[fullest], other.layers[to]) =
-                    (candidate.layers[fullest] - 1, candidate.layers[to] + 1);
-            });
-        }
-    }
-    let columns = grid.columns() as usize;
-    if stages <= 32 {
-        for (a, b) in (0..stages).filter(|to| *to != fullest).map(|to| (fullest, to)) {
-            push(&|other| {
-                for column in 0..columns {
-                    other.cards.swap(a * columns + column, b * columns + column);
-                }
-                if candidate.chunks == 1 {
-                    other.layers.swap(a, b);
-                }
-            });
-        }
-    }
-    if columns > 1 && columns <= 16 {
-        let from = (prediction.slowest * grid.expert_shards) as usize;
-        for to in (0..columns).filter(|to| *to != from && candidate.shares[from] > 1) {
-            push(&|other| {
-                (other.shares[from], other.shares[to]) =
-                    (candidate.shares[from] - 1, candidate.shares[to] + 1);
-            });
-        }
-    }
-    for microbatch in [candidate.microbatch * 2, candidate.microbatch / 2] {
-        if microbatch > 0 && microbatch <= question.job.training.batch {
-            push(&|other| other.microbatch = microbatch);
-        }
-    }
-    let can_interleave = stages > 1 && candidate.layers.iter().all(|layers| *layers > 1);
-    if candidate.chunks == 1 && can_interleave {
-        push(&|other| {
-            (other.schedule, other.chunks) = (Schedule::Interleaved, 2);
-            let first = candidate.layers.iter().map(|layers| layers.div_ceil(2));
-            other.layers = first.chain(candidate.layers.iter().map(|layers| layers / 2)).collect();
-        });
-    }
-    for schedule in [Schedule::OneFOneB, Schedule::ZbH1] {
-        if candidate.chunks == 1 && schedule != candidate.schedule && stages > 1 {
-            push(&|other| other.schedule = schedule);
-        }
-    }
-    all
-}
-
-/// Every order of a few units.
-fn permutations(units: &[Vec<usize>]) -> Vec<Vec<Vec<usize>>> {
-    if units.len() < 2 {
-        return vec![units.to_vec()];
-    }
-    let mut all = Vec::new();
-    for at in 0..units.len() {
-        let mut rest = units.to_vec();
-        let first = rest.remove(at);
-        for mut order in permutations(&rest) {
-            order.insert(0, first.clone());
-            all.push(order);
-        }
-    }
-    all
 }

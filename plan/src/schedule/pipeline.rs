@@ -1,7 +1,7 @@
 //! A pipeline: its stages, the chunks of each, and the schedule they follow. What a worker runs and
 //! what a person reads about it.
 
-use super::{Schedule, Slot, Work, interleaved, one_f_one_b, zb_h1};
+use super::{Route, Schedule, Slot, Work, interleaved, one_f_one_b, zb_h1};
 
 /// The pipeline of one column. Neither count is ever zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +29,12 @@ impl Pipeline {
 
     /// Whose forward follows `work` of `stage`: a stage and its work. `None` at the network's end.
     pub fn after(self, stage: u32, work: Work) -> Option<(u32, Work)> {
-        let Work { chunk, microbatch } = work;
-        if stage + 1 < self.stages {
-            return Some((stage + 1, work));
-        }
-        (chunk + 1 < self.chunks).then_some((0, Work { chunk: chunk + 1, microbatch }))
+        self.after_along(Route::Around, stage, work)
     }
 
     /// Whose forward comes before `work` of `stage`. `None` at the network's start.
     pub fn before(self, stage: u32, work: Work) -> Option<(u32, Work)> {
-        let Work { chunk, microbatch } = work;
-        if stage > 0 {
-            return Some((stage - 1, work));
-        }
-        Some((self.stages - 1, Work { chunk: chunk.checked_sub(1)?, microbatch }))
+        self.before_along(Route::Around, stage, work)
     }
 
     /// Which schedule it is and what it does to the bubble, in one line.

@@ -1,8 +1,8 @@
 //! The checker of schedules: runs all stages' lists against each other, without any work in them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Pipeline, Schedule, Slot, Work};
+use super::{Pipeline, Route, Schedule, Slot, Work};
 
 /// Microbatches a stage holds something of, each once a chunk: at one moment, or the most at any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,16 +39,28 @@ pub fn simulate(
     n_chunks: u32,
     n_micro: u32,
 ) -> Result<Vec<Held>, ScheduleError> {
+    simulate_along(Route::Around, stages, (n_chunks, n_micro), None)
+}
+
+/// The same along any route, `n_micro` microbatches through each chunk. With `room`, a send to another stage waits while
+/// so many of its messages in that direction have not been taken.
+pub fn simulate_along(
+    route: Route,
+    stages: &[Vec<Slot>],
+    (n_chunks, n_micro): (u32, u32),
+    room: Option<usize>,
+) -> Result<Vec<Held>, ScheduleError> {
     let n_stages = stages.len();
     // Only for its neighbours, which are the same under every schedule.
     let schedule = Schedule::Interleaved;
-    let shape = Pipeline { schedule, stages: n_stages as u32, chunks: n_chunks };
+    let pipeline = Pipeline { schedule, stages: n_stages as u32, chunks: n_chunks };
+    let shape = Shape { route, pipeline, n_micro, room };
     let mut runs: Vec<StageRun> = (0..n_stages).map(|_| StageRun::default()).collect();
     loop {
         let mut moved = false;
         for stage in 0..n_stages {
             while let Some(slot) = stages[stage].get(runs[stage].at).copied() {
-                if !step(&mut runs, (stage, slot), shape, n_micro)? {
+                if !step(&mut runs, (stage, slot), shape)? {
                     break;
                 }
                 runs[stage].at += 1;
@@ -77,6 +89,25 @@ pub fn simulate(
     Ok(runs.into_iter().map(|run| run.most).collect())
 }
 
+/// What the lists are for.
+#[derive(Clone, Copy)]
+struct Shape {
+    route: Route,
+    pipeline: Pipeline,
+    n_micro: u32,
+    room: Option<usize>,
+}
+
+impl Shape {
+    fn after(self, stage: u32, work: Work) -> Option<(u32, Work)> {
+        self.pipeline.after_along(self.route, stage, work)
+    }
+
+    fn before(self, stage: u32, work: Work) -> Option<(u32, Work)> {
+        self.pipeline.before_along(self.route, stage, work)
+    }
+}
+
 fn all_work(n_chunks: u32, n_micro: u32) -> impl Iterator<Item = Work> {
     let of = move |chunk| (0..n_micro).map(move |microbatch| Work { chunk, microbatch });
     (0..n_chunks).flat_map(of)
@@ -87,12 +118,17 @@ fn all_work(n_chunks: u32, n_micro: u32) -> impl Iterator<Item = Work> {
 struct StageRun {
     at: usize,
     done: BTreeSet<Slot>,
-    /// Hidden states on their way from the previous stage, oldest first, as this one's work.
-    from_previous: VecDeque<Work>,
-    /// Gradients on their way from the next stage, oldest first, as this one's work.
-    from_next: VecDeque<Work>,
+    /// On their way here, oldest first, as this one's work: by the sender, and hidden states or gradients.
+    coming: BTreeMap<(u32, Kind), VecDeque<Work>>,
     held: Held,
     most: Held,
+}
+
+/// What a message brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Hidden,
+    Gradient,
 }
 
 impl StageRun {
@@ -111,8 +147,7 @@ impl StageRun {
 fn step(
     runs: &mut [StageRun],
     (stage, slot): (usize, Slot),
-    shape: Pipeline,
-    n_micro: u32,
+    shape: Shape,
 ) -> Result<bool, ScheduleError> {
     let work = slot.work();
     let (before, after) = (shape.before(stage as u32, work), shape.after(stage as u32, work));
@@ -122,12 +157,16 @@ fn step(
     let need = |met: bool, wanted: &'static str| {
         if met { Ok(()) } else { Err(ScheduleError::Order { stage, at, slot, wanted }) }
     };
-    need(work.microbatch < n_micro && work.chunk < shape.chunks, "a microbatch of this step")?;
+    need(
+        work.microbatch < shape.n_micro && work.chunk < shape.pipeline.chunks,
+        "a microbatch of this step",
+    )?;
     need(!run.done.contains(&slot), "a slot not done yet")?;
     let came = match slot {
         Slot::RecvForward(_) => {
             need(!first, "a later stage")?;
-            take(&mut run.from_previous, (stage, at, slot), Slot::RecvForward)?
+            let from = (before.expect("not at the start").0, Kind::Hidden);
+            take(run.coming.entry(from).or_default(), (stage, at, slot), Slot::RecvForward)?
         }
         Slot::Forward(work) => {
             need(first || run.done.contains(&Slot::RecvForward(work)), "RecvForward")?;
@@ -138,12 +177,12 @@ fn step(
             need(!last, "an earlier stage")?;
             need(run.done.contains(&Slot::Forward(work)), "Forward")?;
             let (to, theirs) = after.expect("not at the end");
-            runs[to as usize].from_previous.push_back(theirs);
-            true
+            send(runs, (stage, to, Kind::Hidden), theirs, shape.room)
         }
         Slot::RecvBackward(_) => {
             need(!last, "an earlier stage")?;
-            take(&mut run.from_next, (stage, at, slot), Slot::RecvBackward)?
+            let from = (after.expect("not at the end").0, Kind::Gradient);
+            take(run.coming.entry(from).or_default(), (stage, at, slot), Slot::RecvBackward)?
         }
         Slot::BackwardInput(work) => {
             need(run.done.contains(&Slot::Forward(work)), "Forward")?;
@@ -156,8 +195,7 @@ fn step(
             need(!first, "a later stage")?;
             need(run.done.contains(&Slot::BackwardInput(work)), "BackwardInput")?;
             let (to, theirs) = before.expect("not at the start");
-            runs[to as usize].from_next.push_back(theirs);
-            true
+            send(runs, (stage, to, Kind::Gradient), theirs, shape.room)
         }
         Slot::BackwardWeight(work) => {
             need(run.done.contains(&Slot::BackwardInput(work)), "BackwardInput")?;
@@ -170,6 +208,21 @@ fn step(
         runs[stage].count();
     }
     Ok(came)
+}
+
+/// Hands a message on if its way has room.
+fn send(
+    runs: &mut [StageRun],
+    (from, to, kind): (usize, u32, Kind),
+    theirs: Work,
+    room: Option<usize>,
+) -> bool {
+    let way = runs[to as usize].coming.entry((from as u32, kind)).or_default();
+    let has_room = from == to as usize || room.is_none_or(|room| way.len() < room);
+    if has_room {
+        way.push_back(theirs);
+    }
+    has_room
 }
 
 /// Takes the oldest message if it has come; it must be for the waiting slot.

@@ -2,8 +2,6 @@
 //! simulation. Exact for what it is told: every stage works through its list, a send never waits, and the messages
 //! that one stage sends leave one after another through its network interface.
 
-use std::collections::BTreeMap;
-
 use super::{Pipeline, Slot};
 
 /// A message between two stages.
@@ -51,8 +49,13 @@ pub fn run(
 ) -> Timeline {
     let lists = pipeline.all_slots(n_micro);
     let mut stages: Vec<Stage> = lists.iter().map(|_| Stage::default()).collect();
-    // When the message that a stage waits for is there, by stage and waiting slot.
-    let mut there: BTreeMap<(u32, Slot), f64> = BTreeMap::new();
+    // When the message that a stage waits for is there: never, while nobody has sent it.
+    let mut there = vec![f64::NAN; 2 * (pipeline.stages * pipeline.chunks * n_micro) as usize];
+    let place = |stage: u32, slot: Slot| {
+        let work = slot.work();
+        let place = (stage * pipeline.chunks + work.chunk) * n_micro + work.microbatch;
+        2 * place as usize + usize::from(matches!(slot, Slot::RecvBackward(_)))
+    };
     loop {
         let mut moved = false;
         for (at, slots) in (0..).zip(&lists) {
@@ -66,7 +69,10 @@ pub fn run(
                         None
                     }
                     Slot::RecvForward(_) | Slot::RecvBackward(_) => {
-                        let Some(arrived) = there.remove(&(at, slot)) else { break };
+                        let arrived = there[place(at, slot)];
+                        if arrived.is_nan() {
+                            break;
+                        }
                         stage.now = stage.now.max(arrived);
                         None
                     }
@@ -80,7 +86,7 @@ pub fn run(
                 if let Some((to, waits)) = to {
                     let wire = wire(at, to, slot);
                     stage.interface_free = stage.interface_free.max(stage.now) + wire.transfer_s;
-                    there.insert((to, waits), stage.interface_free + wire.latency_s);
+                    there[place(to, waits)] = stage.interface_free + wire.latency_s;
                 }
                 stage.next += 1;
                 moved = true;

@@ -22,8 +22,7 @@ pub(crate) fn cluster() -> Fleet {
     Fleet::of(vec![rig])
 }
 
-/// The published parallelism. Their schedule is `DualPipe`; ZB-H1 stands in, whose bubble is of about its length: 15 times
-/// a third of a microbatch, where `DualPipe` has 7 times a half of one.
+/// The published parallelism. `Software::DEEPSEEK` runs it under `DualPipe`, whatever the schedule says here.
 pub(crate) fn candidate(job: &Job) -> Candidate {
     let grid = Grid { stages: 16, expert_shards: 64, replicas: 2 };
     let balanced =

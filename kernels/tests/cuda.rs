@@ -153,7 +153,7 @@ fn main() -> ExitCode {
 /// All cases on one device, and whether all went well.
 fn run_all(options: &Options, cases: &[Case], device: Device) -> bool {
     let stream = device.stream().unwrap();
-    let mutant = options.mutant.map(|at| &honest::MUTANTS[at]);
+    let mutant = options.mutant.map(|at| honest::mutants()[at]);
     let gpu = Gpu::new(device, stream, options.seed, mutant);
     let mut report = header(&gpu);
     print!("{report}");

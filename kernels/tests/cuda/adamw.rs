@@ -8,6 +8,7 @@ use shoal_kernels::tensor::DType;
 use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling, router};
 
 use super::gpu::{Case, Gpu, Guarded, Tiles, f32_bytes, f32s, refused, same, same_bytes};
+use super::honest::{Change, GONE, Mutant, mutant};
 
 const SIZES: [(usize, usize); 4] = [(1, 1), (0, 8), (129, 132), (20, 257)];
 
@@ -185,3 +186,36 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     refused(step(state, Weight::Bf16(part(256, 30), 16), STEP), "copy has 30 bytes")?;
     refused(kernels.step_bias(stream, part(0, 16), part(64, 24), (4, 0.1)), "counts has 24")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "a tile's largest is read before every warp has written its own",
+        "adamw_blocks_bf16_pow2",
+        ("bar.sync", 0, GONE),
+        ("adamw bf16 Fp8(Pow2) 129x132", "race"),
+    ),
+    mutant(
+        "a master moves by the reciprocal of a root",
+        "adamw_flat_bf16",
+        ("sqrt.rn.f32", 2, Change::To("rcp.rn.f32")),
+        ("adamw bf16 Master 129x132", "masters["),
+    ),
+    mutant(
+        "the average decays at another rate",
+        "adamw_flat_bf16",
+        ("adamw_flat_bf16_param_15]", 0, Change::To("adamw_flat_bf16_param_11]")),
+        ("adamw bf16 Master 129x132", "average["),
+    ),
+    mutant(
+        "a checksum keeps the largest of the blocks' sums",
+        "adamw_flat_bf16",
+        ("red.global.add.u64", 0, Change::To("red.global.max.u64")),
+        ("adamw bf16 Master 129x132", "the checksum"),
+    ),
+    mutant(
+        "an expert with the mean of tokens counts as idle",
+        "router_bias",
+        ("setp.lt.u64", 0, Change::To("setp.le.u64")),
+        ("router bias 8", "bias["),
+    ),
+];

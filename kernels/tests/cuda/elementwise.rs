@@ -6,6 +6,7 @@ use shoal_kernels::cuda::elementwise::Vector;
 use shoal_kernels::tensor::DType;
 
 use super::gpu::{Case, Gpu, bf16s, f32s, refused, same};
+use super::honest::{Change, Mutant, mutant};
 
 const LENGTHS: [usize; 6] = [0, 1, 7, 8, 2049, 5000];
 const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
@@ -86,3 +87,18 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     refused(kernels.add(stream, f32, vector(48, 32, DType::Bf16), 16), "the sum overlaps")?;
     refused(kernels.add(stream, f32, vector(66, 32, DType::Bf16), 16), "x begins at no multiple")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "two numbers of a pair change places",
+        "cast_f32_bf16",
+        ("cvt.rn.bf16x2", 1, Change::Swap),
+        ("cast from F32 2049", "y["),
+    ),
+    mutant(
+        "a vector's last elements are taken for eight",
+        "add_bf16_f32",
+        ("min.u64", 0, Change::To("max.u64")),
+        ("add F32 to Bf16 2049", ""),
+    ),
+];

@@ -6,6 +6,7 @@ use shoal_kernels::tensor::DType;
 use shoal_kernels::{Tensor, embedding};
 
 use super::gpu::{Case, Gpu, f32_bytes, refused, same_bytes};
+use super::honest::{Change, Mutant, mutant};
 
 /// Tokens, rows of the table, columns.
 const SIZES: [(usize, usize, usize); 7] = [
@@ -81,3 +82,18 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     let backward = |dy, d_table| kernels.backward(stream, &tokens, dy, d_table, 8);
     refused(backward(part(0, 48), part(64, 220)), "d_table has 220 bytes")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "a row of the table takes all tokens from its first on",
+        "embedding_backward",
+        ("min.u32", 0, Change::To("max.u32")),
+        ("embedding backward 129 of 300x64", "d_table"),
+    ),
+    mutant(
+        "one token more than there is",
+        "embedding_forward",
+        ("setp.ge.u32", 0, Change::To("setp.gt.u32")),
+        ("embedding forward 129 of 300x64", ""),
+    ),
+];

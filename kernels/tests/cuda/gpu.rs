@@ -59,15 +59,13 @@ struct Programs {
     swiglu: OnceLock<swiglu::Kernels>,
 }
 
-/// The kernels of one program, or of the mutant that takes its place.
+/// The kernels of one program, loaded once: the driver compiles them for seconds.
 macro_rules! programs {
     ($($name:ident = $program:ident,)+) => {
         impl Gpu {
             $(pub(crate) fn $name(&self) -> &$name::Kernels {
-                self.programs.$name.get_or_init(|| match self.mutant_of(&image::$program) {
-                    Some(changed) => $name::Kernels::of(&changed).unwrap(),
-                    None => $name::Kernels::load(&self.device).unwrap(),
-                })
+                let load = || $name::Kernels::of(&self.module(&image::$program)).unwrap();
+                self.programs.$name.get_or_init(load)
             })+
         }
     };
@@ -100,22 +98,18 @@ impl Gpu {
         Self { device, stream, seed, programs: Programs::default(), mutant }
     }
 
-    /// The matrix products, loaded once: the driver compiles them for seconds.
+    /// The matrix products, loaded once.
     pub(crate) fn gemm(&self) -> &gemm::Kernels {
-        self.programs.gemm.get_or_init(|| match self.mutant_of(&image::GEMM_FP8) {
-            Some(changed) => gemm::Kernels::of(&self.device, &changed).unwrap(),
-            None => gemm::Kernels::load(&self.device).unwrap(),
-        })
+        let load = || gemm::Kernels::of(&self.device, &self.module(&image::GEMM_FP8)).unwrap();
+        self.programs.gemm.get_or_init(load)
     }
 
-    /// The mutant, if it is one of this program.
-    fn mutant_of(&self, program: &Program) -> Option<Module> {
-        let mutant = self.mutant.filter(|mutant| mutant.is_of(program))?;
-        Some(self.changed(mutant))
-    }
-
-    fn changed(&self, mutant: &Mutant) -> Module {
-        self.device.load_ptx("a mutant", &mutant.ptx()).unwrap()
+    /// A program as it ships, or with the change that is tried.
+    fn module(&self, program: &Program) -> Module {
+        match self.mutant.filter(|mutant| mutant.program().name() == program.name()) {
+            Some(mutant) => self.device.load_ptx("a mutant", &mutant.ptx()).unwrap(),
+            None => self.device.load(program).unwrap(),
+        }
     }
 
     /// Bytes on the device.

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use shoal_kernels::cuda::image::{Arch, PROGRAMS, Program, kernels};
 
+use super::{adamw, elementwise, embedding, reduce, rmsnorm, rope, swiglu};
+
 /// One change of one line of a kernel.
 pub(crate) struct Mutant {
     pub(crate) what: &'static str,
@@ -19,7 +21,7 @@ pub(crate) struct Mutant {
     pub(crate) says: &'static str,
 }
 
-enum Change {
+pub(crate) enum Change {
     /// The words become these.
     To(&'static str),
     /// The last two operands change places.
@@ -28,7 +30,7 @@ enum Change {
     SwapFrom(usize),
 }
 
-const fn mutant(
+pub(crate) const fn mutant(
     what: &'static str,
     kernel: &'static str,
     (find, nth, change): (&'static str, usize, Change),
@@ -40,9 +42,24 @@ const fn mutant(
 /// On the image of this architecture.
 pub(crate) const ARCH: Arch = Arch::Sm89;
 
-const GONE: Change = Change::To("// bar.sync");
+pub(crate) const GONE: Change = Change::To("// bar.sync");
 
-pub(crate) static MUTANTS: &[Mutant] = &[
+/// All of them.
+pub(crate) fn mutants() -> Vec<&'static Mutant> {
+    let families = [
+        adamw::MUTANTS,
+        elementwise::MUTANTS,
+        embedding::MUTANTS,
+        reduce::MUTANTS,
+        rmsnorm::MUTANTS,
+        rope::MUTANTS,
+        swiglu::MUTANTS,
+        PRODUCTS_AND_QUANTISERS,
+    ];
+    families.into_iter().flatten().collect()
+}
+
+static PRODUCTS_AND_QUANTISERS: &[Mutant] = &[
     mutant(
         "columns are read before every warp has written its own",
         "quantise_columns_pow2",
@@ -199,138 +216,6 @@ pub(crate) static MUTANTS: &[Mutant] = &[
         ("fp8_forward_64_param_3]", 0, Change::To("fp8_forward_64_param_2]")),
         (FORWARD, ""),
     ),
-    mutant(
-        "sums of a row are read before every warp has written its own",
-        "rmsnorm_backward_block",
-        ("bar.sync", 0, GONE),
-        ("rmsnorm backward 18x1032", "race"),
-    ),
-    mutant(
-        "a row's sums are overwritten while another warp reads them",
-        "rmsnorm_backward_block",
-        ("xor.b32", 0, Change::To("or.b32")),
-        ("rmsnorm backward 18x1032", "race"),
-    ),
-    mutant(
-        "gradients of a gain are added up before they are there",
-        "rmsnorm_gain_grad",
-        ("bar.sync", 0, GONE),
-        ("rmsnorm backward 33x128", "race"),
-    ),
-    mutant(
-        "a row is multiplied by its norm",
-        "rmsnorm_forward_warp",
-        ("rcp.rn.f32", 0, Change::To("sqrt.rn.f32")),
-        ("rmsnorm forward 33x128", "y["),
-    ),
-    mutant(
-        "a warp that has no row goes on",
-        "rmsnorm_forward_warp_pow2",
-        ("setp.ge.u32", 0, Change::To("setp.gt.u32")),
-        ("rmsnorm forward 33x128", ""),
-    ),
-    mutant(
-        "the sigmoid ends early",
-        "swiglu_forward",
-        ("0fC2AE0000", 0, Change::To("0fC0AE0000")),
-        ("swiglu forward 20x300", "h["),
-    ),
-    mutant(
-        "scales of g go where those of u belong",
-        "swiglu_forward_pow2",
-        ("swiglu_forward_pow2_param_6]", 0, Change::To("swiglu_forward_pow2_param_8]")),
-        ("swiglu forward 20x300", "scales of g"),
-    ),
-    mutant(
-        "a difference is turned round",
-        "swiglu_backward",
-        ("sub.rn.f32", 3, Change::Swap),
-        ("swiglu backward bf16 20x300", ""),
-    ),
-    mutant(
-        "a tile's largest is read before every warp has written its own",
-        "adamw_blocks_bf16_pow2",
-        ("bar.sync", 0, GONE),
-        ("adamw bf16 Fp8(Pow2) 129x132", "race"),
-    ),
-    mutant(
-        "a master moves by the reciprocal of a root",
-        "adamw_flat_bf16",
-        ("sqrt.rn.f32", 2, Change::To("rcp.rn.f32")),
-        ("adamw bf16 Master 129x132", "masters["),
-    ),
-    mutant(
-        "the average decays at another rate",
-        "adamw_flat_bf16",
-        ("adamw_flat_bf16_param_15]", 0, Change::To("adamw_flat_bf16_param_11]")),
-        ("adamw bf16 Master 129x132", "average["),
-    ),
-    mutant(
-        "a checksum keeps the largest of the blocks' sums",
-        "adamw_flat_bf16",
-        ("red.global.add.u64", 0, Change::To("red.global.max.u64")),
-        ("adamw bf16 Master 129x132", "the checksum"),
-    ),
-    mutant(
-        "an expert with the mean of tokens counts as idle",
-        "router_bias",
-        ("setp.lt.u64", 0, Change::To("setp.le.u64")),
-        ("router bias 8", "bias["),
-    ),
-    mutant(
-        "a row of the table takes all tokens from its first on",
-        "embedding_backward",
-        ("min.u32", 0, Change::To("max.u32")),
-        ("embedding backward 129 of 300x64", "d_table"),
-    ),
-    mutant(
-        "one token more than there is",
-        "embedding_forward",
-        ("setp.ge.u32", 0, Change::To("setp.gt.u32")),
-        ("embedding forward 129 of 300x64", ""),
-    ),
-    mutant(
-        "a token is turned by its head's number",
-        "rope_turn",
-        ("rope_turn_param_7]", 0, Change::To("rope_turn_param_3]")),
-        ("rope forward 9x2x128+64", "q["),
-    ),
-    mutant(
-        "a key's gradient is turned the other way",
-        "rope_sum_back",
-        ("sub.rn.f32", 0, Change::Swap),
-        ("rope backward 9x2x128+64", "dk_rope["),
-    ),
-    mutant(
-        "two numbers of a pair change places",
-        "cast_f32_bf16",
-        ("cvt.rn.bf16x2", 1, Change::Swap),
-        ("cast from F32 2049", "y["),
-    ),
-    mutant(
-        "a vector's last elements are taken for eight",
-        "add_bf16_f32",
-        ("min.u64", 0, Change::To("max.u64")),
-        ("add F32 to Bf16 2049", ""),
-    ),
-    mutant(
-        "a square is added to the wrong side",
-        "sum_of_squares_pieces",
-        ("fma.rn.f64", 3, Change::Swap),
-        ("sum of squares 16383", "sum of squares"),
-    ),
-    mutant(
-        "the last place instead of the first",
-        "first_nonfinite_bf16",
-        ("red.global.min", 0, Change::To("red.global.max")),
-        ("first non-finite Bf16 4096", "the first place"),
-    ),
-    mutant(
-        "one element of a thread is not looked at",
-        "first_nonfinite_f32",
-        ("setp.eq.s32", 3, Change::To("setp.gt.s32")),
-        ("first non-finite F32 4096", "the first place"),
-    ),
 ];
 
 const FORWARD: &str = "gemm Forward Pow2 Small 200x320x272";
@@ -338,18 +223,13 @@ const INPUT_GRAD: &str = "gemm InputGrad Pow2 Small 200x320x272";
 const WEIGHT_GRAD: &str = "gemm WeightGrad Pow2 Small 200x320x272";
 
 impl Mutant {
-    /// Whether it changes a kernel of this program.
-    pub(crate) fn is_of(&self, program: &Program) -> bool {
-        self.program().name() == program.name()
-    }
-
-    /// The program that has the kernel.
-    fn program(&self) -> &'static Program {
+    /// Where its kernel is.
+    pub(crate) fn program(&self) -> &'static Program {
         let has = |program: &&Program| {
-            kernels(&program.ptx(ARCH).expect("the image that ships"))
-                .any(|name| name == self.kernel)
+            let ptx = program.ptx(ARCH).expect("the image that ships");
+            kernels(&ptx).any(|kernel| kernel == self.kernel)
         };
-        PROGRAMS.iter().find(has).expect("a program has the kernel")
+        PROGRAMS.iter().find(has).unwrap_or_else(|| panic!("no kernel is called {}", self.kernel))
     }
 
     /// The text of all kernels with the change.

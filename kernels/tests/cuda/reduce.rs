@@ -8,6 +8,7 @@ use shoal_kernels::cuda::reduce::{NONE, scratch_bytes};
 use shoal_kernels::tensor::DType;
 
 use super::gpu::{Case, Gpu, f32_bytes, refused};
+use super::honest::{Change, Mutant, mutant};
 
 /// Around a piece of 16384, and around a block's sixteen pieces.
 const LENGTHS: [usize; 8] = [0, 1, 17, 4096, 16_383, 16_384, 16_401, 300_001];
@@ -99,3 +100,24 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     let first = kernels.first_nonfinite(stream, vector, part(64, 8), 16);
     refused(first, "x has 64 bytes, 32")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "a square is added to the wrong side",
+        "sum_of_squares_pieces",
+        ("fma.rn.f64", 3, Change::Swap),
+        ("sum of squares 16383", "sum of squares"),
+    ),
+    mutant(
+        "the last place instead of the first",
+        "first_nonfinite_bf16",
+        ("red.global.min", 0, Change::To("red.global.max")),
+        ("first non-finite Bf16 4096", "the first place"),
+    ),
+    mutant(
+        "one element of a thread is not looked at",
+        "first_nonfinite_f32",
+        ("setp.eq.s32", 3, Change::To("setp.gt.s32")),
+        ("first non-finite F32 4096", "the first place"),
+    ),
+];

@@ -8,6 +8,7 @@ use shoal_kernels::tensor::DType;
 use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling, rmsnorm};
 
 use super::gpu::{Case, Gapped, Gpu, Tiles, bf16s, close, f32_bytes, f32s, refused, same_bytes};
+use super::honest::{Change, GONE, Mutant, mutant};
 
 /// Rows, columns, and how far apart rows of x are beyond their width.
 const SIZES: [(usize, usize, usize); 11] = [
@@ -172,3 +173,36 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     let wide = Norm { cols: WIDTH_MAX + 1, ..norm };
     refused(forward(packed(64), gain, packed(192), wide), "at most 8192")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "sums of a row are read before every warp has written its own",
+        "rmsnorm_backward_block",
+        ("bar.sync", 0, GONE),
+        ("rmsnorm backward 18x1032", "race"),
+    ),
+    mutant(
+        "a row's sums are overwritten while another warp reads them",
+        "rmsnorm_backward_block",
+        ("xor.b32", 0, Change::To("or.b32")),
+        ("rmsnorm backward 18x1032", "race"),
+    ),
+    mutant(
+        "gradients of a gain are added up before they are there",
+        "rmsnorm_gain_grad",
+        ("bar.sync", 0, GONE),
+        ("rmsnorm backward 33x128", "race"),
+    ),
+    mutant(
+        "a row is multiplied by its norm",
+        "rmsnorm_forward_warp",
+        ("rcp.rn.f32", 0, Change::To("sqrt.rn.f32")),
+        ("rmsnorm forward 33x128", "y["),
+    ),
+    mutant(
+        "a warp that has no row goes on",
+        "rmsnorm_forward_warp_pow2",
+        ("setp.ge.u32", 0, Change::To("setp.gt.u32")),
+        ("rmsnorm forward 33x128", ""),
+    ),
+];

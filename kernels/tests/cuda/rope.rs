@@ -7,6 +7,7 @@ use shoal_kernels::mla::{self, HeadShape, Yarn};
 use shoal_kernels::tensor::DType;
 
 use super::gpu::{Case, Gapped, Gpu, bf16s, f32_bytes, refused, same};
+use super::honest::{Change, Mutant, mutant};
 
 /// Tokens, of a sequence; heads, plain, rotated and value columns of each.
 const SIZES: [(usize, usize, usize, usize, usize, usize); 6] = [
@@ -129,3 +130,18 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     refused(turn(x, part(512, 92), good), "turns have 92 bytes")?;
     refused(turn(x, part(64, 96), good), "x overlaps with turns")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "a token is turned by its head's number",
+        "rope_turn",
+        ("rope_turn_param_7]", 0, Change::To("rope_turn_param_3]")),
+        ("rope forward 9x2x128+64", "q["),
+    ),
+    mutant(
+        "a key's gradient is turned the other way",
+        "rope_sum_back",
+        ("sub.rn.f32", 0, Change::Swap),
+        ("rope backward 9x2x128+64", "dk_rope["),
+    ),
+];

@@ -9,7 +9,7 @@ use std::thread;
 use shoal_standin_driver::report::Check;
 use shoal_standin_driver::testing::StandIn;
 
-use super::honest::MUTANTS;
+use super::honest;
 
 /// One of each kind that has an image of its own.
 const CARDS: [&str; 4] = ["3090", "4090", "h100", "5090"];
@@ -201,7 +201,8 @@ fn lacks(machine: &str, output: &Output, says: &[&str]) -> Option<String> {
 /// Kernels with one word changed. Those that nobody noticed.
 pub(crate) fn mutants() -> Vec<String> {
     let mut failures = Vec::new();
-    for (at, mutant) in MUTANTS.iter().enumerate() {
+    let mutants = honest::mutants();
+    for (at, mutant) in mutants.iter().enumerate() {
         let standin = StandIn::new().cards("4090").seed(1);
         let output = child(&standin, &["--mutant", &at.to_string(), mutant.cases]);
         let said = [output.stdout.as_slice(), &output.stderr].concat();
@@ -213,6 +214,6 @@ pub(crate) fn mutants() -> Vec<String> {
             ));
         }
     }
-    println!("stand-in: {} mutants, {} not noticed", MUTANTS.len(), failures.len());
+    println!("stand-in: {} mutants, {} not noticed", mutants.len(), failures.len());
     failures
 }

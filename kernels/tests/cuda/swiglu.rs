@@ -7,6 +7,7 @@ use shoal_kernels::tensor::DType;
 use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling, swiglu};
 
 use super::gpu::{Case, Gpu, Tiles, bf16s, close, f32_bytes, f32s, refused, same};
+use super::honest::{Change, Mutant, mutant};
 
 const SIZES: [(usize, usize); 8] =
     [(1, 1), (0, 64), (9, 127), (10, 128), (3, 264), (20, 300), (2, 1408), (5, 0)];
@@ -184,3 +185,24 @@ fn refuses(gpu: &Gpu) -> Result<(), String> {
     let mixed = Hidden::Fp8 { h: one.slices(), kept: Some([two.slices(), two.slices()]) };
     refused(kernels.forward(&gpu.stream, (g, u, None), mixed, shape), "not in one format")
 }
+
+pub(crate) static MUTANTS: &[Mutant] = &[
+    mutant(
+        "the sigmoid ends early",
+        "swiglu_forward",
+        ("0fC2AE0000", 0, Change::To("0fC0AE0000")),
+        ("swiglu forward 20x300", "h["),
+    ),
+    mutant(
+        "scales of g go where those of u belong",
+        "swiglu_forward_pow2",
+        ("swiglu_forward_pow2_param_6]", 0, Change::To("swiglu_forward_pow2_param_8]")),
+        ("swiglu forward 20x300", "scales of g"),
+    ),
+    mutant(
+        "a difference is turned round",
+        "swiglu_backward",
+        ("sub.rn.f32", 3, Change::Swap),
+        ("swiglu backward bf16 20x300", ""),
+    ),
+];

@@ -108,14 +108,14 @@ pub fn step_and_forget<M: Moment>(
 }
 
 /// What follows from a step's settings alone.
-struct Rates {
-    step_size: f32,
-    v_correction: f32,
-    keep: f32,
+pub(crate) struct Rates {
+    pub(crate) step_size: f32,
+    pub(crate) v_correction: f32,
+    pub(crate) keep: f32,
 }
 
 impl Rates {
-    fn of(s: &AdamStep) -> Self {
+    pub(crate) fn of(s: &AdamStep) -> Self {
         assert!(s.step >= 1, "adamw: steps count from 1, or the bias correction divides by 0");
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(s.step as f64);
         Self {
@@ -160,6 +160,17 @@ fn average_chunk(values: &mut [f32], p: &[f32], decay: f32) {
             }
         },
     );
+}
+
+/// `sum of bits(p_i) * (2 i + 1)` modulo 2^64: what twins compare to see that they hold the same masters. The order of
+/// the sum does not matter. An odd factor makes every change of one element show, and no two places have the same.
+pub fn checksum(p: &[f32]) -> u64 {
+    let chunk = |(i, p): (usize, &[f32])| {
+        let terms = p.iter().zip((i * ELEMENTS) as u64..);
+        let terms = terms.map(|(p, at)| u64::from(p.to_bits()).wrapping_mul(2 * at + 1));
+        terms.fold(0, u64::wrapping_add)
+    };
+    spread::map(p.chunks(ELEMENTS).enumerate(), chunk).into_iter().fold(0, u64::wrapping_add)
 }
 
 /// `sum(g^2)` in f64, over chunks of a fixed length added in order; an infinity or a NaN anywhere
@@ -308,6 +319,22 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_shows_an_element_that_changed_and_two_that_changed_places() {
+        let mut p = Random::new(20).normal(40_000);
+        let want = (0..p.len() as u64)
+            .map(|i| u64::from(p[i as usize].to_bits()).wrapping_mul(2 * i + 1))
+            .fold(0, u64::wrapping_add);
+        assert_eq!(checksum(&p), want);
+        p.swap(7, 39_999);
+        assert_ne!(checksum(&p), want);
+        p.swap(7, 39_999);
+        assert_eq!(checksum(&p), want);
+        p[20_000] = f32::from_bits(p[20_000].to_bits() ^ 0x8000_0000);
+        assert_ne!(checksum(&p), want);
+        assert_eq!(checksum(&[]), 0);
+    }
+
+    #[test]
     fn threads_do_not_change_a_bit() {
         let n = 100_001;
         let g = Random::new(14).normal(n);
@@ -316,7 +343,7 @@ mod tests {
             let mut values = p.clone();
             let average = Average { values: &mut values, decay: 0.9 };
             step(&mut p, &mut m, &mut v, &g, &STEP, Some(average));
-            (p, m, v, values, sum_of_squares(&g).to_bits())
+            (checksum(&p), p, m, v, values, sum_of_squares(&g).to_bits())
         });
         assert_eq!(one, three);
     }

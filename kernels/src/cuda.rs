@@ -11,6 +11,7 @@
 //! judges it, checks every size and launches; the `.cu` explains how the work is spread. Then `.ci/ptx`, and
 //! cases in `tests/cuda/`.
 
+mod check;
 mod device;
 mod driver;
 mod error;
@@ -19,9 +20,17 @@ mod memory;
 mod module;
 mod stream;
 
+pub mod adamw;
+pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
 pub mod quantise;
+pub mod reduce;
+pub mod rmsnorm;
+pub mod rope;
+pub mod swiglu;
 
+pub use self::check::Rows;
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};
 pub use self::memory::{Address, Buffer, Slice};

@@ -33,6 +33,14 @@ impl HeadShape {
         self.nope + self.rope
     }
 
+    /// Cosine and sine of every pair at the positions `0..tokens` of a sequence, `(tokens, rope)`, the columns being
+    /// pairs: what [`split_forward`] turns by.
+    pub fn turns(&self, tokens: usize) -> Vec<f32> {
+        let whole = Self { tokens_per_sequence: tokens.max(1), ..*self };
+        let rotation = Rotation::new(&whole, tokens);
+        rotation.cos_sin.iter().flat_map(|(cos, sin)| [*cos, *sin]).collect()
+    }
+
     /// By how much pair `i` turns from one position to the next, in radians.
     fn frequency(&self, i: usize) -> f64 {
         let theta = f64::from(self.rope_theta);

@@ -76,6 +76,20 @@ pub struct Backward<'a> {
     pub balance_weight: f32,
 }
 
+/// Adds `speed` to the bias of an expert with fewer tokens than the mean, subtracts it from that of one with more
+/// (DeepSeek-V3 report 2.1.2). `counts` are over the whole batch.
+pub fn step_bias(bias: &mut [f32], counts: &[u64], speed: f32) {
+    assert_eq!(bias.len(), counts.len(), "one count per expert");
+    let (n, total) = (counts.len() as u64, counts.iter().sum::<u64>());
+    for (bias, count) in bias.iter_mut().zip(counts) {
+        match (count * n).cmp(&total) {
+            std::cmp::Ordering::Less => *bias += speed,
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => *bias -= speed,
+        }
+    }
+}
+
 /// - `x`: `(T, D)`; `w`: `(E, D)`; `bias`: `(E)`, used to choose only.
 pub fn forward(x: &Tensor, w: &[f32], bias: &[f32], s: &RouterShape) -> Routing {
     s.assert_valid();

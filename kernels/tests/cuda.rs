@@ -11,10 +11,16 @@
 #![expect(clippy::print_stdout, reason = "a table for whoever runs it")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "cuda/adamw.rs"]
+mod adamw;
 #[path = "cuda/bench.rs"]
 mod bench;
 #[path = "cuda/device.rs"]
 mod device;
+#[path = "cuda/elementwise.rs"]
+mod elementwise;
+#[path = "cuda/embedding.rs"]
+mod embedding;
 #[path = "cuda/gemm.rs"]
 mod gemm;
 #[path = "cuda/gemm_bench.rs"]
@@ -25,8 +31,16 @@ mod gpu;
 mod honest;
 #[path = "cuda/quantise.rs"]
 mod quantise;
+#[path = "cuda/reduce.rs"]
+mod reduce;
+#[path = "cuda/rmsnorm.rs"]
+mod rmsnorm;
+#[path = "cuda/rope.rs"]
+mod rope;
 #[path = "cuda/standin.rs"]
 mod standin;
+#[path = "cuda/swiglu.rs"]
+mod swiglu;
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,7 +89,19 @@ impl Options {
 }
 
 fn cases() -> Vec<Case> {
-    [device::cases(), quantise::cases(), gemm::cases()].into_iter().flatten().collect()
+    let families = [
+        device::cases(),
+        quantise::cases(),
+        gemm::cases(),
+        adamw::cases(),
+        elementwise::cases(),
+        embedding::cases(),
+        reduce::cases(),
+        rmsnorm::cases(),
+        rope::cases(),
+        swiglu::cases(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {
@@ -127,7 +153,7 @@ fn main() -> ExitCode {
 /// All cases on one device, and whether all went well.
 fn run_all(options: &Options, cases: &[Case], device: Device) -> bool {
     let stream = device.stream().unwrap();
-    let mutant = options.mutant.map(|at| &honest::MUTANTS[at]);
+    let mutant = options.mutant.map(|at| honest::mutants()[at]);
     let gpu = Gpu::new(device, stream, options.seed, mutant);
     let mut report = header(&gpu);
     print!("{report}");

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_kernels::adamw;
+use shoal_kernels::router;
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{self, Tensor};
 use shoal_plan::routing::Routing;
@@ -25,7 +26,7 @@ use crate::layer::{Layer, LayerKept};
 use crate::memory::Memory;
 use crate::moe::{Moe, MoeKept};
 use crate::names::{self, EMBEDDING, of_bias};
-use crate::optimizer::{self, Update};
+use crate::optimizer::Update;
 use crate::options::StageOptions;
 use crate::parameters::{Class, Id, Parameters};
 use crate::tail::{Tail, TailKept};
@@ -219,7 +220,7 @@ impl Stage {
         let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {
-            optimizer::step_bias(&mut moe.bias, counts, update.bias_speed);
+            router::step_bias(&mut moe.bias, counts, update.bias_speed);
         }
         self.counts = vec![0; counts.len()];
         self.findings = Findings::default();

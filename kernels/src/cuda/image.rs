@@ -89,17 +89,39 @@ macro_rules! program {
     };
 }
 
-/// `quantise.cu`.
-pub const QUANTISE: Program = program!("quantise");
+/// `adamw.cu`.
+pub const ADAMW: Program = program!("adamw");
 
-/// `gemm_fp8.cu`.
-pub const GEMM_FP8: Program = program!("gemm_fp8");
+/// `elementwise.cu`.
+pub const ELEMENTWISE: Program = program!("elementwise");
+
+/// `embedding.cu`.
+pub const EMBEDDING: Program = program!("embedding");
 
 /// `gemm_bf16.cu`.
 pub const GEMM_BF16: Program = program!("gemm_bf16");
 
+/// `gemm_fp8.cu`.
+pub const GEMM_FP8: Program = program!("gemm_fp8");
+
+/// `quantise.cu`.
+pub const QUANTISE: Program = program!("quantise");
+
+/// `reduce.cu`.
+pub const REDUCE: Program = program!("reduce");
+
+/// `rmsnorm.cu`.
+pub const RMSNORM: Program = program!("rmsnorm");
+
+/// `rope.cu`.
+pub const ROPE: Program = program!("rope");
+
+/// `swiglu.cu`.
+pub const SWIGLU: Program = program!("swiglu");
+
 /// Everything that ships.
-pub const PROGRAMS: [Program; 3] = [QUANTISE, GEMM_FP8, GEMM_BF16];
+pub const PROGRAMS: &[Program] =
+    &[ADAMW, ELEMENTWISE, EMBEDDING, GEMM_BF16, GEMM_FP8, QUANTISE, REDUCE, RMSNORM, ROPE, SWIGLU];
 
 impl Program {
     pub fn name(&self) -> &'static str {

@@ -139,6 +139,8 @@ arguments!(A B C D E F G H I J K L M);
 arguments!(A B C D E F G H I J K L M N);
 arguments!(A B C D E F G H I J K L M N O);
 arguments!(A B C D E F G H I J K L M N O P);
+arguments!(A B C D E F G H I J K L M N O P Q);
+arguments!(A B C D E F G H I J K L M N O P Q S);
 
 impl Module {
     pub(super) fn new(context: &Arc<Context>, name: &str, ptx: &str) -> Result<Self, DeviceError> {

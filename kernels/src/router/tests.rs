@@ -216,3 +216,14 @@ fn threads_do_not_change_a_bit() {
     });
     assert_eq!(one, three);
 }
+
+#[test]
+fn a_busy_experts_bias_falls_an_idle_ones_rises_and_the_mean_stays() {
+    // Quarters: every sum is exact, so bits may be compared.
+    let bits = |bias: [f32; 4]| bias.map(f32::to_bits);
+    let mut bias = [0.0, 0.0, 0.0, 0.5];
+    step_bias(&mut bias, &[9, 4, 0, 3], 0.25);
+    assert_eq!(bits(bias), bits([-0.25, 0.0, 0.25, 0.75]));
+    step_bias(&mut bias, &[0; 4], 0.25);
+    assert_eq!(bits(bias), bits([-0.25, 0.0, 0.25, 0.75]));
+}

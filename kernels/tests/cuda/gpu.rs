@@ -2,9 +2,12 @@
 
 use std::sync::OnceLock;
 
-use shoal_kernels::cuda::gemm;
-use shoal_kernels::cuda::quantise::Kernels;
-use shoal_kernels::cuda::{Buffer, Device, Module, Slice, Stream};
+use shoal_kernels::cuda::image::Program;
+use shoal_kernels::cuda::{
+    Buffer, Device, DeviceError, Module, Rows, Slice, Stream, adamw, elementwise, embedding, gemm,
+    image, quantise, reduce, rmsnorm, rope, swiglu,
+};
+use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling};
 
 use super::honest::Mutant;
 
@@ -37,10 +40,46 @@ pub(crate) struct Gpu {
     pub(crate) device: Device,
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
-    quantise: OnceLock<Kernels>,
-    gemm: OnceLock<gemm::Kernels>,
+    programs: Programs,
     /// Takes the place of the PTX that it was made from.
     mutant: Option<&'static Mutant>,
+}
+
+/// The kernels of each `.cu`, loaded once.
+#[derive(Default)]
+struct Programs {
+    adamw: OnceLock<adamw::Kernels>,
+    elementwise: OnceLock<elementwise::Kernels>,
+    embedding: OnceLock<embedding::Kernels>,
+    gemm: OnceLock<gemm::Kernels>,
+    quantise: OnceLock<quantise::Kernels>,
+    reduce: OnceLock<reduce::Kernels>,
+    rmsnorm: OnceLock<rmsnorm::Kernels>,
+    rope: OnceLock<rope::Kernels>,
+    swiglu: OnceLock<swiglu::Kernels>,
+}
+
+/// The kernels of one program, loaded once: the driver compiles them for seconds.
+macro_rules! programs {
+    ($($name:ident = $program:ident,)+) => {
+        impl Gpu {
+            $(pub(crate) fn $name(&self) -> &$name::Kernels {
+                let load = || $name::Kernels::of(&self.module(&image::$program)).unwrap();
+                self.programs.$name.get_or_init(load)
+            })+
+        }
+    };
+}
+
+programs! {
+    adamw = ADAMW,
+    elementwise = ELEMENTWISE,
+    embedding = EMBEDDING,
+    quantise = QUANTISE,
+    reduce = REDUCE,
+    rmsnorm = RMSNORM,
+    rope = ROPE,
+    swiglu = SWIGLU,
 }
 
 /// Room for a result between two guards.
@@ -56,28 +95,21 @@ impl Gpu {
         seed: u64,
         mutant: Option<&'static Mutant>,
     ) -> Self {
-        let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
-        Self { device, stream, seed, quantise, gemm, mutant }
-    }
-
-    /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
-    pub(crate) fn quantise(&self) -> &Kernels {
-        self.quantise.get_or_init(|| match self.mutant.filter(|mutant| !mutant.is_product()) {
-            Some(mutant) => Kernels::of(&self.changed(mutant)).unwrap(),
-            None => Kernels::load(&self.device).unwrap(),
-        })
+        Self { device, stream, seed, programs: Programs::default(), mutant }
     }
 
     /// The matrix products, loaded once.
     pub(crate) fn gemm(&self) -> &gemm::Kernels {
-        self.gemm.get_or_init(|| match self.mutant.filter(|mutant| mutant.is_product()) {
-            Some(mutant) => gemm::Kernels::of(&self.device, &self.changed(mutant)).unwrap(),
-            None => gemm::Kernels::load(&self.device).unwrap(),
-        })
+        let load = || gemm::Kernels::of(&self.device, &self.module(&image::GEMM_FP8)).unwrap();
+        self.programs.gemm.get_or_init(load)
     }
 
-    fn changed(&self, mutant: &Mutant) -> Module {
-        self.device.load_ptx("a mutant", &mutant.ptx()).unwrap()
+    /// A program as it ships, or with the change that is tried.
+    fn module(&self, program: &Program) -> Module {
+        match self.mutant.filter(|mutant| mutant.program().name() == program.name()) {
+            Some(mutant) => self.device.load_ptx("a mutant", &mutant.ptx()).unwrap(),
+            None => self.device.load(program).unwrap(),
+        }
     }
 
     /// Bytes on the device.
@@ -118,6 +150,164 @@ impl Gpu {
 impl Guarded {
     pub(crate) fn slice(&self) -> Slice<'_> {
         self.buffer.slice(GUARD..GUARD + self.bytes)
+    }
+}
+
+/// FP32 numbers as they lie in memory.
+pub(crate) fn f32_bytes(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// The same, back.
+pub(crate) fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+}
+
+/// BF16 numbers of memory.
+pub(crate) fn bf16s(bytes: &[u8]) -> Vec<f32> {
+    let word = |pair: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*pair)) << 16);
+    bytes.as_chunks::<2>().0.iter().map(word).collect()
+}
+
+/// Within `rel` of the wanted numbers, or within `abs`; what is not finite is the same, any NaN being like another.
+pub(crate) fn close(
+    what: &str,
+    got: &[f32],
+    want: &[f32],
+    (abs, rel): (f32, f32),
+) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{what}: {} numbers, want {}", got.len(), want.len()));
+    }
+    let agrees = |got: f32, want: f32| {
+        if want.is_finite() {
+            (got - want).abs() <= abs + rel * want.abs()
+        } else {
+            got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan())
+        }
+    };
+    let differs = |i: &usize| !agrees(got[*i], want[*i]);
+    match (0..got.len()).find(differs) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "{what}[{at}] is {}, want {} within {abs} + {rel}; {} of {} differ",
+            got[at],
+            want[at],
+            (0..got.len()).filter(differs).count(),
+            got.len()
+        )),
+    }
+}
+
+/// The same numbers, bit for bit; any NaN is like another.
+pub(crate) fn same(what: &str, got: &[f32], want: &[f32]) -> Result<(), String> {
+    close(what, got, want, (0.0, 0.0))?;
+    let differs = |i: &usize| got[*i].to_bits() != want[*i].to_bits() && !want[*i].is_nan();
+    match (0..got.len()).find(differs) {
+        None => Ok(()),
+        Some(at) => Err(format!("{what}[{at}] is {:?}, want {:?}", got[at], want[at])),
+    }
+}
+
+/// Room for rows of BF16 that begin `stride` apart, with gaps between them.
+pub(crate) struct Gapped {
+    guarded: Guarded,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl Gapped {
+    pub(crate) fn new(gpu: &Gpu, (rows, cols): (usize, usize), stride: usize) -> Self {
+        let bytes = if rows == 0 { 0 } else { 2 * ((rows - 1) * stride + cols) };
+        Self { guarded: gpu.guarded(bytes), rows, cols, stride }
+    }
+
+    /// A matrix on the device.
+    pub(crate) fn holding(gpu: &Gpu, x: &Tensor, stride: usize) -> Self {
+        let gapped = Self::new(gpu, (x.rows(), x.cols()), stride);
+        let row_bytes = 2 * x.cols();
+        for (row, bytes) in x.bytes().chunks_exact(row_bytes.max(1)).enumerate() {
+            let first = 2 * row * stride;
+            let slice = gapped.guarded.slice().slice(first..first + row_bytes);
+            gpu.stream.upload(slice, bytes).unwrap();
+        }
+        gapped
+    }
+
+    pub(crate) fn rows(&self) -> Rows<'_> {
+        Rows { slice: self.guarded.slice(), stride: self.stride }
+    }
+
+    /// The matrix, if nothing was written between its rows.
+    pub(crate) fn result(&self, gpu: &Gpu, what: &str) -> Result<Vec<u8>, String> {
+        let whole = gpu.result(what, &self.guarded)?;
+        let mut matrix = Vec::with_capacity(2 * self.rows * self.cols);
+        for (row, bytes) in whole.chunks(2 * self.stride.max(1)).enumerate() {
+            let (inside, gap) = bytes.split_at(2 * self.cols);
+            if gap.iter().any(|byte| *byte != GUARD_BYTE) {
+                return Err(format!("{what}: written beside row {row}"));
+            }
+            matrix.extend_from_slice(inside);
+        }
+        Ok(matrix)
+    }
+}
+
+/// Scales as they lie in memory.
+pub(crate) fn scale_bytes(scales: &Scales) -> Vec<u8> {
+    match scales {
+        Scales::Pow2(scales) => scales[..].to_vec(),
+        Scales::Fp32(scales) => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+    }
+}
+
+/// Room for a quantised matrix.
+pub(crate) struct Tiles {
+    codes: Guarded,
+    scales: Guarded,
+    format: ScaleFormat,
+}
+
+impl Tiles {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        shape: quantise::Shape,
+        tiling: Tiling,
+        format: ScaleFormat,
+    ) -> Self {
+        let codes = gpu.guarded(shape.rows * shape.cols);
+        Self { codes, scales: gpu.guarded(shape.scale_bytes(tiling, format)), format }
+    }
+
+    /// A quantised matrix on the device.
+    pub(crate) fn holding(gpu: &Gpu, x: &Quantized) -> Self {
+        let shape = quantise::Shape { rows: x.rows(), cols: x.cols() };
+        let tiles = Self::new(gpu, shape, x.tiling(), x.scales().format());
+        gpu.stream.upload(tiles.codes.slice(), x.codes()).unwrap();
+        gpu.stream.upload(tiles.scales.slice(), &scale_bytes(x.scales())).unwrap();
+        tiles
+    }
+
+    pub(crate) fn slices(&self) -> quantise::QuantizedSlices<'_> {
+        let (codes, scales) = (self.codes.slice(), self.scales.slice());
+        quantise::QuantizedSlices { codes, scales, format: self.format }
+    }
+
+    /// The same bytes as the CPU's.
+    pub(crate) fn are(&self, gpu: &Gpu, what: &str, want: &Quantized) -> Result<(), String> {
+        let part = |part: &str| format!("{part} of {what}");
+        let scales = gpu.result(&part("scales"), &self.scales)?;
+        same_bytes(&part("scales"), &scales, &scale_bytes(want.scales()))?;
+        same_bytes(&part("codes"), &gpu.result(&part("codes"), &self.codes)?, want.codes())
+    }
+}
+
+/// What must be refused, and the word that its error has.
+pub(crate) fn refused(result: Result<(), DeviceError>, word: &str) -> Result<(), String> {
+    match result {
+        Err(error @ DeviceError::Sizes { .. }) if error.to_string().contains(word) => Ok(()),
+        other => Err(format!("{other:?}, want an error about {word:?}")),
     }
 }
 

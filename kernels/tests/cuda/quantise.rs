@@ -4,9 +4,9 @@ use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::Buffer;
 use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::tensor::DType;
-use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling, f32_to_bf16};
+use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling, f32_to_bf16};
 
-use super::gpu::{Case, Gpu, Guarded, same_bytes};
+use super::gpu::{Case, Gpu, Guarded, same_bytes, scale_bytes};
 
 const SIZES: [(usize, usize); 16] = [
     (1, 1),
@@ -90,13 +90,6 @@ fn every_bf16(gpu: &Gpu, kernel: Kernel, format: ScaleFormat) -> Result<(), Stri
     let turned = Shape { rows: 128, cols: 512 };
     let by_column: Vec<f32> = (0..128 * 512).map(|i| value(i % 512 * 128 + i / 512)).collect();
     check(gpu, kernel, format, turned, &by_column)
-}
-
-fn scale_bytes(scales: &Scales) -> Vec<u8> {
-    match scales {
-        Scales::Pow2(scales) => scales[..].to_vec(),
-        Scales::Fp32(scales) => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
-    }
 }
 
 /// A quantised matrix on the device, and what the CPU makes of the same numbers.

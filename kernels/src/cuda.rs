@@ -14,13 +14,18 @@
 mod device;
 mod driver;
 mod error;
+mod given;
 pub mod image;
 mod memory;
 mod module;
 mod stream;
 
+pub mod attention;
+pub mod cross_entropy;
+pub mod dispatch;
 pub mod gemm;
 pub mod quantise;
+pub mod router;
 
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};

@@ -11,10 +11,16 @@
 #![expect(clippy::print_stdout, reason = "a table for whoever runs it")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "cuda/attention.rs"]
+mod attention;
 #[path = "cuda/bench.rs"]
 mod bench;
+#[path = "cuda/cross_entropy.rs"]
+mod cross_entropy;
 #[path = "cuda/device.rs"]
 mod device;
+#[path = "cuda/dispatch.rs"]
+mod dispatch;
 #[path = "cuda/gemm.rs"]
 mod gemm;
 #[path = "cuda/gemm_bench.rs"]
@@ -25,6 +31,8 @@ mod gpu;
 mod honest;
 #[path = "cuda/quantise.rs"]
 mod quantise;
+#[path = "cuda/router.rs"]
+mod router;
 #[path = "cuda/standin.rs"]
 mod standin;
 
@@ -75,7 +83,16 @@ impl Options {
 }
 
 fn cases() -> Vec<Case> {
-    [device::cases(), quantise::cases(), gemm::cases()].into_iter().flatten().collect()
+    let families = [
+        attention::cases(),
+        cross_entropy::cases(),
+        device::cases(),
+        dispatch::cases(),
+        gemm::cases(),
+        quantise::cases(),
+        router::cases(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {
@@ -127,7 +144,7 @@ fn main() -> ExitCode {
 /// All cases on one device, and whether all went well.
 fn run_all(options: &Options, cases: &[Case], device: Device) -> bool {
     let stream = device.stream().unwrap();
-    let mutant = options.mutant.map(|at| &honest::MUTANTS[at]);
+    let mutant = options.mutant.map(|at| honest::mutants()[at]);
     let gpu = Gpu::new(device, stream, options.seed, mutant);
     let mut report = header(&gpu);
     print!("{report}");

@@ -83,6 +83,9 @@ pub enum DeviceError {
     #[error("the PTX of {image} is refused: {problem}")]
     Image { image: String, problem: String },
 
+    #[error("{operation}: {problem}")]
+    Sizes { operation: &'static str, problem: String },
+
     #[error("{call}: {code} ({text})")]
     Driver { call: &'static str, code: String, text: String },
 }

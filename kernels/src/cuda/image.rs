@@ -89,17 +89,30 @@ macro_rules! program {
     };
 }
 
-/// `quantise.cu`.
-pub const QUANTISE: Program = program!("quantise");
+/// `attention.cu`.
+pub const ATTENTION: Program = program!("attention");
 
-/// `gemm_fp8.cu`.
-pub const GEMM_FP8: Program = program!("gemm_fp8");
+/// `cross_entropy.cu`.
+pub const CROSS_ENTROPY: Program = program!("cross_entropy");
+
+/// `dispatch.cu`.
+pub const DISPATCH: Program = program!("dispatch");
 
 /// `gemm_bf16.cu`.
 pub const GEMM_BF16: Program = program!("gemm_bf16");
 
+/// `gemm_fp8.cu`.
+pub const GEMM_FP8: Program = program!("gemm_fp8");
+
+/// `quantise.cu`.
+pub const QUANTISE: Program = program!("quantise");
+
+/// `router.cu`.
+pub const ROUTER: Program = program!("router");
+
 /// Everything that ships.
-pub const PROGRAMS: [Program; 3] = [QUANTISE, GEMM_FP8, GEMM_BF16];
+pub const PROGRAMS: &[Program] =
+    &[ATTENTION, CROSS_ENTROPY, DISPATCH, GEMM_BF16, GEMM_FP8, QUANTISE, ROUTER];
 
 impl Program {
     pub fn name(&self) -> &'static str {

@@ -2,9 +2,13 @@
 
 use std::sync::OnceLock;
 
-use shoal_kernels::cuda::gemm;
-use shoal_kernels::cuda::quantise::Kernels;
-use shoal_kernels::cuda::{Buffer, Device, Module, Slice, Stream};
+use shoal_kernels::cuda::image::{
+    ATTENTION, CROSS_ENTROPY, DISPATCH, GEMM_FP8, Program, QUANTISE, ROUTER,
+};
+use shoal_kernels::cuda::{
+    Buffer, Device, Module, Slice, Stream, attention, cross_entropy, dispatch, gemm, quantise,
+    router,
+};
 
 use super::honest::Mutant;
 
@@ -37,8 +41,12 @@ pub(crate) struct Gpu {
     pub(crate) device: Device,
     pub(crate) stream: Stream,
     pub(crate) seed: u64,
-    quantise: OnceLock<Kernels>,
+    attention: OnceLock<attention::Kernels>,
+    cross_entropy: OnceLock<cross_entropy::Kernels>,
+    dispatch: OnceLock<dispatch::Kernels>,
     gemm: OnceLock<gemm::Kernels>,
+    quantise: OnceLock<quantise::Kernels>,
+    router: OnceLock<router::Kernels>,
     /// Takes the place of the PTX that it was made from.
     mutant: Option<&'static Mutant>,
 }
@@ -56,28 +64,58 @@ impl Gpu {
         seed: u64,
         mutant: Option<&'static Mutant>,
     ) -> Self {
-        let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
-        Self { device, stream, seed, quantise, gemm, mutant }
+        Self {
+            device,
+            stream,
+            seed,
+            attention: OnceLock::new(),
+            cross_entropy: OnceLock::new(),
+            dispatch: OnceLock::new(),
+            gemm: OnceLock::new(),
+            quantise: OnceLock::new(),
+            router: OnceLock::new(),
+            mutant,
+        }
     }
 
-    /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
-    pub(crate) fn quantise(&self) -> &Kernels {
-        self.quantise.get_or_init(|| match self.mutant.filter(|mutant| !mutant.is_product()) {
-            Some(mutant) => Kernels::of(&self.changed(mutant)).unwrap(),
-            None => Kernels::load(&self.device).unwrap(),
-        })
+    /// The kernels of `attention.cu`, loaded once: the driver compiles them for seconds.
+    pub(crate) fn attention(&self) -> &attention::Kernels {
+        self.attention.get_or_init(|| attention::Kernels::of(&self.module(&ATTENTION)).unwrap())
     }
 
-    /// The matrix products, loaded once.
+    /// The kernels of `cross_entropy.cu`.
+    pub(crate) fn cross_entropy(&self) -> &cross_entropy::Kernels {
+        let load = || cross_entropy::Kernels::of(&self.module(&CROSS_ENTROPY)).unwrap();
+        self.cross_entropy.get_or_init(load)
+    }
+
+    /// The kernels of `dispatch.cu`.
+    pub(crate) fn dispatch(&self) -> &dispatch::Kernels {
+        self.dispatch.get_or_init(|| dispatch::Kernels::of(&self.module(&DISPATCH)).unwrap())
+    }
+
+    /// The matrix products.
     pub(crate) fn gemm(&self) -> &gemm::Kernels {
-        self.gemm.get_or_init(|| match self.mutant.filter(|mutant| mutant.is_product()) {
-            Some(mutant) => gemm::Kernels::of(&self.device, &self.changed(mutant)).unwrap(),
-            None => gemm::Kernels::load(&self.device).unwrap(),
-        })
+        let load = || gemm::Kernels::of(&self.device, &self.module(&GEMM_FP8)).unwrap();
+        self.gemm.get_or_init(load)
     }
 
-    fn changed(&self, mutant: &Mutant) -> Module {
-        self.device.load_ptx("a mutant", &mutant.ptx()).unwrap()
+    /// The kernels of `quantise.cu`.
+    pub(crate) fn quantise(&self) -> &quantise::Kernels {
+        self.quantise.get_or_init(|| quantise::Kernels::of(&self.module(&QUANTISE)).unwrap())
+    }
+
+    /// The kernels of `router.cu`.
+    pub(crate) fn router(&self) -> &router::Kernels {
+        self.router.get_or_init(|| router::Kernels::of(&self.module(&ROUTER)).unwrap())
+    }
+
+    /// A program as it ships, or with the change that is tried.
+    fn module(&self, program: &Program) -> Module {
+        match self.mutant.filter(|mutant| mutant.program().name() == program.name()) {
+            Some(mutant) => self.device.load_ptx("a mutant", &mutant.ptx()).unwrap(),
+            None => self.device.load(program).unwrap(),
+        }
     }
 
     /// Bytes on the device.

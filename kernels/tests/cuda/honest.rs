@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
-use shoal_kernels::cuda::image::{Arch, GEMM_FP8, QUANTISE};
+use shoal_kernels::cuda::image::{Arch, PROGRAMS, Program, kernels};
+
+use super::{attention, cross_entropy, dispatch, router};
 
 /// One change of one line of a kernel.
 pub(crate) struct Mutant {
@@ -19,7 +21,7 @@ pub(crate) struct Mutant {
     pub(crate) says: &'static str,
 }
 
-enum Change {
+pub(crate) enum Change {
     /// The words become these.
     To(&'static str),
     /// The last two operands change places.
@@ -28,7 +30,7 @@ enum Change {
     SwapFrom(usize),
 }
 
-const fn mutant(
+pub(crate) const fn mutant(
     what: &'static str,
     kernel: &'static str,
     (find, nth, change): (&'static str, usize, Change),
@@ -40,9 +42,21 @@ const fn mutant(
 /// On the image of this architecture.
 pub(crate) const ARCH: Arch = Arch::Sm89;
 
-const GONE: Change = Change::To("// bar.sync");
+pub(crate) const GONE: Change = Change::To("// bar.sync");
 
-pub(crate) static MUTANTS: [Mutant; 26] = [
+/// All of them.
+pub(crate) fn mutants() -> Vec<&'static Mutant> {
+    let families = [
+        attention::MUTANTS,
+        cross_entropy::MUTANTS,
+        dispatch::MUTANTS,
+        router::MUTANTS,
+        PRODUCTS_AND_QUANTISERS,
+    ];
+    families.into_iter().flatten().collect()
+}
+
+static PRODUCTS_AND_QUANTISERS: &[Mutant] = &[
     mutant(
         "columns are read before every warp has written its own",
         "quantise_columns_pow2",
@@ -206,15 +220,18 @@ const INPUT_GRAD: &str = "gemm InputGrad Pow2 Small 200x320x272";
 const WEIGHT_GRAD: &str = "gemm WeightGrad Pow2 Small 200x320x272";
 
 impl Mutant {
-    /// Whether it is a matrix product.
-    pub(crate) fn is_product(&self) -> bool {
-        self.kernel.starts_with("fp8_")
+    /// Where its kernel is.
+    pub(crate) fn program(&self) -> &'static Program {
+        let has = |program: &&Program| {
+            let ptx = program.ptx(ARCH).expect("the image that ships");
+            kernels(&ptx).any(|kernel| kernel == self.kernel)
+        };
+        PROGRAMS.iter().find(has).unwrap_or_else(|| panic!("no kernel is called {}", self.kernel))
     }
 
     /// The text of all kernels with the change.
     pub(crate) fn ptx(&self) -> String {
-        let program = if self.is_product() { GEMM_FP8 } else { QUANTISE };
-        let ptx = program.ptx(ARCH).expect("the image that ships");
+        let ptx = self.program().ptx(ARCH).expect("the image that ships");
         let (mut changed, mut inside, mut seen, mut done) = (String::new(), false, 0, false);
         for line in ptx.lines() {
             if line.contains(".entry") {

@@ -15,12 +15,16 @@ mod check;
 mod device;
 mod driver;
 mod error;
+mod given;
 pub mod image;
 mod memory;
 mod module;
 mod stream;
 
 pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dispatch;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
@@ -28,6 +32,7 @@ pub mod quantise;
 pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;
+pub mod router;
 pub mod swiglu;
 
 pub use self::check::Rows;

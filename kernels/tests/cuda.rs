@@ -13,10 +13,16 @@
 
 #[path = "cuda/adamw.rs"]
 mod adamw;
+#[path = "cuda/attention.rs"]
+mod attention;
 #[path = "cuda/bench.rs"]
 mod bench;
+#[path = "cuda/cross_entropy.rs"]
+mod cross_entropy;
 #[path = "cuda/device.rs"]
 mod device;
+#[path = "cuda/dispatch.rs"]
+mod dispatch;
 #[path = "cuda/elementwise.rs"]
 mod elementwise;
 #[path = "cuda/embedding.rs"]
@@ -37,6 +43,8 @@ mod reduce;
 mod rmsnorm;
 #[path = "cuda/rope.rs"]
 mod rope;
+#[path = "cuda/router.rs"]
+mod router;
 #[path = "cuda/standin.rs"]
 mod standin;
 #[path = "cuda/swiglu.rs"]
@@ -90,15 +98,19 @@ impl Options {
 
 fn cases() -> Vec<Case> {
     let families = [
-        device::cases(),
-        quantise::cases(),
-        gemm::cases(),
         adamw::cases(),
+        attention::cases(),
+        cross_entropy::cases(),
+        device::cases(),
+        dispatch::cases(),
         elementwise::cases(),
         embedding::cases(),
+        gemm::cases(),
+        quantise::cases(),
         reduce::cases(),
         rmsnorm::cases(),
         rope::cases(),
+        router::cases(),
         swiglu::cases(),
     ];
     families.into_iter().flatten().collect()

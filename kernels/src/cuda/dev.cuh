@@ -97,6 +97,13 @@ DEV u32 to_bf16x2(float low, float high) {
     return r;
 }
 
+// 2^x: within 2 ulp, subnormal results included; 0 of minus infinity.
+DEV float exp2_approx(float x) {
+    float r;
+    asm("ex2.approx.f32 %0, %1;\n" : "=f"(r) : "f"(x));
+    return r;
+}
+
 // The four bytes of `low` (0 to 3) and `high` (4 to 7) that the nibbles of `which` name.
 DEV u32 pick_bytes(u32 low, u32 high, u32 which) { return __byte_perm(low, high, which); }
 

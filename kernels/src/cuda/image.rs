@@ -92,6 +92,15 @@ macro_rules! program {
 /// `adamw.cu`.
 pub const ADAMW: Program = program!("adamw");
 
+/// `attention.cu`.
+pub const ATTENTION: Program = program!("attention");
+
+/// `cross_entropy.cu`.
+pub const CROSS_ENTROPY: Program = program!("cross_entropy");
+
+/// `dispatch.cu`.
+pub const DISPATCH: Program = program!("dispatch");
+
 /// `elementwise.cu`.
 pub const ELEMENTWISE: Program = program!("elementwise");
 
@@ -116,12 +125,29 @@ pub const RMSNORM: Program = program!("rmsnorm");
 /// `rope.cu`.
 pub const ROPE: Program = program!("rope");
 
+/// `router.cu`.
+pub const ROUTER: Program = program!("router");
+
 /// `swiglu.cu`.
 pub const SWIGLU: Program = program!("swiglu");
 
 /// Everything that ships.
-pub const PROGRAMS: &[Program] =
-    &[ADAMW, ELEMENTWISE, EMBEDDING, GEMM_BF16, GEMM_FP8, QUANTISE, REDUCE, RMSNORM, ROPE, SWIGLU];
+pub const PROGRAMS: &[Program] = &[
+    ADAMW,
+    ATTENTION,
+    CROSS_ENTROPY,
+    DISPATCH,
+    ELEMENTWISE,
+    EMBEDDING,
+    GEMM_BF16,
+    GEMM_FP8,
+    QUANTISE,
+    REDUCE,
+    RMSNORM,
+    ROPE,
+    ROUTER,
+    SWIGLU,
+];
 
 impl Program {
     pub fn name(&self) -> &'static str {

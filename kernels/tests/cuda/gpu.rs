@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use shoal_kernels::cuda::image::Program;
 use shoal_kernels::cuda::{
-    Buffer, Device, DeviceError, Module, Rows, Slice, Stream, adamw, elementwise, embedding, gemm,
-    image, quantise, reduce, rmsnorm, rope, swiglu,
+    Buffer, Device, DeviceError, Module, Rows, Slice, Stream, adamw, attention, cross_entropy,
+    dispatch, elementwise, embedding, gemm, image, quantise, reduce, rmsnorm, rope, router, swiglu,
 };
 use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling};
 
@@ -49,6 +49,9 @@ pub(crate) struct Gpu {
 #[derive(Default)]
 struct Programs {
     adamw: OnceLock<adamw::Kernels>,
+    attention: OnceLock<attention::Kernels>,
+    cross_entropy: OnceLock<cross_entropy::Kernels>,
+    dispatch: OnceLock<dispatch::Kernels>,
     elementwise: OnceLock<elementwise::Kernels>,
     embedding: OnceLock<embedding::Kernels>,
     gemm: OnceLock<gemm::Kernels>,
@@ -56,6 +59,7 @@ struct Programs {
     reduce: OnceLock<reduce::Kernels>,
     rmsnorm: OnceLock<rmsnorm::Kernels>,
     rope: OnceLock<rope::Kernels>,
+    router: OnceLock<router::Kernels>,
     swiglu: OnceLock<swiglu::Kernels>,
 }
 
@@ -73,12 +77,16 @@ macro_rules! programs {
 
 programs! {
     adamw = ADAMW,
+    attention = ATTENTION,
+    cross_entropy = CROSS_ENTROPY,
+    dispatch = DISPATCH,
     elementwise = ELEMENTWISE,
     embedding = EMBEDDING,
     quantise = QUANTISE,
     reduce = REDUCE,
     rmsnorm = RMSNORM,
     rope = ROPE,
+    router = ROUTER,
     swiglu = SWIGLU,
 }
 
@@ -98,7 +106,7 @@ impl Gpu {
         Self { device, stream, seed, programs: Programs::default(), mutant }
     }
 
-    /// The matrix products, loaded once.
+    /// The matrix products.
     pub(crate) fn gemm(&self) -> &gemm::Kernels {
         let load = || gemm::Kernels::of(&self.device, &self.module(&image::GEMM_FP8)).unwrap();
         self.programs.gemm.get_or_init(load)

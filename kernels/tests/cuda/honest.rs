@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 
 use shoal_kernels::cuda::image::{Arch, PROGRAMS, Program, kernels};
 
-use super::{adamw, elementwise, embedding, reduce, rmsnorm, rope, swiglu};
+use super::{
+    adamw, attention, cross_entropy, dispatch, elementwise, embedding, reduce, rmsnorm, rope,
+    router, swiglu,
+};
 
 /// One change of one line of a kernel.
 pub(crate) struct Mutant {
@@ -48,11 +51,15 @@ pub(crate) const GONE: Change = Change::To("// bar.sync");
 pub(crate) fn mutants() -> Vec<&'static Mutant> {
     let families = [
         adamw::MUTANTS,
+        attention::MUTANTS,
+        cross_entropy::MUTANTS,
+        dispatch::MUTANTS,
         elementwise::MUTANTS,
         embedding::MUTANTS,
         reduce::MUTANTS,
         rmsnorm::MUTANTS,
         rope::MUTANTS,
+        router::MUTANTS,
         swiglu::MUTANTS,
         PRODUCTS_AND_QUANTISERS,
     ];

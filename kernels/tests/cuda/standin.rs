@@ -22,6 +22,7 @@ const SECOND_TURN: &[&str] = &[
     "200x320x272",
     "96x80 8 experts",
     "adamw bf16 Fp8(Pow2) 129x132",
+    "attention",
     "device",
     "embedding",
     "first non-finite",

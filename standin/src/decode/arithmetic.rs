@@ -49,7 +49,11 @@ impl Decoder {
         if bits == 64 {
             return self.integer64(o, is_signed);
         }
-        let Some(f) = alu32(o, is_signed) else { return o.unknown() };
+        let f = match alu32(o, is_signed) {
+            Some(Alu32::MulHighS | Alu32::MulHighU) if bits == 16 => Alu32::MulHigh16,
+            Some(f) => f,
+            None => return o.unknown(),
+        };
         let count = o.operands.len().saturating_sub(1);
         if count != arity(f) {
             return Err(format!("{} operands, {} are wanted", count + 1, arity(f) + 1));

@@ -126,6 +126,7 @@ pub(super) fn arity(f: Alu32) -> usize {
         | Alu32::Mul
         | Alu32::MulHighS
         | Alu32::MulHighU
+        | Alu32::MulHigh16
         | Alu32::Mul24S
         | Alu32::Mul24U
         | Alu32::DivS

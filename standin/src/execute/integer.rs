@@ -30,6 +30,8 @@ fn alu32_full(f: Alu32, [a, b, c]: [&Lanes32; 3]) -> Lanes32 {
         Alu32::Mul => each(|l| a[l].wrapping_mul(b[l])),
         Alu32::Mad => each(|l| a[l].wrapping_mul(b[l]).wrapping_add(c[l])),
         Alu32::MulHighS => each(|l| high_signed(a[l], b[l])),
+        // Operands are extended by their sign or by zeros: these bits are the same.
+        Alu32::MulHigh16 => each(|l| a[l].wrapping_mul(b[l]) >> 16),
         Alu32::MulHighU => each(|l| high_unsigned(a[l], b[l])),
         Alu32::MadHighS => each(|l| high_signed(a[l], b[l]).wrapping_add(c[l])),
         Alu32::MadHighU => each(|l| high_unsigned(a[l], b[l]).wrapping_add(c[l])),

@@ -11,6 +11,8 @@ pub(crate) enum Alu32 {
     Mul,
     MulHighS,
     MulHighU,
+    /// The upper half of a product of 16-bit values.
+    MulHigh16,
     Mad,
     MadHighS,
     MadHighU,

@@ -211,6 +211,10 @@ fn sixteen_and_sixty_four_bits() {
     check32("add.s16 %d, %a, %b;", |a, b, _| u32::from((a as u16).wrapping_add(b as u16)));
     check32("shr.s16 %d, %a, %b;", |a, b, _| u32::from((a as i16 >> b.min(15)) as u16));
     check32("max.s16 %d, %a, %b;", |a, b, _| u32::from((a as i16).max(b as i16) as u16));
+    check32("mul.hi.u16 %d, %a, %b;", |a, b, _| ((a & 0xFFFF) * (b & 0xFFFF)) >> 16);
+    check32("mul.hi.s16 %d, %a, %b;", |a, b, _| {
+        u32::from(((a as i16 as i32 * b as i16 as i32) >> 16) as u16)
+    });
     check32("and.b16 %d, %a, %b;", |a, b, _| a & b & 0xFFFF);
     check32("mul.wide.s16 %d, %a, %b;", |a, b, _| (a as i16 as i32 * b as i16 as i32) as u32);
     check32("mul.wide.u16 %d, %a, %b;", |a, b, _| (a as u16 as u32) * (b as u16 as u32));

@@ -144,7 +144,7 @@ async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
         let generation = assign.plan.generation;
         worker.say(FromWorker::Ready { generation });
     }
-    let partial = dir.0.join("checkpoints/.step-1.partial");
+    let partial = dir.0.join("checkpoints/.step-1.g1.partial");
     std::fs::create_dir_all(&partial).unwrap();
     for (n, worker) in (0..).zip(&mut workers) {
         assert!(matches!(worker.next().await.unwrap(), ToWorker::Start { .. }));

@@ -246,10 +246,10 @@ impl Fleet {
 
 /// Every file of tensors of the last step's checkpoint.
 fn files(run_dir: &Path) -> BTreeMap<String, blake3::Hash> {
-    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS).unwrap();
+    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS, Generation(1)).unwrap();
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
     let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS).unwrap();
+    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS, Generation(1)).unwrap();
     names
         .filter(|name| name.ends_with(".safetensors"))
         .map(|name| (name.clone(), blake3::hash(&fs::read(directory.join(name)).unwrap())))

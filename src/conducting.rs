@@ -40,7 +40,7 @@ pub(crate) fn conduct(args: cli::Coordinator) -> Result<Infallible, Stopped> {
     end_with_the_launcher();
     let runtime = launch::event_loop()?;
     runtime.block_on(async {
-        let running = shoal_coordinator::serve(settings, port).await.map_err(not_begun)?;
+        let running = shoal_coordinator::serve(settings, port).map_err(not_begun)?;
         let figures = running.metrics.clone();
         let scraped = scrape::serve(args.metrics_port, move || figures.text()).await?;
         scrape::announce(&metrics_dir, "coordinator", scraped)?;

@@ -250,7 +250,7 @@ impl Conductor {
             }
         }
         if let Err(error) = self.durable.persist() {
-            // Training does not need it, and ends with a coordinator that dies now.
+            // Training goes on without it; but a coordinator that dies now knows less when it is back.
             let error = in_full(&error);
             tracing::error!(error, "could not be written down: a crash would lose it");
             self.metrics.not_journalled();

@@ -44,7 +44,7 @@ pub(crate) fn conduct(args: cli::Coordinator) -> Result<Infallible, Stopped> {
     end_with_the_launcher();
     let runtime = launch::event_loop()?;
     runtime.block_on(async {
-        let running = shoal_coordinator::serve(settings, port).await.map_err(not_begun)?;
+        let running = shoal_coordinator::serve(settings, port).map_err(not_begun)?;
         let figures = conducted.get_or_init(|| running.metrics.clone()).clone();
         let (text, targets) = (move || figures.text(), metrics_dir.clone());
         let scraped = scrape::serve_with_targets(args.metrics_port, text, targets).await?;

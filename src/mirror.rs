@@ -8,6 +8,7 @@ use shoal_coordinator::{Command, checkpoints};
 use shoal_plan::checkpoint::{CheckpointManifest, Keep, partial_name};
 use shoal_plan::job::Job;
 use shoal_plan::manifest::difference;
+use shoal_plan::plan::Generation;
 use shoal_plan::store::StoreAddress;
 use shoal_store::{Error, Mirror, Said, Settings, Store};
 use tokio::runtime::Runtime;
@@ -81,6 +82,9 @@ fn compare(store: &Store, theirs: &[u8], job: &Job) -> Result<(), Stopped> {
     Err(Stopped::Input(format!("{store} holds a run of another manifest:\n{lines}\n{help}")))
 }
 
+/// What is fetched was written by no plan of this launch.
+const FETCHED: Generation = Generation(0);
+
 /// Brings the newest good checkpoint of the store into the run directory, if it is newer than the
 /// newest good one there, of step `here`. True if there is one more now.
 pub(crate) fn fetch(
@@ -99,19 +103,19 @@ pub(crate) fn fetch(
         }
         match fetched {
             Ok(manifest) => {
-                let committed = checkpoints::commit(&checkpoints, &manifest, keep);
+                let committed = checkpoints::commit(&checkpoints, FETCHED, &manifest, keep);
                 committed.with_context(|| format!("keeping the checkpoint of step {step}"))?;
                 note(&format!("fetched the checkpoint of step {step} from {store}"));
                 return Ok(true);
             }
             Err(error) if error.is_damage() => {
-                checkpoints::remove(&checkpoints.join(partial_name(step)));
+                checkpoints::remove(&checkpoints.join(partial_name(step, FETCHED)));
                 note(&format!("warning: the checkpoint of step {step} is passed over: {error}"));
                 // Else the same step, trained again, would be taken for the one that is there.
                 runtime.block_on(store.forget(step))?;
             }
             Err(error) => {
-                checkpoints::remove(&checkpoints.join(partial_name(step)));
+                checkpoints::remove(&checkpoints.join(partial_name(step, FETCHED)));
                 return Err(error.into());
             }
         }
@@ -132,7 +136,7 @@ async fn fetch_step(
         done += bytes;
         reading.bytes(&task, done, Some(all));
     };
-    store.fetch(&manifest, &checkpoints.join(partial_name(step)), &mut got).await?;
+    store.fetch(&manifest, &checkpoints.join(partial_name(step, FETCHED)), &mut got).await?;
     Ok(manifest)
 }
 

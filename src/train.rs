@@ -248,10 +248,8 @@ impl Training<'_> {
             | News::Quarantined { .. }
             | News::Parted { .. }
             | News::Straggler { .. }
+            | News::CaughtUp { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
-            News::CaughtUp { restarts, workers, .. } => {
-                self.coordinator_is_back((restarts, workers), progress);
-            }
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
                 if let Some(copying) = &self.copying {
@@ -304,6 +302,8 @@ impl Training<'_> {
             progress.begin();
         } else if let News::Paused { .. } = news {
             progress.pause();
+        } else if let News::CaughtUp { restarts, workers, .. } = news {
+            self.coordinator_is_back((*restarts, *workers), progress);
         }
         Ok(())
     }

@@ -9,23 +9,29 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use shoal_plan::checkpoint::{
-    BEST_FILE_NAME, CheckpointManifest, FILE_NAME, Keep, Named, complete_name, discarded_name,
-    partial_name, replaced_name,
+    BEST_FILE_NAME, CheckpointManifest, FILE_NAME, Keep, Named, complete_name, partial_name,
+    replaced_name,
 };
+use shoal_plan::plan::Generation;
 use shoal_plan::standing::Best;
 
 use crate::error::Error;
 
-/// Completes the checkpoint whose files lie in `checkpoints/.step-N.partial/`, names the best one,
-/// then deletes those not to keep and the partial ones that are older.
+/// Completes the checkpoint whose files the plan of `generation` wrote aside, names the best one, then
+/// deletes those not to keep and what was written aside of this step and of older ones.
 ///
 /// After `Ok` the checkpoint survives a power cut. What cannot be deleted is left, and is no error.
 ///
 /// # Errors
 /// A file that is not as its worker wrote it, or a disk that takes no more. Then what was written
 /// aside is gone, and the checkpoints before are as they were.
-pub fn commit(checkpoints: &Path, manifest: &CheckpointManifest, keep: Keep) -> Result<(), Error> {
-    let partial = checkpoints.join(partial_name(manifest.standing.step));
+pub fn commit(
+    checkpoints: &Path,
+    generation: Generation,
+    manifest: &CheckpointManifest,
+    keep: Keep,
+) -> Result<(), Error> {
+    let partial = checkpoints.join(partial_name(manifest.standing.step, generation));
     if is_complete(checkpoints, &partial, manifest) {
         return Ok(());
     }
@@ -87,20 +93,18 @@ fn complete(
     Ok(())
 }
 
-/// Removes what cells wrote of a step that will not be completed. No cell may be writing any more.
+/// Removes what cells wrote of a step that will not be completed, under whatever plan. No cell of the
+/// plan in force may be writing it any more; those of a later plan write elsewhere.
 ///
-/// The name goes at once, so that cells of a later generation of the plan can write the same step;
-/// the files go on another thread. What stays costs only space: the next commit tries again.
+/// The files go on another thread. What stays costs only space: the next commit tries again.
 pub fn discard(checkpoints: &Path, step: u64) {
-    let partial = checkpoints.join(partial_name(step));
-    let discarded = checkpoints.join(discarded_name(step));
-    match fs::rename(&partial, &discarded) {
-        Ok(()) => drop(std::thread::spawn(move || remove(&discarded))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::warn!(path = %partial.display(), %error, "could not discard a checkpoint");
-        }
-    }
+    let Ok(entries) = fs::read_dir(checkpoints) else { return };
+    let of_step = |entry: &fs::DirEntry| {
+        let named = entry.file_name().to_str().and_then(Named::of);
+        named == Some(Named::Leftover(step))
+    };
+    let paths: Vec<PathBuf> = entries.flatten().filter(of_step).map(|entry| entry.path()).collect();
+    std::thread::spawn(move || paths.iter().for_each(|path| remove(path)));
 }
 
 /// Written anew with every checkpoint: a run that went back to an older one may have had another
@@ -146,7 +150,7 @@ fn prune(checkpoints: &Path, newest: u64, keep: Keep, best: Option<u64>) {
     for entry in entries.flatten() {
         match entry.file_name().to_str().and_then(Named::of) {
             Some(Named::Complete(step)) if step <= newest => complete.push(step),
-            Some(Named::Leftover(step)) if step < newest => remove(&entry.path()),
+            Some(Named::Leftover(step)) if step <= newest => remove(&entry.path()),
             Some(Named::Complete(_) | Named::Leftover(_)) | None => {}
         }
     }

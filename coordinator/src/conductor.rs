@@ -250,7 +250,7 @@ impl Conductor {
             }
         }
         if let Err(error) = self.durable.persist() {
-            // Training does not need it, and ends with a coordinator that dies now.
+            // Training goes on without it; but a coordinator that dies now knows less when it is back.
             let error = in_full(&error);
             tracing::error!(error, "could not be written down: a crash would lose it");
             self.metrics.not_journalled();
@@ -356,12 +356,14 @@ impl Conductor {
         let (checkpoints, keep) = (self.checkpoints.clone(), self.keep);
         let (sync, done) = (self.ledger.syncer(), self.written.0.clone());
         let metrics = self.metrics.clone();
+        // No other plan comes before the manifest is written.
+        let generation = self.durable.state().generation_in_force();
         tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             // The rows a checkpoint stands on must not be younger than it after a power cut.
             let result = sync
                 .and_then(|sync| sync())
-                .and_then(|()| checkpoints::commit(&checkpoints, &manifest, keep));
+                .and_then(|()| checkpoints::commit(&checkpoints, generation, &manifest, keep));
             let step = manifest.standing.step;
             let committed = Committed {
                 step,

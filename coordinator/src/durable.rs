@@ -208,9 +208,8 @@ impl Output {
     /// Whether anybody will know of it.
     fn says_something(&self) -> bool {
         match self {
-            Self::Effect(Effect::Ignored { .. }) => false,
-            // To a stranger; that of a member comes with news.
-            Self::Effect(Effect::Close { .. }) => false,
+            // What closes a stranger's connection, too; that of a member comes with news.
+            Self::Effect(Effect::Ignored { .. } | Effect::Close { .. }) => false,
             Self::Effect(_) | Self::News { .. } | Self::Row { .. } => true,
         }
     }

@@ -107,7 +107,7 @@ impl Ledger {
         file.set_len(whole as u64).map_err(io("cutting the broken last line of"))?;
         let reach = reach(&bytes[..whole], &path)?;
         let lines = Appended::to(file).map_err(io("reading"))?;
-        let count = bytes[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
+        let count = bytes[..whole].split_inclusive(|byte| *byte == b'\n').count() as u64;
         Ok((Self { lines, path, count, first: 0 }, reach))
     }
 

@@ -51,12 +51,12 @@ pub struct Running {
 }
 
 /// Starts a coordinator, or one that goes on where the last one of this run ended, on a port of 127.0.0.1:
-/// without TLS nothing else is offered. Whoever keeps the port open between two of them loses no caller.
-pub async fn serve(settings: Settings, port: std::net::TcpListener) -> Result<Running, Error> {
-    serve_within(settings, port, Limits::USUAL).await
+/// without TLS nothing else is offered. Runs on the event loop it is called on. Whoever keeps the port open between two of them loses no caller.
+pub fn serve(settings: Settings, port: std::net::TcpListener) -> Result<Running, Error> {
+    serve_within(settings, port, Limits::USUAL)
 }
 
-async fn serve_within(
+fn serve_within(
     settings: Settings,
     port: std::net::TcpListener,
     limits: Limits,

@@ -421,6 +421,11 @@ impl State {
         self.plan.as_ref().expect("messages of a generation come after its plan")
     }
 
+    /// Of the plan in force; 0 before the first.
+    pub(crate) fn generation_in_force(&self) -> Generation {
+        self.plan.as_ref().map_or(Generation(0), |plan| plan.generation)
+    }
+
     fn generation(&self) -> Generation {
         self.plan().generation
     }

@@ -7,9 +7,7 @@ mod keeping;
 use crate::grid::Grid;
 use crate::standing::Standing;
 
-pub use keeping::{
-    Keep, Named, complete_name, discarded_name, is_plain, partial_name, replaced_name,
-};
+pub use keeping::{Keep, Named, complete_name, is_plain, partial_name, replaced_name};
 
 /// Raised whenever a reader of the old form could misread the new.
 pub const SCHEMA_VERSION: u32 = 2;

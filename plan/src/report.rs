@@ -97,6 +97,7 @@ impl StepReport {
 mod or_infinite {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
     pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
         Some(value).filter(|value| value.is_finite()).serialize(to)
     }

@@ -177,7 +177,12 @@ impl Recovery {
                 let at = self.exited.remove(worker).unwrap_or(now);
                 self.lost.get_or_insert(at);
             }
-            News::Recovering { .. } | News::Paused { .. } => self.stage = Stage::Waits,
+            News::Recovering { .. } => {
+                // Nobody needs to be lost: it may be the link between two.
+                self.lost.get_or_insert(now);
+                self.stage = Stage::Waits;
+            }
+            News::Paused { .. } => self.stage = Stage::Waits,
             News::Recovered { .. } => self.stage = Stage::Restarted,
             News::CaughtUp { .. }
             | News::Joined { .. }
@@ -262,6 +267,10 @@ mod tests {
         let worker = WorkerId(2);
         says(&News::Rejoined { worker }, "worker-2 is back");
         says(
+            &News::Parted { worker, from: WorkerId(1), seconds: 20 },
+            "worker-2 is quarantined for 20 s: no packet comes through to worker-1",
+        );
+        says(
             &News::Quarantined { worker, seconds: 60, times: 3 },
             "worker-2 is quarantined for 60 s: lost 3 times in two minutes",
         );
@@ -282,6 +291,16 @@ mod tests {
         recovery.heard(&recovered(), 11.0);
         assert_eq!(recovery.stepped(11.5), Some(1.5));
         assert_eq!(recovery.stepped(12.0), None);
+    }
+
+    #[test]
+    fn a_recovery_from_a_broken_link_counts_without_a_lost_worker() {
+        let mut recovery = Recovery::default();
+        let (worker, from) = (WorkerId(2), WorkerId(1));
+        recovery.heard(&News::Parted { worker, from, seconds: 20 }, 10.0);
+        recovery.heard(&recovering(42, 40, Restored::Memory), 10.0);
+        recovery.heard(&recovered(), 10.5);
+        assert_eq!(recovery.stepped(11.0), Some(1.0));
     }
 
     #[test]

@@ -99,6 +99,7 @@ fn inside() {
 }
 
 /// Cuts, waits until the run goes on without the link, heals, and waits until all are back.
+#[expect(clippy::disallowed_methods, reason = "a figure for people, of real processes")]
 fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
     let (recovered, moved) = (run.count("recovered"), run.count("moved"));
     for (worker, pid) in run.workers() {
@@ -127,8 +128,12 @@ fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
             }
         }
         Cut::OneWay(from, to) => {
-            ports(to).into_iter().for_each(|port| drop_to(from, port));
-            ports(from).into_iter().for_each(|port| drop_back(to, port));
+            for port in ports(to) {
+                drop_to(from, port);
+            }
+            for port in ports(from) {
+                drop_back(to, port);
+            }
         }
     }
     run.wait_until(&format!("the run to go on: {cut:?}"), |run| run.count("recovered") > recovered);

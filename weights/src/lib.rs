@@ -4,7 +4,7 @@
 //! Checkpoints are files in `checkpoints/step-N/`: the model under its Hugging Face names, so that
 //! it opens in `transformers`, and the optimizer's state under the same names in files beside it.
 //!
-//! Cells write into `.step-N.partial/` and sync; the coordinator then writes the manifest and
+//! Cells write into `.step-N.gG.partial/` and sync; the coordinator then writes the manifest and
 //! renames the directory. So a directory named `step-N` with a manifest is complete, and damage
 //! since then shows in sizes and hashes. A crash at any point leaves the checkpoint before intact.
 //!
@@ -45,6 +45,7 @@ use std::path::{Path, PathBuf};
 use shoal_plan::checkpoint;
 use shoal_plan::checkpoint::is_plain;
 use shoal_plan::grid::CellId;
+use shoal_plan::plan::Generation;
 
 pub use blocks::Block;
 pub use config::{CONFIG_FILE, StoredConfig};
@@ -190,9 +191,13 @@ impl std::fmt::Display for TensorKind {
     }
 }
 
-/// The directory where the cells write step `step`, made if need be.
-pub fn partial_directory(checkpoints: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
-    let path = checkpoints.join(checkpoint::partial_name(step));
+/// The directory where the cells of the plan of `generation` write step `step`, made if need be.
+pub fn partial_directory(
+    checkpoints: &Path,
+    step: u64,
+    generation: Generation,
+) -> Result<PathBuf, CheckpointError> {
+    let path = checkpoints.join(checkpoint::partial_name(step, generation));
     fs::create_dir_all(&path).map_err(io_error("creating", &path))?;
     Ok(path)
 }

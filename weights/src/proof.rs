@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest, FILE_NAME, SCHEMA_VERSION};
 use shoal_plan::grid::{CellId, Grid};
+use shoal_plan::plan::Generation;
 use shoal_plan::standing::Standing;
 
 use crate::{
@@ -61,7 +62,7 @@ fn write_manifest(directory: &Path, manifest: &CheckpointManifest) {
 /// Writes and commits step `step` as cells and coordinator do, but stops after `operations`.
 /// Returns how many operations a whole checkpoint takes.
 fn write_checkpoint(checkpoints: &Path, step: u64, operations: usize) -> usize {
-    let partial = partial_directory(checkpoints, step).unwrap();
+    let partial = partial_directory(checkpoints, step, Generation(1)).unwrap();
     let mut files = Vec::new();
     let mut done = 0;
     for cell in 0..2 {

@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::daemon::DaemonError;
 
 /// A coordinator that is not there by then will not come. It may be started anew meanwhile.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
+const CONNECT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// One attempt.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
@@ -108,9 +108,10 @@ async fn open(
 /// The coordinator's own words, or those of a connection that broke under the call.
 fn not_opened(address: SocketAddr, status: &Status) -> DaemonError {
     let why = in_words(status);
-    match status.code() {
-        Code::Unauthenticated | Code::FailedPrecondition => DaemonError::Refused { address, why },
-        _ => DaemonError::Broken { address, why },
+    if matches!(status.code(), Code::Unauthenticated | Code::FailedPrecondition) {
+        DaemonError::Refused { address, why }
+    } else {
+        DaemonError::Broken { address, why }
     }
 }
 

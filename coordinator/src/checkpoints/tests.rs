@@ -2,6 +2,7 @@
 
 use shoal_plan::checkpoint::{CheckpointFile, SCHEMA_VERSION};
 use shoal_plan::grid::Grid;
+use shoal_plan::plan::Generation;
 use shoal_plan::standing::Standing;
 
 use std::cell::Cell;
@@ -29,7 +30,7 @@ pub(super) fn crash_point() {
 /// Commits with a crash before the call numbered `at`. False if there is no such call.
 fn crashes_at(at: u32, dir: &Path, manifest: &CheckpointManifest, keep: Keep) -> bool {
     CRASH_IN.set(Some(at));
-    let committed = catch_unwind(AssertUnwindSafe(|| commit(dir, manifest, keep)));
+    let committed = catch_unwind(AssertUnwindSafe(|| commit(dir, G1, manifest, keep)));
     CRASH_IN.set(None);
     match committed {
         Ok(result) => {
@@ -59,7 +60,11 @@ impl Drop for TestDir {
 }
 
 fn written(dir: &Path, step: u64) -> CheckpointManifest {
-    let partial = dir.join(partial_name(step));
+    written_by(dir, step, G1)
+}
+
+fn written_by(dir: &Path, step: u64, generation: Generation) -> CheckpointManifest {
+    let partial = dir.join(partial_name(step, generation));
     fs::create_dir_all(&partial).unwrap();
     fs::write(partial.join("model-0.safetensors"), step.to_string()).unwrap();
     let bytes = step.to_string().len() as u64;
@@ -71,6 +76,8 @@ fn written(dir: &Path, step: u64) -> CheckpointManifest {
         files: vec![CheckpointFile { name, bytes, blake3 }],
     }
 }
+
+const G1: Generation = Generation(1);
 
 /// Only the newest two.
 const TWO: Keep = Keep { newest: 2, best: false };
@@ -87,16 +94,41 @@ fn a_committed_checkpoint_holds_its_files_and_manifest_and_old_ones_go() {
     let dir = TestDir::new("commit");
     for step in [50, 100, 150] {
         let manifest = written(&dir.0, step);
-        fs::write(dir.0.join(format!(".step-{step}.partial/leftover")), "x").unwrap();
-        fs::create_dir(dir.0.join(format!(".step-{}.partial", step - 1))).unwrap();
-        fs::create_dir(dir.0.join(format!(".step-{}.partial", step + 1))).unwrap();
-        commit(&dir.0, &manifest, TWO).unwrap();
+        fs::write(dir.0.join(format!(".step-{step}.g1.partial/leftover")), "x").unwrap();
+        fs::create_dir(dir.0.join(format!(".step-{}.g1.partial", step - 1))).unwrap();
+        fs::create_dir(dir.0.join(format!(".step-{}.g1.partial", step + 1))).unwrap();
+        commit(&dir.0, G1, &manifest, TWO).unwrap();
         let complete = dir.0.join(format!("step-{step}"));
         assert_eq!(names(&complete), ["manifest.json", "model-0.safetensors"]);
         let text = fs::read_to_string(complete.join(FILE_NAME)).unwrap();
         assert_eq!(CheckpointManifest::from_text(text.as_bytes()).unwrap(), manifest);
     }
-    assert_eq!(names(&dir.0), [".step-151.partial", "step-100", "step-150"]);
+    assert_eq!(names(&dir.0), [".step-151.g1.partial", "step-100", "step-150"]);
+}
+
+/// An evicted worker that still lives goes on writing, into the files that it had open and into new ones.
+#[test]
+fn whoever_writes_for_an_older_plan_changes_no_byte_of_what_is_committed() {
+    let dir = TestDir::new("stale");
+    written(&dir.0, 50);
+    let stale_dir = dir.0.join(partial_name(50, G1));
+    let mut stale =
+        File::options().append(true).open(stale_dir.join("model-0.safetensors")).unwrap();
+    let manifest = written_by(&dir.0, 50, Generation(2));
+    let write = |stale: &mut File| stale.write_all(b"stale").unwrap();
+    write(&mut stale);
+    let error = commit(&dir.0, G1, &manifest, TWO).unwrap_err().to_string();
+    assert!(error.contains("has 7 bytes"), "what the older plan wrote is no part of it: {error}");
+    let mut stale = stale;
+    commit(&dir.0, Generation(2), &manifest, TWO).unwrap();
+    write(&mut stale);
+    assert!(!stale_dir.exists(), "what was written aside of this step is gone");
+    fs::create_dir_all(&stale_dir).unwrap();
+    fs::write(stale_dir.join("model-0.safetensors"), "stale").unwrap();
+    let file = dir.0.join("step-50/model-0.safetensors");
+    assert_eq!(fs::read_to_string(file).unwrap(), "50");
+    commit(&dir.0, Generation(2), &written_by(&dir.0, 60, Generation(2)), TWO).unwrap();
+    assert_eq!(names(&dir.0), ["step-50", "step-60"]);
 }
 
 #[test]
@@ -105,7 +137,7 @@ fn a_checkpoint_newer_than_this_one_does_not_count_and_is_replaced_in_its_turn()
     fs::create_dir(dir.0.join("step-100")).unwrap();
     fs::write(dir.0.join("step-100/damaged"), "x").unwrap();
     for step in [50, 75, 100] {
-        commit(&dir.0, &written(&dir.0, step), TWO).unwrap();
+        commit(&dir.0, G1, &written(&dir.0, step), TWO).unwrap();
     }
     assert_eq!(names(&dir.0), ["step-100", "step-75"]);
     assert_eq!(names(&dir.0.join("step-100")), ["manifest.json", "model-0.safetensors"]);
@@ -115,14 +147,14 @@ fn a_checkpoint_newer_than_this_one_does_not_count_and_is_replaced_in_its_turn()
 fn a_missing_or_short_file_is_named_and_nothing_is_committed() {
     let dir = TestDir::new("short");
     let manifest = written(&dir.0, 50);
-    let file = dir.0.join(".step-50.partial/model-0.safetensors");
+    let file = dir.0.join(".step-50.g1.partial/model-0.safetensors");
     fs::write(&file, "5").unwrap();
-    let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
+    let error = commit(&dir.0, G1, &manifest, TWO).unwrap_err().to_string();
     assert!(error.ends_with("model-0.safetensors has 1 bytes, and its worker wrote 2"), "{error}");
     assert!(names(&dir.0).is_empty(), "its room may be what the next one lacks");
     let manifest = written(&dir.0, 50);
     fs::remove_file(&file).unwrap();
-    let error = commit(&dir.0, &manifest, TWO).unwrap_err().to_string();
+    let error = commit(&dir.0, G1, &manifest, TWO).unwrap_err().to_string();
     assert!(error.starts_with("looking for "), "{error}");
     assert!(names(&dir.0).is_empty());
 }
@@ -134,7 +166,7 @@ fn the_best_checkpoint_is_named_and_outlives_newer_ones() {
     let commit_with = |step, best_step, loss| {
         let mut manifest = written(&dir.0, step);
         manifest.standing.best = Some(Best { step: best_step, loss });
-        commit(&dir.0, &manifest, keep).unwrap();
+        commit(&dir.0, G1, &manifest, keep).unwrap();
         fs::read_to_string(dir.0.join(BEST_FILE_NAME)).unwrap_or_default()
     };
     // The best so far has no checkpoint: `keep_best` was not set then.
@@ -179,10 +211,10 @@ fn a_crash_at_any_call_of_a_commit_loses_nothing() {
         while crashed {
             let dir = TestDir::new(&format!("crash-{in_the_way}-{at}"));
             for (step, best) in [(10, 10), (20, 10), (30, 10)] {
-                commit(&dir.0, &with_best(&dir.0, step, best), keep).unwrap();
+                commit(&dir.0, G1, &with_best(&dir.0, step, best), keep).unwrap();
             }
             assert_eq!(whole(&dir.0), [10, 30]);
-            fs::create_dir(dir.0.join(".step-25.partial")).unwrap();
+            fs::create_dir(dir.0.join(".step-25.g1.partial")).unwrap();
             if in_the_way {
                 fs::create_dir(dir.0.join("step-40")).unwrap();
                 fs::write(dir.0.join("step-40/model-0.safetensors"), "damaged").unwrap();
@@ -201,7 +233,7 @@ fn a_crash_at_any_call_of_a_commit_loses_nothing() {
             assert!(after.contains(&named.step), "call {at}: {named:?} of {after:?}");
             outcomes.insert(newest);
             // The next launch goes on from there and comes to its next checkpoint.
-            commit(&dir.0, &with_best(&dir.0, 50, 50), keep).unwrap();
+            commit(&dir.0, G1, &with_best(&dir.0, 50, 50), keep).unwrap();
             assert_eq!(names(&dir.0), ["best.json", "step-50"], "call {at}");
             at += 1;
         }
@@ -214,8 +246,8 @@ fn a_crash_at_any_call_of_a_commit_loses_nothing() {
 fn what_lies_in_the_way_of_the_manifest_goes() {
     let dir = TestDir::new("in-the-way");
     let manifest = written(&dir.0, 20);
-    fs::create_dir(dir.0.join(".step-20.partial/manifest.json")).unwrap();
-    fs::write(dir.0.join(".step-20.partial/manifest.json/x"), "x").unwrap();
-    commit(&dir.0, &manifest, TWO).unwrap();
+    fs::create_dir(dir.0.join(".step-20.g1.partial/manifest.json")).unwrap();
+    fs::write(dir.0.join(".step-20.g1.partial/manifest.json/x"), "x").unwrap();
+    commit(&dir.0, G1, &manifest, TWO).unwrap();
     assert_eq!(whole(&dir.0), [20]);
 }

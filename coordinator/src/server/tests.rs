@@ -72,29 +72,35 @@ struct Run {
 }
 
 impl Run {
+    /// The coordinator is gone without a word.
+    async fn end(&mut self) {
+        let ended = {
+            let running = self.running.take().unwrap();
+            running.ended
+        };
+        ended.await.unwrap();
+    }
+
     /// The coordinator is gone without a word, and another goes on.
     async fn restart(&mut self) {
-        let running = self.running.take().unwrap();
-        let Running { ended, _open, .. } = running;
-        drop(_open);
-        ended.await.unwrap();
+        self.end().await;
         let port = self.port.try_clone().unwrap();
-        let running = serve_within(self.settings.clone(), port, self.limits).await.unwrap();
+        let running = serve_within(self.settings.clone(), port, self.limits).unwrap();
         self.metrics = running.metrics.clone();
         self.running = Some(running);
     }
 }
 
-async fn started(dir: &TestDir) -> (Run, Secret) {
-    started_within(dir, Limits::USUAL).await
+fn started(dir: &TestDir) -> (Run, Secret) {
+    started_within(dir, Limits::USUAL)
 }
 
-async fn started_within(dir: &TestDir, limits: Limits) -> (Run, Secret) {
+fn started_within(dir: &TestDir, limits: Limits) -> (Run, Secret) {
     let settings = Settings { run_dir: dir.0.clone(), ..settings() };
     let secret = settings.secret.clone();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let shared = port.try_clone().unwrap();
-    let running = serve_within(settings.clone(), shared, limits).await.unwrap();
+    let running = serve_within(settings.clone(), shared, limits).unwrap();
     let following = follow(running.address, secret.clone());
     let (address, metrics) = (running.address, running.metrics.clone());
     let running = Some(running);
@@ -136,7 +142,7 @@ async fn closes(mut stream: TcpStream) {
 #[tokio::test]
 async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
     let dir = TestDir::new("server-run");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let mut workers =
         [Worker::join(&running, &secret, 0).await, Worker::join(&running, &secret, 1).await];
     for worker in &mut workers {
@@ -144,7 +150,7 @@ async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
         let generation = assign.plan.generation;
         worker.say(FromWorker::Ready { generation });
     }
-    let partial = dir.0.join("checkpoints/.step-1.partial");
+    let partial = dir.0.join("checkpoints/.step-1.g1.partial");
     std::fs::create_dir_all(&partial).unwrap();
     for (n, worker) in (0..).zip(&mut workers) {
         assert!(matches!(worker.next().await.unwrap(), ToWorker::Start { .. }));
@@ -174,7 +180,7 @@ async fn a_run_over_grpc_ends_with_its_checkpoint_and_its_ledger_on_disk() {
 #[tokio::test]
 async fn strangers_are_refused_in_the_same_words_whatever_they_lack() {
     let dir = TestDir::new("server-secret");
-    let (running, secret) = started(&dir).await;
+    let (running, secret) = started(&dir);
     let wrong = Secret::random().unwrap().to_hex();
     let short = &secret.to_hex()[..62];
     for given in ["", "nonsense", &wrong, short] {
@@ -191,7 +197,7 @@ async fn strangers_are_refused_in_the_same_words_whatever_they_lack() {
 #[tokio::test]
 async fn a_second_worker_with_a_taken_number_is_told_so_and_the_first_stays() {
     let dir = TestDir::new("server-taken");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let mut first = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
     let mut second = Worker::open(running.address, &secret.to_hex()).await.unwrap();
@@ -211,7 +217,7 @@ async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
     let dir = TestDir::new("server-idle");
     // Long enough for a worker's hello on a busy machine.
     let limits = Limits { connections_max: 8, hello_deadline: Duration::from_secs(2) };
-    let (mut running, secret) = started_within(&dir, limits).await;
+    let (mut running, secret) = started_within(&dir, limits);
     let mut worker = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
     let idle = TcpStream::connect(running.address).await.unwrap();
@@ -238,7 +244,7 @@ async fn a_connection_too_many_is_closed_at_once() {
     let dir = TestDir::new("server-flood");
     // One is of whoever follows the run.
     let limits = Limits { connections_max: 3, hello_deadline: PATIENCE * 2 };
-    let (running, _) = started_within(&dir, limits).await;
+    let (running, _) = started_within(&dir, limits);
     let mut streams = Vec::new();
     for _ in 0..3 {
         streams.push(TcpStream::connect(running.address).await.unwrap());
@@ -250,7 +256,7 @@ async fn a_connection_too_many_is_closed_at_once() {
 #[tokio::test]
 async fn a_message_beyond_the_limit_ends_the_session_and_names_the_worker() {
     let dir = TestDir::new("server-large");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let worker = Worker::join(&running, &secret, 1).await;
     news(&mut running, joined).await;
     let file = raw::CheckpointFile { name: "x".repeat(1 << 20), ..Default::default() };
@@ -269,7 +275,7 @@ async fn a_message_beyond_the_limit_ends_the_session_and_names_the_worker() {
 #[tokio::test]
 async fn workers_hear_why_the_launcher_aborts() {
     let dir = TestDir::new("server-abort");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let mut worker = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
     running.following.commands.send(Command::Abort("stopped twice".into())).unwrap();
@@ -280,7 +286,7 @@ async fn workers_hear_why_the_launcher_aborts() {
 #[tokio::test]
 async fn a_coordinator_started_anew_at_any_moment_goes_on_where_the_last_one_was() {
     let dir = TestDir::new("server-restart");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let first = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
     running.restart().await;
@@ -352,18 +358,16 @@ async fn resumed(running: &Run, secret: &Secret, worker: u32, step: u64) -> Work
 #[tokio::test]
 async fn a_damaged_journal_is_refused_in_words() {
     let dir = TestDir::new("server-damaged");
-    let (mut running, secret) = started(&dir).await;
+    let (mut running, secret) = started(&dir);
     let _workers =
         [Worker::join(&running, &secret, 0).await, Worker::join(&running, &secret, 1).await];
     news(&mut running, |news| matches!(news, News::Planned(_)).then_some(())).await;
-    let Running { ended, _open, .. } = running.running.take().unwrap();
-    drop(_open);
-    ended.await.unwrap();
+    running.end().await;
     let path = dir.0.join(crate::journal::FILE_NAMES[1]);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let port = running.port.try_clone().unwrap();
-    let error = serve_within(running.settings, port, running.limits).await.unwrap_err();
+    let error = serve_within(running.settings, port, running.limits).unwrap_err();
     assert!(error.to_string().contains("coordinator-1.journal is damaged at byte 0"), "{error}");
 }

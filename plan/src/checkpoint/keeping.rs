@@ -1,6 +1,7 @@
 //! What lies in `checkpoints/`: names of directories, and which complete checkpoints stay.
 
 use crate::job::Checkpoint;
+use crate::plan::Generation;
 
 /// A directory or a file in `checkpoints/`, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,19 +26,16 @@ pub fn complete_name(step: u64) -> String {
     format!("step-{step}")
 }
 
-/// The directory where the files of step `step` are written.
-pub fn partial_name(step: u64) -> String {
-    format!(".step-{step}.partial")
+/// The directory where the files of step `step` are written under the plan of `generation`. Whoever
+/// still writes for an older plan, because nobody could tell it that it is out, writes elsewhere. A
+/// checkpoint that is fetched belongs to no plan: generation 0.
+pub fn partial_name(step: u64, generation: Generation) -> String {
+    format!(".step-{step}.g{}.partial", generation.0)
 }
 
 /// Where a complete checkpoint waits while another of its step takes its place.
 pub fn replaced_name(step: u64) -> String {
     format!(".step-{step}.replaced")
-}
-
-/// Where the files of a step that will not be completed wait to be removed.
-pub fn discarded_name(step: u64) -> String {
-    format!(".step-{step}.discarded")
 }
 
 /// Whether a name can stand for a file: letters, digits, `.`, `_` and `-`, not at the start a dot,
@@ -58,7 +56,10 @@ impl Named {
             return step(digits).map(Self::Complete);
         }
         let (digits, ending) = name.strip_prefix(".step-")?.split_once('.')?;
-        let is_ours = ["partial", "replaced", "discarded"].contains(&ending);
+        let generation = |ending: &str| step(ending.strip_prefix('g')?.strip_suffix(".partial")?);
+        // Without a generation, and discarded, as earlier versions wrote it.
+        let is_ours =
+            ["partial", "replaced", "discarded"].contains(&ending) || generation(ending).is_some();
         step(digits).filter(|_| is_ours).map(Self::Leftover)
     }
 }
@@ -90,13 +91,24 @@ mod tests {
     fn only_our_own_names_are_read() {
         for step in [0, 7, u64::MAX] {
             assert_eq!(Named::of(&complete_name(step)), Some(Named::Complete(step)));
-            for name in [partial_name(step), replaced_name(step), discarded_name(step)] {
+            let partial = partial_name(step, Generation(step));
+            let before = format!(".step-{step}.partial");
+            for name in [partial, before, replaced_name(step), format!(".step-{step}.discarded")] {
                 assert_eq!(Named::of(&name), Some(Named::Leftover(step)), "{name}");
             }
         }
-        for name in
-            ["step-07", "step-", "step-x", "step-+7", ".step-7", ".step-7.mine", "best.json", ""]
-        {
+        for name in [
+            "step-07",
+            "step-",
+            "step-x",
+            "step-+7",
+            ".step-7",
+            ".step-7.mine",
+            ".step-7.g.partial",
+        ] {
+            assert_eq!(Named::of(name), None, "{name}");
+        }
+        for name in [".step-7.g01.partial", ".step-7.g1.partial.x", ".step-7.g1", "best.json", ""] {
             assert_eq!(Named::of(name), None, "{name}");
         }
     }

@@ -7,12 +7,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
+use shoal_plan::checkpoint::partial_name;
 use shoal_plan::grid::Grid;
 use shoal_plan::job::{Job, Precision};
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_proto::{Secret, Source};
-use shoal_weights::partial_directory;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -245,12 +245,12 @@ impl Fleet {
     }
 }
 
-/// Every file of tensors of the last step's checkpoint.
+/// Every file of tensors of the last step's checkpoint, as the last plan wrote it.
 fn files(run_dir: &Path) -> BTreeMap<String, blake3::Hash> {
-    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS).unwrap();
-    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let of_plan = |plan| run_dir.join("checkpoints").join(partial_name(STEPS, Generation(plan)));
+    let directory = (1..=4).rev().map(of_plan).find(|path| path.exists()).unwrap();
+    let entries = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap());
     let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-    let directory = partial_directory(&run_dir.join("checkpoints"), STEPS).unwrap();
     names
         .filter(|name| name.ends_with(".safetensors"))
         .map(|name| (name.clone(), blake3::hash(&fs::read(directory.join(name)).unwrap())))

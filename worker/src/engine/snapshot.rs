@@ -43,7 +43,7 @@ pub(super) fn write(
     if writer.grid.cell(cell).replica != 0 {
         return Ok(None);
     }
-    let directory = partial_directory(&inputs.checkpoints, step)?;
+    let directory = partial_directory(&inputs.checkpoints, step, inputs.plan.generation)?;
     let written = writer.write_all(inputs, &directory, stages);
     if written.is_err() {
         // On a full disk half a file is in the way of the next whole one. What cannot be removed

@@ -125,14 +125,14 @@ fn field(number: u64, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn key(number: u64, wire_type: u64) -> Vec<u8> {
-    varint(number << 3 | wire_type)
+    varint((number << 3) | wire_type)
 }
 
 /// Seven bits a byte, the lowest first; the eighth says that more follow.
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
+        bytes.push((value as u8) | 0x80);
         value >>= 7;
     }
     bytes.push(value as u8);

@@ -116,7 +116,9 @@ impl EventFile {
 /// `wall_time` (1) and `step` (2) of an event, and what it holds.
 fn event(time: f64, step: u64, what: &[u8]) -> Vec<u8> {
     let time = [key(1, EIGHT_BYTES), time.to_le_bytes().to_vec()].concat();
-    [time, key(2, VARINT), varint(step), what.to_vec()].concat()
+    // Protobuf does not write a zero, and neither does TensorFlow.
+    let step = if step == 0 { Vec::new() } else { [key(2, VARINT), varint(step)].concat() };
+    [time, step, what.to_vec()].concat()
 }
 
 /// A field of bytes, text or a message.
@@ -169,9 +171,9 @@ mod tests {
         drop(EventFile::create(&dir.0, 0).unwrap());
         let path = fs::read_dir(&dir.0).unwrap().next().unwrap().unwrap().path();
         let bytes = fs::read(path).unwrap();
-        // 9 bytes of time, 2 of the step, 15 of the version; the length's CRC as TensorFlow writes it.
-        assert_eq!(bytes[..12], [0x1a, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
-        assert_eq!(bytes[12 + 9 + 2..12 + 26], *b"\x1a\x0dbrain.Event:2");
+        // 9 bytes of time, 15 of the version; the length's CRC as TensorFlow writes it.
+        assert_eq!(bytes[..12], [0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
+        assert_eq!(bytes[12 + 9..12 + 24], *b"\x1a\x0dbrain.Event:2");
     }
 
     /// Reads a file back by the format's own words: lengths, CRCs, fields.

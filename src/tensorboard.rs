@@ -116,7 +116,9 @@ impl EventFile {
 /// `wall_time` (1) and `step` (2) of an event, and what it holds.
 fn event(time: f64, step: u64, what: &[u8]) -> Vec<u8> {
     let time = [key(1, EIGHT_BYTES), time.to_le_bytes().to_vec()].concat();
-    [time, key(2, VARINT), varint(step), what.to_vec()].concat()
+    // Protobuf does not write a zero, and neither does TensorFlow.
+    let step = if step == 0 { Vec::new() } else { [key(2, VARINT), varint(step)].concat() };
+    [time, step, what.to_vec()].concat()
 }
 
 /// A field of bytes, text or a message.
@@ -125,14 +127,14 @@ fn field(number: u64, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn key(number: u64, wire_type: u64) -> Vec<u8> {
-    varint(number << 3 | wire_type)
+    varint((number << 3) | wire_type)
 }
 
 /// Seven bits a byte, the lowest first; the eighth says that more follow.
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
+        bytes.push((value as u8) | 0x80);
         value >>= 7;
     }
     bytes.push(value as u8);
@@ -169,9 +171,9 @@ mod tests {
         drop(EventFile::create(&dir.0, 0).unwrap());
         let path = fs::read_dir(&dir.0).unwrap().next().unwrap().unwrap().path();
         let bytes = fs::read(path).unwrap();
-        // 9 bytes of time, 2 of the step, 15 of the version; the length's CRC as TensorFlow writes it.
-        assert_eq!(bytes[..12], [0x1a, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
-        assert_eq!(bytes[12 + 9 + 2..12 + 26], *b"\x1a\x0dbrain.Event:2");
+        // 9 bytes of time, 15 of the version; the length's CRC as TensorFlow writes it.
+        assert_eq!(bytes[..12], [0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
+        assert_eq!(bytes[12 + 9..12 + 24], *b"\x1a\x0dbrain.Event:2");
     }
 
     /// Reads a file back by the format's own words: lengths, CRCs, fields.

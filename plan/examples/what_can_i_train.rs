@@ -58,9 +58,9 @@ fn main() {
     }
     println!("\n## 671 B parameters, 37 B at work\n\n{HUGE}\n");
     println!(
-        "| cards | network | grid | tokens/s | days to 14.8 x 10^12 tokens | electricity | rent |"
+        "| cards | sequence | network | grid | tokens/s | days to 14.8 x 10^12 tokens | electricity | rent |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for (gpu, rent) in CARDS {
         for count in [512, 1024, 2048, 4096] {
             huge(gpu, rent, count);
@@ -134,30 +134,28 @@ fn rows(gpu: &str, rent: f64, count: u32) {
 }
 
 fn huge(gpu: &str, rent: f64, count: u32) {
-    let job = job("deepseek-v3", count);
+    let network = NETWORKS[NETWORKS.len() - 1];
+    let of = |sequence: u32| fleets::job("deepseek-v3", 4 * count * 4096 / sequence, sequence);
+    let fits =
+        |sequence: &u32| planned(&of(*sequence), &fleet(gpu, rent, count, network)).is_some();
+    let Some(sequence) = [4096, 2048, 1024].into_iter().find(fits) else {
+        println!("| {count} {gpu} | does not fit | | | | | | |");
+        return;
+    };
+    let job = of(sequence);
     for network in NETWORKS {
         let fleet = fleet(gpu, rent, count, network);
+        let Some(answer) = planned(&job, &fleet) else { continue };
         let question = Question { job: &job, fleet: &fleet, software: Software::SHOAL };
-        match plan(&question) {
-            Ok(answer) => {
-                let bill = bill(&question, &Layout::of(&fleet), &answer, 14.8e12);
-                println!(
-                    "| {count} {gpu} | {network} | {} | {:.0} | {:.0} | {:.1} M | {:.1} M |",
-                    answer.candidate.grid,
-                    answer.prediction.tokens_per_s,
-                    bill.days,
-                    bill.electricity / 1e6,
-                    bill.rent / 1e6
-                );
-            }
-            Err(misfit) => {
-                let gib = misfit.lacking_bytes as f64 / f64::from(1 << 30);
-                println!(
-                    "| {count} {gpu} | | does not fit: {gib:.1} GiB are lacking on a card | | | | |"
-                );
-                return;
-            }
-        }
+        let bill = bill(&question, &Layout::of(&fleet), &answer, 14.8e12);
+        println!(
+            "| {count} {gpu} | {sequence} | {network} | {} | {:.0} | {:.0} | {:.1} M | {:.1} M |",
+            answer.candidate.grid,
+            answer.prediction.tokens_per_s,
+            bill.days,
+            bill.electricity / 1e6,
+            bill.rent / 1e6
+        );
     }
 }
 
@@ -175,7 +173,8 @@ Electricity is 0.30 a kWh at board power; rent is assumed at 0.20, 0.40 and 0.70
 are in the same currency.";
 
 const HUGE: &str = "What DeepSeek-V3's network would take on gaming cards, to the tokens it was trained on. Its own run took 2.664 M hours of
-H800s (arXiv:2412.19437), 54 days on 2048 of them.";
+H800s (arXiv:2412.19437), 54 days on 2048 of them. Sequences of 4096 tokens, or half or a quarter of that where these do not fit:
+without recomputation the first stages have the activations of a whole pipeline of microbatches.";
 
 const FOOT: &str = "## Where it stops making sense
 
@@ -183,5 +182,7 @@ const FOOT: &str = "## Where it stops making sense
   cards, does more for the money than more cards.
 - More cards let a larger model fit, which is then trained on more tokens: the days grow. With the same model they fall; ask
   `shoal plan`.
+- A model that fills the cards needs few replicas with many stages, and then idles: the step of 64 cards at 1 Gbit/s may be no
+  shorter than that of 16 with a smaller model. Cards that find no work are left out of a grid.
 - Memory is what stops one to four cards: 13 bytes a parameter in FP8 stay on the cards, beside the activations of every microbatch
   under way.";

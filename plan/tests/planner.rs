@@ -107,16 +107,21 @@ fn the_bill_adds_up() {
     assert!((bill.days - 2.0 / 24.0).abs() < 1e-9);
 }
 
+/// The figure that `docs/planner.md` reports, 23 % below the published one: whoever changes the model of cost sees it move.
 /// While the pipeline fills and drains nothing hides the exchanges of DeepSeek-V3's run.
 #[test]
-fn what_hides_in_pairs_only_takes_longer() {
+fn deepseek_v3s_gpu_hours_are_as_documented() {
     let job = fleets::job("deepseek-v3", 15360, 4096);
     let (prediction, hours) = deepseek::prediction(&job);
+    assert!((hours / 138.8e3 - 1.0).abs() < 0.005, "{hours}");
+    let error = hours / deepseek::PUBLISHED_GPU_HOURS - 1.0;
+    assert!((-0.24..-0.22).contains(&error), "{error}");
     let hidden = Software { pairs: false, ..Software::DEEPSEEK };
     let fleet = deepseek::cluster();
     let other = Question { job: &job, fleet: &fleet, software: hidden };
     let other = predict(&other, &Layout::of(&fleet), &deepseek::candidate(&job));
-    assert!(prediction.step_s > other.step_s && hours > 0.0);
+    // Under ZB-H1, where everything hides, no other stage helps the last one, which has the head: 148.8K.
+    assert!(other.step_s > prediction.step_s && other.kinds.exchange < prediction.kinds.exchange);
     let kinds: f64 = prediction.kinds.named().iter().map(|(_, seconds)| seconds).sum();
     assert!((kinds - prediction.step_s).abs() < 1e-9 * kinds, "{kinds} {}", prediction.step_s);
     // Its activations need recomputing, which is not modelled yet.

@@ -1,6 +1,7 @@
 //! The reasons, in words: what binds each rig, why another grid is slower, and what would make a fleet fit.
 
-use super::{Answer, Kinds, Layout, Misfit, Prediction, Question, plan};
+use super::search::fits;
+use super::{Answer, Kinds, Layout, Misfit, Prediction, Question};
 use crate::fleet::{Fleet, Rig};
 use crate::job::{Job, Precision};
 use crate::numerics::Moments;
@@ -68,7 +69,7 @@ pub fn binding(question: &Question<'_>, layout: &Layout<'_>, answer: &Answer) ->
 
 /// Changes with which a job that does not fit would fit, from the cheapest. Each was planned.
 pub fn remedies(question: &Question<'_>) -> Vec<String> {
-    let fits = |job: &Job, fleet: &Fleet| plan(&Question { job, fleet, ..*question }).is_ok();
+    let fits = |job: &Job, fleet: &Fleet| fits(&Question { job, fleet, ..*question });
     let mut remedies = Vec::new();
     let mut job = question.job.clone();
     if job.training.precision != Precision::Fp8

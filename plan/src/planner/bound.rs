@@ -6,6 +6,7 @@
 //! machines; it is used where networks are so slow that no other plan is worth a thought (`NEVER_APART`).
 
 mod grids;
+mod unit;
 
 use super::predict::capacity;
 use super::{Layout, Question};

@@ -56,8 +56,8 @@ pub struct Misfit {
 }
 
 /// Candidates that are simulated, and of these the ones that are improved.
-const SIMULATED: usize = 12;
-const IMPROVED: usize = 2;
+const SIMULATED: usize = 20;
+const IMPROVED: usize = 3;
 
 /// Of many cards one simulation takes long, and improves little.
 const LARGE: usize = 128;
@@ -66,20 +66,22 @@ const SIMULATED_LARGE: usize = 3;
 /// Plans a job for a fleet.
 pub fn plan(question: &Question<'_>) -> Result<Answer, Misfit> {
     let layout = Layout::of(question.fleet);
-    let mut search = Search {
-        builder: Builder::new(question, &layout),
-        question,
-        layout: &layout,
-        found: BTreeMap::new(),
-        lack: Lack { bytes: u64::MAX, rig: 0 },
-        considered: 0,
-        exact: true,
-    };
+    let mut search = Search::new(question, &layout);
     search.all();
     if !search.is_large() {
         search.climb();
     }
     search.finish()
+}
+
+/// Whether some grid of this fleet has room for a job: a quick look, which may miss the tightest.
+pub(super) fn fits(question: &Question<'_>) -> bool {
+    let layout = Layout::of(question.fleet);
+    let mut search = Search::new(question, &layout);
+    search.all();
+    let found: Vec<Candidate> =
+        search.found.values().filter_map(|one| Some(one.built.as_ref().ok()?.1.clone())).collect();
+    found.iter().take(SIMULATED_LARGE).any(|candidate| search.try_out(candidate).is_some())
 }
 
 /// What was tried: a pattern and its knobs, and the candidate and its estimate, or the bytes that are lacking.
@@ -120,6 +122,20 @@ struct Search<'a> {
     lack: Lack,
     considered: usize,
     exact: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(question: &'a Question<'a>, layout: &'a Layout<'a>) -> Self {
+        Search {
+            builder: Builder::new(question, layout),
+            question,
+            layout,
+            found: BTreeMap::new(),
+            lack: Lack { bytes: u64::MAX, rig: 0 },
+            considered: 0,
+            exact: true,
+        }
+    }
 }
 
 impl Search<'_> {

@@ -5,13 +5,10 @@
 //! which the layers of the network find a place is a bound. It is found by bisection, for every number of expert shards
 //! and replicas and every range of microbatch sizes, and the least of all is the answer.
 
-use super::super::predict::capacity;
 use super::super::{Layout, Question};
-use super::{parameter_bytes, row_bytes};
+use super::row_bytes;
+use super::unit::{Room, room, unit_times};
 use crate::arithmetic;
-use crate::cost::compute::{Card, Load};
-use crate::cost::links::Member;
-use crate::memory;
 
 /// Prices of a place one further from the end, in layers: see `Case::holds`.
 const PRICES: [f64; 7] = [0.0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.25];
@@ -221,14 +218,60 @@ impl<'a> Case<'a> {
         let inside = machines.iter().zip(&units);
         let inside = inside.filter(|(_, units)| **units as f64 >= self.replicas);
         let inside: Vec<usize> = inside.map(|(at, _)| *at).collect();
-        let pipeline = bisect(0.0, |seconds| self.flows(machines, seconds));
+        if !self.copies_fit(machines) {
+            return together.min(least);
+        }
+        let pipeline =
+            bisect(0.0, |seconds| self.flows(machines, seconds)).max(self.handed_on(machines));
         let sums = self.sums(machines, &inside);
         let apart = if crossing.is_finite() {
             (pipeline.max(sent) + sums).min(pipeline + sums.max(summed))
         } else {
             pipeline + sums
         };
-        together.min(apart)
+        together.min(apart).min(least)
+    }
+
+    /// Seconds in which the replica with most sequences hands their hidden states on, if no machine holds the whole model.
+    fn handed_on(&self, machines: &[usize]) -> f64 {
+        let here = machines.iter().map(|at| &self.machines[*at]);
+        let whole = |one: &Machine| one.units as f64 * one.room.layers(1.0)[0] >= self.layers;
+        if here.clone().any(whole) {
+            return 0.0;
+        }
+        let fastest = here.map(|machine| machine.nic).fold(0.0, f64::max);
+        self.batch / self.replicas * self.hop / fastest
+    }
+
+    /// Whether there is room for every replica's layers and what its stages have under way, as `holds` looks at one.
+    fn copies_fit(&self, machines: &[usize]) -> bool {
+        let pool: Vec<(&Machine, usize)> = machines
+            .iter()
+            .map(|at| (&self.machines[*at], self.machines[*at].units))
+            .filter(|(_, units)| *units > 0)
+            .collect();
+        let units: usize = pool.iter().map(|(_, units)| units).sum();
+        let copies = self.replicas as usize;
+        let rounds = (self.batch / self.replicas / self.at_once[1]).ceil();
+        (1..=(units / copies).min(self.layers as usize)).any(|n| {
+            let at = |machine: &Machine, k: usize| machine.room.layers((k as f64).min(rounds));
+            let (mut first, mut last) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
+            for (machine, _) in &pool {
+                let [mid, start, _] = at(machine, n);
+                first = first.max(start - mid);
+                let [mid, _, end] = at(machine, 1);
+                last = last.max(end - mid);
+            }
+            let table: Vec<(Vec<f64>, usize)> = pool
+                .iter()
+                .map(|(machine, units)| ((1..=n).map(|k| at(machine, k)[0]).collect(), *units))
+                .collect();
+            let most = copies as f64 * self.layers;
+            PRICES.iter().all(|price| {
+                let sum = dearest(&table, *price, n * copies);
+                sum + copies as f64 * (first + last) >= most
+            })
+        })
     }
 
     /// One replica, or all replicas of a stage in one machine. What needs no look at the stages' places comes first, as it
@@ -321,19 +364,11 @@ impl<'a> Case<'a> {
             let [mid, _, end] = at(machine, 1);
             last = last.max(end - mid);
         }
-        let middle = (n + 1) as f64 / 2.0;
-        PRICES.iter().all(|price| {
-            let mut values: Vec<f64> = Vec::new();
-            for (row, (_, units)) in table.iter().zip(pool) {
-                let paid =
-                    row.iter().zip(1..).map(|(layers, k)| layers + price * (f64::from(k) - middle));
-                values.extend(std::iter::repeat_n(paid.fold(f64::NEG_INFINITY, f64::max), *units));
-            }
-            values.sort_by(|a, b| b.total_cmp(a));
-            // Without a look at places, any number of units.
-            let sum: f64 = values.iter().take(stages.unwrap_or(values.len())).sum();
-            sum + first + last >= self.layers
-        })
+        let table: Vec<(Vec<f64>, usize)> =
+            table.into_iter().zip(pool).map(|(row, (_, units))| (row, *units)).collect();
+        // Without a look at places, any number of units.
+        let many = stages.unwrap_or(usize::MAX);
+        PRICES.iter().all(|price| dearest(&table, *price, many) + first + last >= self.layers)
     }
 
     /// Several replicas: whether the batch finds time, and every copy of the layers room.
@@ -363,6 +398,19 @@ impl<'a> Case<'a> {
     }
 }
 
+/// The most layers of so many units, each free to choose its place from the end at a price: `table` has each unit's layers at every
+/// place, and how many units are alike.
+fn dearest(table: &[(Vec<f64>, usize)], price: f64, many: usize) -> f64 {
+    let mut values: Vec<f64> = Vec::new();
+    for (row, units) in table {
+        let middle = (row.len() + 1) as f64 / 2.0;
+        let paid = row.iter().zip(1..).map(|(layers, k)| layers + price * (f64::from(k) - middle));
+        values.extend(std::iter::repeat_n(paid.fold(f64::NEG_INFINITY, f64::max), *units));
+    }
+    values.sort_by(|a, b| b.total_cmp(a));
+    values.into_iter().take(many).sum()
+}
+
 /// The least length above `low` that is enough, a little less.
 fn bisect(mut low: f64, enough: impl Fn(f64) -> bool) -> f64 {
     let mut high = low.max(0.5) * 2.0;
@@ -378,83 +426,4 @@ fn bisect(mut low: f64, enough: impl Fn(f64) -> bool) -> f64 {
         if enough(middle) { high = middle } else { low = middle }
     }
     low
-}
-
-/// Seconds of a sequence in a unit: its cards share tokens and experts evenly, as they are alike, and exchange rows.
-fn unit_times(
-    question: &Question<'_>,
-    layout: &Layout<'_>,
-    machine: usize,
-    shards: u32,
-    low: u32,
-) -> [f64; 4] {
-    let (job, model) = (question.job, &question.job.model);
-    let rig = &question.fleet.rigs[layout.network.rig(machine)];
-    let card = Card::of(rig, job, question.software);
-    let sequence = f64::from(job.training.sequence);
-    // The largest of the range is the fastest for each token.
-    let own = f64::from((2 * low - 1).min(job.training.batch)) * sequence;
-    let all = own * f64::from(shards);
-    let share = 1.0 / f64::from(shards);
-    let load = Load {
-        own,
-        routed: all * f64::from(model.num_experts_per_tok) * share,
-        experts: f64::from(model.n_routed_experts) * share,
-    };
-    let times = card.layer_times(job, load);
-    let members = vec![Member { machine, own, experts: share }; shards as usize];
-    let exchange = layout.network.exchange(model, &members, question.software);
-    let wide = row_bytes(job);
-    let narrow = wide.min(f64::from(model.hidden_size));
-    let exchanged = 2.0 * (exchange.seconds(narrow) + exchange.seconds(wide));
-    let exchanged = question.software.exposed(exchanged, times.moe.total());
-    let sequences = all / sequence;
-    let moe = times.moe.total() + exchanged;
-    [times.dense.total(), moe, times.last.total(), times.moe.forward].map(|t| t / sequences)
-}
-
-/// What layers take on a unit's tightest card.
-#[derive(Clone, Copy)]
-struct Room {
-    /// Bytes of the card, of a layer's state, of what a microbatch leaves behind in it, and of an embedding or a head.
-    free: f64,
-    state: f64,
-    kept: f64,
-    table: f64,
-    /// The states of the layers at the start that are no mixtures.
-    dense: f64,
-    dense_layers: f64,
-}
-
-impl Room {
-    /// Whole layers with so many microbatches under way: in the middle of the pipeline, at its start, and at its end.
-    fn layers(&self, under_way: f64) -> [f64; 3] {
-        let each = self.state + under_way * self.kept;
-        let whole = |free: f64| (free / each).floor().max(0.0);
-        let start = self.free - self.table - self.dense;
-        let start = if start > 0.0 { self.dense_layers + whole(start) } else { 0.0 };
-        [whole(self.free), start, whole(self.free - self.table)]
-    }
-}
-
-fn room(question: &Question<'_>, rig: usize, shards: u32, low: u32) -> Room {
-    let (job, model) = (question.job, &question.job.model);
-    let layer = model.num_hidden_layers - 1;
-    let experts = model.n_routed_experts / shards;
-    let weights =
-        arithmetic::dense_linears(model, layer) + arithmetic::routed_linears(model, layer, experts);
-    let tokens = u64::from(low) * u64::from(job.training.sequence);
-    let kept = memory::kept_by_layer(job, layer, tokens, shards) as f64;
-    let parameter = parameter_bytes(job);
-    let table = f64::from(model.vocab_size) * f64::from(model.hidden_size);
-    let dense = (0..model.num_hidden_layers).filter(|at| !model.is_moe(*at));
-    let dense: Vec<f64> = dense.map(|at| arithmetic::dense_linears(model, at) as f64).collect();
-    Room {
-        free: capacity(question, rig) as f64,
-        state: weights as f64 * parameter,
-        kept,
-        table: table * parameter.max(10.0 + job.training.moments.bytes() as f64),
-        dense: dense.iter().sum::<f64>() * parameter,
-        dense_layers: dense.len() as f64,
-    }
 }

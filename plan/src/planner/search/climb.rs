@@ -7,8 +7,8 @@ use crate::planner::build::{Knobs, Pattern};
 use crate::schedule::Schedule;
 
 /// Trials for each card from each start, and then from the best of them.
-const FIRST: usize = 15;
-const SECOND: usize = 100;
+const FIRST: usize = 30;
+const SECOND: usize = 200;
 
 /// Starts for each number of expert shards and replicas, and those that go on.
 const STARTS: usize = 2;

@@ -219,7 +219,9 @@ fn forward(gpu: &Gpu, t: usize, d: usize, s: &RouterShape) -> Result<(), String>
         if gates != want {
             return Err(format!("token {token} has gates {gates:?}, want {want:?}"));
         }
-        chosen.iter().for_each(|expert| counts[*expert as usize] += 1);
+        for expert in chosen {
+            counts[*expert as usize] += 1;
+        }
     }
     if got.counts != counts {
         return Err(format!("counts are {:?}, want {counts:?}", got.counts));

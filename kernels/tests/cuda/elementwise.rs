@@ -31,7 +31,8 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Numbers of all sizes, some halfway between two of BF16, some without a finite one.
 fn numbers(random: &mut Random, n: usize) -> Vec<f32> {
-    let odd = [f32::NAN, f32::INFINITY, -0.0, 1e-40, f32::MAX, 1.003_906_25, 1.011_718_75];
+    let odd =
+        [f32::NAN, f32::INFINITY, -0.0, 1e-40, f32::MAX, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
     let mut x = random.normal(n);
     for (i, x) in x.iter_mut().enumerate() {
         *x *= 10.0_f32.powi((i % 13) as i32 - 6);

@@ -106,7 +106,7 @@ pub(crate) static MUTANTS: &[Mutant] = &[
         "a square is added to the wrong side",
         "sum_of_squares_pieces",
         ("fma.rn.f64", 3, Change::Swap),
-        ("sum of squares 16383", "sum of squares"),
+        ("sum of squares 300001", "sum of squares"),
     ),
     mutant(
         "the last place instead of the first",

@@ -239,6 +239,10 @@ impl Training<'_> {
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
             News::CheckpointCommitted { step } => {

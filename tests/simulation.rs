@@ -10,6 +10,8 @@
 
 #[path = "simulation/checks.rs"]
 mod checks;
+#[path = "simulation/counts.rs"]
+mod counts;
 #[path = "simulation/defects.rs"]
 mod defects;
 #[path = "simulation/engines.rs"]
@@ -20,6 +22,8 @@ mod faults;
 mod network;
 #[path = "simulation/random.rs"]
 mod random;
+#[path = "simulation/reference.rs"]
+mod reference;
 #[path = "simulation/vault.rs"]
 mod vault;
 #[path = "simulation/world.rs"]
@@ -27,8 +31,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use counts::Counts;
 use defects::Defect;
-use world::{Counts, World};
+use world::World;
 
 /// Seeds of one run of the tests.
 const SEEDS: u64 = 1_000;

@@ -221,6 +221,10 @@ impl Conductor {
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::Joined { .. }
             | News::Planned(_)

@@ -153,6 +153,10 @@ impl Metrics {
             News::Evicted { .. }
             | News::Recovered { .. }
             | News::Quarantined { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. } => self.changes.observe(news),
             // Other checkpoints are counted where they are committed.

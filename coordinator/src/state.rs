@@ -30,6 +30,7 @@ use member::Member;
 use parts::{PartError, Parts};
 use recovering::Loss;
 use stragglers::Stragglers;
+use sums::Sums;
 
 mod cause;
 mod edging;
@@ -41,9 +42,12 @@ mod joining;
 mod losing;
 mod member;
 mod parts;
+mod preparing;
 mod progress;
 mod recovering;
 mod stragglers;
+mod sums;
+mod yielding;
 
 /// A gap between two events longer than this is the coordinator's own sleep (a suspended laptop, a
 /// stopped process), and no worker's silence. Ticks come every 250 ms.
@@ -199,6 +203,7 @@ pub struct State {
     /// When the first host was at the edge.
     edge_ms: Option<u64>,
     stragglers: Stragglers,
+    sums: Sums,
     effects: Vec<Effect>,
 }
 
@@ -231,6 +236,7 @@ impl State {
             link_broke: None,
             edge_ms: None,
             stragglers: Stragglers::default(),
+            sums: Sums::default(),
             effects: Vec::new(),
         }
     }
@@ -272,22 +278,33 @@ impl State {
             Phase::Preparing => self.start_when_all_are_ready(),
             Phase::Training | Phase::Stopping | Phase::Edging => {
                 self.commit_steps();
-                if let Some(manifest) = self.parts.next_complete(self.committed) {
-                    self.effects.push(Effect::CommitCheckpoint(manifest));
+                // Where twins differ there is nothing to end with.
+                if self.phase.trains() {
+                    self.settle_ends();
                 }
-                if let Some(step) = self.parts.next_failed() {
-                    self.effects.push(Effect::DiscardCheckpoint { step });
-                }
-                self.finish_when_all_have();
-                self.go_back_when_all_wait();
-                self.move_when_all_are_at_the_edge();
             }
             Phase::Paused => self.resume_when_enough_are_here(),
             Phase::Recovering | Phase::Ended => {}
         }
         self.judge();
         self.change_hosts();
+        if self.phase == Phase::Training {
+            self.release_idle_workers();
+        }
         self.recover_when_the_disk_is_quiet();
+    }
+
+    /// Of checkpoints, of the run, and of the plan.
+    fn settle_ends(&mut self) {
+        if let Some(manifest) = self.parts.next_complete(self.committed) {
+            self.effects.push(Effect::CommitCheckpoint(manifest));
+        }
+        if let Some(step) = self.parts.next_failed() {
+            self.effects.push(Effect::DiscardCheckpoint { step });
+        }
+        self.finish_when_all_have();
+        self.go_back_when_all_wait();
+        self.move_when_all_are_at_the_edge();
     }
 
     fn message(&mut self, connection: ConnectionId, mut message: FromWorker) {
@@ -308,8 +325,8 @@ impl State {
             // Its whole meaning is that it came; a hello was handled above.
             FromWorker::Heartbeat { .. } | FromWorker::Hello(_) => {}
             FromWorker::Ready { .. } => self.ready(worker),
-            FromWorker::StepDone { step, report, compute_seconds, .. } => {
-                self.step_done(worker, step, report);
+            FromWorker::StepDone { step, report, compute_seconds, sums, .. } => {
+                self.step_done(worker, step, report, sums);
                 if let Some(ratio) = self.stragglers.computed(worker, compute_seconds) {
                     self.news(News::Straggler { worker, ratio });
                 }
@@ -330,6 +347,10 @@ impl State {
                 self.part_failed((worker, connection), standing, cell, why);
             }
             FromWorker::AtEdge { standing, .. } => self.at_edge(worker, standing),
+            FromWorker::Prepared { generation, standing, cells } => {
+                self.prepared(worker, (generation, standing), &cells);
+            }
+            FromWorker::Yielding { reason } => self.yields(worker, reason),
             FromWorker::Leaving { reason } => self.wants_to_leave(worker, &reason),
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, .. } => {
@@ -440,6 +461,8 @@ impl fmt::Display for Ignored {
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod membership_tests;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

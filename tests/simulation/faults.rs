@@ -47,7 +47,7 @@ impl World {
         }
         self.later((50, 2_000), What::Fault);
         let Some(worker) = self.a_worker() else { return };
-        let kind = self.random.below(12);
+        let kind = self.random.below(16);
         self.log(|| format!("FAULT {kind} of {worker}"));
         match kind {
             0..=2 => {
@@ -95,6 +95,7 @@ impl World {
                     self.session(worker, Event::LeaveRequested { reason });
                 }
             }
+            12..=15 => self.fault_of_membership(kind, worker),
             _ => {
                 if self.now_ms > 10_000 && self.random.below(8) == 0 {
                     self.stop_asked = true;
@@ -103,6 +104,27 @@ impl World {
                     self.fail_by_itself(worker);
                 }
             }
+        }
+    }
+
+    /// A worker gives way, is slow, has wrong numbers; a checkpoint does not hold what was written.
+    fn fault_of_membership(&mut self, kind: u64, worker: WorkerId) {
+        match kind {
+            12 if !self.workers[&worker].stopped => {
+                let reason = Some("a game runs".to_owned());
+                self.session(worker, Event::YieldRequested { reason });
+                self.later_for(worker, (200, 9_000), |pid| What::YieldEnds { worker, pid });
+            }
+            13 => {
+                // Now and then it is as fast as the others again.
+                let slowness = self.random.between(1, 6) as f64;
+                self.slowness.insert(worker, slowness);
+            }
+            14 => self.sum_fault = Some(worker),
+            15 if self.random.below(4) == 0 => {
+                self.damaged.extend(self.disk.keys().next_back().copied());
+            }
+            _ => {}
         }
     }
 

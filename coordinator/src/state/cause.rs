@@ -136,6 +136,7 @@ fn verdict_of(cause: Cause) -> Kind {
         | Cause::Checkpoint
         | Cause::Ledger
         | Cause::Protocol
+        | Cause::Diverged
         | Cause::TooFew
         | Cause::Aborted => Kind::Lost,
     }

@@ -30,6 +30,8 @@ pub(crate) struct Start {
     pub cores: Cores,
     /// Worker n's is the nth after it; 0: any.
     pub metrics_port: u16,
+    /// Programs and files to which workers give way.
+    pub yield_to: Vec<String>,
 }
 
 /// The processes, by worker; at most one of each at a time.
@@ -139,6 +141,9 @@ fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Runn
         .stderr(log)
         // Ctrl-C is for the launcher, which then asks its workers to write a checkpoint.
         .process_group(0);
+    for sight in &start.yield_to {
+        command.args(["--yield-to", sight]);
+    }
     if let Some(cores) = start.cores.of(worker.0 as usize) {
         command.args(["--cores", &cores]);
     }
@@ -213,6 +218,7 @@ mod tests {
             logs: std::env::temp_dir(),
             cores: Cores { threads: 1, kept: Err("a test".to_owned()) },
             metrics_port: 0,
+            yield_to: Vec::new(),
         };
         // `true` in the place of a worker ends at once, and well.
         let program = PathBuf::from("true");

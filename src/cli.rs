@@ -262,6 +262,10 @@ pub(crate) struct Worker {
     /// Cores that all its threads keep to; without it any
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     pub cores: Vec<usize>,
+    /// Give way while a program of this name runs, or a file is there (anything with a slash); may be
+    /// repeated
+    #[arg(long, value_name = "PROGRAM|FILE")]
+    pub yield_to: Vec<String>,
     /// Where Prometheus finds it; 0: any free port
     #[arg(long, default_value_t = 0)]
     pub metrics_port: u16,

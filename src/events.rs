@@ -84,6 +84,16 @@ pub(crate) enum Kind {
     Resumed,
     /// A worker that the others wait for.
     Straggler,
+    /// Cells move from a slow worker to a faster one, or back.
+    Shares,
+    /// A worker has caught up, and enters at the next edge.
+    Prepared,
+    /// A worker gives way to whoever needs its machine,
+    Yielding,
+    /// and may have cells again.
+    Available,
+    /// Parameters that should be equal are not.
+    Diverged,
     /// Too many skipped steps.
     RolledBack,
     CheckpointFailed,

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::clock::Stopwatch;
 use crate::run_dir::RunDir;
 use crate::signals::Signal;
+use crate::yielding::{self, Sight};
 use crate::{cli, cores, logging, scrape};
 
 /// The orderly way out gets this long after the launcher is gone.
@@ -54,6 +55,9 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         worker: WorkerId(args.id),
         run_dir: args.run_dir,
         threads: args.threads,
+        yielding: yielding::watch(
+            args.yield_to.iter().map(String::as_str).map(Sight::of).collect(),
+        ),
     };
     let (worker, metrics_dir) = (options.worker, RunDir::scrape_targets_of(&options.run_dir));
     let launcher_gone = watch_launcher();

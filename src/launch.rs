@@ -187,6 +187,7 @@ async fn train(
         run_dir: run_dir.path().to_path_buf(),
         logs: run_dir.logs(),
         cores: cores(job),
+        yield_to: job.workers.yield_to.clone(),
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
     let children = Children::start(job.workers.local, start)?;

@@ -41,6 +41,7 @@ mod terminal;
 mod tokenise;
 mod train;
 mod voice;
+mod yielding;
 
 use std::process::ExitCode;
 

@@ -230,12 +230,7 @@ impl Training<'_> {
                 }
             }
             News::RolledBack { from, to, passed_over, rollbacks } => {
-                let allowed = self.job.training.rollbacks_max;
-                let story = went_back((from, to), passed_over, (rollbacks, allowed));
-                self.events.step_is(to);
-                self.events.add(Kind::RolledBack, None, &story);
-                progress.rolled_back(to, &story);
-                self.metrics.roll_back((from, to), passed_over, rollbacks)?;
+                self.rolled_back((from, to), passed_over, rollbacks, progress)?;
             }
             news @ (News::Evicted { .. }
             | News::Recovering { .. }
@@ -247,6 +242,10 @@ impl Training<'_> {
             | News::Resumed
             | News::Quarantined { .. }
             | News::Parted { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::CaughtUp { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
@@ -281,6 +280,22 @@ impl Training<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Too many steps were refused.
+    fn rolled_back(
+        &mut self,
+        (from, to): (u64, u64),
+        passed_over: u64,
+        rollbacks: u32,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        let allowed = self.job.training.rollbacks_max;
+        let story = went_back((from, to), passed_over, (rollbacks, allowed));
+        self.events.step_is(to);
+        self.events.add(Kind::RolledBack, None, &story);
+        progress.rolled_back(to, &story);
+        self.metrics.roll_back((from, to), passed_over, rollbacks)
     }
 
     /// Somebody was lost, came back or went: says so, and follows where the run goes on from.

@@ -246,6 +246,27 @@ fn below_the_minimum_the_run_pauses_and_goes_on_by_itself() {
     assert_eq!(count(&place, "resumed"), 1);
 }
 
+#[test]
+fn a_run_gives_way_to_the_owner_of_the_machine_and_goes_on_by_itself() {
+    let owner = std::env::temp_dir().join(format!("shoal-owner-{}", std::process::id()));
+    fs::remove_file(&owner).ok();
+    let setting = format!("workers.yield_to=[{}]", owner.display());
+    let (place, ended) = survives("yield", &["--set", &setting], |place, launch| {
+        fs::write(&owner, "mine").unwrap();
+        wait_for(place, launch, "paused", 1);
+        assert_eq!(place.workers("run").len(), 4, "they stay");
+        fs::remove_file(&owner).unwrap();
+        wait_for(place, launch, "resumed", 1);
+    });
+    let reason = format!("gives way: {} is there", owner.display());
+    says(&ended, &[&reason, "paused: 0 of 1 workers", "may work again"]);
+    for kind in ["evicted", "exited"] {
+        // Four leave at the end.
+        assert_eq!(count(&place, kind), if kind == "exited" { 4 } else { 0 }, "{kind}");
+    }
+    assert_eq!(account(&place.run_dir("run")).taken_back, 0, "no step is done again");
+}
+
 /// Five free ports in a row, for the metrics of a coordinator and four workers.
 fn free_ports() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

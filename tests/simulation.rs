@@ -12,6 +12,8 @@
 mod checks;
 #[path = "simulation/coordinator.rs"]
 mod coordinator;
+#[path = "simulation/counts.rs"]
+mod counts;
 #[path = "simulation/defects.rs"]
 mod defects;
 #[path = "simulation/engines.rs"]
@@ -24,6 +26,8 @@ mod links;
 mod network;
 #[path = "simulation/random.rs"]
 mod random;
+#[path = "simulation/reference.rs"]
+mod reference;
 #[path = "simulation/vault.rs"]
 mod vault;
 #[path = "simulation/world.rs"]
@@ -31,8 +35,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use counts::Counts;
 use defects::Defect;
-use world::{Counts, World};
+use world::World;
 
 /// Seeds of one run of the tests.
 const SEEDS: u64 = 1_000;

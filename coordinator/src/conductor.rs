@@ -331,6 +331,10 @@ impl Conductor {
             | News::Resumed
             | News::Quarantined { .. }
             | News::Parted { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::CaughtUp { .. }
             | News::Joined { .. }

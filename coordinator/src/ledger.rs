@@ -44,6 +44,10 @@ pub struct StepLine {
     /// Where the value was that was not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+    /// Of the parameters of all cells after the step, in hexadecimal: equal on every run of the same
+    /// numbers, whoever hosts what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sum: Option<String>,
 }
 
 /// All after a step is taken back.
@@ -176,7 +180,16 @@ mod tests {
     fn row(step: u64) -> LedgerRow {
         let (generation, first_sequence) = (Generation(1), (step - 1) * 8);
         let (loss, skipped) = (Some(2.5), None);
-        LedgerRow::Step(StepLine { generation, step, first_sequence, sequences: 8, loss, skipped })
+        let sum = None;
+        LedgerRow::Step(StepLine {
+            generation,
+            step,
+            first_sequence,
+            sequences: 8,
+            loss,
+            skipped,
+            sum,
+        })
     }
 
     fn back(rolled_back_to: u64, next_sequence: Option<u64>) -> LedgerRow {

@@ -167,6 +167,10 @@ impl Metrics {
             | News::Recovered { .. }
             | News::Quarantined { .. }
             | News::Parted { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. } => self.changes.observe(news),
             News::CaughtUp { restarts, .. } => self.changes.restarted(*restarts),

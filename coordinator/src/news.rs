@@ -134,6 +134,29 @@ pub enum News {
         /// From the first worker at the edge until all train again.
         stall_seconds: f64,
     },
+    /// Cells are to move between workers because the steps become shorter by more than that costs.
+    SharesMove {
+        /// Who gives what to whom, and the figures that decided it.
+        what: String,
+    },
+    /// A worker that is to come in has caught up as far as it can while the others train.
+    Prepared {
+        worker: WorkerId,
+        /// So many of its cells hold the state after `step`, by their hashes.
+        cells: u32,
+        step: u64,
+        seconds: f64,
+    },
+    /// With a reason: somebody else needs a worker's machine, and it hosts nothing until that is over.
+    Yielding {
+        worker: WorkerId,
+        reason: Option<String>,
+    },
+    /// Cells that should have the same parameters after a step have not: it is done again.
+    Diverged {
+        step: u64,
+        what: String,
+    },
     Finished {
         /// The last committed step, and the step of the newest checkpoint.
         last_step: u64,
@@ -193,6 +216,8 @@ pub enum Cause {
     Ledger,
     /// A worker broke the protocol: a bug, or a worker of another version.
     Protocol,
+    /// Its cell's parameters are not its twins'.
+    Diverged,
     /// Too few workers are left, and none will come.
     TooFew,
     /// `Command::Abort`.
@@ -232,6 +257,7 @@ impl Cause {
             Self::Plan => "plan",
             Self::Ledger => "ledger",
             Self::Protocol => "protocol",
+            Self::Diverged => "diverged",
             Self::TooFew => "too_few",
             Self::Aborted => "aborted",
         }
@@ -308,8 +334,18 @@ impl fmt::Display for News {
             ),
             Self::MovedAtEdge { generation, step, stall_seconds } => write!(
                 f,
-                "{generation}: cells moved after step {step}, the others waited {stall_seconds:.1} s"
+                "{generation}: cells moved after step {step}, the others waited {stall_seconds:.3} s"
             ),
+            Self::SharesMove { what } | Self::Diverged { what, .. } => f.write_str(what),
+            Self::Prepared { worker, cells, step, seconds } => write!(
+                f,
+                "{worker} is ready to come in after {seconds:.1} s: {cells} cells with the state after \
+                 step {step}"
+            ),
+            Self::Yielding { worker, reason } => match reason {
+                Some(reason) => write!(f, "{worker} gives way: {reason}"),
+                None => write!(f, "{worker} may work again: nobody else needs its machine"),
+            },
             Self::Finished { last_step, .. } => write!(f, "finished after step {last_step}"),
             Self::Failed(failure) => failure.fmt(f),
         }

@@ -34,6 +34,7 @@ use member::Member;
 use parts::{PartError, Parts};
 use recovering::Loss;
 use stragglers::Stragglers;
+use sums::Sums;
 
 mod apart;
 mod awaiting;
@@ -47,10 +48,13 @@ mod joining;
 mod losing;
 mod member;
 mod parts;
+mod preparing;
 mod progress;
 mod recovering;
 mod saving;
 mod stragglers;
+mod sums;
+mod yielding;
 
 pub use saving::Saved;
 
@@ -218,6 +222,7 @@ pub struct State {
     awaiting: Option<Awaiting>,
     /// What every worker is told since the run has ended.
     last_word: Option<LastWord>,
+    sums: Sums,
     effects: Vec<Effect>,
 }
 
@@ -254,6 +259,7 @@ impl State {
             restarts: 0,
             awaiting: None,
             last_word: None,
+            sums: Sums::default(),
             effects: Vec::new(),
         }
     }
@@ -292,15 +298,10 @@ impl State {
             Phase::Preparing => self.start_when_all_are_ready(),
             Phase::Training | Phase::Stopping | Phase::Edging => {
                 self.commit_steps();
-                if let Some(manifest) = self.parts.next_complete(self.committed) {
-                    self.effects.push(Effect::CommitCheckpoint(manifest));
+                // Where twins differ there is nothing to end with.
+                if self.phase.trains() {
+                    self.settle_ends();
                 }
-                if let Some(step) = self.parts.next_failed() {
-                    self.effects.push(Effect::DiscardCheckpoint { step });
-                }
-                self.finish_when_all_have();
-                self.go_back_when_all_wait();
-                self.move_when_all_are_at_the_edge();
             }
             Phase::Paused => self.resume_when_enough_are_here(),
             Phase::Recovering | Phase::Ended => {}
@@ -308,7 +309,23 @@ impl State {
         self.judge();
         self.change_hosts();
         self.tell_when_all_have_caught_up();
+        if self.phase == Phase::Training {
+            self.release_idle_workers();
+        }
         self.recover_when_the_disk_is_quiet();
+    }
+
+    /// Of checkpoints, of the run, and of the plan.
+    fn settle_ends(&mut self) {
+        if let Some(manifest) = self.parts.next_complete(self.committed) {
+            self.effects.push(Effect::CommitCheckpoint(manifest));
+        }
+        if let Some(step) = self.parts.next_failed() {
+            self.effects.push(Effect::DiscardCheckpoint { step });
+        }
+        self.finish_when_all_have();
+        self.go_back_when_all_wait();
+        self.move_when_all_are_at_the_edge();
     }
 
     fn message(&mut self, connection: ConnectionId, mut message: FromWorker) {
@@ -329,8 +346,8 @@ impl State {
             // Its whole meaning is that it came; a hello was handled above.
             FromWorker::Heartbeat { .. } | FromWorker::Hello(_) => {}
             FromWorker::Ready { .. } => self.ready(worker),
-            FromWorker::StepDone { step, report, compute_seconds, .. } => {
-                self.step_done(worker, step, report);
+            FromWorker::StepDone { step, report, compute_seconds, sums, .. } => {
+                self.step_done(worker, step, report, sums);
                 if let Some(ratio) = self.stragglers.computed(worker, compute_seconds) {
                     self.news(News::Straggler { worker, ratio });
                 }
@@ -351,6 +368,10 @@ impl State {
                 self.part_failed((worker, connection), standing, cell, why);
             }
             FromWorker::AtEdge { standing, .. } => self.at_edge(worker, standing),
+            FromWorker::Prepared { generation, standing, cells } => {
+                self.prepared(worker, (generation, standing), &cells);
+            }
+            FromWorker::Yielding { reason } => self.yields(worker, reason),
             FromWorker::Leaving { reason } => self.wants_to_leave(worker, &reason),
             FromWorker::Finished { step, ending, .. } => self.finished(worker, step, ending),
             FromWorker::Failed { step, kind, what, layer, unreachable, .. } => {
@@ -475,6 +496,8 @@ impl fmt::Display for Ignored {
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod membership_tests;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

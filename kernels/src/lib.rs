@@ -31,6 +31,7 @@ pub mod storage;
 mod vector;
 
 pub mod bf16;
+pub mod checksum;
 pub mod compare;
 pub mod e4m3;
 pub mod fp8;

@@ -78,6 +78,15 @@ impl Parameters {
         options: &StageOptions,
         deviation: f32,
     ) -> Self {
+        let mut parameters = Self::blank(specifications, options);
+        parameters.draw(options.seed, deviation);
+        parameters.restart_average();
+        parameters.prepare();
+        parameters
+    }
+
+    /// All zero, to be loaded; compute has weights after `prepare` alone.
+    pub(crate) fn blank(specifications: Vec<Specification>, options: &StageOptions) -> Self {
         let mut sizes =
             BTreeMap::from([(Class::Dense, 0), (Class::Expert, 0), (Class::Embedding, 0)]);
         let mut entries = Vec::with_capacity(specifications.len());
@@ -92,7 +101,7 @@ impl Parameters {
         }
         let averaged = 0.0 < options.ema_decay;
         let arena = |class| Arena::zeros(sizes[&class], options.moments, averaged);
-        let mut parameters = Self {
+        Self {
             arithmetic: Arithmetic::new(options.precision, options.scales),
             options: options.clone(),
             swapped: false,
@@ -102,11 +111,7 @@ impl Parameters {
             expert: arena(Class::Expert),
             embedding: arena(Class::Embedding),
             entries,
-        };
-        parameters.draw(options.seed, deviation);
-        parameters.restart_average();
-        parameters.prepare();
-        parameters
+        }
     }
 
     fn draw(&mut self, seed: u64, deviation: f32) {

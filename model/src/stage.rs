@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_kernels::adamw;
+use shoal_kernels::checksum::checksum;
 use shoal_kernels::router;
 use shoal_kernels::spread;
 use shoal_kernels::tensor::{self, Tensor};
@@ -93,6 +94,8 @@ pub struct Stage {
     losses: Losses,
     counts: Vec<u64>,
     findings: Findings,
+    /// Of the parameters after the last update.
+    checksum: u64,
 }
 
 /// Kept after forward.
@@ -109,10 +112,21 @@ impl Stage {
     /// Draws initial parameters: the same for a seed on every grid. Router biases start at 0.
     pub fn new(cut: Cut, options: &StageOptions) -> Self {
         cut.check();
+        let p = Parameters::new(names::specifications(&cut), options, cut.config.initializer_range);
+        Self::over(p, cut, options)
+    }
+
+    /// The same with nothing drawn, for whoever loads every number: until then it computes nothing.
+    /// After loading masters call `Parameters::prepare`.
+    pub fn blank(cut: Cut, options: &StageOptions) -> Self {
+        cut.check();
+        let p = Parameters::blank(names::specifications(&cut), options);
+        Self::over(p, cut, options)
+    }
+
+    fn over(p: Parameters, cut: Cut, options: &StageOptions) -> Self {
         let config = Arc::new(cut.config.clone());
         let arithmetic = Arithmetic::new(options.precision, options.scales);
-        let deviation = config.initializer_range;
-        let p = Parameters::new(names::specifications(&cut), options, deviation);
         let layer = |number| Layer::new(&p, &config, arithmetic, &cut, number);
         Self {
             embedding: cut.first.then(|| p.id(EMBEDDING)),
@@ -123,6 +137,7 @@ impl Stage {
             losses: Losses::default(),
             counts: vec![0; cut.moe_layers().len() * config.n_routed_experts as usize],
             findings: Findings::default(),
+            checksum: 0,
             parameters: p,
             arithmetic,
             cut,
@@ -157,6 +172,12 @@ impl Stage {
         }
         bias.copy_from_slice(values);
         Ok(())
+    }
+
+    /// Of all masters and router biases after the last update (`shoal_kernels::checksum`). Equal for equal
+    /// parts of equal models, whatever the threads.
+    pub fn checksum(&self) -> u64 {
+        self.checksum
     }
 
     /// This cell's losses since the last call.
@@ -216,12 +237,14 @@ impl Stage {
             "a step ends when every microbatch has gone through both halves of backward"
         );
         let parameters = &mut self.parameters;
-        spread::inside(|| parameters.step(&update.adam));
+        let mut sum = spread::inside(|| parameters.step(&update.adam));
         let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {
             router::step_bias(&mut moe.bias, counts, update.bias_speed);
+            sum = sum.wrapping_add(checksum(&moe.bias, moe.layer()));
         }
+        self.checksum = sum;
         self.counts = vec![0; counts.len()];
         self.findings = Findings::default();
     }

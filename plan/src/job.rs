@@ -177,6 +177,10 @@ pub struct Workers {
     /// How often a worker process that died is started anew, each worker for itself, within ten minutes. 0: never, and
     /// the run ends when too few are left.
     pub restarts: u32,
+    /// Each local worker gives its cells to others while a program of one of these names runs, or a file is
+    /// there (anything with a slash in it); it comes back by itself. With fewer than `min` others the run pauses.
+    #[serde(default)]
+    pub yield_to: Vec<String>,
 }
 
 /// When checkpoints are written and how many stay.

@@ -24,6 +24,7 @@ pub mod manifest;
 pub mod memory;
 pub mod model;
 pub mod numerics;
+pub mod pace;
 pub mod placement;
 pub mod plan;
 pub mod planner;

@@ -35,6 +35,8 @@ pub enum FromWorker {
         compute_seconds: f64,
         /// Only from the host of cell 0.
         report: Option<StepReport>,
+        /// Of each of its cells after the step; none for a step that was skipped.
+        sums: Vec<(CellId, u64)>,
     },
     /// The model was held against other text. Only from the host of cell 0.
     Evaluated {
@@ -82,6 +84,19 @@ pub enum FromWorker {
         /// The same from all workers.
         standing: Standing,
     },
+    /// The answer to `ToWorker::Prepare`: the text is open, the cells are built, and those that are listed
+    /// hold the snapshot of this standing with that blake3.
+    Prepared {
+        /// Of the plan that may come.
+        generation: Generation,
+        standing: Standing,
+        cells: Vec<(CellId, String)>,
+    },
+    /// With a reason: somebody else needs its machine. It hands over at the next edge and stays, without
+    /// cells. Without one: it may have cells again.
+    Yielding {
+        reason: Option<String>,
+    },
     /// It wants to hand over its cells and go. Said at any time after the hello.
     Leaving {
         reason: String,
@@ -113,7 +128,12 @@ impl FromWorker {
     /// only says "alive".
     pub fn fence(&mut self) -> Option<&mut Generation> {
         match self {
-            Self::Hello(_) | Self::Heartbeat { .. } | Self::Leaving { .. } => None,
+            // Of what is got ready the coordinator looks itself for what plan that was.
+            Self::Hello(_)
+            | Self::Heartbeat { .. }
+            | Self::Leaving { .. }
+            | Self::Prepared { .. }
+            | Self::Yielding { .. } => None,
             Self::Ready { generation }
             | Self::StepDone { generation, .. }
             | Self::Evaluated { generation, .. }
@@ -167,6 +187,13 @@ pub enum ToWorker {
     /// End after the next step on which all workers agree, keep the state in memory, and wait for a
     /// new plan.
     Edge {
+        generation: Generation,
+    },
+    /// A plan that may come: a worker that hosts nothing now opens the text, builds its cells and fills
+    /// them with the snapshots that are named, and answers with `FromWorker::Prepared`.
+    Prepare(Box<Assign>),
+    /// The plan in force gives this worker no cells, and others hold what it held.
+    Released {
         generation: Generation,
     },
     /// The checkpoint of this step is complete and durable.

@@ -8,15 +8,16 @@ use std::net::{AddrParseError, SocketAddr};
 use shoal_plan::checkpoint::{self, CheckpointFile};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
+use shoal_plan::standing::Standing;
 
 use crate::message::{FailureKind, FromWorker, Hello, Resuming};
 
+mod members;
 mod reports;
 mod to_worker;
 
 /// The generated messages, client and server. Only the tonic rims name them.
 #[expect(clippy::pedantic, clippy::allow_attributes, reason = "generated from shoal.proto")]
-#[expect(clippy::large_enum_variant, reason = "generated; a message exists once at a time")]
 #[expect(clippy::allow_attributes_without_reason, unused_qualifications, reason = "generated")]
 pub mod raw {
     tonic::include_proto!("shoal.v1");
@@ -75,7 +76,10 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 step: raw.step,
                 compute_seconds: reports::seconds(raw.compute_seconds)?,
                 report: raw.report.map(reports::step).transpose()?,
+                sums: members::sums(raw.sums)?,
             },
+            Message::Prepared(raw) => members::prepared(raw)?,
+            Message::Yielding(raw) => members::yielding(raw)?,
             Message::Evaluated(raw) => Self::Evaluated {
                 generation: Generation(raw.generation),
                 step: raw.step,
@@ -139,13 +143,20 @@ impl From<FromWorker> for raw::FromWorker {
             FromWorker::Ready { generation } => {
                 Message::Ready(raw::Ready { generation: generation.0 })
             }
-            FromWorker::StepDone { generation, step, compute_seconds, report } => {
+            FromWorker::StepDone { generation, step, compute_seconds, report, sums } => {
                 Message::StepDone(raw::StepDone {
                     generation: generation.0,
                     step,
                     compute_seconds,
                     report: report.map(raw::StepReport::from),
+                    sums: members::raw_sums(sums),
                 })
+            }
+            FromWorker::Prepared { generation, standing, cells } => {
+                Message::Prepared(members::raw_prepared(generation, standing, cells))
+            }
+            FromWorker::Yielding { reason } => {
+                Message::Yielding(raw::Yielding { reason: reason.map(shortened) })
             }
             FromWorker::Evaluated { generation, step, evaluations } => {
                 Message::Evaluated(raw::Evaluated {
@@ -164,17 +175,12 @@ impl From<FromWorker> for raw::FromWorker {
                 Message::CheckpointPart(raw::CheckpointPart { generation, standing, cell, files })
             }
             FromWorker::CheckpointPartFailed { generation, standing, cell, why } => {
-                let (generation, cell, why) = (generation.0, cell.0, shortened(why));
-                let standing = Some(standing.into());
-                let failed = raw::CheckpointPartFailed { generation, standing, cell, why };
-                Message::CheckpointPartFailed(failed)
+                Message::CheckpointPartFailed(part_failed(generation, standing, cell, why))
             }
-            FromWorker::Held { generation, standing, cell, blake3 } => Message::Held(raw::Held {
-                generation: generation.0,
-                standing: Some(standing.into()),
-                cell: cell.0,
-                blake3,
-            }),
+            FromWorker::Held { generation, standing, cell, blake3 } => {
+                let (generation, cell, standing) = (generation.0, cell.0, Some(standing.into()));
+                Message::Held(raw::Held { generation, standing, cell, blake3 })
+            }
             FromWorker::AtEdge { generation, standing } => Message::AtEdge(raw::AtEdge {
                 generation: generation.0,
                 standing: Some(standing.into()),
@@ -188,18 +194,25 @@ impl From<FromWorker> for raw::FromWorker {
                 ending: raw::Ending::from(ending).into(),
             }),
             FromWorker::Failed { generation, step, kind, what, layer, unreachable } => {
-                Message::Failed(raw::Failed {
-                    generation: generation.0,
-                    step,
-                    kind: raw::FailureKind::from(kind).into(),
-                    what: shortened(what),
-                    layer: layer.map(shortened),
-                    unreachable: unreachable.into_iter().map(|worker| worker.0).collect(),
-                })
+                let kind = raw::FailureKind::from(kind).into();
+                let (what, layer) = (shortened(what), layer.map(shortened));
+                let unreachable = unreachable.into_iter().map(|worker| worker.0).collect();
+                let generation = generation.0;
+                Message::Failed(raw::Failed { generation, step, kind, what, layer, unreachable })
             }
         };
         Self { message: Some(message) }
     }
+}
+
+fn part_failed(
+    generation: Generation,
+    standing: Standing,
+    cell: CellId,
+    why: String,
+) -> raw::CheckpointPartFailed {
+    let (generation, cell, why) = (generation.0, cell.0, shortened(why));
+    raw::CheckpointPartFailed { generation, standing: Some(standing.into()), cell, why }
 }
 
 impl TryFrom<raw::Hello> for Hello {

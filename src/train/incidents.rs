@@ -66,7 +66,7 @@ impl Incident {
                 (Kind::Left, Some(*worker), "as it was asked to".to_owned(), None)
             }
             News::MovedAtEdge { generation, step, stall_seconds } => {
-                let fact = format!("cells moved at step {step}, stalled {stall_seconds:.1} s");
+                let fact = format!("cells moved at step {step}, stalled {stall_seconds:.3} s");
                 (Kind::Moved, None, fact, Some(*generation))
             }
             News::Quarantined { worker, seconds, times } => {
@@ -85,6 +85,20 @@ impl Incident {
                 let fact = format!("it takes {ratio:.1} times as long as the others");
                 (Kind::Straggler, Some(*worker), fact, None)
             }
+            News::SharesMove { what } => (Kind::Shares, None, what.clone(), None),
+            News::Prepared { worker, cells, step, seconds } => {
+                let fact =
+                    format!("{cells} cells hold step {step}, {seconds:.1} s after its asking");
+                (Kind::Prepared, Some(*worker), fact, None)
+            }
+            News::Yielding { worker, reason } => {
+                let (kind, fact) = match reason {
+                    Some(reason) => (Kind::Yielding, reason.clone()),
+                    None => (Kind::Available, "nobody else needs its machine".to_owned()),
+                };
+                (kind, Some(*worker), fact, None)
+            }
+            News::Diverged { what, .. } => (Kind::Diverged, None, what.clone(), None),
             // The launcher knows how long the coordinator was away.
             News::CaughtUp { .. }
             | News::Joined { .. }
@@ -113,10 +127,15 @@ impl Incident {
             Kind::Left => format!("{worker} has handed over its cells and left"),
             Kind::Quarantined => format!("{worker} is quarantined {fact}"),
             Kind::Straggler => format!("{worker} is slow: {fact}"),
+            Kind::Prepared => format!("{worker} has caught up: {fact}"),
+            Kind::Yielding => format!("{worker} gives way: {fact}"),
+            Kind::Available => format!("{worker} may work again"),
             Kind::Paused => format!("paused: {fact}"),
             Kind::Resumed => "resumed: enough workers are here again".to_owned(),
             Kind::Recovering
             | Kind::Moved
+            | Kind::Shares
+            | Kind::Diverged
             | Kind::Launched
             | Kind::Joined
             | Kind::Started
@@ -199,6 +218,10 @@ impl Recovery {
             | News::Resumed
             | News::Quarantined { .. }
             | News::Parted { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }
             | News::Finished { .. }
@@ -275,7 +298,7 @@ mod tests {
             "worker-2 is quarantined for 60 s: lost 3 times in two minutes",
         );
         let moved = News::MovedAtEdge { generation: Generation(3), step: 58, stall_seconds: 0.21 };
-        says(&moved, "cells moved at step 58, stalled 0.2 s");
+        says(&moved, "cells moved at step 58, stalled 0.210 s");
         assert_eq!(Incident::of(&moved).unwrap().generation, Some(Generation(3)));
         assert_eq!(Incident::of(&recovered()), None, "the first step says it");
     }

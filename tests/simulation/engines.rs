@@ -4,17 +4,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_plan::grid::{Cell, CellId, Grid};
+use shoal_plan::grid::{Cell, CellId};
 use shoal_plan::plan::{Generation, WorkerId};
-use shoal_plan::report::{Ending, Outcome, StepReport, StepRow};
-use shoal_plan::standing::Standing;
+use shoal_plan::report::{Ending, Outcome, Pass, SkippedStep, StepReport, StepRow};
+use shoal_plan::standing::{AfterSkip, Standing};
 use shoal_proto::{Assign, FailureKind};
-use shoal_worker::session::{EngineEvent, Event};
+use shoal_worker::session::{EngineEvent, Event, Prepared};
 
 use crate::checks::{hash_of, state_of};
 use crate::defects::Defect;
 use crate::links::LINK_MS;
-use crate::random::mix;
+use crate::reference::{fold, loss, seed, update};
 use crate::world::{What, World};
 
 pub(crate) const LAST_STEP: u64 = 30;
@@ -25,53 +25,6 @@ const CHECKPOINT_EVERY: u64 = 7;
 const COMPUTE_MS: (u64, u64) = (100, 400);
 /// How long an engine waits for its peers to be there: at the first plan, and later.
 const JOIN_MS: [u64; 2] = [30_000, 10_000];
-
-/// Every state of an undisturbed run.
-#[derive(Debug)]
-pub(crate) struct Reference {
-    grid: Grid,
-    steps: Vec<BTreeMap<CellId, u64>>,
-}
-
-impl Reference {
-    pub(crate) fn new(grid: Grid) -> Self {
-        let seed = grid.cells().map(|cell| (cell, seed(grid, cell))).collect();
-        let mut steps: Vec<BTreeMap<CellId, u64>> = vec![seed];
-        for step in 0..LAST_STEP {
-            let before = &steps[step as usize];
-            let all = fold(before.values().copied());
-            let next =
-                before.iter().map(|(cell, state)| (*cell, update(*state, all, BATCH * step)));
-            let next = next.collect();
-            steps.push(next);
-        }
-        Self { grid, steps }
-    }
-
-    pub(crate) fn state(&self, cell: CellId, step: u64) -> u64 {
-        assert!(cell.0 < self.grid.n_cells());
-        self.steps[step as usize][&cell]
-    }
-}
-
-/// Twins begin alike, and stay so.
-fn seed(grid: Grid, cell: CellId) -> u64 {
-    let Cell { stage, expert_shard, .. } = grid.cell(cell);
-    mix(u64::from(stage * 100 + expert_shard + 1))
-}
-
-fn fold(states: impl Iterator<Item = u64>) -> u64 {
-    states.fold(1, |sum, state| mix(sum ^ state))
-}
-
-fn update(state: u64, all: u64, first_sequence: u64) -> u64 {
-    mix(state ^ mix(all ^ mix(first_sequence + 1)))
-}
-
-/// Some number made of a state, so that the ledger's losses prove it.
-pub(crate) fn loss(state: u64) -> f64 {
-    (state >> 12) as f64
-}
 
 /// One worker's engine.
 #[derive(Debug)]
@@ -104,6 +57,7 @@ impl Engine {
 
 /// What all cells have agreed on for one step.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Verdict {
     generation: Generation,
     /// Before the step.
@@ -113,6 +67,8 @@ pub(crate) struct Verdict {
     stop: bool,
     edge: bool,
     snapshot: bool,
+    /// Some value was not finite.
+    skipped: bool,
 }
 
 impl World {
@@ -211,6 +167,11 @@ impl World {
         for cell in assign.plan.cells_of(worker) {
             let state = if let Some(source) = assign.sources.get(cell.0 as usize) {
                 self.fetch(worker, source.worker, source.cell, step, &source.blake3)
+            } else if assign.resume_from.is_some_and(|step| self.damaged.contains(&step)) {
+                // A file whose hash is another than the manifest's.
+                self.checks.damage_was_met = true;
+                self.fail_engine(worker, generation, FailureKind::Checkpoint);
+                return Ok(());
             } else if let Some(step) = assign.resume_from {
                 let first = grid.id(Cell { replica: 0, ..grid.cell(cell) });
                 self.disk.get(&step).map(|states| states[&first])
@@ -254,6 +215,19 @@ impl World {
         }
         self.counts.fetched += 1;
         donor.vault.get(cell, step).filter(|state| state_of(blake3) == *state)
+    }
+
+    /// The newest snapshot there was, for each of the cells to come; what is gone meanwhile is left out.
+    pub(crate) fn got_ready(&mut self, worker: WorkerId, assign: &Assign) {
+        let (generation, standing) = (assign.plan.generation, assign.standing);
+        let mut cells = Vec::new();
+        for cell in assign.plan.cells_of(worker) {
+            let Some(source) = assign.sources.get(cell.0 as usize) else { continue };
+            let step = standing.step;
+            let state = self.fetch(worker, source.worker, source.cell, step, &source.blake3);
+            cells.extend(state.map(|state| (cell, hash_of(state))));
+        }
+        self.session(worker, Event::Prepared(Prepared { generation, standing, cells }));
     }
 
     fn ready_when_all_are_loaded(&mut self, generation: Generation, assign: &Assign) {
@@ -316,6 +290,7 @@ impl World {
             stop: engines.iter().any(|engine| engine.stop),
             edge: engines.iter().any(|engine| engine.edge),
             snapshot,
+            skipped: self.checks.reference.position(standing.step + 1).1,
         };
         if waits {
             return self.later((50, 50), What::Vote { generation });
@@ -333,6 +308,9 @@ impl World {
         let Verdict { generation, standing, all, .. } = verdict;
         let Some(engine) = self.engine_at(worker, generation) else { return Ok(()) };
         let first_sequence = standing.sequences;
+        if verdict.skipped {
+            return self.skip_step(worker, verdict);
+        }
         engine.standing.trained(BATCH);
         let (step, standing) = (engine.standing.step, engine.standing);
         for state in engine.cells.values_mut() {
@@ -345,7 +323,14 @@ impl World {
         }
         let report = (plan.host(CellId(0)) == worker)
             .then(|| report(step, first_sequence, loss(cells[&CellId(0)])));
-        self.say(worker, EngineEvent::StepDone { step, compute_seconds: 0.1, report });
+        let compute_seconds =
+            cells.len() as f64 * self.slowness.get(&worker).copied().unwrap_or(1.0);
+        let mut sums: Vec<(CellId, u64)> = cells.iter().map(|(cell, sum)| (*cell, *sum)).collect();
+        if self.sum_fault == Some(worker) {
+            self.sum_fault = None;
+            sums[0].1 ^= 1;
+        }
+        self.say(worker, EngineEvent::StepDone { step, compute_seconds, report, sums });
         let ends = step == LAST_STEP || verdict.stop;
         if ends || step.is_multiple_of(CHECKPOINT_EVERY) {
             self.write_parts(worker, standing, &cells);
@@ -367,6 +352,38 @@ impl World {
             self.say(worker, EngineEvent::AtEdge { standing });
         } else {
             self.compute_when_all_can(generation);
+        }
+        Ok(())
+    }
+
+    /// Nothing changes but where the run stands, and nothing is kept or ended.
+    fn skip_step(&mut self, worker: WorkerId, verdict: Verdict) -> Result<(), String> {
+        let Verdict { generation, standing: Standing { sequences, .. }, .. } = verdict;
+        let Some(engine) = self.engine_at(worker, generation) else { return Ok(()) };
+        let after = engine.standing.refused(BATCH, &engine.assign.job.training);
+        let (standing, plan) = (engine.standing, engine.assign.plan.clone());
+        engine.over = after == AfterSkip::GoBack;
+        for cell in plan.cells_of(worker) {
+            self.checks.applied.insert((generation, cell), standing.step);
+        }
+        let skip = || SkippedStep {
+            step: standing.step,
+            skipped: "modelled".to_owned(),
+            worker,
+            in_a_row: standing.skips,
+            pass: Pass::Forward,
+        };
+        let report = (plan.host(CellId(0)) == worker).then(|| StepReport {
+            first_sequence: sequences,
+            sequences: BATCH,
+            outcome: Outcome::Skipped(skip()),
+        });
+        let (step, compute_seconds, sums) = (standing.step, 1.0, vec![]);
+        self.say(worker, EngineEvent::StepDone { step, compute_seconds, report, sums });
+        match after {
+            AfterSkip::GoOn => self.compute_when_all_can(generation),
+            AfterSkip::GoBack => self.say(worker, EngineEvent::GoBack { standing }),
+            AfterSkip::GiveUp => return Err("too much text is bad for this job".to_owned()),
         }
         Ok(())
     }

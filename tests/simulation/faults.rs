@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use shoal_coordinator::state::Event as StateEvent;
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
+use shoal_worker::session::Event;
 
 use crate::links::LINK_MS;
 use crate::world::{KEEPALIVE_MS, What, World};
@@ -47,7 +48,7 @@ impl World {
         }
         self.later((50, 2_000), What::Fault);
         let Some(worker) = self.a_worker() else { return };
-        let kind = self.random.below(14);
+        let kind = self.random.below(18);
         self.log(|| format!("FAULT {kind} of {worker}"));
         match kind {
             0..=2 => {
@@ -100,7 +101,8 @@ impl World {
                     self.ask_to_leave(worker);
                 }
             }
-            11 | 12 => self.kill_coordinator(),
+            11 | 16 => self.kill_coordinator(),
+            12..=15 => self.fault_of_membership(kind, worker),
             _ => {
                 if self.now_ms > 10_000 && self.random.below(8) == 0 {
                     self.stop_asked = true;
@@ -109,6 +111,27 @@ impl World {
                     self.fail_by_itself(worker);
                 }
             }
+        }
+    }
+
+    /// A worker gives way, is slow, has wrong numbers; a checkpoint does not hold what was written.
+    fn fault_of_membership(&mut self, kind: u64, worker: WorkerId) {
+        match kind {
+            12 if !self.workers[&worker].stopped => {
+                let reason = Some("a game runs".to_owned());
+                self.session(worker, Event::YieldRequested { reason });
+                self.later_for(worker, (200, 9_000), |pid| What::YieldEnds { worker, pid });
+            }
+            13 => {
+                // Now and then it is as fast as the others again.
+                let slowness = self.random.between(1, 6) as f64;
+                self.slowness.insert(worker, slowness);
+            }
+            14 => self.sum_fault = Some(worker),
+            15 if self.random.below(4) == 0 => {
+                self.damaged.extend(self.disk.keys().next_back().copied());
+            }
+            _ => {}
         }
     }
 

@@ -124,4 +124,12 @@ impl World {
         let pid = process.pid;
         self.at(until_ms, What::Continue { worker, pid });
     }
+
+    #[expect(clippy::print_stdout, reason = "whoever replays a seed wants to see it")]
+    pub(crate) fn log(&self, text: impl FnOnce() -> String) {
+        if !self.quiet {
+            let text: String = text().chars().take(300).collect();
+            println!("{:>7} {text}", self.now_ms);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Virtual time, and what lies between the coordinator and its workers: connections that keep their
 //! order and may break or stall, a launcher that starts dead workers anew, a disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_coordinator::Settings;
 use shoal_coordinator::state::{ConnectionId, Effect, Event as StateEvent};
@@ -10,13 +10,14 @@ use shoal_plan::job::Job;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
-use shoal_proto::{FailureKind, FromWorker, Secret, ToWorker};
+use shoal_proto::{Assign, FailureKind, FromWorker, Secret, ToWorker};
 use shoal_worker::session::{EngineEvent, Event, ExitReason, Session};
 
 use crate::checks::{Checks, state_of};
 use crate::coordinator::Coordinator;
+use crate::counts::Counts;
 use crate::defects::Defect;
-use crate::engines::{Engine, LAST_STEP, Verdict};
+use crate::engines::{BATCH, Engine, LAST_STEP, Verdict};
 use crate::faults::Cuts;
 use crate::network::Link;
 use crate::random::Random;
@@ -43,6 +44,8 @@ pub(crate) enum What {
     Exited { worker: WorkerId, pid: u32, what: String },
     Spawn { worker: WorkerId },
     Loaded { worker: WorkerId, pid: u32, generation: Generation },
+    GotReady { worker: WorkerId, pid: u32, assign: Box<Assign> },
+    YieldEnds { worker: WorkerId, pid: u32 },
     JoinDeadline { worker: WorkerId, pid: u32, generation: Generation, in_ms: u64 },
     SilentLink { ends: (WorkerId, WorkerId), one_way: bool },
     PeerLost { worker: WorkerId, pid: u32, generation: Generation },
@@ -68,35 +71,6 @@ pub(crate) struct Worker {
     pub(crate) until_ms: u64,
 }
 
-/// What was met on the way.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) crashes: u64,
-    pub(crate) coordinator_crashes: u64,
-    pub(crate) fetched: u64,
-    pub(crate) met: BTreeMap<String, u64>,
-}
-
-impl Counts {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.crashes += other.crashes;
-        self.coordinator_crashes += other.coordinator_crashes;
-        self.fetched += other.fetched;
-        other.met.iter().for_each(|(name, n)| *self.met.entry(name.clone()).or_default() += n);
-    }
-
-    /// Every kind of news that recovery has.
-    pub(crate) fn has_met_everything(&self) -> bool {
-        let all = ["Evicted", "Recovering", "Recovered", "Rejoined", "Left", "Paused", "Resumed"];
-        let more =
-            ["Quarantined", "Parted", "MovedAtEdge", "CheckpointFailed", "Finished", "CaughtUp"];
-        self.crashes > 0
-            && self.coordinator_crashes > 0
-            && self.fetched > 0
-            && all.iter().chain(&more).all(|name| self.met.contains_key(*name))
-    }
-}
-
 pub(crate) struct World {
     pub(crate) now_ms: u64,
     queue: BTreeMap<(u64, u64), What>,
@@ -113,6 +87,12 @@ pub(crate) struct World {
     pub(crate) writing: BTreeMap<CellId, u64>,
     /// The next manifest cannot be written.
     pub(crate) disk_fault: bool,
+    /// How many times as long a worker takes for its cells.
+    pub(crate) slowness: BTreeMap<WorkerId, f64>,
+    /// Whose next sum is wrong.
+    pub(crate) sum_fault: Option<WorkerId>,
+    /// Checkpoints that no longer hold what was written.
+    pub(crate) damaged: BTreeSet<u64>,
     pub(crate) copying: u64,
     pub(crate) voted: Option<(Generation, u64)>,
     pub(crate) stop_asked: bool,
@@ -120,7 +100,7 @@ pub(crate) struct World {
     pub(crate) checks: Checks,
     pub(crate) counts: Counts,
     pub(crate) defect: Option<Defect>,
-    quiet: bool,
+    pub(crate) quiet: bool,
     pub(crate) complaint: Option<String>,
 }
 
@@ -148,6 +128,9 @@ impl World {
                 make_plan(job, workers, generation).map_err(|error| error.to_string())
             },
         };
+        // In every third run up to four steps in a row are not finite.
+        let (first, steps) = (BATCH * random.between(3, 22), BATCH * random.between(1, 4));
+        let bad = if random.below(3) == 0 { first..first + steps } else { 0..0 };
         let mut world = Self {
             now_ms: 0,
             queue: BTreeMap::new(),
@@ -163,11 +146,14 @@ impl World {
             disk: BTreeMap::new(),
             writing: BTreeMap::new(),
             disk_fault: false,
+            slowness: BTreeMap::new(),
+            sum_fault: None,
+            damaged: BTreeSet::new(),
             copying: 0,
             voted: None,
             stop_asked: false,
             own_failures: BTreeMap::new(),
-            checks: Checks::new(grid),
+            checks: Checks::new(grid, bad),
             counts: Counts::default(),
             defect,
             quiet,
@@ -216,6 +202,8 @@ impl World {
                 self.cuts.down_until(worker, self.now_ms).or(stopped(&worker))
             }
             What::WorkerTick { worker, .. }
+            | What::GotReady { worker, .. }
+            | What::YieldEnds { worker, .. }
             | What::Broken { worker, .. }
             | What::Attempt { worker, .. }
             | What::Loaded { worker, .. }
@@ -303,6 +291,12 @@ impl World {
             What::Loaded { worker, pid, generation } if self.lives(worker, pid) => {
                 self.loaded(worker, generation)?;
             }
+            What::GotReady { worker, pid, assign } if self.lives(worker, pid) => {
+                self.got_ready(worker, &assign);
+            }
+            What::YieldEnds { worker, pid } if self.lives(worker, pid) => {
+                self.session(worker, Event::YieldRequested { reason: None });
+            }
             What::Ready { worker, pid, generation }
                 if self.lives(worker, pid) && self.engine_at(worker, generation).is_some() =>
             {
@@ -344,8 +338,13 @@ impl World {
         let (generation, step) = (*generation, *step);
         let links: Vec<u64> = self.workers.values().filter_map(|worker| worker.link).collect();
         for link in links {
-            let message =
-                FromWorker::StepDone { generation, step, compute_seconds: 0.1, report: None };
+            let message = FromWorker::StepDone {
+                generation,
+                step,
+                compute_seconds: 0.1,
+                report: None,
+                sums: vec![],
+            };
             let is_speaker = self.links[&link].worker == self.host_of_first();
             if !is_speaker && !self.links[&link].closed {
                 let connection = ConnectionId(link);
@@ -409,6 +408,13 @@ impl World {
                     self.later_for(worker, (5, 60), |pid| What::Attempt { worker, pid });
                 }
                 Does::StartEngine(assign) => self.start_engine(worker, assign),
+                Does::Prepare(assign) => {
+                    self.later_for(worker, (20, 600), |pid| What::GotReady { worker, pid, assign });
+                }
+                Does::Release => {
+                    self.drop_engine(worker);
+                    self.worker(worker).vault.begin(None);
+                }
                 Does::BeginTraining => self.begin_training(worker),
                 Does::StopEngine => self.tell_engine(worker, |engine| engine.stop = true),
                 Does::EndAtEdge => self.tell_engine(worker, |engine| engine.edge = true),
@@ -463,14 +469,6 @@ impl World {
     ) {
         if let Some(process) = self.workers.get(&worker) {
             self.later(range_ms, what(process.pid));
-        }
-    }
-
-    #[expect(clippy::print_stdout, reason = "whoever replays a seed wants to see it")]
-    pub(crate) fn log(&self, text: impl FnOnce() -> String) {
-        if !self.quiet {
-            let text: String = text().chars().take(300).collect();
-            println!("{:>7} {text}", self.now_ms);
         }
     }
 }

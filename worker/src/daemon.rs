@@ -12,13 +12,13 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, Hello, Secret, Source};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::client::{self, Incoming, Link};
 use crate::session::{Effect, Event, Session};
-pub use crate::session::{EngineEvent, ExitReason};
+pub use crate::session::{EngineEvent, ExitReason, Prepared};
 use crate::vault::{Held, Vault};
 
 /// A quarter of a heartbeat.
@@ -38,6 +38,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Compute threads. Not zero.
     pub threads: usize,
+    /// Why somebody else needs this machine, while that is so.
+    pub yielding: watch::Receiver<Option<String>>,
 }
 
 /// Everything an engine needs to train its cells of one generation.
@@ -88,6 +90,13 @@ pub trait EngineFactory: Send {
         assignment: Assignment,
         events: mpsc::UnboundedSender<EngineEvent>,
     ) -> Box<dyn Engine>;
+
+    /// Gets ready for a plan that may come, while no engine runs, and tells what it has. Another call, or
+    /// `start`, takes its place.
+    fn prepare(&self, assignment: Assignment, told: mpsc::UnboundedSender<Prepared>);
+
+    /// No plan is to be expected: gives back the memory that is kept for one.
+    fn release(&self);
 }
 
 /// Why a worker could not even begin.
@@ -139,6 +148,7 @@ pub async fn run(
     let session = Session::new(hello);
     let (link, connecting) = (Some(link), None);
     let (engine, generation, exit) = (None, None, None);
+    let prepared = mpsc::unbounded_channel();
     let daemon = Daemon {
         options,
         listener,
@@ -149,6 +159,7 @@ pub async fn run(
         link,
         connecting,
         engine,
+        prepared,
         generation,
         exit,
     };
@@ -166,6 +177,8 @@ struct Daemon<F> {
     link: Option<Link>,
     connecting: Option<Connecting>,
     engine: Option<Running>,
+    /// What is got ready comes back here.
+    prepared: (mpsc::UnboundedSender<Prepared>, mpsc::UnboundedReceiver<Prepared>),
     /// Of the last engine.
     generation: Option<Generation>,
     exit: Option<ExitReason>,
@@ -209,6 +222,7 @@ impl<F: EngineFactory> Daemon<F> {
                     is_wanted = true;
                     Event::LeaveRequested { reason }
                 }
+                reason = changed(&mut self.options.yielding) => Event::YieldRequested { reason },
                 incoming = heard(&mut self.link) => {
                     if !matches!(incoming, Event::FromCoordinator(_)) {
                         self.link = None;
@@ -229,6 +243,7 @@ impl<F: EngineFactory> Daemon<F> {
                     event.map_or(Event::EngineGone, Event::Engine)
                 }
                 Some(held) = self.held.recv() => self.held(held),
+                Some(prepared) = self.prepared.1.recv() => Event::Prepared(prepared),
                 _at = ticks.tick() => Event::Tick,
             };
         }
@@ -257,6 +272,15 @@ impl<F: EngineFactory> Daemon<F> {
                 self.connecting = Some(tokio::spawn(attempt));
             }
             Effect::StartEngine(assign) => self.start_engine(*assign)?,
+            Effect::Prepare(assign) => {
+                let assignment = self.assignment(*assign)?;
+                self.engines.prepare(assignment, self.prepared.0.clone());
+            }
+            Effect::Release => {
+                self.engine.take().map(tear_down);
+                self.engines.release();
+                self.vault.clear();
+            }
             Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
             Effect::StopEngine => self.tell_engine(|engine| engine.stop()),
             Effect::EndAtEdge => self.tell_engine(|engine| engine.edge()),
@@ -274,10 +298,18 @@ impl<F: EngineFactory> Daemon<F> {
 
     fn start_engine(&mut self, assign: Assign) -> Result<(), DaemonError> {
         self.engine.take().map(tear_down);
+        self.generation = Some(assign.plan.generation);
+        let assignment = self.assignment(assign)?;
+        let (sender, events) = mpsc::unbounded_channel();
+        let engine = self.engines.start(assignment, sender);
+        self.engine = Some(Running { engine, events, gone: false });
+        Ok(())
+    }
+
+    fn assignment(&self, assign: Assign) -> Result<Assignment, DaemonError> {
         let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
-        self.generation = Some(plan.generation);
         let listener = self.listener.try_clone();
-        let assignment = Assignment {
+        Ok(Assignment {
             job,
             plan,
             me: self.options.worker,
@@ -292,11 +324,7 @@ impl<F: EngineFactory> Daemon<F> {
             run_dir: self.options.run_dir.clone(),
             listener: listener.map_err(|source| DaemonError::Listen { source })?,
             threads: self.options.threads,
-        };
-        let (sender, events) = mpsc::unbounded_channel();
-        let engine = self.engines.start(assignment, sender);
-        self.engine = Some(Running { engine, events, gone: false });
-        Ok(())
+        })
     }
 
     fn tell_engine(&self, tell: impl FnOnce(&dyn Engine)) {
@@ -304,6 +332,14 @@ impl<F: EngineFactory> Daemon<F> {
             tell(running.engine.as_ref());
         }
     }
+}
+
+/// The next word on whether this machine is needed; never if nobody watches.
+async fn changed(yielding: &mut watch::Receiver<Option<String>>) -> Option<String> {
+    if yielding.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    yielding.borrow_and_update().clone()
 }
 
 /// What comes over the link; never if there is none.
@@ -339,162 +375,4 @@ fn tear_down(running: Running) -> JoinHandle<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc as std_mpsc;
-
-    use shoal_plan::report::Ending;
-    use shoal_proto::{FailureKind, FromWorker, ToWorker};
-
-    use super::*;
-    use crate::client::tests::FakeCoordinator;
-    use crate::session::tests::assign;
-
-    /// Says ready at once, does one step when told to begin, and finishes when told to stop.
-    struct Puppets {
-        dropped: std_mpsc::Sender<()>,
-    }
-
-    struct Puppet {
-        events: mpsc::UnboundedSender<EngineEvent>,
-        dropped: std_mpsc::Sender<()>,
-    }
-
-    impl EngineFactory for Puppets {
-        fn start(
-            &self,
-            assignment: Assignment,
-            events: mpsc::UnboundedSender<EngineEvent>,
-        ) -> Box<dyn Engine> {
-            assert_eq!(assignment.resume_from, Some(4));
-            assert!(assignment.listener.local_addr().unwrap().ip().is_loopback());
-            events.send(EngineEvent::Ready).unwrap();
-            Box::new(Puppet { events, dropped: self.dropped.clone() })
-        }
-    }
-
-    impl Engine for Puppet {
-        fn begin(&self) {
-            self.events
-                .send(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None })
-                .unwrap();
-        }
-
-        fn stop(&self) {
-            let finished = EngineEvent::Finished { step: 5, ending: Ending::Stopped };
-            self.events.send(finished).unwrap();
-        }
-
-        fn edge(&self) {}
-
-        fn checkpoint_committed(&self, step: u64) {
-            let (kind, layer) = (FailureKind::Checkpoint, None);
-            let what = "as the test wants it".to_owned();
-            let unreachable = Vec::new();
-            let failed = EngineEvent::Failed { step, kind, what, layer, unreachable };
-            self.events.send(failed).unwrap();
-        }
-    }
-
-    impl Drop for Puppet {
-        fn drop(&mut self) {
-            self.dropped.send(()).unwrap();
-        }
-    }
-
-    fn options(coordinator: &FakeCoordinator) -> Options {
-        Options {
-            join: coordinator.address,
-            secret: coordinator.secret.clone(),
-            run: RunId("r".into()),
-            worker: WorkerId(0),
-            run_dir: std::env::temp_dir(),
-            threads: 1,
-        }
-    }
-
-    async fn started() -> (FakeCoordinator, JoinHandle<ExitReason>, std_mpsc::Receiver<()>) {
-        let mut coordinator = FakeCoordinator::start().await;
-        let (dropped, was_dropped) = std_mpsc::channel();
-        let options = options(&coordinator);
-        let daemon = tokio::spawn(async move {
-            let (never, nobody) = (std::future::pending(), std::future::pending());
-            run(options, Puppets { dropped }, never, nobody).await.unwrap()
-        });
-        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
-        let mut assign = assign("r", Generation(1));
-        assign.peers.insert(WorkerId(0), hello.data_address);
-        assign.vaults.insert(WorkerId(0), hello.vault_address);
-        coordinator.say(ToWorker::Received { messages: 0 });
-        coordinator.say(ToWorker::Assign(assign));
-        let generation = Generation(1);
-        assert_eq!(coordinator.next().await, FromWorker::Ready { generation });
-        coordinator.say(ToWorker::Start { generation });
-        let done = FromWorker::StepDone { generation, step: 5, compute_seconds: 0.5, report: None };
-        assert_eq!(coordinator.next().await, done);
-        (coordinator, daemon, was_dropped)
-    }
-
-    #[tokio::test]
-    async fn a_worker_trains_over_grpc_and_leaves_with_its_engine_torn_down() {
-        let (mut coordinator, daemon, was_dropped) = started().await;
-        let generation = Generation(1);
-        coordinator.say(ToWorker::Stop { generation });
-        let finished = FromWorker::Finished { generation, step: 5, ending: Ending::Stopped };
-        assert_eq!(coordinator.next().await, finished);
-        coordinator.say(ToWorker::Leave { reason: "done".into() });
-        assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
-        was_dropped.try_recv().expect("the engine is gone before the daemon");
-    }
-
-    #[tokio::test]
-    async fn an_engine_that_fails_is_dropped_while_the_coordinator_thinks() {
-        let (mut coordinator, daemon, was_dropped) = started().await;
-        coordinator.say(ToWorker::CheckpointCommitted { generation: Generation(1), step: 5 });
-        let FromWorker::Failed { kind, .. } = coordinator.next().await else {
-            panic!("want the engine's failure");
-        };
-        assert_eq!(kind, FailureKind::Checkpoint);
-        let patience = Duration::from_mins(1);
-        tokio::task::spawn_blocking(move || was_dropped.recv_timeout(patience).unwrap())
-            .await
-            .unwrap();
-        coordinator.say(ToWorker::Abort { reason: "worker-0 failed".into() });
-        let reason = "worker-0 failed".into();
-        assert_eq!(daemon.await.unwrap(), ExitReason::Aborted { reason });
-    }
-
-    #[tokio::test]
-    async fn a_session_that_was_cut_off_is_taken_up_with_the_engine_running() {
-        let (mut coordinator, daemon, was_dropped) = started().await;
-        coordinator.cut();
-        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
-        let resuming = hello.resuming.expect("the engine goes on");
-        assert_eq!((resuming.generation, resuming.step), (Generation(1), 5));
-        // It has read Ready, and not the step.
-        coordinator.say(ToWorker::Received { messages: 1 });
-        let FromWorker::StepDone { step: 5, .. } = coordinator.next().await else {
-            panic!("want the step again");
-        };
-        was_dropped.try_recv().expect_err("the engine runs");
-        coordinator.close("worker-0 has no part in generation 1 any more");
-        let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
-        assert_eq!(hello.resuming, None);
-        let patience = Duration::from_mins(1);
-        tokio::task::spawn_blocking(move || was_dropped.recv_timeout(patience).unwrap())
-            .await
-            .unwrap();
-        coordinator.say(ToWorker::Leave { reason: "done".into() });
-        assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
-    }
-
-    #[tokio::test]
-    async fn a_worker_whose_parent_is_gone_ends_even_before_it_has_joined() {
-        let coordinator = FakeCoordinator::start().await;
-        let (dropped, _) = std_mpsc::channel();
-        let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
-        let parent_gone = std::future::ready(());
-        let reason =
-            run(options, Puppets { dropped }, parent_gone, std::future::pending()).await.unwrap();
-        assert_eq!(reason, ExitReason::ParentGone);
-    }
-}
+mod tests;

@@ -8,10 +8,12 @@ mod error;
 mod evaluate;
 mod group;
 mod hidden;
+mod kept;
 mod memory;
 mod policy;
 #[cfg(test)]
 mod proof;
+mod ready;
 mod seat;
 mod snapshot;
 mod state;
@@ -32,11 +34,12 @@ use shoal_proto::FailureKind;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::{Membership, Mesh, Timeouts};
-use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory, TEAR_DOWN};
+use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory, Prepared, TEAR_DOWN};
 use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
-pub use cell::{Cell, Inputs};
+pub use cell::{Cell, Inputs, Text};
 pub use error::EngineError;
+use kept::Kept;
 use memory::Memory;
 use seat::{Ended, Seat};
 pub use snapshot::load as load_checkpoint;
@@ -47,25 +50,31 @@ pub use step::Trainer;
 pub struct CellEngines {
     metrics: Metrics,
     seat: Arc<Seat>,
+    /// What they leave each other.
+    kept: Arc<Kept>,
+    /// Calls off what is got ready for a plan that will not come.
+    preparing: Arc<Mutex<Arc<Control>>>,
 }
 
 impl CellEngines {
     /// Engines that are watched.
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, seat: Arc::default() }
+        Self { metrics, seat: Arc::default(), kept: Arc::default(), preparing: Arc::default() }
     }
 
     fn launch(&self, assignment: Assignment, events: UnboundedSender<EngineEvent>) -> LocalEngine {
         let control = Arc::new(Control::default());
         let mesh = Arc::new(Mutex::new(None));
+        self.call_off_preparing();
         let (ticket, ended) = self.seat.queue();
         {
             let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
-            let metrics = self.metrics.clone();
+            let (metrics, kept) = (self.metrics.clone(), Arc::clone(&self.kept));
             std::thread::spawn(move || {
                 // The engine before this one gives back its memory and its hold on the data port.
                 ticket.wait(TEAR_DOWN);
-                if let Err(error) = conduct(assignment, &control, &mesh, (&metrics, &events)) {
+                let places = (&control, &kept);
+                if let Err(error) = conduct(assignment, places, &mesh, (&metrics, &events)) {
                     report(&events, failed(0, &error));
                 }
                 drop(mesh);
@@ -73,6 +82,13 @@ impl CellEngines {
             });
         }
         LocalEngine { control, mesh, ended }
+    }
+
+    fn call_off_preparing(&self) -> Arc<Control> {
+        let mut current = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        current.abort();
+        *current = Arc::default();
+        Arc::clone(&current)
     }
 }
 
@@ -85,6 +101,8 @@ enum CellNews {
         /// Without waiting and without collectives.
         compute_seconds: f64,
         report: Option<StepReport>,
+        /// Of the cell's parameters, unless the step was skipped.
+        checksum: Option<u64>,
     },
     /// Only from cell 0.
     Evaluated {
@@ -194,6 +212,25 @@ impl EngineFactory for CellEngines {
     ) -> Box<dyn Engine> {
         Box::new(self.launch(assignment, events))
     }
+
+    fn prepare(&self, assignment: Assignment, told: UnboundedSender<Prepared>) {
+        let control = self.call_off_preparing();
+        let (ticket, _) = self.seat.queue();
+        let kept = Arc::clone(&self.kept);
+        std::thread::spawn(move || {
+            ticket.wait(TEAR_DOWN);
+            size_pool(assignment.threads);
+            let prepared = ready::get_ready(&assignment, &control, &kept);
+            drop(ticket);
+            // The daemon is gone only when the process ends.
+            drop(told.send(prepared));
+        });
+    }
+
+    fn release(&self) {
+        self.call_off_preparing();
+        self.kept.retain(&[]);
+    }
 }
 
 impl Engine for LocalEngine {
@@ -230,14 +267,18 @@ impl Drop for LocalEngine {
 /// all have ended.
 fn conduct(
     assignment: Assignment,
-    control: &Arc<Control>,
+    (control, kept): (&Arc<Control>, &Arc<Kept>),
     shared_mesh: &Mutex<Option<Mesh>>,
     (metrics, events): (&Metrics, &UnboundedSender<EngineEvent>),
 ) -> Result<(), EngineError> {
     let Assignment { job, plan, run_dir, resume_from, standing, .. } = &assignment;
     size_pool(assignment.threads);
-    let inputs = Inputs::open(job, plan, run_dir, *resume_from)?.going_on_from(*standing);
-    let inputs = inputs.with_memory(Memory::of(&assignment, control));
+    // What starts from elsewhere than memory is built anew.
+    let goes_on = !assignment.sources.is_empty();
+    kept.retain(&if goes_on { plan.cells_of(assignment.me) } else { Vec::new() });
+    let text = kept.text(job, run_dir)?;
+    let inputs = Inputs::over(text, job, plan, (run_dir, *resume_from)).going_on_from(*standing);
+    let inputs = inputs.with_memory(Memory::of(&assignment, control, kept));
     if let Some(memory) = &inputs.memory {
         memory.begin(&inputs, assignment.me);
     }
@@ -293,6 +334,7 @@ struct Step {
     compute_seconds: f64,
     /// If one of them had it.
     report: Option<StepReport>,
+    sums: Vec<(CellId, u64)>,
 }
 
 /// Turns what single cells report into what the worker reports: once, when all have.
@@ -336,16 +378,17 @@ impl Gathering {
                 self.ready += 1;
                 (self.ready == self.n_cells).then_some(EngineEvent::Ready)
             }
-            CellNews::StepDone { step, compute_seconds, report } => {
+            CellNews::StepDone { step, compute_seconds, report, checksum } => {
                 let so_far = self.steps.entry(step).or_default();
                 so_far.done += 1;
                 so_far.compute_seconds = so_far.compute_seconds.max(compute_seconds);
                 so_far.report = so_far.report.take().or(report);
+                so_far.sums.extend(checksum.map(|sum| (cell, sum)));
                 if so_far.done < self.n_cells {
                     return None;
                 }
-                let Step { compute_seconds, report, .. } = self.steps.remove(&step)?;
-                Some(EngineEvent::StepDone { step, compute_seconds, report })
+                let Step { compute_seconds, report, sums, .. } = self.steps.remove(&step)?;
+                Some(EngineEvent::StepDone { step, compute_seconds, report, sums })
             }
             CellNews::Evaluated { step, evaluations } => {
                 Some(EngineEvent::Evaluated { step, evaluations })

@@ -7,62 +7,21 @@
 
 use std::fmt;
 
-use shoal_plan::checkpoint::CheckpointFile;
-use shoal_plan::grid::CellId;
-use shoal_plan::plan::{Generation, WorkerId};
-use shoal_plan::report::{Ending, Evaluation, StepReport};
-use shoal_plan::standing::Standing;
+use shoal_plan::plan::Generation;
 use shoal_proto::{Assign, FailureKind, FromWorker, Hello, Resuming, ToWorker};
 
 use connection::Connection;
 pub use connection::GIVE_UP_MS;
+pub use telling::{EngineEvent, Prepared};
 
 mod connection;
+mod telling;
 
 /// A heartbeat this often. The coordinator's lease is ten of them.
 pub const HEARTBEAT_MS: u64 = 500;
 
 /// After a failure was reported, how long to wait for the coordinator's last word.
 pub const LAST_WORD_MS: u64 = 4_000;
-
-/// What the engine, which computes, has to tell.
-#[derive(Clone, Debug, PartialEq)]
-pub enum EngineEvent {
-    /// The cells are built, the checkpoint loaded, the connections to all peers stand.
-    Ready,
-    /// All cells of this worker have applied the update of this step, or skipped it.
-    StepDone {
-        step: u64,
-        /// What its slowest cell computed, without waiting and without collectives.
-        compute_seconds: f64,
-        /// Only from the host of cell 0.
-        report: Option<StepReport>,
-    },
-    /// Only from the host of cell 0.
-    Evaluated { step: u64, evaluations: Vec<Evaluation> },
-    /// The cell's files of a checkpoint are written and fsynced.
-    CheckpointPart { standing: Standing, cell: CellId, files: Vec<CheckpointFile> },
-    /// The cell could not write its files of a checkpoint, and trains on.
-    CheckpointPartFailed { standing: Standing, cell: CellId, why: String },
-    /// The state of a cell after a step is in this worker's memory: its own, or a copy of a peer's.
-    Held { standing: Standing, cell: CellId, blake3: String },
-    /// The cells have ended after the step on which all agreed, as they were asked to, and their
-    /// snapshots are in this worker's memory.
-    AtEdge { standing: Standing },
-    /// Nothing is left to do; the last step's checkpoint parts are out.
-    Finished { step: u64, ending: Ending },
-    /// Too many steps were skipped: the cells have ended, and want to start from a checkpoint.
-    GoBack { standing: Standing },
-    /// The engine cannot go on, and says nothing more.
-    Failed {
-        step: u64,
-        kind: FailureKind,
-        what: String,
-        layer: Option<String>,
-        /// Workers with which no byte could be exchanged any more.
-        unreachable: Vec<WorkerId>,
-    },
-}
 
 /// What can happen.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +32,8 @@ pub enum Event {
     Engine(EngineEvent),
     /// The engine's threads are gone; none of them said why, unless it did before.
     EngineGone,
+    /// `Effect::Prepare` is carried out, as far as that went.
+    Prepared(Prepared),
     /// Comes several times per heartbeat.
     Tick,
     /// The connection broke, or could not be made.
@@ -87,6 +48,10 @@ pub enum Event {
     LeaveRequested {
         reason: String,
     },
+    /// With a reason: somebody else needs this machine for a while. Without: that is over.
+    YieldRequested {
+        reason: Option<String>,
+    },
     /// The process that started this one is gone.
     ParentGone,
 }
@@ -99,6 +64,10 @@ pub enum Effect {
     Connect,
     /// Start an engine; one of an older generation is dropped first.
     StartEngine(Box<Assign>),
+    /// Get ready for a plan that may come; whatever is under way for another is called off.
+    Prepare(Box<Assign>),
+    /// Give back the memory of an engine that has ended, and what is kept for the next.
+    Release,
     BeginTraining,
     /// Checkpoint at the next step that all workers agree on, and finish.
     StopEngine,
@@ -163,6 +132,10 @@ pub struct Session {
     step: u64,
     /// What the engine was asked for: it is asked once.
     asked_to: Vec<Effect>,
+    /// The plan for which this worker gets ready.
+    preparing: Option<Generation>,
+    /// Why this worker gives way to others.
+    yielding: Option<String>,
     connection: Connection,
     /// Why it wants to hand over and go.
     leaving: Option<String>,
@@ -174,8 +147,19 @@ impl Session {
     pub fn new(hello: Hello) -> Self {
         let (stage, connection) = (Stage::Unassigned, Connection::new());
         let (generation, asked_to) = (None, Vec::new());
-        let leaving = None;
-        Self { hello, generation, stage, step: 0, asked_to, connection, leaving, sent_ms: 0 }
+        let (preparing, yielding, leaving) = (None, None, None);
+        Self {
+            hello,
+            generation,
+            stage,
+            step: 0,
+            asked_to,
+            preparing,
+            yielding,
+            connection,
+            leaving,
+            sent_ms: 0,
+        }
     }
 
     /// Changes state, and waits for nothing.
@@ -185,12 +169,17 @@ impl Session {
             Event::FromCoordinator(message) => self.message(now_ms, message),
             Event::Engine(event) => self.engine(now_ms, event),
             Event::EngineGone => self.engine_gone(now_ms),
+            Event::Prepared(prepared) => self.prepared(prepared),
             Event::Tick => self.tick(now_ms),
             Event::Disconnected { why } => self.disconnected(now_ms, why),
             Event::Closed { why } => self.closed(now_ms, why),
             Event::LeaveRequested { reason } => {
                 self.leaving = Some(reason.clone());
                 self.say(FromWorker::Leaving { reason })
+            }
+            Event::YieldRequested { reason } => {
+                self.yielding.clone_from(&reason);
+                self.say(FromWorker::Yielding { reason })
             }
             Event::ParentGone => vec![Effect::Exit(ExitReason::ParentGone)],
         };
@@ -207,6 +196,10 @@ impl Session {
         if let (None, Some(reason)) = (resuming, self.leaving.clone()) {
             // A coordinator that takes it for new does not know.
             self.connection.say(&FromWorker::Leaving { reason });
+        }
+        if resuming.is_none() && self.yielding.is_some() {
+            // Nor that it gives way.
+            self.connection.say(&FromWorker::Yielding { reason: self.yielding.clone() });
         }
         let hello = Hello { resuming, ..self.hello.clone() };
         vec![Effect::Send(FromWorker::Hello(hello))]
@@ -233,6 +226,7 @@ impl Session {
         self.connection.ended(now_ms, why);
         self.connection.begin_anew();
         self.stage = Stage::Unassigned;
+        self.preparing = None;
         match self.generation.take() {
             Some(_) => vec![Effect::DropEngine],
             None => vec![],
@@ -247,6 +241,8 @@ impl Session {
     fn message(&mut self, now_ms: u64, message: ToWorker) -> Vec<Effect> {
         match message {
             ToWorker::Assign(assign) => self.assign(assign),
+            ToWorker::Prepare(assign) => self.prepare(assign),
+            ToWorker::Released { generation } => self.released(generation),
             ToWorker::Start { generation } => {
                 if let Some(why) = self.stale(generation) {
                     return ignored(why);
@@ -287,7 +283,36 @@ impl Session {
         self.stage = Stage::Preparing;
         self.step = assign.standing.step;
         self.asked_to.clear();
+        self.preparing = None;
         vec![Effect::StartEngine(assign)]
+    }
+
+    /// A plan that is not in force yet is nobody's generation: only what it needs is got ready.
+    fn prepare(&mut self, assign: Box<Assign>) -> Vec<Effect> {
+        if assign.run != self.hello.run {
+            return ignored(format!("a plan of run {}, to get ready for", assign.run.0));
+        }
+        if !matches!(self.stage, Stage::Unassigned | Stage::Waiting) {
+            return ignored("told to get ready for a plan while an engine runs".to_owned());
+        }
+        self.preparing = Some(assign.plan.generation);
+        vec![Effect::Prepare(assign)]
+    }
+
+    fn prepared(&mut self, prepared: Prepared) -> Vec<Effect> {
+        let Prepared { generation, standing, cells } = prepared;
+        if self.preparing != Some(generation) {
+            return ignored(format!("ready for {generation}, which is not wanted any more"));
+        }
+        self.say(FromWorker::Prepared { generation, standing, cells })
+    }
+
+    /// The plan in force gives this worker no cells.
+    fn released(&mut self, generation: Generation) -> Vec<Effect> {
+        if self.generation.is_none_or(|own| own >= generation) || self.stage != Stage::Waiting {
+            return ignored(format!("{generation} needs nothing of what is here"));
+        }
+        vec![Effect::Release]
     }
 
     fn for_engine(&mut self, generation: Generation, effect: Effect) -> Vec<Effect> {
@@ -329,9 +354,9 @@ impl Session {
                 self.stage = Stage::Ready;
                 FromWorker::Ready { generation }
             }
-            EngineEvent::StepDone { step, compute_seconds, report } => {
+            EngineEvent::StepDone { step, compute_seconds, report, sums } => {
                 self.step = step;
-                FromWorker::StepDone { generation, step, compute_seconds, report }
+                FromWorker::StepDone { generation, step, compute_seconds, report, sums }
             }
             EngineEvent::Evaluated { step, evaluations } => {
                 FromWorker::Evaluated { generation, step, evaluations }

@@ -149,6 +149,11 @@ impl Vault {
         lock(&self.0.shared.store).begin(terms);
     }
 
+    /// Gives back all memory: others hold what was held here.
+    pub(crate) fn clear(&self) {
+        lock(&self.0.shared.store).clear();
+    }
+
     /// Whether the newest snapshot of an own cell is still on its way into this memory or others'.
     pub(crate) fn is_busy(&self, generation: Generation, cell: CellId) -> bool {
         lock(&self.0.shared.busy).get(&cell) == Some(&generation)

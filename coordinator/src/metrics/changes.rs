@@ -6,7 +6,7 @@ use super::book::Book;
 use crate::news::News;
 
 /// Why a worker is evicted, and so why a run recovers.
-const LOSSES: [&str; 5] = ["exited", "hung_up", "lease_ended", "internal", "peer_lost"];
+const LOSSES: [&str; 6] = ["exited", "hung_up", "lease_ended", "internal", "peer_lost", "diverged"];
 
 #[derive(Clone, Debug)]
 pub(super) struct Changes {
@@ -97,6 +97,10 @@ impl Changes {
             | News::Left { .. }
             | News::Paused { .. }
             | News::Resumed
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Finished { .. }
             | News::Failed(_) => {}
         }

@@ -172,6 +172,7 @@ fn verdict_of(cause: Cause) -> Kind {
         | Cause::Checkpoint
         | Cause::Ledger
         | Cause::Protocol
+        | Cause::Diverged
         | Cause::TooFew
         | Cause::Aborted => Kind::Lost,
     }

@@ -10,17 +10,22 @@ use super::{Ignored, Phase, State};
 use crate::news::{Cause, News, Restored};
 
 impl State {
-    /// Asks for an edge if another plan would have other hosts.
+    /// Asks for an edge if another plan would have other hosts, or other shares that pay.
     pub(super) fn change_hosts(&mut self) {
         if self.phase != Phase::Training || !self.signs.is_empty() {
             return;
         }
         let hosting: Vec<WorkerId> = self.hosts().map(|(worker, _)| worker).collect();
         let wanted = self.hosts_wanted();
-        if wanted == hosting || self.hosts().any(|(_, host)| !host.connected || host.has_ended()) {
+        if self.hosts().any(|(_, host)| !host.connected || host.has_ended()) {
             return;
         }
-        if (wanted.len() as u32) < self.settings.job.workers.min {
+        if wanted == hosting {
+            return self.move_shares_if_that_pays();
+        }
+        let leaves = self.members.values().any(|member| member.hosts && member.leaving);
+        let few = (wanted.len() as u32) < self.settings.job.workers.min;
+        if few && leaves {
             // Nobody is there to hand over to.
             let hosts = self.members.iter().filter(|(_, member)| member.hosts && member.leaving);
             let leaving: Vec<WorkerId> = hosts.map(|(worker, _)| *worker).collect();
@@ -29,8 +34,25 @@ impl State {
             }
             return self.lose(None);
         }
+        // Where too few are left because of those that yield, the run pauses at the edge.
+        if few || self.are_prepared(&wanted) {
+            self.ask_for_an_edge();
+        }
+    }
+
+    fn ask_for_an_edge(&mut self) {
         self.phase = Phase::Edging;
         self.send_to_hosts(&ToWorker::Edge { generation: self.generation() });
+    }
+
+    fn move_shares_if_that_pays(&mut self) {
+        let job = &self.settings.job;
+        let left = job.training.steps.saturating_sub(self.committed);
+        let plan = self.plan.as_ref().expect("a run that trains has a plan");
+        if let Some(gain) = self.stragglers.pays(job, plan, (self.now_ms, left)) {
+            self.news(News::SharesMove { what: gain });
+            self.ask_for_an_edge();
+        }
     }
 
     pub(super) fn at_edge(&mut self, worker: WorkerId, standing: Standing) {
@@ -83,6 +105,7 @@ impl State {
             self.news(News::Recovered { generation, seconds });
         } else if let Some(edge_ms) = edge_ms {
             let (step, stall_seconds) = (self.start.step, seconds(edge_ms, now_ms));
+            self.stragglers.stalled(stall_seconds);
             self.news(News::MovedAtEdge { generation, step, stall_seconds });
         }
     }

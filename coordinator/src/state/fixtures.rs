@@ -105,7 +105,7 @@ pub(crate) fn step_skipped(worker: u32, step: u64, in_a_row: u32) -> FromWorker 
 fn done(worker: u32, step: u64, outcome: Outcome) -> FromWorker {
     let report = StepReport { first_sequence: (step - 1) * 8, sequences: 8, outcome };
     let report = (worker == 0).then_some(report);
-    FromWorker::StepDone { generation: G1, step, compute_seconds: 0.5, report }
+    FromWorker::StepDone { generation: G1, step, compute_seconds: 0.5, report, sums: vec![] }
 }
 
 /// After this many steps of 8 sequences.

@@ -140,12 +140,32 @@ impl Holdings {
 
     /// Holders of the cell that the fewest hold, twins counted.
     fn holders_min(&self, snapshot: &Snapshot) -> usize {
+        self.holders_min_without(snapshot, None)
+    }
+
+    fn holders_min_without(&self, snapshot: &Snapshot, without: Option<WorkerId>) -> usize {
         let holders = |cell| {
             let twins = self.grid.replica_group(cell).into_iter();
             let holders = twins.filter_map(|twin| snapshot.cells.get(&twin));
-            holders.flat_map(|copies| &copies.holders).collect::<BTreeSet<_>>().len()
+            let holders = holders.flat_map(|copies| &copies.holders);
+            holders.filter(|holder| Some(**holder) != without).collect::<BTreeSet<_>>().len()
         };
         self.grid.cells().map(holders).min().unwrap_or(0)
+    }
+
+    /// Whether others hold all of some step from `step` on, and as well as with this worker.
+    pub(super) fn does_without(&self, worker: WorkerId, step: u64) -> bool {
+        self.snapshots.range(step..).any(|(_, held)| {
+            let without = self.holders_min_without(held, Some(worker));
+            without > 0 && without >= self.holders_min(held)
+        })
+    }
+
+    /// The hash of a cell's state after a step, if it is held.
+    pub(super) fn blake3(&self, cell: CellId, step: u64) -> Option<&String> {
+        let snapshot = self.snapshots.get(&step)?;
+        let mut twins = self.grid.replica_group(cell).into_iter();
+        twins.find_map(|twin| snapshot.cells.get(&twin)).map(|copies| &copies.blake3)
     }
 
     /// Where each cell's state after `step` is found, in cell order: with its new host, if that has

@@ -6,7 +6,6 @@ use shoal_proto::{Assign, Hello, Resuming, ToWorker};
 
 use super::member::Member;
 use super::recovering::Restart;
-use super::stragglers::Stragglers;
 use super::{ConnectionId, Effect, Ignored, Phase, State};
 use crate::news::{Cause, News, Restored};
 
@@ -137,20 +136,41 @@ impl State {
     }
 
     pub(super) fn plan_when_all_are_here(&mut self) {
-        if (self.eligible().count() as u32) < self.settings.workers_wanted {
-            return;
+        let fit = self.eligible().count() as u32;
+        let yielding = self.members.values().filter(|member| member.is_only_yielding()).count();
+        let here = fit + yielding as u32;
+        if here >= self.settings.workers_wanted && fit >= self.settings.job.workers.min {
+            self.assign(Generation(1), self.restart_from_disk());
         }
-        self.assign(Generation(1), self.restart_from_disk());
     }
 
     /// Tells those that host what to build, and from where to go on.
     pub(super) fn assign(&mut self, generation: Generation, restart: Restart) {
-        let Restart { standing, source } = restart;
-        let job = &self.settings.job;
-        let plan = match (self.settings.make_plan)(job, &self.hosts_wanted(), generation) {
-            Ok(plan) => plan,
+        let standing = restart.standing;
+        let assign = match self.drafted(generation, &self.hosts_wanted(), restart) {
+            Ok(assign) => assign,
             Err(why) => return self.fail(Cause::Plan, None, why),
         };
+        let plan = assign.plan.clone();
+        let start = (restart.source == Restored::Memory).then_some(standing.step);
+        self.holdings.begin(start, &plan.hosts);
+        for (worker, member) in &mut self.members {
+            member.begin(plan.hosts.contains(worker), standing.step);
+        }
+        self.begin(plan, Box::new(assign));
+    }
+
+    /// A plan over these workers, and what its hosts would be told.
+    pub(super) fn drafted(
+        &self,
+        generation: Generation,
+        workers: &[WorkerId],
+        restart: Restart,
+    ) -> Result<Assign, String> {
+        let Restart { standing, source } = restart;
+        let job = &self.settings.job;
+        let mut plan = (self.settings.make_plan)(job, workers, generation)?;
+        self.stragglers.share(job, &mut plan, self.plan.as_ref());
         let sources = match source {
             Restored::Memory => {
                 let apart = |a, b| self.apart.are(a, b, self.now_ms);
@@ -159,32 +179,27 @@ impl State {
             Restored::Checkpoint | Restored::Seed => Some(Vec::new()),
         };
         let sources = sources.expect("a snapshot is complete if a plan goes on from it");
-        let start = (source == Restored::Memory).then_some(standing.step);
-        self.holdings.begin(start, &plan.hosts);
-        for (worker, member) in &mut self.members {
-            member.begin(plan.hosts.contains(worker), standing.step);
-        }
-        let peers = self.hosts().map(|(worker, host)| (worker, host.address)).collect();
+        let hosts = self.members.iter().filter(|(worker, _)| plan.hosts.contains(worker));
+        let peers = hosts.map(|(worker, host)| (*worker, host.address)).collect();
         // Whoever is connected may hold a snapshot.
         let vaults = self.members.iter().map(|(worker, member)| (*worker, member.vault)).collect();
-        let assign = Assign {
+        Ok(Assign {
             run: self.settings.run.clone(),
-            plan: plan.clone(),
+            plan,
             job: self.settings.job.clone(),
             peers,
             resume_from: (source == Restored::Checkpoint).then_some(standing.step),
             standing,
             vaults,
             sources,
-        };
-        self.begin(plan, Box::new(assign));
+        })
     }
 
     fn begin(&mut self, plan: Plan, assign: Box<Assign>) {
         self.phase = Phase::Preparing;
         self.start = assign.standing;
         self.signs.settle();
-        self.stragglers = Stragglers::planned(&self.settings.job, &plan);
+        self.stragglers.plan(&self.settings.job, &plan);
         self.plan = Some(plan.clone());
         self.assignment = Some(assign.clone());
         self.news(News::Planned(plan));

@@ -7,6 +7,7 @@ use shoal_plan::report::Ending;
 use shoal_plan::standing::Standing;
 use shoal_proto::Hello;
 
+use super::preparing::Preparing;
 use super::{ConnectionId, Phase};
 use crate::metrics::WorkerState;
 
@@ -28,6 +29,12 @@ pub(super) struct Member {
     pub(super) received: u64,
     /// It wants to hand over and go.
     pub(super) leaving: bool,
+    /// Why it wants no cells for now.
+    pub(super) yielding: Option<String>,
+    /// What it gets ready for, while it has no cells.
+    pub(super) preparing: Option<Preparing>,
+    /// It had cells before, and still holds what belongs to them.
+    pub(super) hosted: bool,
     /// It has cells in the plan in force. What follows is about that plan.
     pub(super) hosts: bool,
     pub(super) ready: bool,
@@ -53,6 +60,9 @@ impl Member {
             heard_ms: now_ms,
             received: 0,
             leaving: false,
+            yielding: None,
+            preparing: None,
+            hosted: false,
             hosts: false,
             ready: false,
             done: 0,
@@ -69,8 +79,15 @@ impl Member {
 
     /// A new plan begins after `step`.
     pub(super) fn begin(&mut self, hosts: bool, step: u64) {
+        self.hosted |= self.hosts;
+        self.preparing = None;
         (self.hosts, self.done, self.ready) = (hosts, step, false);
         (self.finished, self.going_back, self.at_edge) = (None, None, None);
+    }
+
+    /// Whether it could host if its machine were not needed for something else.
+    pub(super) fn is_only_yielding(&self) -> bool {
+        self.connected && !self.leaving && self.yielding.is_some()
     }
 
     /// Whether it has come to some end of its plan.

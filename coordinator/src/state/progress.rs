@@ -12,7 +12,16 @@ use crate::ledger::{LedgerRow, StepLine};
 use crate::news::{Cause, News};
 
 impl State {
-    pub(super) fn step_done(&mut self, worker: WorkerId, step: u64, report: Option<StepReport>) {
+    pub(super) fn step_done(
+        &mut self,
+        worker: WorkerId,
+        step: u64,
+        report: Option<StepReport>,
+        sums: Vec<(CellId, u64)>,
+    ) {
+        let plan = self.plan();
+        let is_own = |cell: CellId| cell.0 < plan.grid.n_cells() && plan.host(cell) == worker;
+        let foreign = sums.iter().find(|(cell, _)| !is_own(*cell)).map(|(cell, _)| *cell);
         let last = self.settings.job.training.steps;
         let reports = self.plan().host(CellId(0)) == worker;
         let phase = self.phase;
@@ -33,6 +42,11 @@ impl State {
             return self.fail(Cause::Protocol, Some(worker), why);
         }
         member.done = step;
+        if let Some(cell) = foreign {
+            let why = format!("step {step} done: a sum of {cell}, which it does not host");
+            return self.fail(Cause::Protocol, Some(worker), why);
+        }
+        self.sums.add(step, sums);
         self.reports.extend(report.map(|report| (step, report)));
     }
 
@@ -57,6 +71,11 @@ impl State {
         while Some(self.committed) < done_by_all {
             self.tell_evaluations();
             let step = self.committed + 1;
+            let grid = self.settings.job.grid;
+            if let Some(found) = self.sums.disagreement(grid, step) {
+                return self.twins_disagree(step, &found);
+            }
+            let sum = self.sums.take(grid, step).map(|sum| format!("{sum:016x}"));
             let report = self.reports.remove(&step).expect("the host of cell-0 reported it");
             self.committed = step;
             let (loss, skipped) = match &report.outcome {
@@ -72,6 +91,7 @@ impl State {
                 sequences: report.sequences,
                 loss,
                 skipped,
+                sum,
             })));
             self.news(News::Step(report));
         }

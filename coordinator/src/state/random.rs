@@ -139,6 +139,10 @@ impl Judge {
             | News::Resumed
             | News::Quarantined { .. }
             | News::Parted { .. }
+            | News::SharesMove { .. }
+            | News::Prepared { .. }
+            | News::Yielding { .. }
+            | News::Diverged { .. }
             | News::Straggler { .. }
             | News::MovedAtEdge { .. }
             | News::Joined { .. }
@@ -183,6 +187,8 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 | FromWorker::GoBack { .. }
                 | FromWorker::Held { .. }
                 | FromWorker::AtEdge { .. }
+                | FromWorker::Prepared { .. }
+                | FromWorker::Yielding { .. }
                 | FromWorker::Leaving { .. }
                 | FromWorker::Finished { .. }
                 | FromWorker::Failed { .. } => false,

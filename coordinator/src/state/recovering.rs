@@ -105,13 +105,14 @@ impl State {
         }
         self.reports.clear();
         self.evaluations.clear();
+        self.sums.forget();
         self.checkpoint_failed = None;
         self.finished = None;
         self.parts = Parts::new(self.settings.job.grid, self.checkpointed.step);
     }
 
     fn pause(&mut self, have: u32, want: u32) {
-        if self.settings.job.workers.restarts == 0 {
+        if self.settings.job.workers.restarts == 0 && !self.somebody_yields() {
             if let Some(sign) = self.loss.take().and_then(|loss| loss.sign) {
                 return self.end_with(self.failure(sign));
             }
@@ -149,7 +150,10 @@ impl State {
     /// Workers that may host cells in one plan. A quarantine is for the sake of the others: where too few others
     /// are here it keeps nobody out, and whoever hosts since then stays.
     pub(super) fn eligible(&self) -> impl Iterator<Item = WorkerId> {
-        let here = self.members.iter().filter(|(_, member)| member.connected && !member.leaving);
+        let here = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.connected && !member.leaving && member.yielding.is_none());
         let is_calm = |worker: &WorkerId, hosts: bool| {
             let history = self.histories.get(worker);
             hosts || !history.is_some_and(|past| past.is_quarantined(self.now_ms))

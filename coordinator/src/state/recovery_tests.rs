@@ -193,8 +193,11 @@ fn a_worker_that_comes_back_enters_at_an_edge_and_nothing_is_taken_back() {
     let mut run = remembered();
     run.apply(exited(1));
     run.say(0, FromWorker::Ready { generation: G2 });
-    let joined = ["11 <- Received", "Rejoined { worker: WorkerId(1) }", "10 <- Edge"];
+    let joined = ["11 <- Received", "Rejoined { worker: WorkerId(1) }", "11 <- Prepare"];
     check(run.say(1, hello(1)), &joined);
+    let (generation, standing) = (Generation(3), at(1));
+    let ready = FromWorker::Prepared { generation, standing, cells: vec![] };
+    assert!(run.say(1, ready).ends_with("10 <- Edge"));
     run.say(0, of_generation(G2, step_done(0, 2)));
     for cell in [0, 1] {
         run.say(0, held(G2, 2, cell));
@@ -256,7 +259,7 @@ fn a_flapping_worker_is_quarantined_and_an_unwilling_one_ends_the_run() {
     check(text, &["11 <- Received", "Rejoined { worker: WorkerId(1) }"]);
     run.say(0, FromWorker::Ready { generation: G2 });
     assert_eq!(run.wait(59_000, &[0, 1]), "", "it has no part in the plan");
-    assert!(run.wait(1_500, &[0, 1]).contains("10 <- Edge"), "its quarantine is over");
+    assert!(run.wait(1_500, &[0, 1]).contains("11 <- Prepare"), "its quarantine is over");
 
     let mut run = Run::two_steps();
     let bug = |run: &mut Run| run.say(1, failed(FailureKind::Internal, "index out of bounds"));

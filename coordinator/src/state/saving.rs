@@ -22,6 +22,7 @@ use super::member::Member;
 use super::parts::Parts;
 use super::recovering::Loss;
 use super::stragglers::Stragglers;
+use super::sums::Sums;
 use super::{Effect, Phase, State};
 use crate::settings::Settings;
 
@@ -55,6 +56,7 @@ pub struct Saved {
     restarts: u64,
     awaiting: Option<Awaiting>,
     last_word: Option<LastWord>,
+    sums: Sums,
 }
 
 /// Of an assignment what neither the plan nor the settings say.
@@ -101,6 +103,7 @@ impl State {
             restarts,
             awaiting,
             last_word,
+            sums,
         } = self;
         Saved {
             phase: *phase,
@@ -134,6 +137,7 @@ impl State {
             restarts: *restarts,
             awaiting: *awaiting,
             last_word: last_word.clone(),
+            sums: sums.clone(),
         }
     }
 
@@ -153,7 +157,10 @@ impl State {
                 sources: assigned.sources,
             })
         });
-        let stragglers = saved.plan.as_ref().map(|plan| Stragglers::planned(&settings.job, plan));
+        let mut stragglers = Stragglers::default();
+        if let Some(plan) = &saved.plan {
+            stragglers.plan(&settings.job, plan);
+        }
         let mut state = Self {
             settings,
             phase: saved.phase,
@@ -179,10 +186,11 @@ impl State {
             link_broke: saved.link_broke,
             apart: saved.apart,
             edge_ms: saved.edge_ms,
-            stragglers: stragglers.unwrap_or_default(),
+            stragglers,
             restarts: saved.restarts,
             awaiting: saved.awaiting,
             last_word: saved.last_word,
+            sums: saved.sums,
             effects: Vec::new(),
         };
         state.await_all();

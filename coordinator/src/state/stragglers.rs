@@ -1,9 +1,14 @@
-//! Who is slow: a worker whose time for a unit of work is far above the others'. Named once when it
-//! becomes slow; moving its work is the planner's.
+//! Who is slow: a worker whose time for a unit of work is far above the others'. It is named once when it
+//! becomes slow; its share of the cells becomes smaller where that pays.
+//!
+//! Paying means: what the steps that are left, or the next few hundred, gain by the slowest worker's
+//! shorter time is more than twice what a move stalls. After each such move the next has to wait, twice
+//! as long as the last one. A pace outlives its plan, so that a plan for another reason does not undo it.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use shoal_plan::job::Job;
+use shoal_plan::pace::{self, Paces, Rehosted};
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::work;
 
@@ -14,9 +19,30 @@ const STEPS: usize = 8;
 const SLOW: f64 = 1.5;
 const SLOW_NO_MORE: f64 = 1.25;
 
+/// The slowest worker's time must become shorter by this part of it.
+const GAIN_MIN: f64 = 0.2;
+
+/// A pace is believed for so many steps.
+const HORIZON_STEPS: u64 = 300;
+
+/// What a move stalls until one was measured, in seconds.
+const STALL_SECONDS: f64 = 0.5;
+
+/// What is gained must be so many times what a move stalls.
+const WORTH: f64 = 2.0;
+
+/// Between the first and the second move for the sake of shares; each wait is twice the one before.
+const WAIT_MS: u64 = 15_000;
+const DOUBLINGS_MAX: u32 = 8;
+
 #[derive(Debug, Default)]
 pub(super) struct Stragglers {
     paces: BTreeMap<WorkerId, Pace>,
+    /// Seconds that the last move stalled.
+    stall: Option<f64>,
+    /// The next move for the sake of shares comes no sooner.
+    not_before_ms: u64,
+    moves: u32,
 }
 
 #[derive(Debug, Default)]
@@ -26,16 +52,94 @@ struct Pace {
     /// Seconds for the whole step's FLOPs at this worker's speed, of the newest steps.
     seconds: VecDeque<f64>,
     is_slow: bool,
+    /// The last full median, of this plan or an earlier one.
+    known: Option<f64>,
 }
 
 impl Stragglers {
-    /// Everybody's work is another: what was measured counts no more.
-    pub(super) fn planned(job: &Job, plan: &Plan) -> Self {
-        let mut paces: BTreeMap<WorkerId, Pace> = BTreeMap::new();
-        for (cell, share) in plan.grid.cells().zip(work::shares(job, plan)) {
-            paces.entry(plan.host(cell)).or_default().share += share;
+    /// Everybody's work is another: what was measured counts as what is known, until there is more.
+    pub(super) fn plan(&mut self, job: &Job, plan: &Plan) {
+        for pace in self.paces.values_mut() {
+            pace.known = pace.median().or(pace.known);
+            (pace.share, pace.is_slow) = (0.0, false);
+            pace.seconds.clear();
         }
-        Self { paces }
+        for (cell, share) in plan.grid.cells().zip(work::shares(job, plan)) {
+            self.paces.entry(plan.host(cell)).or_default().share += share;
+        }
+    }
+
+    /// What a move stalled.
+    pub(super) fn stalled(&mut self, seconds: f64) {
+        self.stall = Some(seconds);
+    }
+
+    /// Gives the cells of a new plan to workers by their known paces, if they are far enough apart:
+    /// with the same hosts as before, from where the cells are.
+    pub(super) fn share(&self, job: &Job, plan: &mut Plan, old: Option<&Plan>) {
+        let hosts = |plan: &Plan| {
+            let mut hosts = plan.hosts.clone();
+            hosts.sort();
+            hosts.dedup();
+            hosts
+        };
+        let known = |worker: &WorkerId| {
+            let pace = self.paces.get(worker)?;
+            pace.median().or(pace.known)
+        };
+        let own = hosts(plan);
+        let median = median(own.iter().filter_map(known).collect());
+        let Some(median) = median else { return };
+        // Of whom nothing is known is as fast as most.
+        let paces: Paces =
+            own.iter().map(|worker| (*worker, known(worker).unwrap_or(median))).collect();
+        if let Some(old) =
+            old.filter(|old| hosts(old) == own && old.hosts.len() == plan.hosts.len())
+        {
+            plan.hosts.clone_from(&old.hosts);
+            plan.reasons.clone_from(&old.reasons);
+        }
+        let Some(found) = pace::rehost(job, plan, &paces).filter(Self::is_much) else { return };
+        for worker in &own {
+            let ratio = paces[worker] / median;
+            let n = found.hosts.iter().filter(|host| *host == worker).count();
+            let reason =
+                format!("{n} cells, by its pace: {ratio:.1} times the others' time for a unit");
+            plan.reasons.insert(*worker, reason);
+        }
+        plan.hosts = found.hosts;
+    }
+
+    fn is_much(found: &Rehosted) -> bool {
+        found.after <= found.before * (1.0 - GAIN_MIN)
+    }
+
+    /// Whether other shares pay, with `steps_left`: who gives what to whom, and why.
+    pub(super) fn pays(
+        &mut self,
+        job: &Job,
+        plan: &Plan,
+        (now_ms, steps_left): (u64, u64),
+    ) -> Option<String> {
+        if now_ms < self.not_before_ms {
+            return None;
+        }
+        let measured = |worker: &WorkerId| Some((*worker, self.paces.get(worker)?.median()?));
+        let paces: Option<Paces> = plan.hosts.iter().map(measured).collect();
+        let found = pace::rehost(job, plan, &paces?).filter(Self::is_much)?;
+        let Rehosted { hosts, before, after } = found;
+        let (steps, stall) = (steps_left.min(HORIZON_STEPS), self.stall.unwrap_or(STALL_SECONDS));
+        let gain = (before - after) * steps as f64;
+        if gain <= WORTH * stall {
+            return None;
+        }
+        self.not_before_ms = now_ms + (WAIT_MS << self.moves.min(DOUBLINGS_MAX));
+        self.moves += 1;
+        Some(format!(
+            "{}: the slowest computes {before:.3} s a step, then {after:.3} s; {gain:.1} s in {steps} \
+             steps for a move of {stall:.2} s",
+            pace::told(&plan.hosts, &hosts)
+        ))
     }
 
     /// A worker computed for so long in one step. A ratio if it is now too slow, and was not.
@@ -82,7 +186,8 @@ mod tests {
         let settings = settings();
         let workers = [WorkerId(0), WorkerId(1)];
         let plan = (settings.make_plan)(&settings.job, &workers, G1).unwrap();
-        let mut stragglers = Stragglers::planned(&settings.job, &plan);
+        let mut stragglers = Stragglers::default();
+        stragglers.plan(&settings.job, &plan);
         let share = |worker| stragglers.paces[&WorkerId(worker)].share;
         let (fast, slow) = (share(0), share(1));
         let mut named = Vec::new();
@@ -97,11 +202,83 @@ mod tests {
         assert_eq!(named, [(7, 2.0), (40, 2.0)]);
     }
 
+    /// Eight steps of two workers, of which the first takes `ratio` times as long for a unit of work.
+    fn measured(stragglers: &mut Stragglers, ratio: f64) {
+        for _ in 0..STEPS {
+            for (worker, ratio) in [(0, ratio), (1, 1.0)] {
+                let share = stragglers.paces[&WorkerId(worker)].share;
+                stragglers.computed(WorkerId(worker), ratio * share);
+            }
+        }
+    }
+
+    fn four_replicas() -> (Job, Plan) {
+        let mut job = settings().job;
+        job.grid = shoal_plan::grid::Grid { stages: 1, expert_shards: 1, replicas: 4 };
+        let workers = [WorkerId(0), WorkerId(1)];
+        let plan = shoal_plan::placement::make_plan(&job, &workers, G1).unwrap();
+        (job, plan)
+    }
+
+    #[test]
+    fn shares_move_where_the_steps_that_are_left_gain_more_than_a_move_stalls() {
+        let (job, plan) = four_replicas();
+        // Half the arithmetic at three times the time is 1.5 s, a quarter of it 0.75 s as the other's.
+        for (ratio, steps_left, stall, want) in [
+            (3.0, 300, None, true),
+            (3.0, 300, Some(100.0), true),
+            (3.0, 300, Some(120.0), false),
+            (3.0, 1, None, false),
+            (1.2, 300, None, false),
+            (1.0, 300, None, false),
+        ] {
+            let mut stragglers = Stragglers::default();
+            stragglers.plan(&job, &plan);
+            assert_eq!(stragglers.pays(&job, &plan, (0, steps_left)), None, "nothing is measured");
+            measured(&mut stragglers, ratio);
+            stragglers.stall = stall;
+            let found = stragglers.pays(&job, &plan, (0, steps_left));
+            assert_eq!(found.is_some(), want, "{ratio} {steps_left} {stall:?}: {found:?}");
+            if let Some(found) = found {
+                let text = "cell-0 from worker-0 to worker-1: the slowest computes 1.500 s a step, then 0.750 s";
+                assert!(found.starts_with(text), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pace_outlives_its_plan_and_moves_wait_for_longer_each_time() {
+        let (job, mut plan) = four_replicas();
+        let mut stragglers = Stragglers::default();
+        stragglers.plan(&job, &plan);
+        let (mut now_ms, mut ratio) = (0, 3.0);
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            measured(&mut stragglers, ratio);
+            let since_ms = now_ms;
+            while stragglers.pays(&job, &plan, (now_ms, 1000)).is_none() {
+                now_ms += 100;
+            }
+            waits.push(now_ms - since_ms);
+            let old = plan.clone();
+            stragglers.share(&job, &mut plan, Some(&old));
+            assert_ne!(plan.hosts, old.hosts);
+            stragglers.plan(&job, &plan);
+            // A new plan for another reason is made by what is known.
+            let (_, mut even) = four_replicas();
+            stragglers.share(&job, &mut even, Some(&plan));
+            assert_eq!(even.hosts, plan.hosts);
+            ratio = 3.0 / ratio;
+        }
+        assert_eq!(waits, [0, 15_000, 30_000, 60_000]);
+    }
+
     #[test]
     fn nobody_is_slow_alone_or_by_a_clock_that_did_not_move() {
         let settings = settings();
         let plan = (settings.make_plan)(&settings.job, &[WorkerId(0); 2], G1).unwrap();
-        let mut stragglers = Stragglers::planned(&settings.job, &plan);
+        let mut stragglers = Stragglers::default();
+        stragglers.plan(&settings.job, &plan);
         for _ in 0..20 {
             assert_eq!(stragglers.computed(WorkerId(0), 100.0), None);
             assert_eq!(stragglers.computed(WorkerId(0), 0.0), None);

@@ -41,7 +41,7 @@ impl Run {
         Self::training_by(settings())
     }
 
-    fn training_by(settings: Settings) -> Self {
+    pub(super) fn training_by(settings: Settings) -> Self {
         let mut run = Self::gathered_by(settings);
         run.say(0, FromWorker::Ready { generation: G1 });
         run.say(1, FromWorker::Ready { generation: G1 });

@@ -2,6 +2,7 @@
 //! its compute weight refreshed by one task, while it is in that core's cache.
 
 use shoal_kernels::adamw::{self, AdamStep, Average};
+use shoal_kernels::checksum::checksum;
 use shoal_kernels::linear::WeightPiece;
 use shoal_kernels::spread;
 
@@ -13,13 +14,17 @@ struct Piece<'a> {
     numbers: Rest<'a>,
     weight: Option<WeightPiece<'a>>,
     decays: bool,
+    /// Where its numbers stand among all.
+    first: u32,
 }
 
 impl Parameters {
-    /// AdamW on every parameter, then fresh compute weights and no gradients.
-    pub(crate) fn step(&mut self, adam: &AdamStep) {
+    /// AdamW on every parameter, then fresh compute weights and no gradients. Returns the checksum of the
+    /// masters.
+    pub(crate) fn step(&mut self, adam: &AdamStep) -> u64 {
         let decay = self.average_decay();
-        spread::each(self.pieces(), |piece| piece.step(adam, decay));
+        let sums = spread::map(self.pieces(), |piece| piece.step(adam, decay));
+        sums.into_iter().fold(0, u64::wrapping_add)
     }
 
     fn pieces(&mut self) -> Vec<Piece<'_>> {
@@ -27,6 +32,12 @@ impl Parameters {
         let excluded = |group: ParameterGroup| options.weight_decay_exclude.contains(&group);
         let [mut dense, mut expert, mut embedding] = [dense, expert, embedding].map(Rest::of);
         let mut pieces = Vec::with_capacity(entries.len() * 4);
+        let mut first = 0_u32;
+        let mut next = |n: usize| {
+            let at = first;
+            first = first.wrapping_add(n as u32);
+            at
+        };
         for (Entry { specification, span }, compute) in entries.iter().zip(compute) {
             let rest = match specification.class {
                 Class::Dense => &mut dense,
@@ -35,12 +46,13 @@ impl Parameters {
             };
             let decays = !specification.group().is_some_and(excluded);
             let Compute::Weight(weight) = compute else {
-                pieces.push(Piece { numbers: rest.take(span.len()), weight: None, decays });
+                let (numbers, first) = (rest.take(span.len()), next(span.len()));
+                pieces.push(Piece { numbers, weight: None, decays, first });
                 continue;
             };
             for weight in weight.pieces_mut() {
-                let numbers = rest.take(weight.len());
-                pieces.push(Piece { numbers, weight: Some(weight), decays });
+                let (numbers, first) = (rest.take(weight.len()), next(weight.len()));
+                pieces.push(Piece { numbers, weight: Some(weight), decays, first });
             }
         }
         pieces
@@ -48,7 +60,7 @@ impl Parameters {
 }
 
 impl Piece<'_> {
-    fn step(self, adam: &AdamStep, decay: f32) {
+    fn step(self, adam: &AdamStep, decay: f32) -> u64 {
         let Rest { master, gradient, moments, average } = self.numbers;
         let weight_decay = if self.decays { adam.weight_decay } else { 0.0 };
         let adam = AdamStep { weight_decay, ..*adam };
@@ -64,5 +76,7 @@ impl Piece<'_> {
         if let Some(weight) = self.weight {
             weight.refresh(master);
         }
+        // The masters are still in the cache.
+        checksum(master, self.first)
     }
 }

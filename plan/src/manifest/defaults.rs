@@ -82,7 +82,7 @@ pub(super) fn parallelism() -> Parallelism {
 }
 
 pub(super) fn workers() -> Workers {
-    Workers { local: 1, threads: 0, pin: true, min: 1, restarts: 5 }
+    Workers { local: 1, threads: 0, pin: true, min: 1, restarts: 5, yield_to: Vec::new() }
 }
 
 pub(super) fn checkpoint() -> Checkpoint {

@@ -68,6 +68,7 @@ fn report(outcome: Outcome) -> FromWorker {
         step: 7,
         compute_seconds: 0.25,
         report: Some(report),
+        sums: vec![(CellId(3), u64::MAX)],
     }
 }
 
@@ -140,7 +141,13 @@ fn what_a_worker_says_arrives_unchanged() {
         FromWorker::Heartbeat { generation: Some(generation), step: 3 },
         FromWorker::Ready { generation },
         step_done(2.5),
-        FromWorker::StepDone { generation, step: 8, compute_seconds: 0.0, report: None },
+        FromWorker::StepDone {
+            generation,
+            step: 8,
+            compute_seconds: 0.0,
+            report: None,
+            sums: vec![],
+        },
         skipped("layer 3 expert 5 forward"),
         evaluated("heldout", 1.75),
         evaluated("code", f64::INFINITY),
@@ -156,6 +163,13 @@ fn what_a_worker_says_arrives_unchanged() {
         },
         FromWorker::AtEdge { generation, standing: standing() },
         FromWorker::Leaving { reason: "told to".into() },
+        FromWorker::Prepared {
+            generation,
+            standing: standing(),
+            cells: vec![(CellId(0), "a1".repeat(32)), (CellId(3), "c3".repeat(32))],
+        },
+        FromWorker::Yielding { reason: Some("a game runs".into()) },
+        FromWorker::Yielding { reason: None },
         FromWorker::Finished { generation, step: 100, ending: Ending::Completed },
         FromWorker::Finished { generation, step: 12, ending: Ending::Stopped },
         FromWorker::Finished { generation, step: 12, ending: Ending::NoImprovement },
@@ -180,6 +194,7 @@ fn what_the_coordinator_says_arrives_unchanged() {
         ToWorker::Assign(Box::new(Assign { sources: vec![], ..assign() })),
         ToWorker::Start { generation },
         ToWorker::Edge { generation },
+        ToWorker::Released { generation },
         ToWorker::Stop { generation },
         ToWorker::CheckpointCommitted { generation, step: 50 },
         ToWorker::Received { messages: 64 },
@@ -226,6 +241,7 @@ fn a_worker_s_bad_field_is_named() {
         step: 8,
         compute_seconds: -1.0,
         report: None,
+        sums: vec![],
     };
     refuses(back, "step_done.compute_seconds is -1: want 0 or more");
     let many = vec![Evaluation { set: "x".into(), loss: 1.0, tokens: 1, bytes: 1 }; 1025];

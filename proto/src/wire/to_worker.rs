@@ -22,6 +22,8 @@ impl TryFrom<raw::ToWorker> for ToWorker {
         use raw::to_worker::Message;
         Ok(match present("to_worker.message", raw.message)? {
             Message::Assign(raw) => Self::Assign(Box::new(Assign::try_from(raw)?)),
+            Message::Prepare(raw) => Self::Prepare(Box::new(Assign::try_from(raw)?)),
+            Message::Released(raw) => Self::Released { generation: Generation(raw.generation) },
             Message::Start(raw) => Self::Start { generation: Generation(raw.generation) },
             Message::Stop(raw) => Self::Stop { generation: Generation(raw.generation) },
             Message::CheckpointCommitted(raw) => {
@@ -41,6 +43,10 @@ impl From<ToWorker> for raw::ToWorker {
         use raw::to_worker::Message;
         let message = match message {
             ToWorker::Assign(assign) => Message::Assign((*assign).into()),
+            ToWorker::Prepare(assign) => Message::Prepare((*assign).into()),
+            ToWorker::Released { generation } => {
+                Message::Released(raw::Released { generation: generation.0 })
+            }
             ToWorker::Start { generation } => {
                 Message::Start(raw::Start { generation: generation.0 })
             }

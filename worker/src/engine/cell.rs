@@ -22,19 +22,50 @@ use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::comm::Comm;
 use crate::metrics::StepWatch;
+use crate::vault::Snapshot;
 use shoal_weights::{Weights, directory};
+
+/// A run's text, open. Clones are the same text.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// One stream per source.
+    pub train: Arc<Vec<TokenShards>>,
+    /// What the model is held against, by name. The text kept back from training is always there.
+    pub sets: BTreeMap<String, Arc<TokenShards>>,
+    /// What made the tokens.
+    pub tokenizer: Arc<Tokenizer>,
+    order: Arc<Mixture>,
+}
+
+impl Text {
+    /// Opens the token shards of a run directory.
+    pub fn open(job: &Job, run_dir: &Path) -> Result<Self, EngineError> {
+        let data = run_dir.join("data");
+        let dataset = Dataset::open(&data)?;
+        let weights = dataset.weights();
+        let train = (0..weights.len()).map(|source| TokenShards::open(&data, Part::Train(source)));
+        let train = train.collect::<Result<Vec<_>, _>>()?;
+        let windows = train.iter().map(|source| source.windows(job.training.sequence));
+        let sources: Vec<(f32, u64)> = weights.into_iter().zip(windows).collect();
+        let heldout = TokenShards::open(&data, Part::Heldout)?;
+        let mut sets = BTreeMap::from([(HELDOUT.to_owned(), Arc::new(heldout))]);
+        for name in dataset.eval_sets.keys() {
+            sets.insert(name.clone(), Arc::new(TokenShards::open(&data, Part::Eval(name))?));
+        }
+        Ok(Self {
+            train: Arc::new(train),
+            sets,
+            tokenizer: Arc::new(Tokenizer::open(&data)?),
+            order: Arc::new(Mixture::new(job.training.seed, &sources)),
+        })
+    }
+}
 
 /// What all cells of a worker read and none changes.
 pub struct Inputs {
     pub job: Job,
     pub plan: Plan,
-    /// One stream per source.
-    pub train: Vec<TokenShards>,
-    /// What the model is held against, by name. The text kept back from training is always there.
-    pub sets: BTreeMap<String, TokenShards>,
-    /// What made the tokens.
-    pub tokenizer: Tokenizer,
-    order: Mixture,
+    pub text: Text,
     /// `checkpoints/` of the run directory.
     pub checkpoints: PathBuf,
     /// The step whose checkpoint to start from.
@@ -53,32 +84,27 @@ impl Inputs {
         run_dir: &Path,
         resume_from: Option<u64>,
     ) -> Result<Self, EngineError> {
-        let data = run_dir.join("data");
-        let dataset = Dataset::open(&data)?;
-        let weights = dataset.weights();
-        let train = (0..weights.len()).map(|source| TokenShards::open(&data, Part::Train(source)));
-        let train = train.collect::<Result<Vec<_>, _>>()?;
-        let windows = train.iter().map(|source| source.windows(job.training.sequence));
-        let sources: Vec<(f32, u64)> = weights.into_iter().zip(windows).collect();
-        let heldout = TokenShards::open(&data, Part::Heldout)?;
-        let mut sets = BTreeMap::from([(HELDOUT.to_owned(), heldout)]);
-        for name in dataset.eval_sets.keys() {
-            sets.insert(name.clone(), TokenShards::open(&data, Part::Eval(name))?);
-        }
+        Ok(Self::over(Text::open(job, run_dir)?, job, plan, (run_dir, resume_from)))
+    }
+
+    /// The same over text that is open.
+    pub(super) fn over(
+        text: Text,
+        job: &Job,
+        plan: &Plan,
+        (run_dir, resume_from): (&Path, Option<u64>),
+    ) -> Self {
         let step = resume_from.unwrap_or(0);
         let sequences = job.training.sequences_before(step + 1);
-        Ok(Self {
+        Self {
             job: job.clone(),
             plan: plan.clone(),
-            train,
-            sets,
-            tokenizer: Tokenizer::open(&data)?,
-            order: Mixture::new(job.training.seed, &sources),
+            text,
             checkpoints: run_dir.join("checkpoints"),
             resume_from,
             standing: Standing { step, sequences, ..Standing::default() },
             memory: None,
-        })
+        }
     }
 
     /// The same inputs for a run that stands elsewhere than right after its checkpoint's step.
@@ -116,9 +142,9 @@ impl Inputs {
         let training = &self.job.training;
         let first = self.first_sequence(step);
         let mine = self.job.division_at(step).microbatch(column, microbatch.into());
-        let places = self.order.places(first + mine.start..first + mine.end);
+        let places = self.text.order.places(first + mine.start..first + mine.end);
         let window =
-            |place: &Place| self.train[place.source].window(place.window, training.sequence);
+            |place: &Place| self.text.train[place.source].window(place.window, training.sequence);
         let windows: Vec<Vec<u32>> = places.iter().map(window).collect();
         batch_of(&windows)
     }
@@ -144,8 +170,8 @@ pub struct Cell {
     pub(super) watch: Option<StepWatch>,
     /// Its part of the worker's memory, if there is one.
     pub(super) recall: Option<Recall>,
-    /// Of the snapshot it has started from.
-    started_from: Option<String>,
+    /// The snapshot it has started from, until it is copied to those that are to hold it, too.
+    started_from: Option<Arc<Snapshot>>,
 }
 
 impl Cell {
@@ -157,33 +183,64 @@ impl Cell {
         let cuts = inputs.cuts(comm.cell());
         let memory = inputs.memory.as_ref();
         let recall = memory.map(|memory| Recall::of(&inputs, memory, comm.cell(), &cuts));
-        let mut chunks: Vec<Stage> =
-            cuts.into_iter().map(|cut| Stage::new(cut, &options)).collect();
-        let started_from = match memory.zip(recall.as_ref()) {
-            Some((memory, recall)) => recall.load(&inputs, memory, &mut chunks)?,
-            None => None,
+        let is_loaded = inputs.resume_from.is_some();
+        let (chunks, started_from) = match memory.zip(recall.as_ref()) {
+            Some((memory, recall)) if memory.has_sources() => {
+                let (chunks, snapshot) = recall.load(&inputs, memory, cuts)?;
+                // The state is that of the run itself.
+                (chunks, Some(snapshot))
+            }
+            _ => {
+                let build = if is_loaded { Stage::blank } else { Stage::new };
+                let mut chunks: Vec<Stage> =
+                    cuts.into_iter().map(|cut| build(cut, &options)).collect();
+                fill(&inputs, &mut chunks)?;
+                (chunks, None)
+            }
         };
-        if started_from.is_some() {
-            // The state is that of the run itself.
-        } else if let Some(step) = inputs.resume_from {
-            for chunk in &mut chunks {
-                snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
-            }
-        } else if let Some(directory) = &training.init {
-            let weights = Weights::open(Path::new(directory))?;
-            for chunk in &mut chunks {
-                weights.fill(chunk)?;
-            }
-        }
         let standing = inputs.standing;
         let trainer = Trainer::new(inputs, chunks, comm);
         Ok(Self { trainer, standing, watch: None, recall, started_from })
+    }
+
+    /// Sends the snapshot from which the cell has started to those that are to hold it, too. Said once
+    /// training goes on: nobody waits for that.
+    fn copy_start(&mut self) {
+        let Self { trainer, recall, started_from, .. } = self;
+        let memory = trainer.inputs.memory.as_ref().zip(recall.as_ref());
+        if let Some(((memory, recall), snapshot)) = memory.zip(started_from.take()) {
+            recall.copy(&trainer.inputs, memory, snapshot);
+        }
+    }
+
+    /// Leaves the stages to the next engine, with the state that is in memory as `blake3`.
+    fn leave(self, blake3: Option<String>) {
+        let Self { trainer, recall, .. } = self;
+        let Trainer { inputs, chunks, .. } = trainer;
+        if let Some((memory, recall)) = inputs.memory.as_ref().zip(recall) {
+            recall.leave(memory, chunks, blake3);
+        }
     }
 
     /// The trainer alone, at the step the cell starts from.
     pub fn into_trainer(self) -> Trainer {
         self.trainer
     }
+}
+
+/// From the checkpoint to go on from, or the weights that the job starts from, if there are any.
+fn fill(inputs: &Inputs, chunks: &mut [Stage]) -> Result<(), EngineError> {
+    if let Some(step) = inputs.resume_from {
+        for chunk in chunks {
+            snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
+        }
+    } else if let Some(directory) = &inputs.job.training.init {
+        let weights = Weights::open(Path::new(directory))?;
+        for chunk in chunks {
+            weights.fill(chunk)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a cell on its own thread until it has trained, was told to end, or failed.
@@ -200,20 +257,29 @@ pub(super) fn run(
         step = cell.standing.step + 1;
         cell.trainer.watch = Some(watch.clone());
         cell.watch = Some(watch);
-        if let Some(blake3) = cell.started_from.take() {
+        if let Some(snapshot) = &cell.started_from {
+            let blake3 = snapshot.blake3.to_hex().to_string();
             tell(news, id, CellNews::Held { standing: cell.standing, blake3 });
         }
         tell(news, id, CellNews::Ready);
         if !control.wait_for_begin() {
             return Ok(None);
         }
+        cell.copy_start();
+        let mut at_edge = None;
         let ended = cell.train(control, &mut |what| {
-            if let CellNews::StepDone { step: done, .. } = what {
+            if let CellNews::StepDone { step: done, .. } = &what {
                 step = done + 1;
+            } else if let CellNews::Held { blake3, .. } = &what {
+                at_edge = Some(blake3.clone());
             }
             tell(news, id, what);
         })?;
-        Ok(Some((cell.standing, ended)))
+        let standing = cell.standing;
+        if ended == Ended::AtEdge {
+            cell.leave(at_edge);
+        }
+        Ok(Some((standing, ended)))
     });
     match ended {
         Ok(Some((standing, Ended::Finished(ending)))) => {

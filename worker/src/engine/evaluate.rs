@@ -31,7 +31,7 @@ impl Trainer {
     pub(super) fn evaluate_all(&mut self) -> Result<Vec<Evaluation>, EngineError> {
         let inputs = Arc::clone(&self.inputs);
         let mut evaluations = Vec::new();
-        for (name, shards) in &inputs.sets {
+        for (name, shards) in &inputs.text.sets {
             evaluations.push(self.evaluate_set(name, shards)?);
         }
         if inputs.job.training.ema > 0.0 {
@@ -45,6 +45,7 @@ impl Trainer {
         let inputs = Arc::clone(&self.inputs);
         self.chunks.iter_mut().for_each(Stage::swap_ema);
         let evaluations = inputs
+            .text
             .sets
             .iter()
             .map(|(name, shards)| self.evaluate_set(&format!("{name}{OF_AVERAGE}"), shards));
@@ -76,7 +77,7 @@ impl Trainer {
             sums.targets += targets;
             if targets > 0 {
                 // The first token of a window is no target.
-                let bytes = |token: &u32| u64::from(inputs.tokenizer.token_bytes(*token));
+                let bytes = |token: &u32| u64::from(inputs.text.tokenizer.token_bytes(*token));
                 sums.bytes +=
                     windows.iter().flat_map(|window| &window[1..]).map(bytes).sum::<u64>();
             }
@@ -210,7 +211,7 @@ pub(super) mod tests {
         let mesh = Mesh::open(membership, listener, Timeouts::default()).unwrap();
         let mut inputs = Inputs::open(&job, &plan, scratch.path(), None).unwrap();
         let train = TokenShards::open(&scratch.path().join("data"), Part::Train(0)).unwrap();
-        inputs.sets.insert("a_set_of_its_own".into(), train);
+        inputs.text.sets.insert("a_set_of_its_own".into(), Arc::new(train));
         let inputs = Arc::new(inputs);
         let cells: Vec<_> = (grid.cells())
             .map(|cell| {

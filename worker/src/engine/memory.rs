@@ -14,9 +14,10 @@ use shoal_proto::Source;
 use super::Control;
 use super::cell::Inputs;
 use super::error::EngineError;
+use super::kept::{Built, Kept};
 use super::state::Layout;
 use crate::daemon::Assignment;
-use crate::vault::{Terms, Vault};
+use crate::vault::{Snapshot, Terms, Vault};
 
 /// A worker's vault, and what the plan says of it.
 pub(super) struct Memory {
@@ -28,17 +29,24 @@ pub(super) struct Memory {
     /// Who holds copies of each cell's snapshots, in cell order.
     buddies: Vec<Vec<WorkerId>>,
     control: Arc<Control>,
+    kept: Arc<Kept>,
 }
 
 impl Memory {
-    pub(super) fn of(assignment: &Assignment, control: &Arc<Control>) -> Self {
+    pub(super) fn of(assignment: &Assignment, control: &Arc<Control>, kept: &Arc<Kept>) -> Self {
         Self {
             vault: assignment.vault.clone(),
             vaults: assignment.vaults.clone(),
             sources: assignment.sources.clone(),
             buddies: buddies(&assignment.job, &assignment.plan),
             control: Arc::clone(control),
+            kept: Arc::clone(kept),
         }
+    }
+
+    /// Whether the plan goes on from what is in memory.
+    pub(super) fn has_sources(&self) -> bool {
+        !self.sources.is_empty()
     }
 
     /// Tells the vault what it may hold from now on.
@@ -79,22 +87,43 @@ impl Recall {
         Self { cell, layout: Layout::of(cuts, &options), options, targets }
     }
 
-    /// Fills the cell's stages from its source, where the plan names one, which is then held here;
-    /// returns its blake3. `None` if the state is not in memory.
+    /// The cell's stages with the state of its source, which is held here afterwards. Stages that
+    /// another engine has left are taken, and where they hold that state nothing is done to them.
     pub(super) fn load(
         &self,
         inputs: &Inputs,
         memory: &Memory,
-        stages: &mut [Stage],
-    ) -> Result<Option<String>, EngineError> {
-        let Some(source) = memory.sources.get(self.cell.0 as usize) else { return Ok(None) };
+        cuts: Vec<Cut>,
+    ) -> Result<(Vec<Stage>, Arc<Snapshot>), EngineError> {
+        let source = &memory.sources[self.cell.0 as usize];
         let address = memory.vaults.get(&source.worker).copied();
         let what = (inputs.plan.generation, self.cell, inputs.standing);
         let is_over = || memory.control.is_aborted();
         let fetched = memory.vault.fetch(what, (source, address), self.layout.bytes, &is_over)?;
-        self.layout.fill(stages, &self.options, &fetched.bytes)?;
-        memory.vault.copy(what, fetched, &self.targets);
-        Ok(Some(source.blake3.clone()))
+        let left = memory.kept.take(self.cell, &self.layout, &self.options);
+        if let Some(left) = left {
+            let mut stages = left.stages;
+            if left.state.as_ref() != Some(&source.blake3) {
+                self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
+            }
+            return Ok((stages, fetched));
+        }
+        let mut stages: Vec<Stage> =
+            cuts.into_iter().map(|cut| Stage::blank(cut, &self.options)).collect();
+        self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
+        Ok((stages, fetched))
+    }
+
+    /// Sends what the cell has started from to those that are to hold copies of it.
+    pub(super) fn copy(&self, inputs: &Inputs, memory: &Memory, snapshot: Arc<Snapshot>) {
+        let what = (inputs.plan.generation, self.cell, inputs.standing);
+        memory.vault.copy(what, snapshot, &self.targets);
+    }
+
+    /// Leaves the cell's stages, which hold the state of that hash, to the next engine.
+    pub(super) fn leave(self, memory: &Memory, stages: Vec<Stage>, state: Option<String>) {
+        let Self { cell, layout, options, .. } = self;
+        memory.kept.put(cell, Built { layout, options, stages, state });
     }
 
     /// Whether the cell's last snapshot is still on its way.

@@ -137,9 +137,11 @@ impl Cell {
             Some(watch) => watch.step(&mut train),
             None => (train(), 0.0),
         };
+        let mut checksum = None;
         let (outcome, taken) = match trained {
             Ok(done) => {
                 self.standing.trained(sequences);
+                checksum = Some(done.checksum);
                 (Outcome::Trained(done.row), Taken { wishes: done.wishes, after_skip: None })
             }
             Err(EngineError::Refused(refusal)) => self.skip(refusal, sequences)?,
@@ -147,7 +149,7 @@ impl Cell {
         };
         let report = StepReport { first_sequence, sequences, outcome };
         let report = (self.trainer.id == CellId(0)).then_some(report);
-        say(CellNews::StepDone { step, compute_seconds, report });
+        say(CellNews::StepDone { step, compute_seconds, report, checksum });
         Ok(taken)
     }
 

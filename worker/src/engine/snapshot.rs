@@ -66,7 +66,7 @@ impl Writer {
         let mut files = self.write(directory, stages)?;
         if self.cell == CellId(0) {
             let index = index(inputs);
-            let eos = inputs.tokenizer.end_token();
+            let eos = inputs.text.tokenizer.end_token();
             let extras = ConfigExtras { eos, ..ConfigExtras::default() };
             files.extend(write_hf_files(directory, &inputs.job.model, &extras, &index)?);
             let beside = Tokenizer::file_beside(directory, inputs.job.model.vocab_size)?;

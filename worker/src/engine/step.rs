@@ -48,6 +48,8 @@ pub struct Trainer {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepDone {
     pub row: StepRow,
+    /// Of the cell's parameters.
+    pub checksum: u64,
     /// What the workers' cells wish: alike on all of them.
     pub(super) wishes: Wishes,
 }
@@ -102,7 +104,9 @@ impl Trainer {
             return Err(EngineError::Refused(Refusal { worker, here, nonfinite, wishes }));
         }
         self.update(step, &verdict);
-        Ok(StepDone { row: self.row(step, &verdict), wishes: verdict.wishes })
+        let sums = self.chunks.iter().map(Stage::checksum);
+        let checksum = sums.fold(0, u64::wrapping_add);
+        Ok(StepDone { row: self.row(step, &verdict), checksum, wishes: verdict.wishes })
     }
 
     /// Forward and backward over all microbatches, then the sums over the groups: afterwards the

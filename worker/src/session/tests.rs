@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use shoal_plan::grid::Grid;
+use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::job::Job;
 use shoal_plan::plan::{Plan, RunId, StagePlan, WorkerId};
+use shoal_plan::report::Ending;
+use shoal_plan::standing::Standing;
 
 use super::*;
 
@@ -70,6 +72,7 @@ fn short(effects: &[Effect]) -> String {
             format!("send {}", text.split([' ', '(']).next().unwrap_or_default())
         }
         Effect::StartEngine(assign) => format!("start {}", assign.plan.generation.0),
+        Effect::Prepare(assign) => format!("prepare {}", assign.plan.generation.0),
         Effect::Ignored { why } => format!("ignored: {why}"),
         Effect::Connect
         | Effect::BeginTraining
@@ -77,6 +80,7 @@ fn short(effects: &[Effect]) -> String {
         | Effect::EndAtEdge
         | Effect::CheckpointCommitted { .. }
         | Effect::DropEngine
+        | Effect::Release
         | Effect::Exit(_) => format!("{effect:?}"),
     });
     names.collect::<Vec<_>>().join(", ")
@@ -95,7 +99,7 @@ fn a_worker_trains_from_hello_to_leave() {
     check(&mut s, given(assign("r", G1)), "start 1");
     check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
     check(&mut s, from(ToWorker::Start { generation: G1 }), "BeginTraining");
-    let done = EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None };
+    let done = EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None, sums: vec![] };
     check(&mut s, Event::Engine(done), "send StepDone");
     let part = EngineEvent::CheckpointPart { standing: at(5), cell: CellId(0), files: vec![] };
     check(&mut s, Event::Engine(part), "send CheckpointPart");
@@ -202,7 +206,12 @@ fn a_silent_worker_sends_a_heartbeat_with_its_step() {
     assert_eq!(s.apply(10_000, Event::Tick), heartbeat(Some(G1), 4));
     s.apply(
         10_100,
-        Event::Engine(EngineEvent::StepDone { step: 5, compute_seconds: 0.5, report: None }),
+        Event::Engine(EngineEvent::StepDone {
+            step: 5,
+            compute_seconds: 0.5,
+            report: None,
+            sums: vec![],
+        }),
     );
     assert_eq!(s.apply(10_500, Event::Tick), []);
     assert_eq!(s.apply(10_600, Event::Tick), heartbeat(Some(G1), 5));
@@ -227,8 +236,14 @@ fn a_worker_that_lost_a_peer_waits_for_the_next_plan() {
 #[test]
 fn a_session_is_taken_up_with_what_has_not_arrived() {
     let mut s = training();
-    let done =
-        |step| Event::Engine(EngineEvent::StepDone { step, compute_seconds: 0.5, report: None });
+    let done = |step| {
+        Event::Engine(EngineEvent::StepDone {
+            step,
+            compute_seconds: 0.5,
+            report: None,
+            sums: vec![],
+        })
+    };
     check(&mut s, done(5), "send StepDone");
     check(&mut s, Event::Disconnected { why: "reset".into() }, "");
     check(&mut s, done(6), "");
@@ -286,4 +301,54 @@ fn a_worker_whose_machine_is_wanted_says_so_and_stays_until_it_is_let_go() {
     check(&mut s, Event::Engine(EngineEvent::AtEdge { standing: at(6) }), "send AtEdge");
     check(&mut s, Event::EngineGone, "");
     assert_eq!(short(&s.apply(60_000, Event::Tick)), "send Heartbeat");
+}
+
+#[test]
+fn a_worker_gets_ready_for_a_plan_only_while_no_engine_runs() {
+    let prepare = |generation| from(ToWorker::Prepare(assign("r", generation)));
+    let ready =
+        |generation| Event::Prepared(Prepared { generation, standing: at(4), cells: vec![] });
+    let mut s = session();
+    s.apply(0, Event::Connected);
+    s.apply(0, from(ToWorker::Received { messages: 0 }));
+    check(
+        &mut s,
+        from(ToWorker::Prepare(assign("x", G1))),
+        "ignored: a plan of run x, to get ready for",
+    );
+    check(&mut s, prepare(G1), "prepare 1");
+    check(&mut s, prepare(G2), "prepare 2");
+    check(&mut s, ready(G1), "ignored: ready for generation 1, which is not wanted any more");
+    check(&mut s, ready(G2), "send Prepared");
+    check(&mut s, given(assign("r", G2)), "start 2");
+    check(&mut s, ready(G2), "ignored: ready for generation 2, which is not wanted any more");
+    check(
+        &mut s,
+        prepare(Generation(3)),
+        "ignored: told to get ready for a plan while an engine runs",
+    );
+    // At the edge it has handed over, and the next plan does without it.
+    let released = |generation| from(ToWorker::Released { generation });
+    check(&mut s, released(Generation(3)), "ignored: generation 3 needs nothing of what is here");
+    check(&mut s, Event::Engine(EngineEvent::AtEdge { standing: at(6) }), "send AtEdge");
+    check(&mut s, released(G2), "ignored: generation 2 needs nothing of what is here");
+    check(&mut s, released(Generation(3)), "Release");
+    check(&mut s, prepare(Generation(4)), "prepare 4");
+}
+
+#[test]
+fn a_worker_that_gives_way_says_so_again_when_it_joins_anew() {
+    let mut s = training();
+    let way = |reason: Option<&str>| Event::YieldRequested { reason: reason.map(str::to_owned) };
+    check(&mut s, way(Some("game runs")), "send Yielding");
+    check(&mut s, Event::Closed { why: "lost".to_owned() }, "DropEngine");
+    assert_eq!(short(&s.apply(100, Event::Tick)), "Connect");
+    // The hello goes out first, and the rest when it is taken.
+    check(&mut s, Event::Connected, "send Hello");
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "send Yielding");
+    check(&mut s, way(None), "send Yielding");
+    check(&mut s, Event::Closed { why: "lost".to_owned() }, "");
+    assert_eq!(short(&s.apply(5_000, Event::Tick)), "Connect");
+    check(&mut s, Event::Connected, "send Hello");
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "");
 }

@@ -153,6 +153,27 @@ impl Vault {
     }
 }
 
+impl Vault {
+    /// A snapshot of any plan, from this worker's memory or from its source: only looked at, and held
+    /// nowhere afterwards.
+    pub(crate) fn look(
+        &self,
+        (source, address): (&Source, Option<SocketAddr>),
+        what: (Generation, Standing),
+        n_bytes: u64,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Arc<Snapshot>, VaultError> {
+        let shared = &self.0.shared;
+        let here = lock(&shared.store).get(source.cell, what.1.step).ok();
+        if let Some(here) = here.filter(|here| *here.blake3.to_hex() == *source.blake3) {
+            return Ok(here);
+        }
+        let (worker, cell) = (source.worker, source.cell);
+        let address = address.ok_or(VaultError::NoAddress { worker, cell })?;
+        Ok(Arc::new(shared.fetch((source, address), what, n_bytes, is_over)?))
+    }
+}
+
 impl Shared {
     fn fetch(
         &self,

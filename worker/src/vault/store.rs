@@ -84,6 +84,12 @@ impl Store {
         });
     }
 
+    /// Everything goes; the terms stay.
+    pub(super) fn clear(&mut self) {
+        self.held.clear();
+        self.spare.clear();
+    }
+
     /// A buffer for the next snapshot of a cell, of any length and content: of its oldest one, where
     /// there are two. Given back by `put` or `give_back`.
     pub(super) fn buffer(

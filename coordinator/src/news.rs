@@ -342,13 +342,17 @@ impl fmt::Display for News {
                 "{worker} is ready to come in after {seconds:.1} s: {cells} cells with the state after \
                  step {step}"
             ),
-            Self::Yielding { worker, reason } => match reason {
-                Some(reason) => write!(f, "{worker} gives way: {reason}"),
-                None => write!(f, "{worker} may work again: nobody else needs its machine"),
-            },
+            Self::Yielding { worker, reason } => gives_way(f, *worker, reason.as_deref()),
             Self::Finished { last_step, .. } => write!(f, "finished after step {last_step}"),
             Self::Failed(failure) => failure.fmt(f),
         }
+    }
+}
+
+fn gives_way(f: &mut fmt::Formatter<'_>, worker: WorkerId, reason: Option<&str>) -> fmt::Result {
+    match reason {
+        Some(reason) => write!(f, "{worker} gives way: {reason}"),
+        None => write!(f, "{worker} may work again: nobody else needs its machine"),
     }
 }
 

@@ -11,6 +11,7 @@
 //! judges it, checks every size and launches; the `.cu` explains how the work is spread. Then `.ci/ptx`, and
 //! cases in `tests/cuda/`.
 
+mod arena;
 mod device;
 mod driver;
 mod error;
@@ -21,7 +22,9 @@ mod stream;
 
 pub mod gemm;
 pub mod quantise;
+pub mod window;
 
+pub use self::arena::{Arena, Block, Usage};
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};
 pub use self::memory::{Address, Buffer, Slice};

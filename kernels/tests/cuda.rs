@@ -23,6 +23,8 @@ mod gemm_bench;
 mod gpu;
 #[path = "cuda/honest.rs"]
 mod honest;
+#[path = "cuda/memory.rs"]
+mod memory;
 #[path = "cuda/quantise.rs"]
 mod quantise;
 #[path = "cuda/standin.rs"]
@@ -75,7 +77,7 @@ impl Options {
 }
 
 fn cases() -> Vec<Case> {
-    [device::cases(), quantise::cases(), gemm::cases()].into_iter().flatten().collect()
+    [device::cases(), memory::cases(), quantise::cases(), gemm::cases()].into_iter().flatten().collect()
 }
 
 fn main() -> ExitCode {

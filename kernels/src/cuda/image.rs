@@ -98,8 +98,11 @@ pub const GEMM_FP8: Program = program!("gemm_fp8");
 /// `gemm_bf16.cu`.
 pub const GEMM_BF16: Program = program!("gemm_bf16");
 
+/// `window.cu`.
+pub const WINDOW: Program = program!("window");
+
 /// Everything that ships.
-pub const PROGRAMS: [Program; 3] = [QUANTISE, GEMM_FP8, GEMM_BF16];
+pub const PROGRAMS: [Program; 4] = [QUANTISE, GEMM_FP8, GEMM_BF16, WINDOW];
 
 impl Program {
     pub fn name(&self) -> &'static str {

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use shoal_kernels::cuda::gemm;
+use shoal_kernels::cuda::window;
 use shoal_kernels::cuda::quantise::Kernels;
 use shoal_kernels::cuda::{Buffer, Device, Module, Slice, Stream};
 
@@ -39,6 +40,7 @@ pub(crate) struct Gpu {
     pub(crate) seed: u64,
     quantise: OnceLock<Kernels>,
     gemm: OnceLock<gemm::Kernels>,
+    window: OnceLock<window::Kernels>,
     /// Takes the place of the PTX that it was made from.
     mutant: Option<&'static Mutant>,
 }
@@ -56,8 +58,8 @@ impl Gpu {
         seed: u64,
         mutant: Option<&'static Mutant>,
     ) -> Self {
-        let (quantise, gemm) = (OnceLock::new(), OnceLock::new());
-        Self { device, stream, seed, quantise, gemm, mutant }
+        let (quantise, gemm, window) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { device, stream, seed, quantise, gemm, window, mutant }
     }
 
     /// The kernels of `quantise.cu`, loaded once: the driver compiles them for seconds.
@@ -74,6 +76,11 @@ impl Gpu {
             Some(mutant) => gemm::Kernels::of(&self.device, &self.changed(mutant)).unwrap(),
             None => gemm::Kernels::load(&self.device).unwrap(),
         })
+    }
+
+    /// Columns of matrices, loaded once.
+    pub(crate) fn window(&self) -> &window::Kernels {
+        self.window.get_or_init(|| window::Kernels::load(&self.device).unwrap())
     }
 
     fn changed(&self, mutant: &Mutant) -> Module {

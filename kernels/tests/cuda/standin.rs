@@ -18,8 +18,8 @@ const CARDS: [&str; 4] = ["3090", "4090", "h100", "5090"];
 const TURNS: [(u64, &str, &str); 2] = [(1, "round-robin", "exact"), (2, "random", "hardware")];
 
 /// Cases of the second turn: every kernel, but the products, which take longest, at few sizes.
-const SECOND_TURN: [&str; 5] =
-    ["device", "quantise", "transpose", "200x320x272", "96x80 8 experts"];
+const SECOND_TURN: [&str; 6] =
+    ["device", "window", "quantise", "transpose", "200x320x272", "96x80 8 experts"];
 
 /// Runs the chosen cases on every card, as many cards at a time as there are cores. What failed, one text for
 /// each child and one for each complaint.

@@ -98,7 +98,7 @@ impl Trainer {
             let wishes = verdict.wishes;
             return Err(EngineError::Refused(Refusal { worker, here, nonfinite, wishes }));
         }
-        self.update(step, &verdict);
+        self.update(step, &verdict)?;
         Ok(StepDone { row: self.row(step, &verdict), wishes: verdict.wishes })
     }
 
@@ -106,6 +106,9 @@ impl Trainer {
     /// gradient arenas hold the gradient of the global loss.
     pub fn gradients_of(&mut self, step: u64) -> Result<(), EngineError> {
         self.run_slots(step)?;
+        for chunk in &mut self.chunks {
+            chunk.settle()?;
+        }
         let found = self.chunks.iter().filter_map(Stage::first_nonfinite);
         self.found = found.min_by_key(NonFinite::causal_order);
         let Self { chunks, comm, groups, .. } = self;
@@ -226,7 +229,7 @@ impl Trainer {
         Ok(vote::count(&votes?))
     }
 
-    fn update(&mut self, step: u64, verdict: &Verdict) {
+    fn update(&mut self, step: u64, verdict: &Verdict) -> Result<(), EngineError> {
         let training = &self.inputs.job.training;
         let clip = f64::from(training.clip) / (verdict.grad_norm + CLIP_EPSILON);
         let adam = AdamStep {
@@ -240,8 +243,9 @@ impl Trainer {
         };
         let update = Update { adam, bias_speed: training.bias_speed_at(step) };
         for chunk in &mut self.chunks {
-            chunk.update(&update);
+            chunk.update(&update)?;
         }
+        Ok(())
     }
 
     fn row(&self, step: u64, verdict: &Verdict) -> StepRow {

@@ -1,7 +1,7 @@
 //! Cutting matrices by columns, and putting them beside one another. The judge is a copy on the host.
 //!
-//! `to[r][to_column ..][.. width] = from[r / repeat][from_column ..][.. width]` for every row r; whatever else `to` holds
-//! stays. Both row-major; a number has 2 or 4 bytes. Bytes are moved, never changed: each is read once and written once.
+//! `to[r][to_column ..][.. width] = from[r][from_column ..][.. width]` for every row r; whatever else `to` holds stays. Both
+//! row-major; a number has 2 or 4 bytes. Bytes are moved, never changed: each is read once and written once.
 #![expect(unsafe_code, reason = "launches kernels")]
 
 use super::image::WINDOW;
@@ -11,8 +11,8 @@ use super::{Address, Device, DeviceError, Function, Grid, Module, Slice, Stream}
 const THREADS: u32 = 256;
 const BLOCKS_MAX: usize = 4096;
 
-/// To, from, rows, units of a row, units from row to row of each, rows of `to` for each of `from`.
-type Move = Function<(Address, Address, u32, u32, u32, u32, u32)>;
+/// To, from, rows, units of a row, units from row to row of each.
+type Move = Function<(Address, Address, u32, u32, u32, u32)>;
 
 /// The kernels of `window.cu`, loaded.
 #[derive(Debug)]
@@ -56,21 +56,8 @@ impl Kernels {
         from: Columns<'_>,
         (rows, width): (usize, usize),
     ) -> Result<(), DeviceError> {
-        self.repeat(stream, to, from, (rows, width), 1)
-    }
-
-    /// Copies `width` bytes into each of `rows` rows, `repeat` (at least 1) of them from the same row.
-    pub fn repeat(
-        &self,
-        stream: &Stream,
-        to: Columns<'_>,
-        from: Columns<'_>,
-        (rows, width): (usize, usize),
-        repeat: usize,
-    ) -> Result<(), DeviceError> {
         assert!(!to.values.overlaps(from.values), "window: the two overlap");
-        assert!(rows.is_multiple_of(repeat), "window: {rows} rows, {repeat} from each");
-        for (Columns { values, row, first }, rows) in [(to, rows), (from, rows / repeat)] {
+        for Columns { values, row, first } in [to, from] {
             assert_eq!(values.bytes(), rows * row, "window: bytes for {rows} rows of {row}");
             assert!(first + width <= row, "window: {width} bytes from {first} on in a row of {row}");
         }
@@ -86,15 +73,12 @@ impl Kernels {
         let blocks = (rows * width / unit).div_ceil(THREADS as usize).min(BLOCKS_MAX);
         let size = |bytes: usize| u32::try_from(bytes / unit).expect("a row has less than 2^32 units");
         let n_rows = u32::try_from(rows).unwrap_or_else(|_| panic!("window: {rows} rows"));
-        // No more than there are rows.
-        let repeat = repeat as u32;
         // A window of nothing has no first byte.
         let at = |columns: Columns<'_>| match blocks {
             0 => columns.values.address(),
             _ => columns.values.slice(columns.first..columns.values.bytes()).address(),
         };
-        let arguments =
-            (at(to), at(from), n_rows, size(width), size(to.row), size(from.row), repeat);
+        let arguments = (at(to), at(from), n_rows, size(width), size(to.row), size(from.row));
         // SAFETY: the last byte of the last row's window is inside both slices, as checked above.
         unsafe { function.launch(stream, Grid::line(blocks as u32, THREADS), arguments) }
     }

@@ -19,10 +19,7 @@ const WINDOWS: [(usize, [usize; 2], [usize; 2], usize); 8] = [
 ];
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = vec![
-        Case::new("arena: what is given back is taken again", arena),
-        Case::new("window: a row serves several", a_row_serves_several),
-    ];
+    let mut cases = vec![Case::new("arena: what is given back is taken again", arena)];
     cases.extend(WINDOWS.map(|window| {
         Case::new(format!("window {window:?}"), move |gpu| columns_are_moved(gpu, window))
     }));
@@ -74,24 +71,4 @@ fn columns_are_moved(
     let from = Columns { values: source.all(), row: from_row, first: from_first };
     gpu.window().copy(&gpu.stream, to, from, (rows, width)).map_err(|error| error.to_string())?;
     same_bytes("columns", &gpu.result("columns", &result)?, &want)
-}
-
-/// The one rotated key of a token, beside the other columns of the keys of all its heads.
-fn a_row_serves_several(gpu: &Gpu) -> Result<(), String> {
-    const TOKENS: usize = 37;
-    const HEADS: usize = 3;
-    let mut random = Random::new(gpu.seed);
-    let from: Vec<u8> = (0..TOKENS * 32).map(|_| random.below(256) as u8).collect();
-    let mut want = vec![7_u8; TOKENS * HEADS * 96];
-    for (row, want) in want.chunks_exact_mut(96).enumerate() {
-        want[64..].copy_from_slice(&from[row / HEADS * 32..][..32]);
-    }
-    let source = gpu.upload(&from);
-    let result = gpu.guarded(want.len());
-    gpu.stream.fill(result.slice(), 7).unwrap();
-    let to = Columns { values: result.slice(), row: 96, first: 64 };
-    let from = Columns { values: source.all(), row: 32, first: 0 };
-    let copied = gpu.window().repeat(&gpu.stream, to, from, (TOKENS * HEADS, 32), HEADS);
-    copied.map_err(|error| error.to_string())?;
-    same_bytes("keys", &gpu.result("keys", &result)?, &want)
 }

@@ -45,7 +45,7 @@ impl Gathered {
         }
         let mut ranges = Vec::with_capacity(2 * experts);
         let mut next = Vec::with_capacity(experts);
-        let mut rows = 0;
+        let mut rows: usize = 0;
         for count in counts {
             next.push(rows);
             ranges.extend([rows as u32, (rows + count) as u32]);

@@ -389,7 +389,7 @@ impl Gpu {
             }
         };
         let moved = dispatch::Moved { from: x.rows(), to: rows, columns: cols };
-        self.kernels.dispatch.gather_rows(&self.stream, x.side(), index, out.side(), moved)?;
+        self.kernels.dispatch.gather_rows(&self.stream, x.side(), out.side(), index, moved)?;
         Ok(out)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_kernels::cuda::{DeviceError, gemm};
+use shoal_kernels::cuda::DeviceError;
 use shoal_kernels::linear::Math;
 
 use super::gpu::Gpu;

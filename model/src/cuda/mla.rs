@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_kernels::attention::AttentionShape;
 use shoal_kernels::cuda::{Block, DeviceError, Rows, attention, rmsnorm, rope};
 use shoal_kernels::mla::HeadShape;
 use shoal_kernels::DType;
@@ -61,11 +60,11 @@ struct Latents {
     after: Arc<Operand>,
 }
 
-/// Queries, keys and values by head, rotated.
+/// What attention reads: queries and the one key of all heads rotated, keys and values as their Linear gives them.
 struct Heads {
     q: Matrix,
-    k: Matrix,
-    v: Matrix,
+    kv: Matrix,
+    k_rope: Matrix,
 }
 
 /// Cosines and sines by the length of sequences: made on the host once.
@@ -121,7 +120,7 @@ impl Mla {
         let latents = self.latents(gpu, p, &x)?;
         let heads = self.heads(gpu, p, &latents, shape, turns)?;
         let s = self.attention_shape(shape);
-        let o = gpu.matrix("the output of attention", DType::Bf16, (x.rows, s.heads * s.v_dim))?;
+        let o = gpu.matrix("the output of attention", DType::Bf16, (x.rows, s.heads * s.value))?;
         let lse = gpu.matrix("log-sum-exp of attention", DType::F32, (s.heads, x.rows))?;
         let results = (o.slice(), lse.slice());
         gpu.kernels.attention.forward(&gpu.stream, heads.inputs(), results, &s)?;
@@ -174,22 +173,15 @@ impl Mla {
         };
         let kv = gpu.linear(p.weight(self.kv_b), &latents.after, DType::Bf16)?;
         let s = head_shape(&self.config, shape.tokens);
-        let (t, qk, both) = (q.rows, s.nope + s.rope, s.nope + s.value);
-        let k = gpu.matrix("keys", DType::Bf16, (t, s.heads * qk))?;
-        let v = gpu.matrix("values", DType::Bf16, (t, s.heads * s.value))?;
-        // The key for all heads is turned once, where it lies beside no head.
-        let one = gpu.matrix("the rotated key", DType::Bf16, (t, s.rope))?;
-        let (stream, window) = (&gpu.stream, &gpu.kernels.window);
-        let (rows, rank) = (t * s.heads, self.rank());
-        window.copy(stream, one.window(s.rope, 0), latents.kv.window(rank + s.rope, rank), (t, 2 * s.rope))?;
+        let (t, qk, rank) = (q.rows, s.nope + s.rope, self.rank());
+        let k_rope = gpu.matrix("the rotated key", DType::Bf16, (t, s.rope))?;
+        let (to, from) = (k_rope.window(s.rope, 0), latents.kv.window(rank + s.rope, rank));
+        gpu.kernels.window.copy(&gpu.stream, to, from, (t, 2 * s.rope))?;
         let turns = turns.of(gpu, &s)?;
-        let turn = |x, heads| gpu.kernels.rope.turn(stream, x, turns.all(), heads);
-        turn(one.slice(), rotated(t, &s, (1, s.rope, s.rope)))?;
+        let turn = |x, heads| gpu.kernels.rope.turn(&gpu.stream, x, turns.all(), heads);
+        turn(k_rope.slice(), rotated(t, &s, (1, s.rope, s.rope)))?;
         turn(q.rows_from(s.nope).slice, rotated(t, &s, (s.heads, s.heads * qk, qk)))?;
-        window.copy(stream, k.window(qk, 0), kv.window(both, 0), (rows, 2 * s.nope))?;
-        window.repeat(stream, k.window(qk, s.nope), one.window(s.rope, 0), (rows, 2 * s.rope), s.heads)?;
-        window.copy(stream, v.window(s.value, 0), kv.window(both, s.nope), (rows, 2 * s.value))?;
-        Ok(Heads { q, k, v })
+        Ok(Heads { q, kv, k_rope })
     }
 
     /// The input half: gradient of the block's input from that of its output.
@@ -242,34 +234,32 @@ impl Mla {
         turns: &mut Turns,
     ) -> Result<(Matrix, Matrix, Matrix), DeviceError> {
         let s = head_shape(&self.config, shape.tokens);
-        let (t, qk, both) = (d_o.rows, s.nope + s.rope, s.nope + s.value);
-        let (rows, rank) = (t * s.heads, self.rank());
-        let of = |what, like: &Matrix| gpu.matrix(what, DType::Bf16, (like.rows, like.cols));
-        let d_q = of("the gradient of queries", &heads.q)?;
-        let d_k = of("the gradient of keys", &heads.k)?;
-        let d_v = of("the gradient of values", &heads.v)?;
+        let (t, qk, rank) = (d_o.rows, s.nope + s.rope, self.rank());
+        let like = |what, like: &Matrix| gpu.matrix(what, DType::Bf16, (like.rows, like.cols));
+        let d_q = like("the gradient of queries", &heads.q)?;
+        let d_kv_b = like("the gradient of keys and values", &heads.kv)?;
+        let what = "gradients of the rotated key";
+        let d_k_rope = gpu.matrix(what, DType::Bf16, (t, s.heads * s.rope))?;
         let delta = gpu.matrix("row sums of attention", DType::F32, (s.heads, t))?;
         let outputs =
             attention::Outputs { o: kept.o.slice(), lse: kept.lse.slice(), d_o: d_o.slice() };
         let gradients = attention::Gradients {
             dq: d_q.slice(),
-            dk: d_k.slice(),
-            dv: d_v.slice(),
+            d_kv: d_kv_b.slice(),
+            dk_rope: d_k_rope.slice(),
             delta: delta.slice(),
         };
-        let s_attention = self.attention_shape(shape);
-        let (stream, window) = (&gpu.stream, &gpu.kernels.window);
-        gpu.kernels.attention.backward(stream, heads.inputs(), outputs, gradients, &s_attention)?;
+        let of_heads = self.attention_shape(shape);
+        let (kernels, stream) = (&gpu.kernels, &gpu.stream);
+        kernels.attention.backward(stream, heads.inputs(), outputs, gradients, &of_heads)?;
 
         let turns = turns.of(gpu, &s)?;
-        let all_heads = rotated(t, &s, (s.heads, s.heads * qk, qk));
-        gpu.kernels.rope.turn_back(stream, d_q.rows_from(s.nope).slice, turns.all(), all_heads)?;
+        let queries = rotated(t, &s, (s.heads, s.heads * qk, qk));
+        kernels.rope.turn_back(stream, d_q.rows_from(s.nope).slice, turns.all(), queries)?;
         let d_kv = gpu.matrix("the gradient of latents", DType::Bf16, (t, rank + s.rope))?;
-        let keys = (d_k.rows_from(s.nope).slice, turns.all());
-        gpu.kernels.rope.sum_back(stream, keys, d_kv.rows_from(rank), all_heads)?;
-        let d_kv_b = gpu.matrix("the gradient of keys and values", DType::Bf16, (t, s.heads * both))?;
-        window.copy(stream, d_kv_b.window(both, 0), d_k.window(qk, 0), (rows, 2 * s.nope))?;
-        window.copy(stream, d_kv_b.window(both, s.nope), d_v.window(s.value, 0), (rows, 2 * s.value))?;
+        let keys = rotated(t, &s, (s.heads, s.heads * s.rope, s.rope));
+        let turned = (d_k_rope.slice(), turns.all());
+        kernels.rope.sum_back(stream, turned, d_kv.rows_from(rank), keys)?;
         Ok((d_q, d_kv_b, d_kv))
     }
 
@@ -292,22 +282,17 @@ impl Mla {
         self.config.kv_lora_rank as usize
     }
 
-    fn attention_shape(&self, shape: BatchShape) -> AttentionShape {
-        let s = head_shape(&self.config, shape.tokens);
-        AttentionShape {
-            sequences: shape.sequences,
-            tokens: shape.tokens,
-            heads: s.heads,
-            qk_dim: s.nope + s.rope,
-            v_dim: s.value,
-            scale: self.config.softmax_scale(),
-        }
+    fn attention_shape(&self, shape: BatchShape) -> attention::Shape {
+        let HeadShape { heads, nope, rope, value, .. } = head_shape(&self.config, shape.tokens);
+        let (sequences, tokens) = (shape.sequences, shape.tokens);
+        let scale = self.config.softmax_scale();
+        attention::Shape { sequences, tokens, heads, nope, rope, value, scale }
     }
 }
 
 impl Heads {
     fn inputs(&self) -> attention::Inputs<'_> {
-        attention::Inputs { q: self.q.slice(), k: self.k.slice(), v: self.v.slice() }
+        attention::Inputs { q: self.q.slice(), kv: self.kv.slice(), k_rope: self.k_rope.slice() }
     }
 }
 

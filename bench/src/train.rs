@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
             step: self.step,
             grad_scale: (CLIP / (norm + CLIP_EPSILON)).min(1.0) as f32,
         };
-        self.stage.update(&Update { adam, bias_speed: 0.001 });
+        self.stage.update(&Update { adam, bias_speed: 0.001 })?;
         Ok(())
     }
 }

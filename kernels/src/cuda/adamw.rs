@@ -281,30 +281,38 @@ impl OfMoments {
 }
 
 /// Sizes, and that no two slices share a byte.
-fn check(state: &State<'_>, weight: &Weight<'_>) -> Result<(), DeviceError> {
+fn check(check: Check, state: &State<'_>, weight: &Weight<'_>) -> Result<(), DeviceError> {
     let n = weight.parameters();
-    let moment = state.moments.size() * n;
+    let moment = state.moments.size();
     let mut all = vec![
-        ("masters", state.masters, 4 * n),
+        ("masters", state.masters, 4),
         ("first moments", state.first, moment),
         ("second moments", state.second, moment),
-        ("gradients", state.gradients, 4 * n),
+        ("gradients", state.gradients, 4),
     ];
     if let Some(average) = state.average {
-        all.push(("average", average.values, 4 * n));
+        all.push(("average", average.values, 4));
     }
+    // As much of a row as is moved at a time: a matrix behind another of its shape begins there by itself.
+    let mut columns = None;
     match *weight {
         Weight::Master(_) => {}
-        Weight::Bf16(copy, _) => all.push(("copy", copy, 2 * n)),
+        Weight::Bf16(copy, _) => all.push(("copy", copy, 2)),
         Weight::Fp8(tiles, shape) => {
-            all.push(("codes", tiles.codes, n));
-            all.push(("scales", tiles.scales, shape.scale_bytes(Tiling::Block, tiles.format)));
+            columns = Some(shape.cols);
+            all.push(("codes", tiles.codes, 1));
+            let bytes = shape.scale_bytes(Tiling::Block, tiles.format);
+            check.bytes_from("scales", tiles.scales, (bytes, tiles.format.bytes() as u64))?;
         }
     }
-    for (what, slice, bytes) in &all {
-        CHECK.bytes(what, *slice, *bytes)?;
+    for (what, slice, size) in &all {
+        let step = columns.map_or(16, |columns| 1 << (columns * size).trailing_zeros().min(4));
+        check.bytes_from(what, *slice, (size * n, step))?;
     }
     let mut written: Vec<_> = all.iter().map(|(what, slice, _)| (*what, *slice)).collect();
+    if let Weight::Fp8(tiles, _) = *weight {
+        written.push(("scales", tiles.scales));
+    }
     if let Some(checksum) = state.checksum {
         if checksum.bytes() != 8 || !checksum.is_aligned(8) {
             return CHECK.wrong(format!(

@@ -281,7 +281,7 @@ impl OfMoments {
 }
 
 /// Sizes, and that no two slices share a byte.
-fn check(check: Check, state: &State<'_>, weight: &Weight<'_>) -> Result<(), DeviceError> {
+fn check(state: &State<'_>, weight: &Weight<'_>) -> Result<(), DeviceError> {
     let n = weight.parameters();
     let moment = state.moments.size();
     let mut all = vec![
@@ -302,12 +302,12 @@ fn check(check: Check, state: &State<'_>, weight: &Weight<'_>) -> Result<(), Dev
             columns = Some(shape.cols);
             all.push(("codes", tiles.codes, 1));
             let bytes = shape.scale_bytes(Tiling::Block, tiles.format);
-            check.bytes_from("scales", tiles.scales, (bytes, tiles.format.bytes() as u64))?;
+            CHECK.bytes_from("scales", tiles.scales, (bytes, tiles.format.bytes() as u64))?;
         }
     }
     for (what, slice, size) in &all {
         let step = columns.map_or(16, |columns| 1 << (columns * size).trailing_zeros().min(4));
-        check.bytes_from(what, *slice, (size * n, step))?;
+        CHECK.bytes_from(what, *slice, (size * n, step))?;
     }
     let mut written: Vec<_> = all.iter().map(|(what, slice, _)| (*what, *slice)).collect();
     if let Weight::Fp8(tiles, _) = *weight {

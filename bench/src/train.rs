@@ -262,8 +262,9 @@ impl<'a> Run<'a> {
             step: self.step,
             grad_scale: (CLIP / (norm + CLIP_EPSILON)).min(1.0) as f32,
         };
-        self.stage.update(&Update { adam, bias_speed: 0.001 });
-        Ok(())
+        let step = self.step;
+        let model = |source| Error::Model { step, source };
+        self.stage.update(&Update { adam, bias_speed: 0.001 }).map_err(model)
     }
 }
 

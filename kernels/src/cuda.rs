@@ -11,6 +11,7 @@
 //! judges it, checks every size and launches; the `.cu` explains how the work is spread. Then `.ci/ptx`, and
 //! cases in `tests/cuda/`.
 
+mod arena;
 mod check;
 mod device;
 mod driver;
@@ -34,7 +35,9 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod router;
 pub mod swiglu;
+pub mod window;
 
+pub use self::arena::{Arena, Block, Usage};
 pub use self::check::Rows;
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};

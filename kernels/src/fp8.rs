@@ -5,6 +5,7 @@
 //! is what padding with zeros gives.
 
 mod blocks;
+mod parts;
 mod scale;
 
 use std::ops::Range;

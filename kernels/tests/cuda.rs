@@ -35,6 +35,8 @@ mod gemm_bench;
 mod gpu;
 #[path = "cuda/honest.rs"]
 mod honest;
+#[path = "cuda/memory.rs"]
+mod memory;
 #[path = "cuda/quantise.rs"]
 mod quantise;
 #[path = "cuda/reduce.rs"]
@@ -106,6 +108,7 @@ fn cases() -> Vec<Case> {
         elementwise::cases(),
         embedding::cases(),
         gemm::cases(),
+        memory::cases(),
         quantise::cases(),
         reduce::cases(),
         rmsnorm::cases(),

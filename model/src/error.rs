@@ -51,4 +51,12 @@ pub enum Error {
     /// A sequence beyond the positions that the model was trained for.
     #[error("the text has {got} tokens, and the model takes {want}: shorten it")]
     TooLong { got: usize, want: usize },
+
+    /// What a GPU said.
+    #[error("GPU: {0}")]
+    Device(#[from] shoal_kernels::cuda::DeviceError),
+
+    /// The reference precision on a GPU.
+    #[error("precision f32 runs on the CPU alone: choose bf16 or fp8, or the device cpu")]
+    Precision,
 }

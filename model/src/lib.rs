@@ -10,6 +10,7 @@
 //! writing).
 
 pub mod batch;
+pub mod cuda;
 pub mod cut;
 pub mod decode;
 pub mod error;

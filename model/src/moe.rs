@@ -7,9 +7,9 @@
 //! experts in ascending order, the token's cell over the shards in ascending order, then the shared
 //! expert.
 
-mod dispatch;
+pub(crate) mod dispatch;
 mod experts;
-mod messages;
+pub(crate) mod messages;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use shoal_kernels::spread;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_plan::model::ModelConfig;
 
-use self::dispatch::{Outgoing, Received, RowForm};
+pub(crate) use self::dispatch::{Outgoing, Received, RowForm};
 use self::experts::{Experts, ExpertsKept};
 use crate::arithmetic::Arithmetic;
 use crate::cut::Cut;

@@ -142,10 +142,9 @@ impl List<'_> {
             self.feed_forward(layer, "mlp.shared_experts", width);
         }
         let f = config.moe_intermediate_size as usize;
-        for expert in self.cut.local_experts() {
-            for (linear, shape) in
-                [("gate_proj", [f, d]), ("up_proj", [f, d]), ("down_proj", [d, f])]
-            {
+        // The same matrix of all experts in one piece: a grouped product on a GPU wants its gradients so.
+        for (linear, shape) in [("gate_proj", [f, d]), ("up_proj", [f, d]), ("down_proj", [d, f])] {
+            for expert in self.cut.local_experts() {
                 self.linear(of_expert(layer, expert, linear), shape, Class::Expert);
             }
         }

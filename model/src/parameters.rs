@@ -251,6 +251,11 @@ impl Parameters {
         }
     }
 
+    /// What the parameters were made with.
+    pub(crate) fn options(&self) -> &StageOptions {
+        &self.options
+    }
+
     /// Of the average, for the optimizer.
     pub(crate) fn average_decay(&self) -> f32 {
         assert!(!self.swapped, "an update moves the masters, not their average");

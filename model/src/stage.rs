@@ -1,10 +1,11 @@
 //! One cell's part of the network: the door through which the worker trains it.
 //!
-//! A step: for each microbatch `forward`, `backward_input`, `backward_weight` (or `backward`, both at once); then the caller sums
-//! `parameters_mut().gradients_mut(class)` and `counts_mut()` over the cells that share them, votes
+//! A step: for each microbatch `forward`, `backward_input`, `backward_weight` (or `backward`, both at once), and `settle`; then
+//! the caller sums `parameters_mut().gradients_mut(class)` and `counts_mut()` over the cells that share them, votes
 //! with `sum_of_squares` and `first_nonfinite`, and calls `update` or `abandon`. What is kept between
-//! the calls is listed in `halves`.
+//! the calls is listed in `halves`. A stage that was moved to a GPU (`move_to`) does its passes and its update there.
 
+mod device;
 mod pass;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ use crate::optimizer::Update;
 use crate::options::StageOptions;
 use crate::parameters::{Class, Id, Parameters};
 use crate::tail::{Tail, TailKept};
+
+pub(crate) use self::pass::NO_SCALE;
 
 /// What each loss sum is multiplied by. Global counts, so that gradients of all cells just add up.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,6 +99,8 @@ pub struct Stage {
     findings: Findings,
     /// Of the parameters after the last update.
     checksum: u64,
+    /// Where its passes run, if not here.
+    device: Option<device::Placed>,
 }
 
 /// Kept after forward.
@@ -138,6 +143,7 @@ impl Stage {
             counts: vec![0; cut.moe_layers().len() * config.n_routed_experts as usize],
             findings: Findings::default(),
             checksum: 0,
+            device: None,
             parameters: p,
             arithmetic,
             cut,
@@ -231,13 +237,18 @@ impl Stage {
 
     /// Ends a step: AdamW on the masters, router biases from the counts, fresh compute weights;
     /// gradients, counts and findings start again from nothing.
-    pub fn update(&mut self, update: &Update) {
+    ///
+    /// # Errors
+    /// What a GPU says; without one there are none.
+    pub fn update(&mut self, update: &Update) -> Result<(), Error> {
         assert!(
             self.kept.is_empty() && self.deferred.is_empty(),
             "a step ends when every microbatch has gone through both halves of backward"
         );
-        let parameters = &mut self.parameters;
-        let mut sum = spread::inside(|| parameters.step(&update.adam));
+        let mut sum = match &self.device {
+            Some(device) => device.lock().update(&self.parameters, &update.adam)?,
+            None => spread::inside(|| self.parameters.step(&update.adam)),
+        };
         let n_experts = self.cut.config.n_routed_experts.max(1) as usize;
         let counts = std::mem::take(&mut self.counts);
         for (moe, counts) in self.moes_mut().zip(counts.chunks_exact(n_experts)) {
@@ -247,16 +258,28 @@ impl Stage {
         self.checksum = sum;
         self.counts = vec![0; counts.len()];
         self.findings = Findings::default();
+        Ok(())
     }
 
     /// Exchanges the masters for their average, for an evaluation, or back again; without an average
     /// nothing changes. Router biases are not averaged. An `update` in between is a bug.
-    pub fn swap_ema(&mut self) {
+    ///
+    /// # Errors
+    /// What a GPU says; without one there are none.
+    pub fn swap_ema(&mut self) -> Result<(), Error> {
+        if let Some(device) = self.device.as_ref().filter(|_| self.parameters.is_averaged()) {
+            device.lock().swap_average()?;
+        }
         self.parameters.swap_average();
+        Ok(())
     }
 
     /// Throws away everything of the step under way; parameters stay as they were before it.
     pub fn abandon(&mut self) {
+        if let Some(device) = &self.device {
+            // A device that cannot do this cannot do the next pass either, which says so.
+            let _ = device.lock().abandon();
+        }
         self.kept.clear();
         self.deferred.clear();
         self.parameters.zero_gradients();

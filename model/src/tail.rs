@@ -102,7 +102,7 @@ impl Tail {
         for (depth, mtp) in (1..).zip(&self.mtp) {
             let tokens = batch.mtp(depth, run.shape);
             let (normed, mtp_kept) = mtp.forward(p, &hidden, tokens.inputs, run)?;
-            let share = self.share(depth, run.shape.tokens);
+            let share = share(depth, run.shape.tokens, self.mtp.len());
             let (sum, d_normed) =
                 self.loss(p, &normed, &tokens.targets, (f64::from(run.scale.mtp) * share) as f32);
             if !sum.is_finite() {
@@ -114,14 +114,6 @@ impl Tail {
             hidden = normed;
         }
         Ok(kept)
-    }
-
-    /// The factor of one depth's sum over targets in `Losses::mtp_sum`: 1 where depth 1 is the only
-    /// one. Divided by the targets of depth 1, the sums become the mean over depths of their means.
-    fn share(&self, depth: usize, tokens: usize) -> f64 {
-        // A sequence that is too short has no target at this depth: the sum is 0.
-        let targets = |depth: usize| tokens.saturating_sub(depth).max(1) as f64;
-        targets(1) / targets(depth) / self.mtp.len() as f64
     }
 
     /// The input half: gradient of the last layer's output.
@@ -190,4 +182,12 @@ impl Tail {
         });
         (loss.loss_sum, loss.d_h.expect("a backward pass gives the input's gradient"))
     }
+}
+
+/// The factor of one depth's sum over targets in `Losses::mtp_sum`: 1 where depth 1 is the only one of `depths`.
+/// Divided by the targets of depth 1, the sums become the mean over depths of their means.
+pub(crate) fn share(depth: usize, tokens: usize, depths: usize) -> f64 {
+    // A sequence that is too short has no target at this depth: the sum is 0.
+    let targets = |depth: usize| tokens.saturating_sub(depth).max(1) as f64;
+    targets(1) / targets(depth) / depths as f64
 }

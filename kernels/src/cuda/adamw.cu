@@ -35,8 +35,8 @@ MEMBER float averaged(float average, float p, const Rates& r) {
     return __fadd_rn(__fmul_rn(r.decay, average), __fmul_rn(1.0f - r.decay, p));
 }
 
-// What a master adds to the checksum: its bits times an odd number of its place.
-DEV u64 checked(float p, u64 at) { return (u64)__float_as_uint(p) * (2 * at + 1); }
+// What a master adds to the checksum: its bits times an odd number of its place, as in checksum.rs.
+DEV u64 checked(float p, u64 at) { return (u64)__float_as_uint(p) * ((u32)at * 0x9e3779b9u | 1u); }
 
 // Adds up what the threads of a block have, and adds that to `sum`: integers, so in any order.
 template <u32 WARPS_>

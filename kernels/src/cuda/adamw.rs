@@ -6,7 +6,7 @@
 //!   made of the new masters: a BF16 copy, E4M3 codes with a scale for each 128 x 128 block of a matrix `(N, K)`, or
 //!   none. Bytes moved for each parameter: 24 with BF16 moments, 32 with FP32 ones; 8 for an average; 2 for a copy or 1
 //!   for codes.
-//! - A checksum (one u64), if wanted: += sum of bits(master i) * (2 i + 1), modulo 2^64 ([`crate::adamw::checksum`]).
+//! - A checksum (one u64), if wanted: += the masters' [`crate::checksum`] from position 0 on.
 //!   Twins that hold the same masters hold the same sum; an element changed or moved changes it. No bytes moved.
 //! - [`Kernels::step_bias`]  router biases FP32 `(E)` from counts u64 `(E)`.
 //!
@@ -283,28 +283,36 @@ impl OfMoments {
 /// Sizes, and that no two slices share a byte.
 fn check(state: &State<'_>, weight: &Weight<'_>) -> Result<(), DeviceError> {
     let n = weight.parameters();
-    let moment = state.moments.size() * n;
+    let moment = state.moments.size();
     let mut all = vec![
-        ("masters", state.masters, 4 * n),
+        ("masters", state.masters, 4),
         ("first moments", state.first, moment),
         ("second moments", state.second, moment),
-        ("gradients", state.gradients, 4 * n),
+        ("gradients", state.gradients, 4),
     ];
     if let Some(average) = state.average {
-        all.push(("average", average.values, 4 * n));
+        all.push(("average", average.values, 4));
     }
+    // As much of a row as is moved at a time: a matrix behind another of its shape begins there by itself.
+    let mut columns = None;
     match *weight {
         Weight::Master(_) => {}
-        Weight::Bf16(copy, _) => all.push(("copy", copy, 2 * n)),
+        Weight::Bf16(copy, _) => all.push(("copy", copy, 2)),
         Weight::Fp8(tiles, shape) => {
-            all.push(("codes", tiles.codes, n));
-            all.push(("scales", tiles.scales, shape.scale_bytes(Tiling::Block, tiles.format)));
+            columns = Some(shape.cols);
+            all.push(("codes", tiles.codes, 1));
+            let bytes = shape.scale_bytes(Tiling::Block, tiles.format);
+            CHECK.bytes_from("scales", tiles.scales, (bytes, tiles.format.bytes() as u64))?;
         }
     }
-    for (what, slice, bytes) in &all {
-        CHECK.bytes(what, *slice, *bytes)?;
+    for (what, slice, size) in &all {
+        let step = columns.map_or(16, |columns| 1 << (columns * size).trailing_zeros().min(4));
+        CHECK.bytes_from(what, *slice, (size * n, step))?;
     }
     let mut written: Vec<_> = all.iter().map(|(what, slice, _)| (*what, *slice)).collect();
+    if let Weight::Fp8(tiles, _) = *weight {
+        written.push(("scales", tiles.scales));
+    }
     if let Some(checksum) = state.checksum {
         if checksum.bytes() != 8 || !checksum.is_aligned(8) {
             return CHECK.wrong(format!(

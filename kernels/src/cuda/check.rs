@@ -39,11 +39,21 @@ impl Check {
         slice: Slice<'_>,
         want: usize,
     ) -> Result<(), DeviceError> {
+        self.bytes_from(what, slice, (want, 16))
+    }
+
+    /// Exactly so many bytes, from a multiple of `step` on.
+    pub(super) fn bytes_from(
+        self,
+        what: &str,
+        slice: Slice<'_>,
+        (want, step): (usize, u64),
+    ) -> Result<(), DeviceError> {
         if slice.bytes() != want {
             return self.wrong(format!("{what} has {} bytes, {want} are wanted", slice.bytes()));
         }
-        if !slice.is_aligned(16) {
-            return self.wrong(format!("{what} begins at no multiple of 16 bytes"));
+        if !slice.is_aligned(step) {
+            return self.wrong(format!("{what} begins at no multiple of {step} bytes"));
         }
         Ok(())
     }

@@ -71,6 +71,12 @@ pub enum DeviceError {
     )]
     OutOfMemory { what: String, bytes: usize, free: usize, total: usize },
 
+    #[error(
+        "out of memory on the GPU: {what} wants {bytes} bytes; of the {total} bytes of this cell {free} are free, \
+         {largest} of them in one piece; use smaller microbatches or a grid with more cells"
+    )]
+    ArenaFull { what: &'static str, bytes: usize, free: usize, largest: usize, total: usize },
+
     #[error("kernel {kernel} takes ({}), launched with ({})", got.join(", "), want.join(", "))]
     Signature { kernel: String, want: Vec<String>, got: Vec<String> },
 

@@ -131,6 +131,9 @@ pub const ROUTER: Program = program!("router");
 /// `swiglu.cu`.
 pub const SWIGLU: Program = program!("swiglu");
 
+/// `window.cu`.
+pub const WINDOW: Program = program!("window");
+
 /// Everything that ships.
 pub const PROGRAMS: &[Program] = &[
     ADAMW,
@@ -147,6 +150,7 @@ pub const PROGRAMS: &[Program] = &[
     ROPE,
     ROUTER,
     SWIGLU,
+    WINDOW,
 ];
 
 impl Program {

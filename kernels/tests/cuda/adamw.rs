@@ -1,6 +1,7 @@
 //! The optimizer's pass against the CPU's: the same bytes, whatever the moments and the weight.
 
-use shoal_kernels::adamw::{self, AdamStep, Moment, checksum, step_and_forget};
+use shoal_kernels::adamw::{self, AdamStep, Moment, step_and_forget};
+use shoal_kernels::checksum::checksum;
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::adamw::{Average, State, Weight};
 use shoal_kernels::cuda::quantise::Shape;
@@ -126,7 +127,7 @@ fn followed<M: Stored>(gpu: &Gpu, form: Form, shape: Shape, follow: bool) -> Res
     same_bytes("second moments", &gpu.result("second moments", &second)?, &M::bytes(&v))?;
     same_bytes("gradients", &gpu.result("gradients", &gradients)?, &vec![0; 4 * n])?;
     same("average", &numbers("average", &average)?, if follow { &values } else { &old })?;
-    let want = if follow { 7_u64.wrapping_add(checksum(&p)) } else { 7 };
+    let want = if follow { 7_u64.wrapping_add(checksum(&p, 0)) } else { 7 };
     same_bytes("the checksum", &gpu.result("the checksum", &sum)?, &want.to_le_bytes())?;
     match form {
         Form::Master => Ok(()),

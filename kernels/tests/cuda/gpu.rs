@@ -6,6 +6,7 @@ use shoal_kernels::cuda::image::Program;
 use shoal_kernels::cuda::{
     Buffer, Device, DeviceError, Module, Rows, Slice, Stream, adamw, attention, cross_entropy,
     dispatch, elementwise, embedding, gemm, image, quantise, reduce, rmsnorm, rope, router, swiglu,
+    window,
 };
 use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling};
 
@@ -61,6 +62,7 @@ struct Programs {
     rope: OnceLock<rope::Kernels>,
     router: OnceLock<router::Kernels>,
     swiglu: OnceLock<swiglu::Kernels>,
+    window: OnceLock<window::Kernels>,
 }
 
 /// The kernels of one program, loaded once: the driver compiles them for seconds.
@@ -88,6 +90,7 @@ programs! {
     rope = ROPE,
     router = ROUTER,
     swiglu = SWIGLU,
+    window = WINDOW,
 }
 
 /// Room for a result between two guards.

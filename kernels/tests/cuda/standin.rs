@@ -33,6 +33,7 @@ const SECOND_TURN: &[&str] = &[
     "sum of squares",
     "swiglu backward fp8 gates 20x300",
     "transpose",
+    "window",
 ];
 
 /// Runs the chosen cases on every card, as many cards at a time as there are cores. What failed, one text for

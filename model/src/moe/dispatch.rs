@@ -25,16 +25,16 @@ const PAIR_BYTES: usize = 2 + 4;
 
 /// How a row of a Linear's input is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RowForm {
-    pub(super) cols: usize,
-    pub(super) math: Math,
+pub(crate) struct RowForm {
+    pub(crate) cols: usize,
+    pub(crate) math: Math,
     /// Experts of the receiving shard.
-    pub(super) n_experts: usize,
+    pub(crate) n_experts: usize,
 }
 
 /// The rows one cell sends to one shard.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     /// Row r is this token.
     tokens: Vec<u32>,
     /// Row r's pairs are `first[r]..first[r + 1]`.
@@ -47,9 +47,9 @@ pub(super) struct Outgoing {
 
 /// The rows an expert shard received, in order of source cell, then of row.
 #[derive(Clone, Debug)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// [R, D].
-    pub(super) rows: Arc<Operand>,
+    pub(crate) rows: Arc<Operand>,
     rows_from: Vec<usize>,
     first: Vec<usize>,
     experts: Vec<u16>,
@@ -58,17 +58,17 @@ pub(super) struct Received {
 
 /// The rows of one expert.
 #[derive(Clone, Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     /// Ascending places among the received rows.
-    pub(super) rows: Arc<[u32]>,
-    pub(super) gates: Vec<f32>,
+    pub(crate) rows: Arc<[u32]>,
+    pub(crate) gates: Vec<f32>,
     /// Each row's pair, where its gate's gradient goes.
-    pub(super) pairs: Vec<usize>,
+    pub(crate) pairs: Vec<usize>,
 }
 
 impl Outgoing {
     /// Sorts the choices [T, K] by the shards that own the experts.
-    pub(super) fn of(chosen: &[u32], top_k: usize, owners: &[Range<u32>]) -> Vec<Self> {
+    pub(crate) fn of(chosen: &[u32], top_k: usize, owners: &[Range<u32>]) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::with_capacity(owners.len());
         all.resize_with(owners.len(), || {
             Self::with_room(chosen.len() / top_k.max(1), chosen.len())
@@ -107,12 +107,12 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn n_rows(&self) -> usize {
+    pub(crate) fn n_rows(&self) -> usize {
         self.tokens.len()
     }
 
     /// The forward message.
-    pub(super) fn message(&self, n: &Operand, gates: &[f32]) -> Vec<u8> {
+    pub(crate) fn message(&self, n: &Operand, gates: &[f32]) -> Vec<u8> {
         let bytes = operand_row_bytes(n);
         let end = |row: usize| row * (bytes + PAIRS_BYTES) + self.first[row] as usize * PAIR_BYTES;
         let mut message = messages::take(COUNT_BYTES + end(self.n_rows()));
@@ -146,7 +146,7 @@ impl Outgoing {
     }
 
     /// The backward message: values only, the receiver knows the rest.
-    pub(super) fn rows_message(&self, d_y: &Operand) -> Vec<u8> {
+    pub(crate) fn rows_message(&self, d_y: &Operand) -> Vec<u8> {
         let bytes = operand_row_bytes(d_y);
         let mut message = messages::take(self.n_rows() * bytes);
         let chunks = message.chunks_mut((ROWS * bytes).max(1));
@@ -159,7 +159,7 @@ impl Outgoing {
     }
 
     /// Puts returned gate gradients at their places in [T, K].
-    pub(super) fn place_gates(&self, pairs: &[f32], d_gates: &mut [f32]) {
+    pub(crate) fn place_gates(&self, pairs: &[f32], d_gates: &mut [f32]) {
         for (slot, value) in self.slots.iter().zip(pairs) {
             d_gates[*slot as usize] = *value;
         }
@@ -168,7 +168,7 @@ impl Outgoing {
 
 /// For each of so many tokens the rows that came back for it, shard by shard: where each token's
 /// begin, and each row's shard and place.
-pub(super) fn returned(sent: &[Outgoing], tokens: usize) -> (Vec<usize>, Vec<(u32, u32)>) {
+pub(crate) fn returned(sent: &[Outgoing], tokens: usize) -> (Vec<usize>, Vec<(u32, u32)>) {
     let mut next = vec![0; sent.len()];
     let mut first = Vec::with_capacity(tokens + 1);
     let mut places = Vec::with_capacity(sent.iter().map(Outgoing::n_rows).sum());
@@ -187,7 +187,7 @@ pub(super) fn returned(sent: &[Outgoing], tokens: usize) -> (Vec<usize>, Vec<(u3
 
 impl Received {
     /// Reads what every cell of the group sent. The error names the sender.
-    pub(super) fn read(messages: &[Vec<u8>], form: &RowForm) -> Result<Self, (usize, String)> {
+    pub(crate) fn read(messages: &[Vec<u8>], form: &RowForm) -> Result<Self, (usize, String)> {
         let mut rows = Vec::new();
         let mut received = Self {
             rows: Arc::new(operand(&[], &[], form)?),
@@ -243,13 +243,23 @@ impl Received {
         reader.end()
     }
 
+    /// Each pair's local expert.
+    pub(crate) fn experts(&self) -> &[u16] {
+        &self.experts
+    }
+
+    /// Each pair's gate.
+    pub(crate) fn gates(&self) -> &[f32] {
+        &self.gates
+    }
+
     /// Rows by source cell.
-    pub(super) fn rows_from(&self) -> &[usize] {
+    pub(crate) fn rows_from(&self) -> &[usize] {
         &self.rows_from
     }
 
     /// Pairs by source cell.
-    pub(super) fn pairs_from(&self) -> Vec<usize> {
+    pub(crate) fn pairs_from(&self) -> Vec<usize> {
         let mut row = 0;
         let pairs = self.rows_from.iter().map(|n| {
             let (start, end) = (self.first[row], self.first[row + n]);
@@ -260,18 +270,18 @@ impl Received {
     }
 
     /// Number of (row, expert) pairs.
-    pub(super) fn n_pairs(&self) -> usize {
+    pub(crate) fn n_pairs(&self) -> usize {
         self.experts.len()
     }
 
     /// Row r's pairs are `first()[r]..first()[r + 1]`.
-    pub(super) fn first(&self) -> &[usize] {
+    pub(crate) fn first(&self) -> &[usize] {
         &self.first
     }
 
     /// Groups the rows by local expert: a stable sort, so row order stays inside each. Also each
     /// pair's expert and place among that expert's rows.
-    pub(super) fn segments(&self, n_experts: usize) -> (Vec<Segment>, Vec<(u32, u32)>) {
+    pub(crate) fn segments(&self, n_experts: usize) -> (Vec<Segment>, Vec<(u32, u32)>) {
         let mut counts = vec![0; n_experts];
         for expert in &self.experts {
             counts[usize::from(*expert)] += 1;
@@ -296,7 +306,7 @@ impl Received {
 }
 
 /// Reads rows of known number from every cell: output gradients.
-pub(super) fn read_operand(
+pub(crate) fn read_operand(
     messages: &[Vec<u8>],
     rows_from: &[usize],
     form: &RowForm,
@@ -312,7 +322,7 @@ pub(super) fn read_operand(
 
 /// Divides rows [R, D] among the cells they came from, with room for so many floats behind each
 /// one's rows.
-pub(super) fn split_rows(values: &Tensor, rows_from: &[usize], floats: &[usize]) -> Vec<Vec<u8>> {
+pub(crate) fn split_rows(values: &Tensor, rows_from: &[usize], floats: &[usize]) -> Vec<Vec<u8>> {
     let row = values.cols() * values.dtype().size();
     let mut rest = values.bytes();
     let mut replies = Vec::with_capacity(rows_from.len());
@@ -328,7 +338,7 @@ pub(super) fn split_rows(values: &Tensor, rows_from: &[usize], floats: &[usize])
 }
 
 /// Puts each source's gate gradients at the end of its reply.
-pub(super) fn place_gate_gradients(replies: &mut [Vec<u8>], d_pairs: &[f32], pairs_from: &[usize]) {
+pub(crate) fn place_gate_gradients(replies: &mut [Vec<u8>], d_pairs: &[f32], pairs_from: &[usize]) {
     let mut rest = d_pairs;
     for (reply, n_pairs) in replies.iter_mut().zip(pairs_from) {
         let (mine, after) = rest.split_at(*n_pairs);
@@ -339,7 +349,7 @@ pub(super) fn place_gate_gradients(replies: &mut [Vec<u8>], d_pairs: &[f32], pai
 }
 
 /// Reads `n_rows` returned rows.
-pub(super) fn read_rows(
+pub(crate) fn read_rows(
     bytes: &[u8],
     n_rows: usize,
     (d, dtype): (usize, DType),
@@ -349,7 +359,7 @@ pub(super) fn read_rows(
 }
 
 /// Reads returned rows and the gradients of their gates.
-pub(super) fn read_rows_and_gates(
+pub(crate) fn read_rows_and_gates(
     bytes: &[u8],
     sent: &Outgoing,
     shape: (usize, DType),

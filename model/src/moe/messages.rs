@@ -8,7 +8,7 @@ const KEPT: usize = 64;
 static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// So many bytes with unspecified contents.
-pub(super) fn take(length: usize) -> Vec<u8> {
+pub(crate) fn take(length: usize) -> Vec<u8> {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     let capacities = free.iter().map(Vec::capacity).enumerate();
     let fits = capacities.filter(|(_, have)| length <= *have).min_by_key(|(_, have)| *have);
@@ -19,7 +19,7 @@ pub(super) fn take(length: usize) -> Vec<u8> {
 }
 
 /// Gives back messages that were read.
-pub(super) fn give(messages: Vec<Vec<u8>>) {
+pub(crate) fn give(messages: Vec<Vec<u8>>) {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     for message in messages.into_iter().filter(|message| 0 < message.capacity()) {
         if free.len() < KEPT {

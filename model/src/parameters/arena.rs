@@ -60,6 +60,22 @@ impl Arena {
         }
     }
 
+    /// First and second moments in the form in which they are kept.
+    pub(crate) fn moment_bytes(&self) -> [&[u8]; 2] {
+        match &self.moments {
+            Vectors::Bf16(m, v) => [bytemuck::cast_slice(m), bytemuck::cast_slice(v)],
+            Vectors::F32(m, v) => [bytemuck::cast_slice(m), bytemuck::cast_slice(v)],
+        }
+    }
+
+    /// The same, to be overwritten.
+    pub(crate) fn moment_bytes_mut(&mut self) -> [&mut [u8]; 2] {
+        match &mut self.moments {
+            Vectors::Bf16(m, v) => [bytemuck::cast_slice_mut(m), bytemuck::cast_slice_mut(v)],
+            Vectors::F32(m, v) => [bytemuck::cast_slice_mut(m), bytemuck::cast_slice_mut(v)],
+        }
+    }
+
     /// Rounds moments to the form in which they are kept.
     pub(super) fn set_moments(&mut self, span: Range<usize>, first: &[f32], second: &[f32]) {
         match &mut self.moments {

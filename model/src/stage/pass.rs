@@ -15,7 +15,7 @@ use crate::run::Run;
 use crate::tail::Tail;
 
 /// Nothing is differentiated.
-const NO_SCALE: LossScale = LossScale { main: 0.0, mtp: 0.0, balance: 0.0 };
+pub(crate) const NO_SCALE: LossScale = LossScale { main: 0.0, mtp: 0.0, balance: 0.0 };
 
 impl Stage {
     /// Forward of one microbatch. `input` is what the previous stage's `forward` returned, `None` on
@@ -29,12 +29,15 @@ impl Stage {
         scale: &LossScale,
         exchange: &mut dyn Exchange,
     ) -> Result<Option<Tensor>, Error> {
-        if self.kept.contains_key(&microbatch) || self.deferred.contains_key(&microbatch) {
+        if self.holds(microbatch) {
             let problem = "it went forward before and its backward is not done";
             return Err(Error::Order { slot: "forward", microbatch, problem });
         }
         let shape = batch.checked(self.cut.config.vocab_size)?;
         self.check_group(exchange)?;
+        if self.device.is_some() {
+            return self.forward_there(microbatch, (batch, shape), input, scale, exchange);
+        }
         let mut x = self.enter(microbatch, batch, shape, input)?;
         self.findings.check(&x, || match (self.cut.first, self.cut.layers.start) {
             (true, layer) => NonFinite::forward(layer, "the embedding, forward"),
@@ -70,6 +73,9 @@ impl Stage {
         d_output: Option<Tensor>,
         exchange: &mut dyn Exchange,
     ) -> Result<Option<Tensor>, Error> {
+        if self.device.is_some() {
+            return self.backward_there(microbatch, d_output, exchange, false);
+        }
         let mut deferred = Vec::new();
         let mut keep = |_: &mut Parameters, layer: Vec<Deferred>| deferred.extend(layer);
         let d_input = self.backward_layers(microbatch, d_output, exchange, &mut keep)?;
@@ -86,6 +92,9 @@ impl Stage {
         d_output: Option<Tensor>,
         exchange: &mut dyn Exchange,
     ) -> Result<Option<Tensor>, Error> {
+        if self.device.is_some() {
+            return self.backward_there(microbatch, d_output, exchange, true);
+        }
         let mut accumulate = |parameters: &mut Parameters, layer: Vec<Deferred>| {
             spread::inside(|| halves::accumulate(parameters, layer));
         };
@@ -137,6 +146,9 @@ impl Stage {
 
     /// The weight half of backward: every Linear's weight gradient. Talks to nobody.
     pub fn backward_weight(&mut self, microbatch: u32) -> Result<(), Error> {
+        if self.device.is_some() {
+            return self.backward_weight_there(microbatch);
+        }
         let slot = "the weight half of backward";
         let problem = "its input half is not done";
         let deferred = (self.deferred.remove(&microbatch)).ok_or(Error::Order {
@@ -159,6 +171,9 @@ impl Stage {
     ) -> Result<Evaluated, Error> {
         let shape = batch.checked(self.cut.config.vocab_size)?;
         self.check_group(exchange)?;
+        if self.device.is_some() {
+            return self.evaluate_there((batch, shape), input, exchange);
+        }
         let x = self.enter(0, batch, shape, input)?;
         let x = self.through_layers(x, shape, exchange)?;
         let Some(tail) = &self.tail else { return Ok(Evaluated::Hidden(x)) };
@@ -227,7 +242,7 @@ impl Stage {
     }
 
     /// Checks what a neighbouring stage sent: nothing at an end of the pipeline, else [T, D].
-    fn neighbour(
+    pub(super) fn neighbour(
         &self,
         what: &'static str,
         microbatch: u32,
@@ -250,7 +265,7 @@ impl Stage {
         Err(Error::Neighbour { what, microbatch, got, want })
     }
 
-    fn check_group(&self, exchange: &dyn Exchange) -> Result<(), Error> {
+    pub(super) fn check_group(&self, exchange: &dyn Exchange) -> Result<(), Error> {
         let (got_size, got_rank) = (exchange.size(), exchange.rank());
         let (want_size, want_rank) = (self.cut.experts.len(), self.cut.shard);
         if (got_size, got_rank) == (want_size, want_rank) {

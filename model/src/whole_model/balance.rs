@@ -39,7 +39,7 @@ fn before_and_after(bias_speed: f32) -> (RouterHealth, RouterHealth) {
         let (tokens, scale) = (tokens(&windows), scale_of(&windows));
         train_whole(&mut stage, &tokens.batch(), &scale).unwrap();
         layers.push(stage.routing(tokens.batch().n_targets()));
-        stage.update(&Update { bias_speed, ..update(step, 0.0) });
+        stage.update(&Update { bias_speed, ..update(step, 0.0) }).unwrap();
     }
     let late: Vec<_> = layers[layers.len() - 10..].concat();
     let of = |layers: &[_]| RouterHealth::of(layers).unwrap();

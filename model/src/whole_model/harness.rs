@@ -193,7 +193,7 @@ impl Cluster {
         let loss = self.gradients(windows);
         self.steps += 1;
         for stage in self.columns.iter_mut().flatten() {
-            stage.update(&update(self.steps, lr));
+            stage.update(&update(self.steps, lr)).unwrap();
         }
         loss
     }

@@ -37,7 +37,7 @@ fn the_model_learns_a_repeating_text_and_continues_it() {
             train_whole(&mut stage, &tokens.batch(), &scale).unwrap();
             assert_eq!(stage.first_nonfinite(), None);
             last = stage.take_losses().main_sum * f64::from(scale.main);
-            stage.update(&update(step, 1e-2));
+            stage.update(&update(step, 1e-2)).unwrap();
         }
         assert!(last < 0.3, "{options:?}: {last} nats a token");
         let best = |stage: &Stage| {
@@ -45,7 +45,7 @@ fn the_model_learns_a_repeating_text_and_continues_it() {
             (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
         };
         assert_eq!(best(&stage) as u32, repeated(25, 1)[0], "{options:?}");
-        stage.swap_ema();
+        stage.swap_ema().unwrap();
         assert_eq!(best(&stage) as u32, repeated(25, 1)[0], "the average of {options:?}");
     }
 }
@@ -100,7 +100,7 @@ fn an_abandoned_step_changes_nothing() {
     stage.abandon();
     for stage in [&mut clean, &mut stage] {
         train_whole(stage, &tokens.batch(), &scale).unwrap();
-        stage.update(&update(1, 1e-2));
+        stage.update(&update(1, 1e-2)).unwrap();
     }
     assert_eq!(stage.take_losses(), clean.take_losses());
     for name in clean.parameters().names() {

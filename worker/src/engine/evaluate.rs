@@ -43,14 +43,14 @@ impl Trainer {
     /// The same with the average of the parameters in their place, as sets `NAME-ema`.
     fn evaluate_average(&mut self) -> Result<Vec<Evaluation>, EngineError> {
         let inputs = Arc::clone(&self.inputs);
-        self.chunks.iter_mut().for_each(Stage::swap_ema);
+        self.chunks.iter_mut().try_for_each(Stage::swap_ema)?;
         let evaluations = inputs
             .text
             .sets
             .iter()
             .map(|(name, shards)| self.evaluate_set(&format!("{name}{OF_AVERAGE}"), shards));
         let evaluations: Result<Vec<Evaluation>, EngineError> = evaluations.collect();
-        self.chunks.iter_mut().for_each(Stage::swap_ema);
+        self.chunks.iter_mut().try_for_each(Stage::swap_ema)?;
         evaluations
     }
 

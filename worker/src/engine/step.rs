@@ -103,7 +103,7 @@ impl Trainer {
             let wishes = verdict.wishes;
             return Err(EngineError::Refused(Refusal { worker, here, nonfinite, wishes }));
         }
-        self.update(step, &verdict);
+        self.update(step, &verdict)?;
         let sums = self.chunks.iter().map(Stage::checksum);
         let checksum = sums.fold(0, u64::wrapping_add);
         Ok(StepDone { row: self.row(step, &verdict), checksum, wishes: verdict.wishes })
@@ -113,6 +113,9 @@ impl Trainer {
     /// gradient arenas hold the gradient of the global loss.
     pub fn gradients_of(&mut self, step: u64) -> Result<(), EngineError> {
         self.run_slots(step)?;
+        for chunk in &mut self.chunks {
+            chunk.settle()?;
+        }
         let found = self.chunks.iter().filter_map(Stage::first_nonfinite);
         self.found = found.min_by_key(NonFinite::causal_order);
         let Self { chunks, comm, groups, .. } = self;
@@ -238,7 +241,7 @@ impl Trainer {
         Ok(vote::count(&votes?))
     }
 
-    fn update(&mut self, step: u64, verdict: &Verdict) {
+    fn update(&mut self, step: u64, verdict: &Verdict) -> Result<(), EngineError> {
         let training = &self.inputs.job.training;
         let clip = f64::from(training.clip) / (verdict.grad_norm + CLIP_EPSILON);
         let adam = AdamStep {
@@ -252,11 +255,12 @@ impl Trainer {
         };
         let update = Update { adam, bias_speed: training.bias_speed_at(step) };
         let Self { chunks, watch, .. } = self;
-        let mut run = || chunks.iter_mut().for_each(|chunk| chunk.update(&update));
+        let mut run = || chunks.iter_mut().try_for_each(|chunk| chunk.update(&update));
         match watch {
-            Some(watch) => watch.optimizer(run),
-            None => run(),
+            Some(watch) => watch.optimizer(run)?,
+            None => run()?,
         }
+        Ok(())
     }
 
     fn row(&self, step: u64, verdict: &Verdict) -> StepRow {

@@ -1,0 +1,29 @@
+//! The network on a GPU: what `crate::stage` says of a cell's part, by the kernels of `shoal_kernels::cuda`.
+//!
+//! It is the network of the host once more, layer by layer in files of the same names, because on a device nothing may be
+//! allocated, awaited or looked at in between: memory comes from one arena, everything is queued on one stream, findings
+//! and losses are read at the end of a step, and all experts of a layer run in one grouped product. The host's stage judges
+//! it: the same batch gives the same losses, gradients and parameters within what BF16 and the order of sums allow
+//! (`tests/cuda.rs`). Precision f32 is the host's alone.
+//!
+//! Names, shapes and snapshots are the host's `Parameters`, which stay the other end of every copy: gradients come back to
+//! them to be summed over cells, and masters and moments to be written down.
+
+mod experts;
+mod ffn;
+mod findings;
+mod gpu;
+mod halves;
+mod layer;
+mod layout;
+mod matrix;
+mod mla;
+mod moe;
+mod mtp;
+mod network;
+mod parameters;
+mod run;
+mod tail;
+
+pub use self::gpu::{Gpu, Kernels};
+pub(crate) use self::network::Network;

@@ -1,0 +1,220 @@
+//! The SwiGLU feed-forward on a device: `crate::ffn`, which judges it.
+
+use std::sync::Arc;
+
+use shoal_kernels::cuda::quantise::Shape;
+use shoal_kernels::cuda::{DeviceError, Slice, gemm, rmsnorm, swiglu};
+use shoal_kernels::linear::Math;
+use shoal_kernels::{DType, Tiling};
+
+use super::gpu::Gpu;
+use super::halves::{Cached, Deferred};
+use super::matrix::{Matrix, Operand, Tiles};
+use super::parameters::{GroupId, Parameters};
+use crate::arithmetic::Arithmetic;
+use crate::names::of_layer;
+
+/// Three Linears, or those of all local experts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ffn {
+    arithmetic: Arithmetic,
+    pub(super) gate: GroupId,
+    pub(super) up: GroupId,
+    pub(super) down: GroupId,
+}
+
+/// Kept after forward: SwiGLU's inputs [T, F], in the form of a Linear's input.
+#[derive(Debug)]
+pub(super) struct FfnKept {
+    g: Operand,
+    u: Operand,
+}
+
+/// What the input half gives.
+#[derive(Debug)]
+pub(super) struct FfnGradients {
+    /// FP32 [T, D], so that several can be summed before they are rounded.
+    pub(super) d_x: Matrix,
+    h: Operand,
+    d_g: Operand,
+    d_u: Operand,
+}
+
+/// Gates of rows, and where their gradients go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gates<'a> {
+    pub(super) gates: Slice<'a>,
+    pub(super) d_gates: Slice<'a>,
+}
+
+impl Ffn {
+    /// The Linears `{prefix}.gate_proj`, `up_proj` and `down_proj` of a layer.
+    pub(super) fn new(p: &Parameters, arithmetic: Arithmetic, layer: u32, prefix: &str) -> Self {
+        let id = |linear: &str| p.id(&of_layer(layer, &format!("{prefix}.{linear}.weight")));
+        Self { arithmetic, gate: id("gate_proj"), up: id("up_proj"), down: id("down_proj") }
+    }
+
+    /// y [T, D] in `out`. With groups, rows of none of them hold anything.
+    pub(super) fn forward(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        x: &Operand,
+        (gates, groups): (Option<Slice<'_>>, Option<gemm::Groups<'_>>),
+        out: DType,
+    ) -> Result<(Matrix, FfnKept), DeviceError> {
+        let g = gpu.grouped_linear(p.weight(self.gate), x, DType::Bf16, groups)?;
+        let u = gpu.grouped_linear(p.weight(self.up), x, DType::Bf16, groups)?;
+        let shape = Shape { rows: g.rows, cols: g.cols };
+        let inputs = (g.slice(), u.slice(), gates);
+        let (h, kept) = match self.arithmetic.input {
+            Math::F32 => panic!("precision f32 stays on the CPU"),
+            Math::Bf16 => {
+                let h = gpu.matrix("the output of SwiGLU", DType::Bf16, (g.rows, g.cols))?;
+                let hidden = swiglu::Hidden::Bf16(h.slice());
+                gpu.kernels.swiglu.forward(&gpu.stream, inputs, hidden, shape)?;
+                (Operand::Bf16(h), FfnKept { g: Operand::Bf16(g), u: Operand::Bf16(u) })
+            }
+            Math::Fp8(_) => {
+                let codes = |what| like(gpu, what, &g, self.arithmetic.input);
+                let h = codes("the output of SwiGLU")?;
+                let kept = [codes("an input of SwiGLU")?, codes("an input of SwiGLU")?];
+                let slices = kept.each_ref().map(Tiles::slices);
+                let hidden = swiglu::Hidden::Fp8 { h: h.slices(), kept: Some(slices) };
+                gpu.kernels.swiglu.forward(&gpu.stream, inputs, hidden, shape)?;
+                let [g, u] = kept.map(Operand::Fp8);
+                (Operand::Fp8(h), FfnKept { g, u })
+            }
+        };
+        Ok((gpu.grouped_linear(p.weight(self.down), &h, out, groups)?, kept))
+    }
+
+    /// The input half. SwiGLU's output is computed again from what was kept.
+    pub(super) fn backward_input(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        kept: &FfnKept,
+        (gates, groups): (Option<Gates<'_>>, Option<gemm::Groups<'_>>),
+        d_y: &Operand,
+    ) -> Result<FfnGradients, DeviceError> {
+        let d_h = gpu.grouped_input_gradient(p.weight(self.down), d_y, DType::Bf16, groups)?;
+        let gates = gates.map(|Gates { gates, d_gates }| swiglu::Gates { gates, d_gates });
+        let shape = Shape { rows: d_h.rows, cols: d_h.cols };
+        let (h, d_g, d_u) = match (&kept.g, &kept.u) {
+            (Operand::Bf16(g), Operand::Bf16(u)) => {
+                let plain = |what| gpu.matrix(what, DType::Bf16, (d_h.rows, d_h.cols));
+                let (h, d_g, d_u) = (
+                    plain("the output of SwiGLU")?,
+                    plain("a gradient of SwiGLU")?,
+                    plain("a gradient of SwiGLU")?,
+                );
+                let sides = swiglu::Sides::Bf16 {
+                    g: g.slice(),
+                    u: u.slice(),
+                    h: h.slice(),
+                    dg: d_g.slice(),
+                    du: d_u.slice(),
+                };
+                gpu.kernels.swiglu.backward(&gpu.stream, (d_h.slice(), gates), sides, shape)?;
+                (Operand::Bf16(h), Operand::Bf16(d_g), Operand::Bf16(d_u))
+            }
+            (Operand::Fp8(g), Operand::Fp8(u)) => {
+                let h = like(gpu, "the output of SwiGLU", &d_h, self.arithmetic.input)?;
+                let like = || like(gpu, "a gradient of SwiGLU", &d_h, self.arithmetic.gradient);
+                let (d_g, d_u) = (like()?, like()?);
+                let sides = swiglu::Sides::Fp8 {
+                    g: g.slices(),
+                    u: u.slices(),
+                    h: h.slices(),
+                    dg: d_g.slices(),
+                    du: d_u.slices(),
+                };
+                gpu.kernels.swiglu.backward(&gpu.stream, (d_h.slice(), gates), sides, shape)?;
+                (Operand::Fp8(h), Operand::Fp8(d_g), Operand::Fp8(d_u))
+            }
+            (Operand::Bf16(_) | Operand::Fp8(_), _) => panic!("both inputs are kept alike"),
+        };
+        let d_x = gpu.grouped_input_gradient(p.weight(self.gate), &d_g, DType::F32, groups)?;
+        gpu.add_grouped_input_gradient(p.weight(self.up), &d_u, &d_x, groups)?;
+        Ok(FfnGradients { d_x, h, d_g, d_u })
+    }
+
+    /// Puts off the three weight gradients; returns `d_x`.
+    pub(super) fn defer(
+        &self,
+        gradients: FfnGradients,
+        (x, d_y): (Cached, Cached),
+        experts: Option<&Arc<super::moe::Gathered>>,
+        deferred: &mut Vec<Deferred>,
+    ) -> Matrix {
+        let FfnGradients { d_x, h, d_g, d_u } = gradients;
+        let whole = |operand| Cached::Whole(Arc::new(operand));
+        for (group, x, d_y) in [
+            (self.gate, x.clone(), whole(d_g)),
+            (self.up, x, whole(d_u)),
+            (self.down, whole(h), d_y),
+        ] {
+            deferred.push(Deferred { group, x, d_y, experts: experts.cloned() });
+        }
+        d_x
+    }
+}
+
+/// Room for codes of a matrix's shape.
+fn like(gpu: &Gpu, what: &'static str, x: &Matrix, math: Math) -> Result<Tiles, DeviceError> {
+    let Math::Fp8(format) = math else { panic!("precision fp8 has FP8 on all sides") };
+    gpu.codes(what, (Tiling::Row, format), (x.rows, x.cols))
+}
+
+/// A dense layer's feed-forward as a residual block: x + ffn(norm(x)).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dense {
+    arithmetic: Arithmetic,
+    norm: GroupId,
+    eps: f32,
+    ffn: Ffn,
+}
+
+/// Kept after forward.
+#[derive(Debug)]
+pub(super) struct DenseKept {
+    x: Matrix,
+    n: Arc<Operand>,
+    ffn: FfnKept,
+}
+
+impl Dense {
+    pub(super) fn new(p: &Parameters, arithmetic: Arithmetic, layer: u32, eps: f32) -> Self {
+        let norm = p.id(&of_layer(layer, "post_attention_layernorm.weight"));
+        Self { arithmetic, norm, eps, ffn: Ffn::new(p, arithmetic, layer, "mlp") }
+    }
+
+    fn sizes(&self, x: &Matrix) -> rmsnorm::Norm {
+        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.eps }
+    }
+
+    pub(super) fn forward(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        x: Matrix,
+    ) -> Result<(Matrix, DenseKept), DeviceError> {
+        let gain = p.master(self.norm);
+        let n = Arc::new(gpu.normed(x.packed(), gain, self.sizes(&x), self.arithmetic.input)?);
+        let (y, ffn) = self.ffn.forward((gpu, p), &n, (None, None), DType::Bf16)?;
+        gpu.add(&y, &x)?;
+        Ok((y, DenseKept { x, n, ffn }))
+    }
+
+    pub(super) fn backward_input(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        kept: DenseKept,
+        d_y: &Matrix,
+        deferred: &mut Vec<Deferred>,
+    ) -> Result<Matrix, DeviceError> {
+        let d_y_operand = Arc::new(gpu.operand(d_y, self.arithmetic.gradient)?);
+        let gradients = self.ffn.backward_input((gpu, p), &kept.ffn, (None, None), &d_y_operand)?;
+        let sides = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
+        let d_n = self.ffn.defer(gradients, sides, None, deferred);
+        gpu.norm_backward_onto(p, self.norm, self.sizes(&kept.x), (&kept.x, &d_n), d_y)
+    }
+}

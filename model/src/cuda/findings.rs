@@ -1,0 +1,72 @@
+//! Where a number stopped being finite, found on a device without waiting for it.
+//!
+//! Every check has a place of 8 bytes that a kernel lowers to the index of the first bad number; all are read at once at
+//! the end of a step, and the first in the order of the checks is the one to tell.
+
+use shoal_kernels::cuda::{Block, DeviceError, reduce};
+
+use super::gpu::Gpu;
+use super::matrix::Matrix;
+use crate::findings::NonFinite;
+
+/// Places of one block.
+const PLACES: usize = 512;
+
+/// The checks of one step.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    blocks: Vec<Block>,
+    places: Vec<NonFinite>,
+    /// Found on the host, with the number of checks before it.
+    noted: Option<(usize, NonFinite)>,
+}
+
+impl Findings {
+    /// Looks at every element of `x` when the device gets there.
+    pub(super) fn check(
+        &mut self,
+        gpu: &Gpu,
+        x: &Matrix,
+        finding: NonFinite,
+    ) -> Result<(), DeviceError> {
+        let at = self.places.len();
+        if at == self.blocks.len() * PLACES {
+            let block = gpu.block("places of findings", PLACES * 8)?;
+            gpu.stream.fill(block.all(), 0xff)?;
+            self.blocks.push(block);
+        }
+        self.places.push(finding);
+        let place = self.blocks[at / PLACES].slice(at % PLACES * 8..(at % PLACES + 1) * 8);
+        gpu.kernels.reduce.first_nonfinite(&gpu.stream, x.vector(), place, x.len())
+    }
+
+    /// Records a place found on the host, if it is the first.
+    pub(super) fn note(&mut self, finding: NonFinite) {
+        let before = self.places.len();
+        self.noted.get_or_insert((before, finding));
+    }
+
+    /// The first that was not finite, if any; waits for the device.
+    pub(super) fn first(&self, gpu: &Gpu) -> Result<Option<NonFinite>, DeviceError> {
+        let (checks, noted) = match &self.noted {
+            Some((before, finding)) => (*before, Some(finding.clone())),
+            None => (self.places.len(), None),
+        };
+        for (block, findings) in self.blocks.iter().zip(self.places[..checks].chunks(PLACES)) {
+            let bytes = gpu.download_bytes(block.slice(0..findings.len() * 8))?;
+            let places = bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+            let found = places.zip(findings).find(|(place, _)| *place != reduce::NONE);
+            if let Some((_, finding)) = found {
+                return Ok(Some(finding.clone()));
+            }
+        }
+        Ok(noted)
+    }
+
+    /// Starts again from nothing, in the memory that there is.
+    pub(super) fn clear(&mut self, gpu: &Gpu) -> Result<(), DeviceError> {
+        self.places.clear();
+        self.noted = None;
+        self.blocks.iter().try_for_each(|block| gpu.stream.fill(block.all(), 0xff))
+    }
+}

@@ -1,0 +1,317 @@
+//! One cell's part of the network on a device: what `Stage` hands over when it has one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_kernels::Tensor;
+use shoal_kernels::adamw::AdamStep;
+use shoal_kernels::cuda::embedding;
+
+use super::findings::Findings;
+use super::gpu::Gpu;
+use super::halves::{self, Deferred};
+use super::layer::{Layer, LayerKept};
+use super::matrix::Matrix;
+use super::mla::Turns;
+use super::moe::MoeKept;
+use super::parameters::{GroupId, Parameters};
+use super::run::Run;
+use super::tail::{LossSum, LossSums, Tail, TailKept, loss_sum};
+use crate::arithmetic::Arithmetic;
+use crate::batch::{Batch, BatchShape};
+use crate::cut::Cut;
+use crate::error::Error;
+use crate::exchange::Exchange;
+use crate::findings::NonFinite;
+use crate::names::{self, EMBEDDING};
+use crate::parameters as host;
+use crate::stage::{Evaluated, LossScale, Losses};
+
+/// A cell's part on a device.
+#[derive(Debug)]
+pub(crate) struct Network {
+    gpu: Gpu,
+    cut: Cut,
+    parameters: Parameters,
+    /// On the first stage.
+    embedding: Option<GroupId>,
+    layers: Vec<Layer>,
+    /// On the last stage.
+    tail: Option<Tail>,
+    turns: Turns,
+    /// After forward, by microbatch.
+    kept: BTreeMap<u32, Kept>,
+    /// After the input half, by microbatch.
+    deferred: BTreeMap<u32, Vec<Deferred>>,
+    /// Sums that are still on the device.
+    losses: Vec<LossSums>,
+    balance_sum: f64,
+    findings: Findings,
+}
+
+/// Kept after forward.
+#[derive(Debug)]
+struct Kept {
+    inputs: Option<embedding::Tokens>,
+    shape: BatchShape,
+    scale: LossScale,
+    layers: Vec<LayerKept>,
+    tail: Option<TailKept>,
+}
+
+/// Biases of the routers by layer: an iterator hands them out as layers run.
+type Biases<'a> = BTreeMap<u32, &'a [f32]>;
+
+impl Network {
+    /// The parameters of a stage, copied to a device.
+    pub(crate) fn new(
+        gpu: Gpu,
+        cut: &Cut,
+        arithmetic: Arithmetic,
+        host: &host::Parameters,
+    ) -> Result<Self, Error> {
+        let config = Arc::new(cut.config.clone());
+        let p = Parameters::new(&gpu, &names::specifications(cut), arithmetic, host)?;
+        let layer = |number| Layer::new(&p, &config, arithmetic, cut, number);
+        Ok(Self {
+            embedding: cut.first.then(|| p.id(EMBEDDING)),
+            layers: cut.layers.clone().map(layer).collect(),
+            tail: cut.last.then(|| Tail::new(&p, &config, arithmetic, cut)),
+            turns: Turns::default(),
+            kept: BTreeMap::new(),
+            deferred: BTreeMap::new(),
+            losses: Vec::new(),
+            balance_sum: 0.0,
+            findings: Findings::default(),
+            parameters: p,
+            cut: cut.clone(),
+            gpu,
+        })
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Whether a microbatch is somewhere between its forward and its weight half.
+    pub(crate) fn holds(&self, microbatch: u32) -> bool {
+        self.kept.contains_key(&microbatch) || self.deferred.contains_key(&microbatch)
+    }
+
+    /// Of a microbatch that went forward.
+    pub(crate) fn shape(&self, microbatch: u32) -> Option<BatchShape> {
+        self.kept.get(&microbatch).map(|kept| kept.shape)
+    }
+
+    /// Whether a microbatch waits for its weight half.
+    pub(crate) fn is_deferred(&self, microbatch: u32) -> bool {
+        self.deferred.contains_key(&microbatch)
+    }
+
+    /// As `Stage::forward`, of an input and a batch that were checked. Adds what the routers counted.
+    pub(crate) fn forward(
+        &mut self,
+        microbatch: u32,
+        (batch, shape): (&Batch<'_>, BatchShape),
+        input: Option<&Tensor>,
+        (scale, biases): (&LossScale, &Biases<'_>),
+        (exchange, counts): (&mut dyn Exchange, &mut [u64]),
+    ) -> Result<Option<Tensor>, Error> {
+        let Self { gpu, parameters: p, findings, turns, .. } = self;
+        let (mut x, inputs) = enter(gpu, p, self.embedding, batch, input)?;
+        let found = match (self.cut.first, self.cut.layers.start) {
+            (true, layer) => NonFinite::forward(layer, "the embedding, forward"),
+            (false, layer) => NonFinite::forward(layer, "the stage's input, forward").received(),
+        };
+        let mut run = Run { gpu, shape, exchange, findings, turns, scale: *scale };
+        run.check(&x, found)?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let (y, kept) = layer.forward(p, bias(biases, layer), x, &mut run)?;
+            x = y;
+            layers.push(kept);
+        }
+        let mut kept = Kept { inputs, shape, scale: *scale, layers, tail: None };
+        let mut output = None;
+        if let Some(tail) = &self.tail {
+            let biases: Vec<_> = tail.mtp.iter().map(|mtp| bias(biases, &mtp.layer)).collect();
+            let (tail, sums) = tail.forward(p, &biases, x, batch, &mut run)?;
+            kept.tail = Some(tail);
+            self.losses.push(sums);
+        } else {
+            output = Some(gpu.download(&x)?);
+        }
+        self.balance_sum += kept.count(self.cut.config.n_routed_experts, counts);
+        self.kept.insert(microbatch, kept);
+        Ok(output)
+    }
+
+    /// As `Stage::backward_input`, of a gradient that was checked; with `both` the weight half of each layer right behind.
+    pub(crate) fn backward(
+        &mut self,
+        microbatch: u32,
+        d_output: Option<&Tensor>,
+        exchange: &mut dyn Exchange,
+        both: bool,
+    ) -> Result<Option<Tensor>, Error> {
+        let kept = self.kept.remove(&microbatch).expect("it went forward, as was checked");
+        let Self { gpu, parameters: p, findings, turns, .. } = self;
+        let mut all = Vec::new();
+        let mut layer_deferred = Vec::new();
+        let mut flush = |deferred: &mut Vec<Deferred>| {
+            if both {
+                return halves::accumulate(gpu, p, std::mem::take(deferred));
+            }
+            all.append(deferred);
+            Ok(())
+        };
+        let (shape, scale) = (kept.shape, kept.scale);
+        let mut run = Run { gpu, shape, exchange, findings, turns, scale };
+        let mut d_x = match (d_output, &self.tail, kept.tail) {
+            (None, Some(tail), Some(kept)) => {
+                tail.backward_input(p, kept, &mut run, &mut layer_deferred)?
+            }
+            (Some(d_output), None, None) => {
+                gpu.upload("the gradient from the next stage", d_output)?
+            }
+            (_, Some(_) | None, Some(_) | None) => panic!("only the last stage has heads"),
+        };
+        flush(&mut layer_deferred)?;
+        let (received, layer) = (!self.cut.last, self.cut.layers.end);
+        let found = NonFinite::backward(layer, "the gradient from the next stage");
+        run.check(&d_x, if received { found.received() } else { found })?;
+        for (layer, kept) in self.layers.iter().zip(kept.layers).rev() {
+            d_x = layer.backward_input(p, kept, &d_x, &mut run, &mut layer_deferred)?;
+            flush(&mut layer_deferred)?;
+        }
+        if !both {
+            self.deferred.insert(microbatch, all);
+        }
+        if let (Some(id), Some(inputs)) = (self.embedding, &kept.inputs) {
+            gpu.add_embedding_gradient(p, id, inputs, &d_x)?;
+            return Ok(None);
+        }
+        Ok(Some(gpu.download(&d_x)?))
+    }
+
+    /// The weight half of a microbatch whose input half is done.
+    pub(crate) fn backward_weight(&mut self, microbatch: u32) -> Result<(), Error> {
+        let deferred = self.deferred.remove(&microbatch).expect("its input half is done");
+        Ok(halves::accumulate(&self.gpu, &self.parameters, deferred)?)
+    }
+
+    /// Forward with the main head only; counts nothing and keeps nothing.
+    pub(crate) fn evaluate(
+        &mut self,
+        (batch, shape): (&Batch<'_>, BatchShape),
+        input: Option<&Tensor>,
+        biases: &Biases<'_>,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Evaluated, Error> {
+        let Self { gpu, parameters: p, turns, .. } = self;
+        let (mut x, _) = enter(gpu, p, self.embedding, batch, input)?;
+        let mut findings = Findings::default();
+        let scale = crate::stage::NO_SCALE;
+        let mut run = Run { gpu, shape, exchange, findings: &mut findings, turns, scale };
+        for layer in &self.layers {
+            x = layer.forward(p, bias(biases, layer), x, &mut run)?.0;
+        }
+        let Some(tail) = &self.tail else { return Ok(Evaluated::Hidden(gpu.download(&x)?)) };
+        let (loss_sum, targets) = tail.evaluate(gpu, p, &x, batch.targets)?;
+        Ok(Evaluated::Loss { loss_sum, targets })
+    }
+
+    /// Losses since the last call; waits for the device.
+    pub(crate) fn take_losses(&mut self) -> Result<Losses, Error> {
+        let mut losses =
+            Losses { balance_sum: std::mem::take(&mut self.balance_sum), ..Losses::default() };
+        for LossSums { main, mtp } in std::mem::take(&mut self.losses) {
+            losses.main_sum += loss_sum(&self.gpu, &main.sum)?;
+            for LossSum { sum, share } in mtp {
+                losses.mtp_sum += loss_sum(&self.gpu, &sum)? * share;
+            }
+        }
+        Ok(losses)
+    }
+
+    /// The first place of a pass that was not finite since the last update; waits for the device.
+    pub(crate) fn first_nonfinite(&self) -> Result<Option<NonFinite>, Error> {
+        Ok(self.findings.first(&self.gpu)?)
+    }
+
+    /// Copies gradients to the host, to be summed over cells.
+    pub(crate) fn fetch_gradients(&self, host: &mut host::Parameters) -> Result<(), Error> {
+        Ok(self.parameters.fetch_gradients(&self.gpu, host)?)
+    }
+
+    /// Copies masters, moments and average to the host, to be written down.
+    pub(crate) fn fetch(&self, host: &mut host::Parameters) -> Result<(), Error> {
+        Ok(self.parameters.fetch(&self.gpu, host)?)
+    }
+
+    /// AdamW with the gradients that the host has. Returns a checksum of the masters.
+    pub(crate) fn update(
+        &mut self,
+        host: &host::Parameters,
+        adam: &AdamStep,
+    ) -> Result<u64, Error> {
+        self.parameters.push_gradients(&self.gpu, host)?;
+        let sum = self.parameters.step(&self.gpu, adam, host.average_decay())?;
+        self.findings.clear(&self.gpu)?;
+        Ok(sum)
+    }
+
+    pub(crate) fn swap_average(&mut self) -> Result<(), Error> {
+        Ok(self.parameters.swap_average(&self.gpu)?)
+    }
+
+    /// Throws away everything of the step under way.
+    pub(crate) fn abandon(&mut self) -> Result<(), Error> {
+        self.kept.clear();
+        self.deferred.clear();
+        self.losses.clear();
+        self.balance_sum = 0.0;
+        self.parameters.zero_gradients(&self.gpu)?;
+        Ok(self.findings.clear(&self.gpu)?)
+    }
+}
+
+impl Kept {
+    /// Adds the routing counts [layers, E]; returns the balance losses.
+    fn count(&self, experts: u32, counts: &mut [u64]) -> f64 {
+        let mtp = self.tail.iter().flat_map(|tail| &tail.mtp);
+        let moes = self.layers.iter().chain(mtp.map(|(mtp, _)| &mtp.layer));
+        let mut balance = 0.0;
+        let rows = counts.chunks_exact_mut(experts.max(1) as usize);
+        for (moe, counts) in moes.filter_map(LayerKept::moe).zip(rows) {
+            let MoeKept { counts: routed, balance: sum, .. } = moe;
+            balance += sum;
+            for (count, routed) in counts.iter_mut().zip(routed) {
+                *count += u64::from(*routed);
+            }
+        }
+        balance
+    }
+}
+
+fn bias<'a>(biases: &Biases<'a>, layer: &Layer) -> Option<&'a [f32]> {
+    biases.get(&layer.number()).copied()
+}
+
+/// The first layer's input: embedded tokens, or what the previous stage sent.
+fn enter(
+    gpu: &Gpu,
+    p: &Parameters,
+    embedding: Option<GroupId>,
+    batch: &Batch<'_>,
+    input: Option<&Tensor>,
+) -> Result<(Matrix, Option<embedding::Tokens>), Error> {
+    Ok(match (input, embedding) {
+        (Some(x), None) => (gpu.upload("hidden states from the previous stage", x)?, None),
+        (None, Some(id)) => {
+            let tokens = gpu.tokens(batch.inputs, p.weight(id).n)?;
+            (gpu.embedded(p, id, &tokens)?, Some(tokens))
+        }
+        (Some(_), Some(_)) | (None, None) => panic!("only the first stage has an embedding"),
+    })
+}

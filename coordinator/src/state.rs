@@ -21,7 +21,6 @@ use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, FromWorker, ToWorker};
 
 use crate::ledger::LedgerRow;
-use crate::metrics::WorkerState;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
 use apart::Apart;
@@ -37,6 +36,7 @@ use stragglers::Stragglers;
 use sums::Sums;
 
 mod apart;
+mod asked;
 mod awaiting;
 mod cause;
 mod edging;
@@ -392,41 +392,6 @@ impl State {
                 self.effects.push(joining::received(connection, messages));
             }
         }
-    }
-
-    /// How many workers are how far.
-    pub(crate) fn workers(&self) -> BTreeMap<WorkerState, u32> {
-        let mut count = BTreeMap::new();
-        for member in self.members.values() {
-            *count.entry(member.state(self.phase)).or_default() += 1;
-        }
-        let gone = self.histories.values().filter(|history| history.gone).count();
-        *count.entry(WorkerState::Lost).or_default() += gone as u32;
-        count
-    }
-
-    /// The newest step whose state is whole in memory, and the newest that the loss of any worker
-    /// leaves whole somewhere. 0 if there is none.
-    pub(crate) fn kept_steps(&self) -> (u64, u64) {
-        let in_memory = self
-            .holdings
-            .newest_complete(|held| held.step <= self.committed)
-            .map_or(0, |standing| standing.step);
-        let twice = self.holdings.durable().unwrap_or(0).min(self.committed);
-        (in_memory, twice.max(self.checkpointed.step))
-    }
-
-    /// The last committed step.
-    pub(crate) fn committed(&self) -> u64 {
-        self.committed
-    }
-
-    pub(crate) fn plan_in_force(&self) -> Option<&Plan> {
-        self.plan.as_ref()
-    }
-
-    pub(crate) fn is_paused(&self) -> bool {
-        self.phase == Phase::Paused
     }
 
     pub(crate) fn worker_of(&self, connection: ConnectionId) -> Option<WorkerId> {

@@ -150,7 +150,7 @@ fn a_last_checkpoint_that_cannot_be_written_ends_the_run_with_exit_code_5() {
     for want in [
         "the checkpoint of step 40, the run's last, could not be completed: worker-",
         "No space left on device",
-        "step-40.partial",
+        "step-40.g1.partial",
         "there is no checkpoint yet: the same command starts over",
     ] {
         assert!(ended.err.contains(want), "want {want:?} in:\n{}", ended.err);

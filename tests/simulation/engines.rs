@@ -182,7 +182,7 @@ impl World {
                 self.fail_engine(worker, generation, FailureKind::PeerLost);
                 return Ok(());
             };
-            self.checks.state(cell, step, state)?;
+            self.checks.state((generation, cell), step, state)?;
             cells.insert(cell, state);
         }
         let from_memory = !assign.sources.is_empty();
@@ -290,7 +290,7 @@ impl World {
             stop: engines.iter().any(|engine| engine.stop),
             edge: engines.iter().any(|engine| engine.edge),
             snapshot,
-            skipped: self.checks.reference.position(standing.step + 1).1,
+            skipped: self.checks.reference.is_bad(standing.sequences),
         };
         if waits {
             return self.later((50, 50), What::Vote { generation });
@@ -318,7 +318,7 @@ impl World {
         }
         let (cells, plan) = (engine.cells.clone(), engine.assign.plan.clone());
         for (cell, state) in &cells {
-            self.checks.state(*cell, step, *state)?;
+            self.checks.state((generation, *cell), step, *state)?;
             self.checks.applied.insert((generation, *cell), step);
         }
         let report = (plan.host(CellId(0)) == worker)

@@ -53,7 +53,12 @@ impl Reference {
     /// The first sequence of a step, and whether it is skipped.
     pub(crate) fn position(&self, step: u64) -> (u64, bool) {
         let at = self.positions[step as usize - 1];
-        (at, self.bad.contains(&at))
+        (at, self.is_bad(at))
+    }
+
+    /// Whether the step that begins with this sequence is skipped.
+    pub(crate) fn is_bad(&self, sequence: u64) -> bool {
+        self.bad.contains(&sequence)
     }
 }
 

@@ -69,7 +69,8 @@ fn a_skipped_step_is_counted_by_its_pass_and_a_rollback_by_its_cause() {
 
 #[test]
 fn what_a_run_has_computed_and_what_it_has_ahead_is_told() {
-    let (metrics, settings) = metrics();
+    let settings = Settings { run_dir: std::env::temp_dir(), ..fixtures::settings() };
+    let metrics = Metrics::new(&settings).unwrap();
     metrics.observe(&step(Outcome::Trained(row(1))), Some(0.5));
     let sequence = settings.job.training.sequence;
     let flops = row(1).tokens as f64 * arithmetic::flops_per_token(&settings.job.model, sequence);

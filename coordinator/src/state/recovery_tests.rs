@@ -152,7 +152,11 @@ fn two_that_cannot_reach_each_other_are_kept_apart_for_a_while_and_nobody_is_evi
     assert_eq!(assigned(&run), (vec![0, 0], 1, 2, None));
     run.say(0, FromWorker::Ready { generation: G2 });
     assert_eq!(run.wait(APART_MS - 1, &[0, 1]), "");
-    assert_eq!(run.wait(1, &[0, 1]), "10 <- Edge", "they are tried again, between two steps");
+    assert_eq!(run.wait(1, &[0, 1]), "11 <- Prepare", "they are tried again, between two steps");
+    let cells = vec![(CellId(1), "5e".repeat(32))];
+    let (generation, standing) = (Generation(3), at(1));
+    let asked = run.say(1, FromWorker::Prepared { generation, standing, cells });
+    assert!(asked.ends_with("10 <- Edge"), "{asked}");
     run.say(0, of_generation(G2, step_done(0, 2)));
     for cell in [0, 1] {
         run.say(0, held(G2, 2, cell));

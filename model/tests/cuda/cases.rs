@@ -17,12 +17,16 @@ use super::shards;
 type Case = (&'static str, fn(&Device));
 
 pub(crate) const ALL: [Case; 9] = [
-    ("a step in bf16", |device| a_step(device, &small(), Precision::Bf16)),
-    ("a step in fp8", |device| a_step(device, &small(), Precision::Fp8)),
-    ("sizes that are no round numbers, bf16", |device| a_step(device, &odd(), Precision::Bf16)),
-    ("sizes that are no round numbers, fp8", |device| a_step(device, &odd(), Precision::Fp8)),
+    ("a step in bf16", |device| some_steps(device, &small(), Precision::Bf16, 1)),
+    ("two steps in fp8", |device| some_steps(device, &small(), Precision::Fp8, 2)),
+    ("sizes that are no round numbers, bf16", |device| {
+        some_steps(device, &odd(), Precision::Bf16, 1);
+    }),
+    ("sizes that are no round numbers, fp8", |device| {
+        some_steps(device, &odd(), Precision::Fp8, 1);
+    }),
     ("queries of full rank and tied embeddings", |device| {
-        a_step(device, &plain(), Precision::Fp8);
+        some_steps(device, &plain(), Precision::Fp8, 1);
     }),
     ("both halves at once, and evaluation", halves_and_evaluation),
     ("a shard on the GPU beside one on the CPU", shards::mixed_group),
@@ -30,21 +34,22 @@ pub(crate) const ALL: [Case; 9] = [
     ("memory: the same in every step, and too little of it", memory),
 ];
 
-/// Rows of whole tiles and of parts, a dense layer and two of experts, a low-rank query, two modules.
+/// Rows of whole tiles and of parts, a dense layer and one of experts, a low-rank query, a module. As little as has all
+/// that: the stand-in executes every instruction.
 pub(crate) fn small() -> ModelConfig {
     ModelConfig {
-        vocab_size: 97,
-        hidden_size: 144,
-        intermediate_size: 160,
+        vocab_size: 41,
+        hidden_size: 136,
+        intermediate_size: 144,
         moe_intermediate_size: 128,
-        num_hidden_layers: 3,
+        num_hidden_layers: 2,
         num_attention_heads: 2,
-        n_routed_experts: 6,
+        n_routed_experts: 4,
         num_experts_per_tok: 2,
-        n_group: 3,
+        n_group: 2,
         topk_group: 2,
-        q_lora_rank: Some(48),
-        kv_lora_rank: 40,
+        q_lora_rank: Some(16),
+        kv_lora_rank: 24,
         qk_nope_head_dim: 16,
         qk_rope_head_dim: 8,
         v_head_dim: 24,
@@ -60,7 +65,6 @@ fn odd() -> ModelConfig {
         hidden_size: 26,
         intermediate_size: 33,
         moe_intermediate_size: 13,
-        num_hidden_layers: 2,
         q_lora_rank: Some(11),
         kv_lora_rank: 9,
         qk_nope_head_dim: 6,
@@ -75,7 +79,6 @@ fn plain() -> ModelConfig {
     ModelConfig {
         q_lora_rank: None,
         tie_word_embeddings: true,
-        num_hidden_layers: 2,
         num_nextn_predict_layers: 0,
         n_shared_experts: 0,
         ..small()
@@ -86,13 +89,16 @@ fn plain() -> ModelConfig {
 pub(crate) fn tokens(config: &ModelConfig, seed: u64) -> BatchTokens {
     let mut random = Random::new(seed);
     let mut window = || -> Vec<u32> {
-        (0..34).map(|_| random.below(u64::from(config.vocab_size)) as u32).collect()
+        (0..18).map(|_| random.below(u64::from(config.vocab_size)) as u32).collect()
     };
     let windows = [window(), window()];
     BatchTokens::from_windows(&windows.each_ref().map(Vec::as_slice)).unwrap()
 }
 
-pub(crate) const SCALE: LossScale = LossScale { main: 1.0 / 66.0, mtp: 0.3 / 64.0, balance: 0.01 };
+/// Enough for any case: the stand-in's time grows with what is allocated.
+pub(crate) const ARENA: usize = 18 << 20;
+
+pub(crate) const SCALE: LossScale = LossScale { main: 1.0 / 68.0, mtp: 0.3 / 64.0, balance: 0.01 };
 
 pub(crate) fn update(step: u64) -> Update {
     let adam = AdamStep {
@@ -164,13 +170,13 @@ fn assert_losses(got: Losses, want: Losses, exact: Losses) {
     }
 }
 
-/// Two steps: losses, counts, gradients, parameters and their average.
-fn a_step(device: &Device, config: &ModelConfig, precision: Precision) {
+/// Losses, counts, gradients, parameters and their average.
+fn some_steps(device: &Device, config: &ModelConfig, precision: Precision, steps: u64) {
     let mut cpu = whole(config, precision);
     let mut exact = whole(config, Precision::F32);
     let mut there = whole(config, precision);
-    there.move_to(gpu(device, 64 << 20)).unwrap();
-    for step in 1..=2 {
+    there.move_to(gpu(device, ARENA)).unwrap();
+    for step in 1..=steps {
         let (want, precise) = (passes(&mut cpu, config), passes(&mut exact, config));
         let got = passes(&mut there, config);
         assert_losses(got, want, precise);
@@ -189,13 +195,21 @@ fn a_step(device: &Device, config: &ModelConfig, precision: Precision) {
             stage.update(&update(step)).unwrap();
         }
         there.fetch().unwrap();
+        // A step of AdamW moves a number by the learning rate, whichever sign a gradient near zero has: two that were
+        // moved apart are twice that apart. How near the gradients are was held above.
+        let most = 2.0 * update(step).adam.lr * step as f32 * 1.01;
         for name in &names {
-            let (got, want) = (there.parameters().master(name), cpu.parameters().master(name));
-            // A step of AdamW moves every number by about the learning rate, whatever its gradient's size.
-            let moved = distance(got, want);
-            assert!(moved <= 0.05, "step {step}, {name}: {moved:.2e}");
-            let average = |stage: &Stage| stage.parameters().average(name).unwrap().to_vec();
-            assert!(distance(&average(&there), &average(&cpu)) <= 0.05, "average of {name}");
+            let masters = |stage: &Stage| stage.parameters().master(name).to_vec();
+            let averages = |stage: &Stage| stage.parameters().average(name).unwrap().to_vec();
+            for (got, want, from) in [
+                (masters(&there), masters(&cpu), masters(&exact)),
+                (averages(&there), averages(&cpu), averages(&exact)),
+            ] {
+                let near = |(got, want): (&f32, &f32)| (got - want).abs() <= most;
+                assert!(got.iter().zip(&want).all(near), "step {step}, {name}");
+                let (apart, noise) = (distance(&got, &want), distance(&want, &from));
+                assert!(apart <= 2.0 * noise.max(0.05), "step {step}, {name}: {apart:.2e} apart");
+            }
         }
     }
 }
@@ -204,8 +218,8 @@ fn halves_and_evaluation(device: &Device) {
     let config = small();
     let mut apart = whole(&config, Precision::Fp8);
     let mut at_once = whole(&config, Precision::Fp8);
-    apart.move_to(gpu(device, 64 << 20)).unwrap();
-    at_once.move_to(gpu(device, 64 << 20)).unwrap();
+    apart.move_to(gpu(device, ARENA)).unwrap();
+    at_once.move_to(gpu(device, ARENA)).unwrap();
     let losses = passes(&mut apart, &config);
     for microbatch in 0..2 {
         let tokens = tokens(&config, 5 + u64::from(microbatch));
@@ -252,7 +266,7 @@ fn a_nan_is_named(device: &Device) {
         assert_eq!(stage.first_nonfinite(), None, "an abandoned step leaves nothing behind");
         found
     };
-    let there = found(Some(gpu(device, 64 << 20)));
+    let there = found(Some(gpu(device, ARENA)));
     assert_eq!(there, found(None));
     assert!(there.is_some());
 }
@@ -260,15 +274,15 @@ fn a_nan_is_named(device: &Device) {
 fn memory(device: &Device) {
     let config = small();
     let mut stage = whole(&config, Precision::Fp8);
-    stage.move_to(gpu(device, 64 << 20)).unwrap();
+    stage.move_to(gpu(device, ARENA)).unwrap();
     let mut seen = Vec::new();
-    for step in 1..=3 {
+    for step in 1..=2 {
         passes(&mut stage, &config);
         let at_the_end = stage.gpu().unwrap().usage();
         stage.update(&update(step)).unwrap();
         seen.push((at_the_end.used, stage.gpu().unwrap().usage().used));
     }
-    assert_eq!(seen[1], seen[2], "bytes in use after the passes and after the update");
+    assert_eq!(seen[0], seen[1], "bytes in use after the passes and after the update");
 
     let usage = stage.gpu().unwrap().usage();
     let mut cramped = whole(&config, Precision::Fp8);

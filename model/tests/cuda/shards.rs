@@ -7,7 +7,7 @@ use shoal_kernels::cuda::Device;
 use shoal_model::{Class, Cut, Exchange, ExchangeError, Stage};
 use shoal_plan::job::Precision;
 
-use super::cases::{SCALE, assert_near, gpu, options, small, tokens};
+use super::cases::{ARENA, SCALE, assert_near, gpu, options, small, tokens};
 
 /// A group of two in one process.
 struct Pair {
@@ -48,10 +48,10 @@ fn gradients(on: Option<&Device>, precision: Precision) -> Vec<Vec<f32>> {
                 scope.spawn(move || {
                     let shard = end.rank;
                     let whole = Cut::whole(config.clone());
-                    let cut = Cut { experts: vec![0..4, 4..6], shard, ..whole };
+                    let cut = Cut { experts: vec![0..3, 3..4], shard, ..whole };
                     let mut stage = Stage::new(cut, &options(precision));
                     if let Some(device) = on.filter(|_| shard == 0) {
-                        stage.move_to(gpu(device, 64 << 20)).unwrap();
+                        stage.move_to(gpu(device, ARENA)).unwrap();
                     }
                     let batch = tokens(config, 5 + shard as u64);
                     stage.forward(0, &batch.batch(), None, &SCALE, &mut end).unwrap();

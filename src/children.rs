@@ -15,7 +15,7 @@ use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
 use crate::cores::Cores;
-use crate::logging;
+use crate::{exit, logging};
 
 pub(crate) use coordinator::Coordinator;
 
@@ -170,7 +170,7 @@ impl Exit {
 
     /// Whether another process would end in the same way: what it needs on disk is damaged.
     pub(crate) fn is_final(self) -> bool {
-        self.0.code() == Some(5)
+        self.0.code() == Some(exit::CHECKPOINT.into())
     }
 
     /// Whether it ended because it was wanted to: a worker says so with exit code 0.

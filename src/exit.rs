@@ -18,11 +18,14 @@ pub(crate) enum Stopped {
     Signal(Signal),
 }
 
+/// Of what another try would not mend: what is on disk is damaged or unfit.
+pub(crate) const CHECKPOINT: u8 = 5;
+
 impl Stopped {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Input(_) => 2,
-            Self::Checkpoint(_) => 5,
+            Self::Checkpoint(_) => CHECKPOINT,
             Self::Failed(_) => 1,
             Self::Signal(signal) => signal.exit_code(),
         }

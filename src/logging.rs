@@ -96,9 +96,7 @@ impl Origin {
         worker: Option<u32>,
         stands_at: impl Fn() -> (u64, u64) + Send + Sync + 'static,
     ) -> Self {
-        let run = run_dir.canonicalize().ok();
-        let run = run.as_deref().and_then(Path::file_name).unwrap_or_default();
-        Self { run: run.to_string_lossy().into_owned(), worker, stands_at: Box::new(stands_at) }
+        Self { run: RunDir::name_of(run_dir), worker, stands_at: Box::new(stands_at) }
     }
 
     fn line(&self, event: &Event<'_>) -> Value {

@@ -142,6 +142,13 @@ impl RunDir {
         path.join(SCRAPE_TARGETS)
     }
 
+    /// A run directory's own name, by which Prometheus and log lines know the run; empty where there is none.
+    pub(crate) fn name_of(path: &Path) -> String {
+        let path = path.canonicalize().ok();
+        let name = path.as_deref().and_then(Path::file_name).unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// For TensorBoard's event files.
     pub(crate) fn tensorboard(&self) -> PathBuf {
         self.path.join(TENSORBOARD)

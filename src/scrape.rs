@@ -10,7 +10,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::run_dir::write_atomically;
+use crate::run_dir::{RunDir, write_atomically};
 
 /// Prometheus's text format.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -18,9 +18,7 @@ const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Says where `name` is found, as one of the files that Prometheus's `file_sd_configs` reads. `run` is
 /// the run directory's own name: what belongs together, and what one looks for.
 pub(crate) fn announce(directory: &Path, name: &str, address: SocketAddr) -> anyhow::Result<()> {
-    let run = directory.canonicalize().ok();
-    let run = run.as_deref().and_then(Path::parent).and_then(Path::file_name);
-    let run = run.unwrap_or_default().to_string_lossy();
+    let run = RunDir::name_of(&directory.join(".."));
     let labels = json!({ "process": name, "run": run });
     let targets = json!([{ "targets": [address.to_string()], "labels": labels }]);
     let path = directory.join(format!("{name}.json"));

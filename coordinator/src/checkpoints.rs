@@ -229,7 +229,8 @@ mod crash {
     pub(super) use super::tests::crash_point as point;
 }
 
-fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+/// What a failed call was to do, and where.
+pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = PathBuf::from(path);
     move |source| Error::Io { doing, path, source }
 }

@@ -242,7 +242,7 @@ impl Conductor {
     }
 
     fn write_down(&mut self) {
-        if self.durable.is_full() {
+        if self.durable.says_something() && self.durable.is_full() {
             // Then the record leaves out the rows that are in the ledger for good.
             let rows = self.ledger.rows();
             if self.ledger.syncer().and_then(|sync| sync()).is_ok() {

@@ -136,17 +136,17 @@ impl<S: Store> Durable<S> {
     /// # Errors
     /// The store takes nothing. `outputs` has the rest all the same: training goes on without it.
     pub fn persist(&mut self) -> Result<(), Error> {
-        if !self.outputs.iter().any(Output::says_something) {
+        if !self.says_something() {
             return Ok(());
         }
-        let record = self.record(false);
+        let mut all = self.is_full();
+        let mut record = self.record(all);
+        if !all && !self.store.has_room(record.len()) {
+            all = true;
+            record = self.record(true);
+        }
         self.bytes = record.len();
-        let stored = if self.behind || !self.store.has_room(record.len()) {
-            let all = self.record(true);
-            self.store.replace(&all)
-        } else {
-            self.store.append(&record)
-        };
+        let stored = if all { self.store.replace(&record) } else { self.store.append(&record) };
         self.behind = stored.is_err();
         (self.news.stored, self.rows.stored) = (self.news.last, self.rows.last);
         stored
@@ -160,6 +160,11 @@ impl<S: Store> Durable<S> {
     /// Whether the next record replaces all, and so leaves out what others have by then.
     pub fn is_full(&self) -> bool {
         self.behind || !self.store.has_room(2 * self.bytes)
+    }
+
+    /// Whether there is anything to write down.
+    pub fn says_something(&self) -> bool {
+        self.outputs.iter().any(Output::says_something)
     }
 
     /// News up to this number were heard.

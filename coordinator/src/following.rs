@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use shoal_plan::plan::WorkerId;
 use shoal_proto::Secret;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
 use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
@@ -15,13 +14,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 use crate::news::{Command, News};
+use crate::server::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// A coordinator that does not answer is noticed within the sum of the two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A run that is followed. Dropping it ends that, and nothing else.
 #[derive(Debug)]
@@ -57,17 +53,10 @@ struct Standing(Vec<Command>);
 
 impl Standing {
     fn add(&mut self, command: &Command) {
-        let about = |command: &Command| -> Option<WorkerId> {
-            match command {
-                Command::WorkerExited { worker, .. } => Some(*worker),
-                Command::Stop | Command::Abort(_) | Command::Stored { .. } | Command::NotStored => {
-                    None
-                }
-            }
-        };
         match command {
             Command::WorkerExited { worker, .. } => {
-                self.0.retain(|known| about(known) != Some(*worker));
+                let other = |known: &Command| !matches!(known, Command::WorkerExited { worker: of, .. } if of == worker);
+                self.0.retain(other);
                 self.0.push(command.clone());
             }
             Command::Stop | Command::Abort(_) => self.0.push(command.clone()),

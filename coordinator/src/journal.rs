@@ -24,6 +24,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoints::io;
 use crate::error::Error;
 
 /// Names of the two files, in the run directory.
@@ -235,11 +236,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut value = [0; 8];
     value.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(value)
-}
-
-fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_path_buf();
-    move |source| Error::Io { doing, path, source }
 }
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ const OUTBOX: usize = 64;
 const INBOX: usize = 256;
 
 /// A partition is seen within the sum of the two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A coordinator at work. Dropping it ends it, and what it knows stays in the run directory.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ use cause::Signs;
 use ending::LastWord;
 use history::History;
 use holdings::Holdings;
+use in_a_row::InARow;
 use member::Member;
 use parts::{PartError, Parts};
 use recovering::Loss;
@@ -44,6 +45,7 @@ mod ending;
 mod going_back;
 mod history;
 mod holdings;
+mod in_a_row;
 mod joining;
 mod losing;
 mod member;
@@ -211,7 +213,7 @@ pub struct State {
     /// Why there is to be a new plan.
     loss: Option<Loss>,
     /// What was committed when hosts last lost each other though all lived, and how often so.
-    link_broke: Option<(u64, u32)>,
+    link_broke: InARow,
     /// Workers that cannot reach each other.
     apart: Apart,
     /// When the first host was at the edge.
@@ -252,7 +254,7 @@ impl State {
             stop_wanted: false,
             signs: Signs::default(),
             loss: None,
-            link_broke: None,
+            link_broke: InARow::default(),
             apart: Apart::default(),
             edge_ms: None,
             stragglers: Stragglers::default(),
@@ -293,6 +295,7 @@ impl State {
 
     /// Draws the conclusions that no single event carries.
     fn settle(&mut self) {
+        let committed = self.committed;
         match self.phase {
             Phase::Gathering => self.plan_when_all_are_here(),
             Phase::Preparing => self.start_when_all_are_ready(),
@@ -307,7 +310,7 @@ impl State {
             Phase::Recovering | Phase::Ended => {}
         }
         self.judge();
-        self.change_hosts();
+        self.change_hosts(self.committed != committed);
         self.tell_when_all_have_caught_up();
         if self.phase == Phase::Training {
             self.release_idle_workers();

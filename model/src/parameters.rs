@@ -36,7 +36,18 @@ pub enum Class {
     Embedding,
 }
 
-const CLASSES: [Class; 3] = [Class::Dense, Class::Expert, Class::Embedding];
+impl Class {
+    pub(crate) const ALL: [Self; 3] = [Self::Dense, Self::Expert, Self::Embedding];
+
+    /// Its place in `ALL`.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Dense => 0,
+            Self::Expert => 1,
+            Self::Embedding => 2,
+        }
+    }
+}
 
 /// A parameter of this cell; cheaper than its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,7 +166,7 @@ impl Parameters {
     }
 
     pub(crate) fn add_to(&self, memory: &mut Memory) {
-        for class in CLASSES {
+        for class in Class::ALL {
             self.arena(class).add_to(memory);
         }
         for (entry, compute) in self.entries.iter().zip(&self.compute) {
@@ -231,7 +242,7 @@ impl Parameters {
     /// somewhere that has none.
     pub fn restart_average(&mut self) {
         if self.is_averaged() {
-            for class in CLASSES {
+            for class in Class::ALL {
                 let Arena { master, average, .. } = self.arena_mut(class);
                 average.copy_from_slice(master);
             }
@@ -242,7 +253,7 @@ impl Parameters {
     /// for bit. Does nothing where no average is kept.
     pub(crate) fn swap_average(&mut self) {
         if self.is_averaged() {
-            for class in CLASSES {
+            for class in Class::ALL {
                 let Arena { master, average, .. } = self.arena_mut(class);
                 std::mem::swap(master, average);
             }
@@ -280,12 +291,12 @@ impl Parameters {
 
     /// All gradients, class by class.
     pub(crate) fn all_gradients(&self) -> [&[f32]; 3] {
-        CLASSES.map(|class| self.gradients(class))
+        Class::ALL.map(|class| self.gradients(class))
     }
 
     /// Forgets every gradient.
     pub fn zero_gradients(&mut self) {
-        for class in CLASSES {
+        for class in Class::ALL {
             self.arena_mut(class).gradient.fill(0.0);
         }
     }

@@ -60,6 +60,10 @@ pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link
             {
                 sleep(RETRY).await;
             }
+            Err(DaemonError::Silent { address, .. }) => {
+                let waited_ms = CONNECT_DEADLINE.as_millis();
+                return Err(DaemonError::Silent { address, waited_ms });
+            }
             opened => return opened,
         }
     }

@@ -10,8 +10,9 @@ use super::{Ignored, Phase, State};
 use crate::news::{Cause, News, Restored};
 
 impl State {
-    /// Asks for an edge if another plan would have other hosts, or other shares that pay.
-    pub(super) fn change_hosts(&mut self) {
+    /// Asks for an edge if another plan would have other hosts, or other shares that pay: which is worked out when a
+    /// step has measured something new.
+    pub(super) fn change_hosts(&mut self, has_committed: bool) {
         if self.phase != Phase::Training || !self.signs.is_empty() {
             return;
         }
@@ -21,7 +22,10 @@ impl State {
             return;
         }
         if wanted == hosting {
-            return self.move_shares_if_that_pays();
+            if has_committed {
+                self.move_shares_if_that_pays();
+            }
+            return;
         }
         let leaves = self.members.values().any(|member| member.hosts && member.leaving);
         let few = (wanted.len() as u32) < self.settings.job.workers.min;

@@ -116,16 +116,14 @@ impl State {
         !missed.is_empty()
     }
 
-    /// Nobody is gone, so everybody may try again, but for those that cannot reach each other. If no step is committed then, snapshots are not
-    /// trusted any more, and after that whoever was the first to miss a peer goes: by this rule two
-    /// that cannot reach each other do not stop the rest.
+    /// Nobody is gone, so everybody may try again, but for those that cannot reach each other. If no step is
+    /// committed then, snapshots are not trusted any more, and after that whoever was the first to miss a
+    /// peer goes: by this rule two that cannot reach each other do not stop the rest.
     fn replan_over_a_broken_link(&mut self, sign: Sign) {
         if self.keep_apart() {
             return self.lose(Some(sign));
         }
-        let again = self.link_broke.filter(|(committed, _)| *committed == self.committed);
-        let times = again.map_or(1, |(_, times)| times + 1);
-        self.link_broke = Some((self.committed, times));
+        let times = self.link_broke.again(self.committed);
         if times > 1 && self.phase == Phase::Preparing && !self.holdings.is_empty() {
             // It may be a snapshot that cannot be fetched: then the checkpoint must do.
             self.holdings.clear();

@@ -18,6 +18,7 @@ use super::cause::Signs;
 use super::ending::LastWord;
 use super::history::History;
 use super::holdings::Holdings;
+use super::in_a_row::InARow;
 use super::member::Member;
 use super::parts::Parts;
 use super::recovering::Loss;
@@ -50,7 +51,7 @@ pub struct Saved {
     stop_wanted: bool,
     signs: Signs,
     loss: Option<Loss>,
-    link_broke: Option<(u64, u32)>,
+    link_broke: InARow,
     apart: Apart,
     edge_ms: Option<u64>,
     restarts: u64,

@@ -9,6 +9,7 @@ use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::plan::WorkerId;
 
 use super::State;
+use super::in_a_row::InARow;
 use crate::news::{Cause, News};
 
 /// So many times without a committed step in between end the run.
@@ -18,8 +19,8 @@ const TIMES_MAX: u32 = 3;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Sums {
     steps: BTreeMap<u64, BTreeMap<CellId, u64>>,
-    /// What was committed when twins last disagreed, and how often so.
-    disagreed: Option<(u64, u32)>,
+    /// How often twins disagreed.
+    disagreed: InARow,
 }
 
 /// Cells that should be equal and are not.
@@ -66,14 +67,6 @@ impl Sums {
         // `None` if one is missing.
         firsts.try_fold(0_u64, |sum, cell| Some(sum.wrapping_add(*sums.get(&cell)?)))
     }
-
-    /// How often it has happened since `committed`.
-    fn again(&mut self, committed: u64) -> u32 {
-        let before = self.disagreed.filter(|(then, _)| *then == committed);
-        let times = before.map_or(1, |(_, times)| times + 1);
-        self.disagreed = Some((committed, times));
-        times
-    }
 }
 
 impl State {
@@ -87,7 +80,7 @@ impl State {
         let what = format!("after step {step} twins differ: {}", told.join(", "));
         let odd: Vec<WorkerId> = found.odd.iter().map(host).collect();
         self.news(News::Diverged { step, what: what.clone() });
-        let times = self.sums.again(self.committed);
+        let times = self.sums.disagreed.again(self.committed);
         if times >= TIMES_MAX {
             let what = format!("{what}; {times} times in a row");
             return self.fail(Cause::Diverged, odd.first().copied(), what);

@@ -29,7 +29,12 @@ pub(super) struct Check(pub(super) &'static str);
 
 impl Check {
     pub(super) fn wrong<T>(self, problem: String) -> Result<T, DeviceError> {
-        Err(DeviceError::Sizes { operation: self.0, problem })
+        Err(self.problem(problem))
+    }
+
+    /// An error of this operation.
+    pub(super) fn problem(self, problem: String) -> DeviceError {
+        DeviceError::Sizes { operation: self.0, problem }
     }
 
     /// Exactly so many bytes, from a multiple of 16 on.
@@ -50,7 +55,7 @@ impl Check {
         (want, step): (usize, u64),
     ) -> Result<(), DeviceError> {
         if slice.bytes() != want {
-            return self.wrong(format!("{what} has {} bytes, {want} are wanted", slice.bytes()));
+            return self.wrong(format!("{what} has {} bytes, want {want}", slice.bytes()));
         }
         if !slice.is_aligned(step) {
             return self.wrong(format!("{what} begins at no multiple of {step} bytes"));

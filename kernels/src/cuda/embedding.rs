@@ -13,7 +13,7 @@
 
 use super::check::Check;
 use super::image::EMBEDDING;
-use super::{Address, Buffer, Device, DeviceError, Function, Grid, Module, Slice, Stream};
+use super::{Address, Arena, Block, Device, DeviceError, Function, Grid, Module, Slice, Stream};
 
 /// As in `embedding.cu`.
 const THREADS: usize = 256;
@@ -35,7 +35,7 @@ pub struct Kernels {
 #[derive(Debug)]
 pub struct Tokens {
     /// `(T)` ids, `(T)` tokens sorted by id, `(R)` rows touched, ascending, `(R + 1)` where their tokens begin: u32.
-    words: Buffer,
+    words: Block,
     len: usize,
     touched: usize,
     vocabulary: usize,
@@ -50,9 +50,9 @@ impl Tokens {
     /// Checks and sorts `ids`, each a row of a table of `vocabulary`, and copies them to the device.
     ///
     /// # Errors
-    /// An id beyond the table; what the driver says.
+    /// An id beyond the table; no room in the arena; what the driver says.
     pub fn new(
-        device: &Device,
+        arena: &Arena,
         stream: &Stream,
         ids: &[u32],
         vocabulary: usize,
@@ -77,9 +77,9 @@ impl Tokens {
         starts.push(ids.len() as u32);
         let (len, touched) = (ids.len(), rows.len());
         let words: Vec<u32> = [ids, &order, &rows, &starts].concat();
-        let buffer = device.buffer("token ids", bytes(words.len()))?;
-        stream.upload(buffer.all(), bytemuck::cast_slice(&words))?;
-        Ok(Self { words: buffer, len, touched, vocabulary })
+        let block = arena.take("token ids", bytes(words.len()))?;
+        stream.upload(block.all(), bytemuck::cast_slice(&words))?;
+        Ok(Self { words: block, len, touched, vocabulary })
     }
 
     pub fn len(&self) -> usize {

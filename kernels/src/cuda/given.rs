@@ -1,20 +1,21 @@
-//! What an operation was given, looked at before anything is launched: what does not fit is an error that says
-//! which operation, which operand, what it has and what was wanted.
+//! What an operation was given, looked at before anything is launched, where it is one slice after the other: each is
+//! held against those before it. What does not fit is [`Check`]'s error.
 
+use super::check::Check;
 use super::error::DeviceError;
 use super::memory::Slice;
 
 /// The slices of one call.
-#[derive(Debug)]
 pub(super) struct Given<'a> {
-    operation: &'static str,
+    check: Check,
     read: Vec<(&'static str, Slice<'a>)>,
     written: Vec<(&'static str, Slice<'a>)>,
 }
 
 impl<'a> Given<'a> {
     pub(super) fn new(operation: &'static str) -> Self {
-        Self { operation, read: Vec::with_capacity(8), written: Vec::with_capacity(4) }
+        let (read, written) = (Vec::with_capacity(8), Vec::with_capacity(4));
+        Self { check: Check(operation), read, written }
     }
 
     /// A slice that is only read: so many bytes, beginning at a multiple of `element` bytes.
@@ -26,7 +27,7 @@ impl<'a> Given<'a> {
         element: u64,
     ) -> Result<(), DeviceError> {
         self.fits(what, slice, bytes, element)?;
-        self.apart(what, slice, &self.written)?;
+        self.check.apart(&[(what, slice)], &self.written)?;
         self.read.push((what, slice));
         Ok(())
     }
@@ -40,8 +41,8 @@ impl<'a> Given<'a> {
         element: u64,
     ) -> Result<(), DeviceError> {
         self.fits(what, slice, bytes, element)?;
-        self.apart(what, slice, &self.read)?;
-        self.apart(what, slice, &self.written)?;
+        self.check.apart(&[(what, slice)], &self.read)?;
+        self.check.apart(&[(what, slice)], &self.written)?;
         self.written.push((what, slice));
         Ok(())
     }
@@ -52,20 +53,20 @@ impl<'a> Given<'a> {
         holds: bool,
         problem: impl FnOnce() -> String,
     ) -> Result<(), DeviceError> {
-        if holds { Ok(()) } else { Err(self.problem(problem())) }
+        if holds { Ok(()) } else { self.check.wrong(problem()) }
     }
 
     /// A size as kernels count.
     pub(super) fn size(&self, what: &str, size: usize) -> Result<u32, DeviceError> {
-        let small = u32::try_from(size).ok().filter(|size| *size < 1 << 31);
-        small.ok_or_else(|| self.problem(format!("{what} is {size}, want at most 2^31 - 1")))
+        self.check.number(what, size)
     }
 
     /// An error of this operation.
     pub(super) fn problem(&self, problem: String) -> DeviceError {
-        DeviceError::Sizes { operation: self.operation, problem }
+        self.check.problem(problem)
     }
 
+    /// Nothing begins anywhere.
     fn fits(
         &self,
         what: &str,
@@ -73,21 +74,7 @@ impl<'a> Given<'a> {
         bytes: usize,
         element: u64,
     ) -> Result<(), DeviceError> {
-        let got = slice.bytes();
-        self.wants(got == bytes, || format!("{what} has {got} bytes, want {bytes}"))?;
-        let aligned = bytes == 0 || slice.is_aligned(element);
-        self.wants(aligned, || format!("{what} begins at no multiple of {element} bytes"))
-    }
-
-    fn apart(
-        &self,
-        what: &str,
-        slice: Slice<'_>,
-        others: &[(&str, Slice<'_>)],
-    ) -> Result<(), DeviceError> {
-        match others.iter().find(|(_, other)| slice.overlaps(*other)) {
-            None => Ok(()),
-            Some((other, _)) => Err(self.problem(format!("{what} overlaps with {other}"))),
-        }
+        let step = if bytes == 0 { 1 } else { element };
+        self.check.bytes_from(what, slice, (bytes, step))
     }
 }

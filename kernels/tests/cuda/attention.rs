@@ -4,9 +4,9 @@ use shoal_kernels::attention::{self as cpu, AttentionShape};
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::Slice;
 use shoal_kernels::cuda::attention::{Gradients, Inputs, Outputs, Shape};
-use shoal_kernels::tensor::{DType, Tensor, bf16_to_f32};
+use shoal_kernels::tensor::{DType, Tensor};
 
-use super::gpu::{Case, Gpu, same_bytes};
+use super::gpu::{Case, Gpu, bf16s, f32s, same_bytes};
 use super::honest::{Change, GONE, Mutant, mutant};
 
 /// Heads of DeepSeek's size and of the small presets; others, down to one column; one token, whole blocks, one token
@@ -207,15 +207,6 @@ fn same_lse(got: &[f32], want: &[f64]) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-pub(crate) fn bf16s(bytes: &[u8]) -> Vec<f32> {
-    let values = bytes.as_chunks::<2>().0.iter();
-    values.map(|b| bf16_to_f32(u16::from_le_bytes(*b))).collect()
-}
-
-pub(crate) fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 /// What the device made of q, k and v.

@@ -7,8 +7,7 @@ use shoal_kernels::cuda::gemm::Output;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_kernels::{Operand, Weight};
 
-use super::attention::{bf16s, f32s};
-use super::gpu::{Case, Gpu, same_bytes};
+use super::gpu::{Case, Gpu, bf16s, f32s, same_bytes};
 use super::honest::{Change, GONE, Mutant, mutant};
 
 /// Rows, width, vocabulary, and rows that have room: all at once, in chunks with a rest, one by one; one token; a

@@ -11,8 +11,7 @@ use shoal_kernels::row_sums;
 use shoal_kernels::tensor::{DType, Tensor};
 use shoal_kernels::{Quantized, ScaleFormat, Scales, Tiling};
 
-use super::attention::f32s;
-use super::gpu::{Case, Gpu, Guarded, same_bytes};
+use super::gpu::{Case, Gpu, Guarded, f32s, same_bytes};
 use super::honest::{Change, GONE, Mutant, mutant};
 use super::router::u32s;
 

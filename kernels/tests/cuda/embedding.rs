@@ -2,6 +2,7 @@
 
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::embedding::Tokens;
+use shoal_kernels::cuda::{Arena, DeviceError};
 use shoal_kernels::tensor::DType;
 use shoal_kernels::{Tensor, embedding};
 
@@ -40,13 +41,19 @@ fn ids(random: &mut Random, tokens: usize, vocabulary: usize) -> Vec<u32> {
     (0..tokens).map(|_| id()).collect()
 }
 
+/// Token ids on the device.
+fn tokens(gpu: &Gpu, ids: &[u32], vocabulary: usize) -> Result<Tokens, DeviceError> {
+    let arena = Arena::new(&gpu.device, "token ids", 16 * ids.len() + 4).unwrap();
+    Tokens::new(&arena, &gpu.stream, ids, vocabulary)
+}
+
 fn forward(gpu: &Gpu, (t, v, d): (usize, usize, usize)) -> Result<(), String> {
     let mut random = Random::new(gpu.seed ^ (t * 1009 + d) as u64);
     let ids = ids(&mut random, t, v);
     let table = Tensor::from_f32(DType::Bf16, &[v, d], &random.normal(v * d));
     let want = embedding::forward(&table.to_f32(), d, &ids, DType::Bf16);
     let device_table = gpu.upload(table.bytes());
-    let tokens = Tokens::new(&gpu.device, &gpu.stream, &ids, v).unwrap();
+    let tokens = tokens(gpu, &ids, v).unwrap();
     let y = gpu.guarded(2 * t * d);
     let kernels = gpu.embedding();
     kernels.forward(&gpu.stream, device_table.all(), &tokens, y.slice(), d).unwrap();
@@ -62,16 +69,15 @@ fn backward(gpu: &Gpu, (t, v, d): (usize, usize, usize)) -> Result<(), String> {
     gpu.stream.upload(d_table.slice(), &f32_bytes(&want)).unwrap();
     embedding::backward(&ids, &dy, &mut want);
     let device_dy = gpu.upload(dy.bytes());
-    let tokens = Tokens::new(&gpu.device, &gpu.stream, &ids, v).unwrap();
+    let tokens = tokens(gpu, &ids, v).unwrap();
     let kernels = gpu.embedding();
     kernels.backward(&gpu.stream, &tokens, device_dy.all(), d_table.slice(), d).unwrap();
     same_bytes("d_table", &gpu.result("d_table", &d_table)?, &f32_bytes(&want))
 }
 
 fn refuses(gpu: &Gpu) -> Result<(), String> {
-    let tokens = Tokens::new(&gpu.device, &gpu.stream, &[0, 7, 3], 7);
-    refused(tokens.map(drop), "token 1 has id 7, the table has 7 rows")?;
-    let tokens = Tokens::new(&gpu.device, &gpu.stream, &[0, 6, 3], 7).unwrap();
+    refused(tokens(gpu, &[0, 7, 3], 7).map(drop), "token 1 has id 7, the table has 7 rows")?;
+    let tokens = tokens(gpu, &[0, 6, 3], 7).unwrap();
     let buffer = gpu.upload(&[0; 1024]);
     let (kernels, stream) = (gpu.embedding(), &gpu.stream);
     let part = |at: usize, bytes: usize| buffer.slice(at..at + bytes);

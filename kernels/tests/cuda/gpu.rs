@@ -8,7 +8,7 @@ use shoal_kernels::cuda::{
     dispatch, elementwise, embedding, gemm, image, quantise, reduce, rmsnorm, rope, router, swiglu,
     window,
 };
-use shoal_kernels::{Quantized, ScaleFormat, Scales, Tensor, Tiling};
+use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling};
 
 use super::honest::Mutant;
 
@@ -265,14 +265,6 @@ impl Gapped {
     }
 }
 
-/// Scales as they lie in memory.
-pub(crate) fn scale_bytes(scales: &Scales) -> Vec<u8> {
-    match scales {
-        Scales::Pow2(scales) => scales[..].to_vec(),
-        Scales::Fp32(scales) => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
-    }
-}
-
 /// Room for a quantised matrix.
 pub(crate) struct Tiles {
     codes: Guarded,
@@ -296,7 +288,7 @@ impl Tiles {
         let shape = quantise::Shape { rows: x.rows(), cols: x.cols() };
         let tiles = Self::new(gpu, shape, x.tiling(), x.scales().format());
         gpu.stream.upload(tiles.codes.slice(), x.codes()).unwrap();
-        gpu.stream.upload(tiles.scales.slice(), &scale_bytes(x.scales())).unwrap();
+        gpu.stream.upload(tiles.scales.slice(), x.scales().bytes()).unwrap();
         tiles
     }
 
@@ -309,7 +301,7 @@ impl Tiles {
     pub(crate) fn are(&self, gpu: &Gpu, what: &str, want: &Quantized) -> Result<(), String> {
         let part = |part: &str| format!("{part} of {what}");
         let scales = gpu.result(&part("scales"), &self.scales)?;
-        same_bytes(&part("scales"), &scales, &scale_bytes(want.scales()))?;
+        same_bytes(&part("scales"), &scales, want.scales().bytes())?;
         same_bytes(&part("codes"), &gpu.result(&part("codes"), &self.codes)?, want.codes())
     }
 }

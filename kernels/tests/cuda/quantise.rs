@@ -6,7 +6,7 @@ use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::tensor::DType;
 use shoal_kernels::{Quantized, ScaleFormat, Tensor, Tiling, f32_to_bf16};
 
-use super::gpu::{Case, Gpu, Guarded, same_bytes, scale_bytes};
+use super::gpu::{Case, Gpu, Guarded, same_bytes};
 
 const SIZES: [(usize, usize); 16] = [
     (1, 1),
@@ -117,7 +117,7 @@ impl Pair {
         let what = |part: &str| format!("{part} of {:?} tiles", self.tiling);
         let (scales, codes) = (what("scales"), what("codes"));
         let got = gpu.result(&scales, &self.scales)?;
-        same_bytes(&scales, &got, &scale_bytes(self.want.scales()))?;
+        same_bytes(&scales, &got, self.want.scales().bytes())?;
         same_bytes(&codes, &gpu.result(&codes, &self.codes)?, self.want.codes())
     }
 }
@@ -159,7 +159,7 @@ fn check(
         }
         Kernel::Requantise => {
             let row = Quantized::quantise(&x, Tiling::Row, format);
-            let (codes, scales) = (gpu.upload(row.codes()), gpu.upload(&scale_bytes(row.scales())));
+            let (codes, scales) = (gpu.upload(row.codes()), gpu.upload(row.scales().bytes()));
             let by_row = QuantizedSlices { codes: codes.all(), scales: scales.all(), format };
             let out = Pair::new(gpu, shape, row.requantise_columns(), Tiling::Column, format);
             kernels.requantise_columns(&gpu.stream, by_row, out.slices(), shape).unwrap();

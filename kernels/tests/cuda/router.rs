@@ -5,8 +5,7 @@ use shoal_kernels::cuda::router::{Back, Gradients, Routing, Size};
 use shoal_kernels::router::{self as cpu, RouterShape};
 use shoal_kernels::tensor::{DType, Tensor};
 
-use super::attention::f32s;
-use super::gpu::{Case, Gpu, Guarded, same_bytes};
+use super::gpu::{Case, Gpu, Guarded, f32s, same_bytes};
 use super::honest::{Change, GONE, Mutant, mutant};
 
 const TINY: RouterShape = RouterShape {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use shoal_kernels::DType;
-use shoal_kernels::cuda::{Block, DeviceError, Slice, gemm};
+use shoal_kernels::cuda::{Block, DeviceError, dispatch, gemm, swiglu};
 
-use super::ffn::{Ffn, FfnKept, Gates};
+use super::ffn::{Ffn, FfnKept};
 use super::gpu::Gpu;
 use super::halves::{Cached, Deferred};
 use super::matrix::{Matrix, Operand};
@@ -33,9 +33,6 @@ pub(super) struct Gathered {
     places: Vec<u32>,
 }
 
-/// No row: a gap that is zero.
-const NOBODY: u32 = u32::MAX;
-
 impl Gathered {
     pub(super) fn new(gpu: &Gpu, received: &Received, experts: usize) -> Result<Self, DeviceError> {
         let pairs = received.experts();
@@ -51,7 +48,7 @@ impl Gathered {
             ranges.extend([rows as u32, (rows + count) as u32]);
             rows = (rows + count).next_multiple_of(TILE);
         }
-        let mut sources = vec![NOBODY; rows];
+        let mut sources = vec![dispatch::NONE; rows];
         let mut places = Vec::with_capacity(pairs.len());
         let first = received.first();
         for (row, bounds) in first.windows(2).enumerate() {
@@ -161,7 +158,7 @@ pub(super) fn backward_input(
     let ExpertsKept { rows, gathered, gates, activations, .. } = kept;
     let d_y = gathered.gather(gpu, &d_rows)?;
     let d_gates = gpu.block("gradients of gates", gathered.rows * 4)?;
-    let both = Gates { gates: gates.all(), d_gates: d_gates.all() };
+    let both = swiglu::Gates { gates: gates.all(), d_gates: d_gates.all() };
     let by_expert = (Some(both), Some(gathered.groups()));
     let gradients = ffn.backward_input((gpu, p), &activations, by_expert, &d_y)?;
     let sides = (
@@ -170,13 +167,6 @@ pub(super) fn backward_input(
     );
     let d_x = ffn.defer(gradients, sides, Some(&gathered), deferred);
     let sums = gathered.sum(gpu, &d_x)?;
-    let d_gates = floats(gpu, d_gates.all())?;
+    let d_gates: Vec<f32> = gpu.download_all(d_gates.all())?;
     Ok((sums, gathered.by_pair(&d_gates)))
-}
-
-/// FP32 numbers; waits for the device.
-pub(super) fn floats(gpu: &Gpu, from: Slice<'_>) -> Result<Vec<f32>, DeviceError> {
-    let mut values = vec![0.0; from.bytes() / 4];
-    gpu.stream.download(from, bytemuck::cast_slice_mut(&mut values))?;
-    Ok(values)
 }

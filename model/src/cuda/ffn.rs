@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_kernels::cuda::quantise::Shape;
-use shoal_kernels::cuda::{DeviceError, Slice, gemm, rmsnorm, swiglu};
+use shoal_kernels::cuda::{DeviceError, Slice, gemm, swiglu};
 use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, Tiling};
 
@@ -38,13 +38,6 @@ pub(super) struct FfnGradients {
     h: Operand,
     d_g: Operand,
     d_u: Operand,
-}
-
-/// Gates of rows, and where their gradients go.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Gates<'a> {
-    pub(super) gates: Slice<'a>,
-    pub(super) d_gates: Slice<'a>,
 }
 
 impl Ffn {
@@ -93,11 +86,10 @@ impl Ffn {
         &self,
         (gpu, p): (&Gpu, &Parameters),
         kept: &FfnKept,
-        (gates, groups): (Option<Gates<'_>>, Option<gemm::Groups<'_>>),
+        (gates, groups): (Option<swiglu::Gates<'_>>, Option<gemm::Groups<'_>>),
         d_y: &Operand,
     ) -> Result<FfnGradients, DeviceError> {
         let d_h = gpu.grouped_input_gradient(p.weight(self.down), d_y, DType::Bf16, groups)?;
-        let gates = gates.map(|Gates { gates, d_gates }| swiglu::Gates { gates, d_gates });
         let shape = Shape { rows: d_h.rows, cols: d_h.cols };
         let (h, d_g, d_u) = match (&kept.g, &kept.u) {
             (Operand::Bf16(g), Operand::Bf16(u)) => {
@@ -188,17 +180,13 @@ impl Dense {
         Self { arithmetic, norm, eps, ffn: Ffn::new(p, arithmetic, layer, "mlp") }
     }
 
-    fn sizes(&self, x: &Matrix) -> rmsnorm::Norm {
-        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.eps }
-    }
-
     pub(super) fn forward(
         &self,
         (gpu, p): (&Gpu, &Parameters),
         x: Matrix,
     ) -> Result<(Matrix, DenseKept), DeviceError> {
         let gain = p.master(self.norm);
-        let n = Arc::new(gpu.normed(x.packed(), gain, self.sizes(&x), self.arithmetic.input)?);
+        let n = Arc::new(gpu.normed(x.packed(), gain, x.norm(self.eps), self.arithmetic.input)?);
         let (y, ffn) = self.ffn.forward((gpu, p), &n, (None, None), DType::Bf16)?;
         gpu.add(&y, &x)?;
         Ok((y, DenseKept { x, n, ffn }))
@@ -215,6 +203,6 @@ impl Dense {
         let gradients = self.ffn.backward_input((gpu, p), &kept.ffn, (None, None), &d_y_operand)?;
         let sides = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
         let d_n = self.ffn.defer(gradients, sides, None, deferred);
-        gpu.norm_backward_onto(p, self.norm, self.sizes(&kept.x), (&kept.x, &d_n), d_y)
+        gpu.norm_backward_onto(p, self.norm, kept.x.norm(self.eps), (&kept.x, &d_n), d_y)
     }
 }

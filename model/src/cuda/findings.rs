@@ -53,9 +53,8 @@ impl Findings {
             None => (self.places.len(), None),
         };
         for (block, findings) in self.blocks.iter().zip(self.places[..checks].chunks(PLACES)) {
-            let bytes = gpu.download_bytes(block.slice(0..findings.len() * 8))?;
-            let places = bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
-            let found = places.zip(findings).find(|(place, _)| *place != reduce::NONE);
+            let places: Vec<u64> = gpu.download_all(block.slice(0..findings.len() * 8))?;
+            let found = places.iter().zip(findings).find(|(place, _)| **place != reduce::NONE);
             if let Some((_, finding)) = found {
                 return Ok(Some(finding.clone()));
             }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use shoal_kernels::cuda::quantise::Shape;
 use shoal_kernels::cuda::{
     Arena, Block, Device, DeviceError, Rows, Slice, Stream, adamw, attention, cross_entropy,
@@ -20,7 +21,6 @@ use super::parameters::{GroupId, Parameters, Weight};
 /// A cell's part of a device. A clone is the same.
 #[derive(Clone, Debug)]
 pub struct Gpu {
-    pub(super) device: Device,
     pub(super) stream: Arc<Stream>,
     pub(super) arena: Arena,
     pub(super) kernels: Arc<Kernels>,
@@ -78,7 +78,7 @@ impl Gpu {
     pub fn new(device: &Device, kernels: &Arc<Kernels>, bytes: usize) -> Result<Self, DeviceError> {
         let stream = Arc::new(device.stream()?);
         let arena = Arena::new(device, "a cell's memory", bytes)?;
-        Ok(Self { device: device.clone(), stream, arena, kernels: Arc::clone(kernels) })
+        Ok(Self { stream, arena, kernels: Arc::clone(kernels) })
     }
 
     /// How much of its memory is in use, and was at most.
@@ -130,17 +130,24 @@ impl Gpu {
 
     /// Waits for everything queued so far.
     pub(super) fn download(&self, x: &Matrix) -> Result<Tensor, DeviceError> {
-        let bytes = self.download_bytes(x.slice())?;
+        let bytes: Vec<u8> = self.download_all(x.slice())?;
         let shape = [x.rows, x.cols];
         Ok(Tensor::from_bytes(x.dtype, &shape, &bytes)
             .expect("a matrix has the bytes of its shape"))
     }
 
     /// Waits for everything queued so far.
-    pub(super) fn download_bytes(&self, x: Slice<'_>) -> Result<Vec<u8>, DeviceError> {
-        let mut bytes = vec![0; x.bytes()];
-        self.stream.download(x, &mut bytes)?;
-        Ok(bytes)
+    pub(super) fn download_all<T: Pod>(&self, x: Slice<'_>) -> Result<Vec<T>, DeviceError> {
+        let mut values = vec![T::zeroed(); x.bytes() / size_of::<T>()];
+        self.stream.download(x, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The one number of a block. Waits for everything queued so far.
+    pub(super) fn number<T: Pod>(&self, x: &Block) -> Result<T, DeviceError> {
+        let mut value = T::zeroed();
+        self.stream.download(x.all(), bytemuck::bytes_of_mut(&mut value))?;
+        Ok(value)
     }
 
     /// BF16 activations in the form of a Linear's input. In BF16 these are the same numbers, not a copy.
@@ -263,7 +270,7 @@ impl Gpu {
         self.kernels.gemm.input_grad(&self.stream, dy.side(), w.side(), to, shape, groups)
     }
 
-    /// dw += dy^T x, FP32, of one matrix or of those of several experts.
+    /// dw += dy^T x, FP32, of one matrix or of those of several experts; both sides as `by_columns` gives them.
     pub(super) fn add_weight_gradient(
         &self,
         x: &Operand,
@@ -272,13 +279,12 @@ impl Gpu {
         groups: Option<gemm::Groups<'_>>,
     ) -> Result<(), DeviceError> {
         let shape = gemm::Shape { t: x.rows(), n: dy.cols(), k: x.cols() };
-        let (x, dy) = (self.by_columns(x)?, self.by_columns(dy)?);
         let dw = gemm::Output { values: dw, dtype: DType::F32, accumulate: true };
         self.kernels.gemm.weight_grad(&self.stream, dy.side(), x.side(), dw, shape, groups)
     }
 
     /// The same numbers in 128 x 1 tiles, as a weight gradient wants them.
-    fn by_columns(&self, x: &Operand) -> Result<Operand, DeviceError> {
+    pub(super) fn by_columns(&self, x: &Operand) -> Result<Operand, DeviceError> {
         let Operand::Fp8(by_row) = x else { return Ok(x.clone()) };
         let form = (Tiling::Column, by_row.format);
         let codes = self.codes("a side of a weight gradient", form, (by_row.rows, by_row.cols))?;
@@ -351,7 +357,7 @@ impl Gpu {
         ids: &[u32],
         vocabulary: usize,
     ) -> Result<embedding::Tokens, DeviceError> {
-        embedding::Tokens::new(&self.device, &self.stream, ids, vocabulary)
+        embedding::Tokens::new(&self.arena, &self.stream, ids, vocabulary)
     }
 
     /// The embedding's rows of some tokens [T, D].
@@ -443,8 +449,8 @@ impl Gpu {
         Ok(match x {
             Operand::Bf16(x) => linear::Operand::Bf16(self.download(x)?),
             Operand::Fp8(x) => {
-                let codes = self.download_bytes(x.codes.all())?;
-                let scales = self.download_bytes(x.scales.all())?;
+                let codes: Vec<u8> = self.download_all(x.codes.all())?;
+                let scales: Vec<u8> = self.download_all(x.scales.all())?;
                 let form = (Tiling::Row, x.format);
                 let read = Quantized::from_parts((x.rows, x.cols), form, &codes, &scales);
                 linear::Operand::Fp8(read)

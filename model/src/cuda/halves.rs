@@ -31,6 +31,17 @@ pub(super) struct Deferred {
 }
 
 impl Cached {
+    /// Whether it is the very same input, in the same order.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Whole(a), Self::Whole(b)) => Arc::ptr_eq(a, b),
+            (Self::ByExpert(a, to_a), Self::ByExpert(b, to_b)) => {
+                Arc::ptr_eq(a, b) && Arc::ptr_eq(to_a, to_b)
+            }
+            (Self::Whole(_) | Self::Plain(..) | Self::ByExpert(..), _) => false,
+        }
+    }
+
     fn operand(&self, gpu: &Gpu) -> Result<Arc<Operand>, DeviceError> {
         Ok(match self {
             Self::Whole(operand) => Arc::clone(operand),
@@ -40,16 +51,22 @@ impl Cached {
     }
 }
 
-/// The weight half of one microbatch.
+/// The weight half of one microbatch. Neighbours that read one input put it in order once.
 pub(super) fn accumulate(
     gpu: &Gpu,
     p: &Parameters,
     deferred: Vec<Deferred>,
 ) -> Result<(), DeviceError> {
+    let mut last: Option<(Cached, Operand)> = None;
     for Deferred { group, x, d_y, experts } in deferred {
-        let (x, d_y) = (x.operand(gpu)?, d_y.operand(gpu)?);
+        let by_columns = match last.take() {
+            Some((before, by_columns)) if before.is(&x) => by_columns,
+            _ => gpu.by_columns(&*x.operand(gpu)?)?,
+        };
+        let d_y = gpu.by_columns(&*d_y.operand(gpu)?)?;
         let groups = experts.as_ref().map(|gathered| gathered.groups());
-        gpu.add_weight_gradient(&x, &d_y, p.gradient(group), groups)?;
+        gpu.add_weight_gradient(&by_columns, &d_y, p.gradient(group), groups)?;
+        last = Some((x, by_columns));
     }
     Ok(())
 }

@@ -66,7 +66,7 @@ impl Layout {
         let mut host = [0; 3];
         for (number, specification) in specifications.iter().enumerate() {
             let Specification { name, class, role, shape } = specification;
-            let next = &mut host[place(*class)];
+            let next = &mut host[class.index()];
             let size: usize = shape.iter().product();
             match groups.last_mut() {
                 Some(last) if belongs(last, specification) => last.members.end += 1,
@@ -84,7 +84,7 @@ impl Layout {
         }
         let mut sizes = [0; 3];
         for group in &mut groups {
-            let next = &mut sizes[place(group.class)];
+            let next = &mut sizes[group.class.index()];
             group.device = *next;
             *next = (*next + group.len()).next_multiple_of(ALIGNMENT);
         }
@@ -93,7 +93,7 @@ impl Layout {
 
     /// Numbers of a class on the device.
     pub(super) fn size(&self, class: Class) -> usize {
-        self.sizes[place(class)]
+        self.sizes[class.index()]
     }
 
     /// What is copied between host and device, in as few pieces as there are.
@@ -111,14 +111,6 @@ impl Layout {
             }
         }
         runs
-    }
-}
-
-fn place(class: Class) -> usize {
-    match class {
-        Class::Dense => 0,
-        Class::Expert => 1,
-        Class::Embedding => 2,
     }
 }
 
@@ -143,15 +135,13 @@ mod tests {
     use crate::cut::Cut;
     use crate::names::specifications;
 
-    const CLASSES: [Class; 3] = [Class::Dense, Class::Expert, Class::Embedding];
-
     #[test]
     fn every_number_of_the_host_has_one_place_on_the_device() {
         let odd = ModelConfig { moe_intermediate_size: 7, hidden_size: 30, ..ModelConfig::tiny() };
         for config in [ModelConfig::tiny(), odd] {
             let list = specifications(&Cut::whole(config));
             let layout = Layout::of(&list);
-            for class in CLASSES {
+            for class in Class::ALL {
                 let mine = list.iter().filter(|s| s.class == class);
                 let n: usize = mine.map(|s| s.shape.iter().product::<usize>()).sum();
                 let runs = layout.runs(class);

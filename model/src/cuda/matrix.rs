@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shoal_kernels::cuda::elementwise::Vector;
 use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::cuda::window::Columns;
-use shoal_kernels::cuda::{Block, Rows, Slice, gemm};
+use shoal_kernels::cuda::{Block, Rows, Slice, gemm, rmsnorm};
 use shoal_kernels::{DType, ScaleFormat};
 
 /// Row-major, without gaps. A clone is the same numbers; they live in their cell's arena as long as any of them.
@@ -42,6 +42,11 @@ impl Matrix {
 
     pub(super) fn len(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The sizes of a norm of its rows.
+    pub(super) fn norm(&self, eps: f32) -> rmsnorm::Norm {
+        rmsnorm::Norm { rows: self.rows, cols: self.cols, eps }
     }
 
     /// As numbers one after the other.

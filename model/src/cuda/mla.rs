@@ -131,7 +131,7 @@ impl Mla {
     }
 
     fn latents(&self, gpu: &Gpu, p: &Parameters, x: &Matrix) -> Result<Latents, DeviceError> {
-        let n = self.normed((gpu, p), x.packed(), self.norm, self.block_norm(x))?;
+        let n = self.normed((gpu, p), x.packed(), self.norm, x.norm(self.config.rms_norm_eps))?;
         let query = match self.query {
             Query::Direct(_) => None,
             Query::LowRank { a, norm, .. } => {
@@ -224,7 +224,8 @@ impl Mla {
         // The gradient of the rotated key stands behind it already.
         half.norm(self.kv_norm, kv.rows_from(0), &d_after, d_kv.rows_from(0))?;
         half.linear_onto(self.kv_a, n, &d_kv, &d_n)?;
-        self.block_backward(gpu, p, (&kept.x, &d_n), d_y)
+        let norm = kept.x.norm(self.config.rms_norm_eps);
+        gpu.norm_backward_onto(p, self.norm, norm, (&kept.x, &d_n), d_y)
     }
 
     /// Gradients of the queries [T, H (nope + rope)], of what the latent gave [T, H (nope + value)], and, in its last
@@ -265,21 +266,6 @@ impl Mla {
         let turned = (d_k_rope.slice(), turns.all());
         kernels.rope.sum_back(stream, turned, d_kv.rows_from(rank), keys)?;
         Ok((d_q, d_kv_b, d_kv))
-    }
-
-    /// Through the block's norm, and past it.
-    fn block_backward(
-        &self,
-        gpu: &Gpu,
-        p: &Parameters,
-        (x, d_n): (&Matrix, &Matrix),
-        d_y: &Matrix,
-    ) -> Result<Matrix, DeviceError> {
-        gpu.norm_backward_onto(p, self.norm, self.block_norm(x), (x, d_n), d_y)
-    }
-
-    fn block_norm(&self, x: &Matrix) -> rmsnorm::Norm {
-        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.config.rms_norm_eps }
     }
 
     fn rank(&self) -> usize {

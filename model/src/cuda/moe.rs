@@ -4,12 +4,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use shoal_kernels::cuda::{Block, DeviceError, rmsnorm, router};
+use shoal_kernels::cuda::{Block, DeviceError, router};
 use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, Tensor};
 use shoal_plan::model::ModelConfig;
 
-use super::experts::{self, ExpertsKept, floats};
+use super::experts::{self, ExpertsKept};
 use super::ffn::{Ffn, FfnKept};
 use super::gpu::Gpu;
 use super::halves::{Cached, Deferred};
@@ -47,9 +47,8 @@ pub(super) struct MoeKept {
     x: Matrix,
     n: Arc<Operand>,
     routing: Routing,
-    /// Tokens that chose each expert.
-    pub(super) counts: Vec<u32>,
-    pub(super) balance: f64,
+    /// [T, K].
+    pub(super) chosen: Vec<u32>,
     /// What went where, by shard.
     sent: Vec<Outgoing>,
     experts: ExpertsKept,
@@ -64,7 +63,14 @@ struct Routing {
     gates: Block,
     counts: Block,
     load: Block,
-    balance: Block,
+    balance: Arc<Block>,
+}
+
+impl MoeKept {
+    /// Where the balance loss, summed over the sequences, will be.
+    pub(super) fn balance(&self) -> &Arc<Block> {
+        &self.routing.balance
+    }
 }
 
 impl Routing {
@@ -112,16 +118,16 @@ impl Moe {
         run: &mut Run<'_>,
     ) -> Result<(Matrix, MoeKept), Error> {
         let (gpu, layer) = (run.gpu, self.layer);
-        let plain = gpu.plain_norm(p, self.norm, self.sizes(&x), x.packed())?;
+        let plain = gpu.plain_norm(p, self.norm, x.norm(self.config.rms_norm_eps), x.packed())?;
         let routing = self.route(gpu, p, bias, (&plain, run.shape.tokens))?;
         let n = Arc::new(gpu.operand(&plain, self.arithmetic.input)?);
         drop(plain);
-        // The one wait of a layer: how many rows go where is for the host to know.
-        let gates = floats(gpu, routing.gates.all())?;
+        // How many rows go where is for the host to know, and it hands them on.
+        let gates: Vec<f32> = gpu.download_all(routing.gates.all())?;
         if !gates.iter().all(|gate| gate.is_finite()) {
             run.findings.note(NonFinite::forward(layer, format!("layer {layer} forward, router")));
         }
-        let chosen = words(gpu, &routing.chosen)?;
+        let chosen: Vec<u32> = gpu.download_all(routing.chosen.all())?;
         let sent = Outgoing::of(&chosen, self.config.num_experts_per_tok as usize, &self.owners);
         let on_host = gpu.download_operand(&n)?;
         let outgoing = sent.iter().map(|rows| rows.message(&on_host, &gates)).collect();
@@ -129,15 +135,15 @@ impl Moe {
         let received = Received::read(&incoming, &self.row_form(self.arithmetic.input))
             .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
         messages::give(incoming);
-        let rows_from = received.rows_from().to_vec();
         let (sums, experts) =
             experts::forward((gpu, p), &self.experts, received, self.local.len())?;
         run.check(&sums, NonFinite::forward(layer, format!("layer {layer} experts forward")))?;
+        let sums = gpu.download(&sums)?;
+        // While rows travel.
         let shared = self.shared.map(|ffn| ffn.forward((gpu, p), &n, (None, None), DType::F32));
         let (also, shared) = shared.transpose()?.unzip();
 
-        let sums = gpu.download(&sums)?;
-        let replies = dispatch::split_rows(&sums, &rows_from, &vec![0; rows_from.len()]);
+        let replies = dispatch::split_rows(&sums, experts.rows_from(), &vec![0; sent.len()]);
         let incoming = run.all_to_all(layer, "combine", replies)?;
         let mut values = Vec::with_capacity(sent.len());
         for (shard, (rows, reply)) in sent.iter().zip(&incoming).enumerate() {
@@ -152,9 +158,7 @@ impl Moe {
         messages::give(incoming);
         let y = self.by_token(gpu, (&sent, &values), (x.rows, also.as_ref()), DType::Bf16)?;
         gpu.add(&y, &x)?;
-        let counts = words(gpu, &routing.counts)?;
-        let balance = super::tail::loss_sum(gpu, &routing.balance)?;
-        Ok((y, MoeKept { x, n, routing, counts, balance, sent, experts, shared }))
+        Ok((y, MoeKept { x, n, routing, chosen, sent, experts, shared }))
     }
 
     fn route(
@@ -173,7 +177,7 @@ impl Moe {
             gates: gpu.block("gates", 4 * t * k)?,
             counts: gpu.block("counts of experts", 4 * e)?,
             load: gpu.block("load of experts", 4 * sequences * e)?,
-            balance: gpu.block("the balance loss", 8)?,
+            balance: Arc::new(gpu.block("the balance loss", 8)?),
         };
         let bias = gpu.upload_bytes("router biases", bytemuck::cast_slice(bias))?;
         let terms = gpu.block("terms of the balance loss", 4 * t)?;
@@ -237,6 +241,8 @@ impl Moe {
         let (d_sums, d_pairs) =
             experts::backward_input((gpu, p), &self.experts, kept.experts, d_rows, deferred)?;
         run.check(&d_sums, NonFinite::backward(layer, format!("layer {layer} backward, experts")))?;
+        let d_sums = gpu.download(&d_sums)?;
+        // While rows travel.
         let shared = self.shared.zip(kept.shared).map(|(ffn, shared)| {
             let gradients = ffn.backward_input((gpu, p), &shared, (None, None), &d_y_operand)?;
             let sides = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
@@ -244,7 +250,6 @@ impl Moe {
         });
         let shared = shared.transpose()?;
 
-        let d_sums = gpu.download(&d_sums)?;
         let mut replies = dispatch::split_rows(&d_sums, &rows_from, &pairs_from);
         dispatch::place_gate_gradients(&mut replies, &d_pairs, &pairs_from);
         let incoming = run.all_to_all(layer, "gradient combine", replies)?;
@@ -278,7 +283,7 @@ impl Moe {
     ) -> Result<Matrix, DeviceError> {
         let gpu = run.gpu;
         let shape = router_shape(&self.config, run.shape.tokens);
-        let n = gpu.plain_norm(p, self.norm, self.sizes(x), x.packed())?;
+        let n = gpu.plain_norm(p, self.norm, x.norm(self.config.rms_norm_eps), x.packed())?;
         let d_gates = gpu.upload_bytes("gradients of gates", bytemuck::cast_slice(d_gates))?;
         let d_logits = gpu.block("gradients of the router", 4 * x.rows * shape.experts)?;
         let back = router::Back { d_gates: d_gates.all(), balance_weight: run.scale.balance };
@@ -292,11 +297,7 @@ impl Moe {
             ((n.slice(), p.master(self.router)), router::Size { t: x.rows, d: x.cols });
         let decided = routing.slices();
         gpu.kernels.router.backward(&gpu.stream, read, decided, back, out, size, &shape)?;
-        gpu.norm_backward_onto(p, self.norm, self.sizes(x), (x, d_n), d_y)
-    }
-
-    fn sizes(&self, x: &Matrix) -> rmsnorm::Norm {
-        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.config.rms_norm_eps }
+        gpu.norm_backward_onto(p, self.norm, x.norm(self.config.rms_norm_eps), (x, d_n), d_y)
     }
 
     /// Width and dtype of the rows that come back.
@@ -312,11 +313,4 @@ impl Moe {
     fn malformed(&self, leg: &'static str, shard: usize, problem: String) -> Error {
         Error::Malformed { layer: self.layer, leg, shard, problem }
     }
-}
-
-/// Words of 32 bits; waits for the device.
-fn words(gpu: &Gpu, from: &Block) -> Result<Vec<u32>, DeviceError> {
-    let mut words = vec![0; from.bytes() / 4];
-    gpu.stream.download(from.all(), bytemuck::cast_slice_mut(&mut words))?;
-    Ok(words)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shoal_kernels::DType;
-use shoal_kernels::cuda::{DeviceError, embedding, rmsnorm};
+use shoal_kernels::cuda::{DeviceError, embedding};
 use shoal_plan::model::ModelConfig;
 
 use super::gpu::Gpu;
@@ -74,7 +74,7 @@ impl Mtp {
         let gpu = run.gpu;
         let inputs = gpu.tokens(inputs, p.weight(self.embedding).n)?;
         let e = gpu.embedded(p, self.embedding, &inputs)?;
-        let (d, sizes) = (hidden.cols, self.sizes(hidden));
+        let (d, sizes) = (hidden.cols, hidden.norm(self.eps));
         let eh = gpu.matrix("embedding and hidden", DType::Bf16, (hidden.rows, 2 * d))?;
         let norm = |x: &Matrix, gain, first| {
             let inputs = (x.packed(), p.master(gain), None);
@@ -96,11 +96,7 @@ impl Mtp {
         p: &Parameters,
         kept: &MtpKept,
     ) -> Result<Matrix, DeviceError> {
-        gpu.plain_norm(p, self.norm, self.sizes(&kept.x), kept.x.packed())
-    }
-
-    fn sizes(&self, x: &Matrix) -> rmsnorm::Norm {
-        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.eps }
+        gpu.plain_norm(p, self.norm, kept.x.norm(self.eps), kept.x.packed())
     }
 
     /// The input half: the gradient of `hidden`, which is computed again by the caller, from that of
@@ -113,7 +109,7 @@ impl Mtp {
         run: &mut Run<'_>,
         deferred: &mut Vec<Deferred>,
     ) -> Result<Matrix, Error> {
-        let (gpu, sizes) = (run.gpu, self.sizes(hidden));
+        let (gpu, sizes) = (run.gpu, hidden.norm(self.eps));
         let like = |what| gpu.matrix(what, DType::Bf16, (hidden.rows, hidden.cols));
         let d_x = like("the gradient of a module's layer")?;
         let sides = (kept.x.packed(), d_normed.packed());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_kernels::Tensor;
 use shoal_kernels::adamw::AdamStep;
-use shoal_kernels::cuda::embedding;
+use shoal_kernels::cuda::{Block, embedding};
 
 use super::findings::Findings;
 use super::gpu::Gpu;
@@ -16,7 +16,7 @@ use super::mla::Turns;
 use super::moe::MoeKept;
 use super::parameters::{GroupId, Parameters};
 use super::run::Run;
-use super::tail::{LossSum, LossSums, Tail, TailKept, loss_sum};
+use super::tail::{LossSum, LossSums, Tail, TailKept};
 use crate::arithmetic::Arithmetic;
 use crate::batch::{Batch, BatchShape};
 use crate::cut::Cut;
@@ -45,7 +45,7 @@ pub(crate) struct Network {
     deferred: BTreeMap<u32, Vec<Deferred>>,
     /// Sums that are still on the device.
     losses: Vec<LossSums>,
-    balance_sum: f64,
+    balances: Vec<Arc<Block>>,
     findings: Findings,
 }
 
@@ -81,7 +81,7 @@ impl Network {
             kept: BTreeMap::new(),
             deferred: BTreeMap::new(),
             losses: Vec::new(),
-            balance_sum: 0.0,
+            balances: Vec::new(),
             findings: Findings::default(),
             parameters: p,
             cut: cut.clone(),
@@ -141,7 +141,8 @@ impl Network {
         } else {
             output = Some(gpu.download(&x)?);
         }
-        self.balance_sum += kept.count(self.cut.config.n_routed_experts, counts);
+        kept.count(self.cut.config.n_routed_experts, counts);
+        self.balances.extend(kept.moes().map(|moe| Arc::clone(moe.balance())));
         self.kept.insert(microbatch, kept);
         Ok(output)
     }
@@ -223,12 +224,14 @@ impl Network {
 
     /// Losses since the last call; waits for the device.
     pub(crate) fn take_losses(&mut self) -> Result<Losses, Error> {
-        let mut losses =
-            Losses { balance_sum: std::mem::take(&mut self.balance_sum), ..Losses::default() };
+        let mut losses = Losses::default();
+        for balance in std::mem::take(&mut self.balances) {
+            losses.balance_sum += self.gpu.number::<f64>(&balance)?;
+        }
         for LossSums { main, mtp } in std::mem::take(&mut self.losses) {
-            losses.main_sum += loss_sum(&self.gpu, &main.sum)?;
+            losses.main_sum += self.gpu.number::<f64>(&main.sum)?;
             for LossSum { sum, share } in mtp {
-                losses.mtp_sum += loss_sum(&self.gpu, &sum)? * share;
+                losses.mtp_sum += self.gpu.number::<f64>(&sum)? * share;
             }
         }
         Ok(losses)
@@ -270,27 +273,27 @@ impl Network {
         self.kept.clear();
         self.deferred.clear();
         self.losses.clear();
-        self.balance_sum = 0.0;
+        self.balances.clear();
         self.parameters.zero_gradients(&self.gpu)?;
         Ok(self.findings.clear(&self.gpu)?)
     }
 }
 
 impl Kept {
-    /// Adds the routing counts [layers, E]; returns the balance losses.
-    fn count(&self, experts: u32, counts: &mut [u64]) -> f64 {
+    /// What the routers decided, in the order of `Cut::moe_layers`.
+    fn moes(&self) -> impl Iterator<Item = &MoeKept> {
         let mtp = self.tail.iter().flat_map(|tail| &tail.mtp);
-        let moes = self.layers.iter().chain(mtp.map(|(mtp, _)| &mtp.layer));
-        let mut balance = 0.0;
+        self.layers.iter().chain(mtp.map(|(mtp, _)| &mtp.layer)).filter_map(LayerKept::moe)
+    }
+
+    /// Adds the routing counts [layers, E].
+    fn count(&self, experts: u32, counts: &mut [u64]) {
         let rows = counts.chunks_exact_mut(experts.max(1) as usize);
-        for (moe, counts) in moes.filter_map(LayerKept::moe).zip(rows) {
-            let MoeKept { counts: routed, balance: sum, .. } = moe;
-            balance += sum;
-            for (count, routed) in counts.iter_mut().zip(routed) {
-                *count += u64::from(*routed);
+        for (moe, counts) in self.moes().zip(rows) {
+            for expert in &moe.chosen {
+                counts[*expert as usize] += 1;
             }
         }
-        balance
     }
 }
 

@@ -186,16 +186,6 @@ fn download(
     Ok(())
 }
 
-const CLASSES: [Class; 3] = [Class::Dense, Class::Expert, Class::Embedding];
-
-fn place(class: Class) -> usize {
-    match class {
-        Class::Dense => 0,
-        Class::Expert => 1,
-        Class::Embedding => 2,
-    }
-}
-
 impl Parameters {
     /// Room for everything that `host` has, and its numbers.
     pub(super) fn new(
@@ -267,13 +257,13 @@ impl Parameters {
     fn of(&self, id: GroupId, size: usize, which: impl Fn(&Numbers) -> &Block) -> Slice<'_> {
         let group = &self.layout.groups[id.0];
         let span = group.span();
-        which(&self.numbers[place(group.class)]).slice(span.start * size..span.end * size)
+        which(&self.numbers[group.class.index()]).slice(span.start * size..span.end * size)
     }
 
     /// Copies the host's masters, moments and average here, and makes what compute reads of them.
     pub(super) fn push(&self, gpu: &Gpu, host: &host::Parameters) -> Result<(), DeviceError> {
-        for class in CLASSES {
-            let (numbers, arena) = (&self.numbers[place(class)], host.arena(class));
+        for class in Class::ALL {
+            let (numbers, arena) = (&self.numbers[class.index()], host.arena(class));
             let runs = &numbers.runs;
             upload(gpu, runs, &numbers.master, cast_slice(&arena.master), 4)?;
             let [first, second] = arena.moment_bytes();
@@ -288,8 +278,8 @@ impl Parameters {
 
     /// Copies masters, moments and average back, and waits for them.
     pub(super) fn fetch(&self, gpu: &Gpu, host: &mut host::Parameters) -> Result<(), DeviceError> {
-        for class in CLASSES {
-            let (numbers, arena) = (&self.numbers[place(class)], host.arena_mut(class));
+        for class in Class::ALL {
+            let (numbers, arena) = (&self.numbers[class.index()], host.arena_mut(class));
             let runs = &numbers.runs;
             download(gpu, runs, &numbers.master, cast_slice_mut(&mut arena.master), 4)?;
             let size = self.moments.size();
@@ -309,8 +299,8 @@ impl Parameters {
         gpu: &Gpu,
         host: &mut host::Parameters,
     ) -> Result<(), DeviceError> {
-        for class in CLASSES {
-            let numbers = &self.numbers[place(class)];
+        for class in Class::ALL {
+            let numbers = &self.numbers[class.index()];
             let to = cast_slice_mut(host.gradients_mut(class));
             download(gpu, &numbers.runs, &numbers.gradient, to, 4)?;
         }
@@ -323,8 +313,8 @@ impl Parameters {
         gpu: &Gpu,
         host: &host::Parameters,
     ) -> Result<(), DeviceError> {
-        for class in CLASSES {
-            let numbers = &self.numbers[place(class)];
+        for class in Class::ALL {
+            let numbers = &self.numbers[class.index()];
             let from = cast_slice(host.gradients(class));
             upload(gpu, &numbers.runs, &numbers.gradient, from, 4)?;
         }
@@ -378,13 +368,11 @@ impl Parameters {
                 gpu.kernels.adamw.step(&gpu.stream, state, weight, &adam)?;
             }
         }
-        let mut bytes = [0; 8];
-        gpu.stream.download(sum.all(), &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        gpu.number(&sum)
     }
 
     fn state(&self, class: Class, span: Range<usize>, decay: f32) -> adamw::State<'_> {
-        let numbers = &self.numbers[place(class)];
+        let numbers = &self.numbers[class.index()];
         let moment = self.moments.size();
         adamw::State {
             masters: numbers.master.slice(4 * span.start..4 * span.end),

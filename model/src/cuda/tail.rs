@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use shoal_kernels::DType;
-use shoal_kernels::cuda::{Block, DeviceError, cross_entropy, gemm, rmsnorm};
+use shoal_kernels::cuda::{Block, DeviceError, cross_entropy, gemm};
 use shoal_plan::model::ModelConfig;
 
 use super::gpu::Gpu;
@@ -142,7 +142,7 @@ impl Tail {
         }
         let d_x =
             gpu.matrix("the gradient of the last layer", DType::Bf16, (d_n.rows, d_n.cols))?;
-        let (sides, norm) = ((kept.x.packed(), d_n.packed()), self.sizes(&d_n));
+        let (sides, norm) = ((kept.x.packed(), d_n.packed()), d_n.norm(self.eps));
         gpu.norm_backward(p, (self.norm, norm), sides, d_x.packed(), None)?;
         run.check(&d_x, NonFinite::backward(self.layer, "heads backward"))?;
         Ok(d_x)
@@ -163,15 +163,11 @@ impl Tail {
         gpu.kernels.cross_entropy.evaluate(&gpu.stream, gemm, inputs, out, room, head.shape)?;
         let targets =
             targets.iter().filter(|target| **target != shoal_kernels::cross_entropy::IGNORE);
-        Ok((loss_sum(gpu, &head.total)?, targets.count() as u64))
+        Ok((gpu.number(&head.total)?, targets.count() as u64))
     }
 
     fn normed(&self, gpu: &Gpu, p: &Parameters, x: &Matrix) -> Result<Matrix, DeviceError> {
-        gpu.plain_norm(p, self.norm, self.sizes(x), x.packed())
-    }
-
-    fn sizes(&self, x: &Matrix) -> rmsnorm::Norm {
-        rmsnorm::Norm { rows: x.rows, cols: x.cols, eps: self.eps }
+        gpu.plain_norm(p, self.norm, x.norm(self.eps), x.packed())
     }
 
     fn weight<'a>(&self, p: &'a Parameters) -> gemm::Operand<'a> {
@@ -239,11 +235,4 @@ impl Loss {
     fn out(&self) -> cross_entropy::Losses<'_> {
         cross_entropy::Losses { losses: self.losses.slice(), total: self.total.all() }
     }
-}
-
-/// A sum of losses; waits for the device.
-pub(super) fn loss_sum(gpu: &Gpu, sum: &Block) -> Result<f64, DeviceError> {
-    let mut bytes = [0; 8];
-    gpu.stream.download(sum.all(), &mut bytes)?;
-    Ok(f64::from_le_bytes(bytes))
 }

@@ -198,6 +198,10 @@ impl Stage {
 
     /// The heads, and what the main one reads before its norm [T, D].
     fn through_whole_model(&self, batch: &Batch<'_>) -> Result<(&Tail, Tensor), Error> {
+        assert!(
+            self.device.is_none(),
+            "logits are the host's: its weights are old while a device trains"
+        );
         let whole = self.cut.first && self.cut.experts.len() == 1;
         let (Some(tail), true) = (&self.tail, whole) else {
             let layers = &self.cut.layers;

@@ -5,14 +5,13 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::Generation;
 use shoal_plan::standing::Standing;
 
+use super::to_worker::CELLS_MAX;
 use super::{WireError, hash, raw, readable, reports};
 use crate::message::FromWorker;
 
-/// Cells that one worker may speak of: as many as a grid may have.
-const CELLS_MAX: usize = 1 << 16;
-
 fn few_enough(field: &'static str, got: usize) -> Result<(), WireError> {
-    if got > CELLS_MAX {
+    // One worker speaks of no more than a grid has.
+    if got as u64 > CELLS_MAX {
         return Err(WireError::Count { field, got, want: format!("at most {CELLS_MAX}") });
     }
     Ok(())

@@ -13,7 +13,7 @@ use super::{
 use crate::message::{Assign, Source, ToWorker};
 
 /// Cells in a grid: far above any fleet this serves, and no product of it overflows.
-const CELLS_MAX: u64 = 1 << 16;
+pub(super) const CELLS_MAX: u64 = 1 << 16;
 
 impl TryFrom<raw::ToWorker> for ToWorker {
     type Error = WireError;

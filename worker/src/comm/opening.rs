@@ -233,8 +233,9 @@ fn look_until_joined(
 ) {
     let waits = || {
         let wanted = opening.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let joins = !wanted.contains(&peer);
-        !joins && !opening.over.load(Ordering::Acquire) && opening.deadline.left().is_some()
+        wanted.contains(&peer)
+            && !opening.over.load(Ordering::Acquire)
+            && opening.deadline.left().is_some()
     };
     // Most come at once. Connections are short: whoever accepts one reads its end.
     let looks = opening.link / LOOKS;

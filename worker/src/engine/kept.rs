@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use shoal_model::{Stage, StageOptions};
+use shoal_model::{Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 
@@ -77,6 +77,18 @@ impl Kept {
     ) -> Option<Built> {
         let built = self.cells().remove(&cell)?;
         (built.layout == *layout && built.options == *options).then_some(built)
+    }
+
+    /// The same, else the cell's part of the model with nothing loaded; and the blake3 of the state in it.
+    pub(super) fn take_or_blank(
+        &self,
+        cell: CellId,
+        (layout, options): (&Layout, &StageOptions),
+        cuts: Vec<Cut>,
+    ) -> (Vec<Stage>, Option<String>) {
+        let blank = || cuts.into_iter().map(|cut| Stage::blank(cut, options)).collect();
+        let left = self.take(cell, layout, options);
+        left.map_or_else(|| (blank(), None), |left| (left.stages, left.state))
     }
 
     fn cells(&self) -> MutexGuard<'_, BTreeMap<CellId, Built>> {

@@ -100,17 +100,11 @@ impl Recall {
         let what = (inputs.plan.generation, self.cell, inputs.standing);
         let is_over = || memory.control.is_aborted();
         let fetched = memory.vault.fetch(what, (source, address), self.layout.bytes, &is_over)?;
-        let left = memory.kept.take(self.cell, &self.layout, &self.options);
-        if let Some(left) = left {
-            let mut stages = left.stages;
-            if left.state.as_ref() != Some(&source.blake3) {
-                self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
-            }
-            return Ok((stages, fetched));
+        let form = (&self.layout, &self.options);
+        let (mut stages, state) = memory.kept.take_or_blank(self.cell, form, cuts);
+        if state.as_ref() != Some(&source.blake3) {
+            self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
         }
-        let mut stages: Vec<Stage> =
-            cuts.into_iter().map(|cut| Stage::blank(cut, &self.options)).collect();
-        self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
         Ok((stages, fetched))
     }
 

@@ -2,14 +2,13 @@
 //! builds the cells it will host, and fills them with the newest snapshot that is in memory, whose
 //! hash it proves. At the edge only what has changed since then is left to do.
 
-use shoal_model::{Stage, StageOptions};
+use shoal_model::{Cut, StageOptions};
 use shoal_plan::grid::CellId;
 
 use super::kept::{Built, Kept};
 use super::state::Layout;
 use super::{Control, EngineError};
 use crate::daemon::{Assignment, Prepared};
-use shoal_model::Cut;
 
 /// Gets ready, as far as that goes: a snapshot that is gone meanwhile costs time at the edge and
 /// nothing else.
@@ -42,10 +41,7 @@ fn build(
     let options = StageOptions::from(&job.training);
     let cuts = Cut::of(&job.model, plan, cell);
     let layout = Layout::of(&cuts, &options);
-    let (mut stages, held) = match kept.take(cell, &layout, &options) {
-        Some(built) => (built.stages, built.state),
-        None => (cuts.into_iter().map(|cut| Stage::blank(cut, &options)).collect(), None),
-    };
+    let (mut stages, held) = kept.take_or_blank(cell, (&layout, &options), cuts);
     let source =
         sources.get(cell.0 as usize).filter(|source| held.as_ref() != Some(&source.blake3));
     let Some(source) = source else {

@@ -137,23 +137,13 @@ impl Vault {
         n_bytes: u64,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Arc<Snapshot>, VaultError> {
-        let (shared, step) = (&self.0.shared, standing.step);
-        let here = lock(&shared.store).get(source.cell, step).ok();
-        let here = here.filter(|here| *here.blake3.to_hex() == *source.blake3);
-        let snapshot = if let Some(here) = here {
-            here
-        } else {
-            let (worker, cell) = (source.worker, source.cell);
-            let address = address.ok_or(VaultError::NoAddress { worker, cell })?;
-            Arc::new(shared.fetch((source, address), (generation, standing), n_bytes, is_over)?)
-        };
-        let adopted = lock(&shared.store).adopt(generation, cell, &snapshot);
+        let (what, step) = ((generation, standing), standing.step);
+        let snapshot = self.look((source, address), what, n_bytes, is_over)?;
+        let adopted = lock(&self.0.shared.store).adopt(generation, cell, &snapshot);
         adopted.map_err(|why| VaultError::NotTaken { cell, step, why })?;
         Ok(snapshot)
     }
-}
 
-impl Vault {
     /// A snapshot of any plan, from this worker's memory or from its source: only looked at, and held
     /// nowhere afterwards.
     pub(crate) fn look(

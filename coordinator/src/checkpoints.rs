@@ -33,13 +33,15 @@ pub fn commit(
 ) -> Result<(), Error> {
     let partial = checkpoints.join(partial_name(manifest.standing.step, generation));
     if is_complete(checkpoints, &partial, manifest) {
-        return Ok(());
-    }
-    let completed = complete(checkpoints, &partial, manifest);
-    if completed.is_err() {
-        // Its room may be what the next one lacks.
-        remove(&partial);
-        return completed;
+        // The name may not have been synced, and what follows it not been done.
+        sync_dir(checkpoints)?;
+    } else {
+        let completed = complete(checkpoints, &partial, manifest);
+        if completed.is_err() {
+            // Its room may be what the next one lacks.
+            remove(&partial);
+            return completed;
+        }
     }
     let step = manifest.standing.step;
     // The best may have been seen before `keep_best` was set; then there is nothing to name.

@@ -242,6 +242,27 @@ fn a_crash_at_any_call_of_a_commit_loses_nothing() {
     }
 }
 
+/// A coordinator that dies in a commit is told of it again when it is back: whatever was done by then, the rest is.
+#[test]
+fn a_commit_that_crashed_at_any_call_is_done_by_the_next_try() {
+    let keep = Keep { newest: 1, best: true };
+    let with_best = |manifest: CheckpointManifest, step| {
+        let best = Some(Best { step, loss: 1.0 });
+        CheckpointManifest { standing: Standing { best, ..manifest.standing }, ..manifest }
+    };
+    let (mut at, mut crashed) = (0, true);
+    while crashed {
+        let dir = TestDir::new(&format!("again-{at}"));
+        commit(&dir.0, G1, &with_best(written(&dir.0, 30), 30), keep).unwrap();
+        let manifest = with_best(written(&dir.0, 40), 40);
+        crashed = crashes_at(at, &dir.0, &manifest, keep);
+        commit(&dir.0, G1, &manifest, keep).unwrap();
+        assert_eq!(names(&dir.0), ["best.json", "step-40"], "call {at}");
+        at += 1;
+    }
+    assert!(at >= 10, "only {at} calls were swept");
+}
+
 #[test]
 fn what_lies_in_the_way_of_the_manifest_goes() {
     let dir = TestDir::new("in-the-way");

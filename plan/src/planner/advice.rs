@@ -67,7 +67,7 @@ pub fn binding(question: &Question<'_>, layout: &Layout<'_>, answer: &Answer) ->
     (0..question.fleet.rigs.len()).map(of_rig).collect()
 }
 
-/// Changes with which a job that does not fit would fit, from the cheapest. Each was planned.
+/// Changes with which a job that does not fit would fit, from the cheapest. Each was looked at as `search::fits` does.
 pub fn remedies(question: &Question<'_>) -> Vec<String> {
     let fits = |job: &Job, fleet: &Fleet| fits(&Question { job, fleet, ..*question });
     let mut remedies = Vec::new();

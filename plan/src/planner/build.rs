@@ -183,7 +183,7 @@ impl<'a> Builder<'a> {
         };
         let parts = balance::cut_by(layers, stages, cost).ok_or_else(|| {
             // Layers that find no room, at what one of them takes.
-            let (rig, _) = (self.layout.rig(pattern.units[0][0][0]), 0);
+            let rig = self.layout.rig(pattern.units[0][0][0]);
             let room: usize = most.iter().sum();
             let left = layers.saturating_sub(room).max(1) as u64;
             let per_layer = capacity(self.question, rig) / most[0].max(1) as u64;
@@ -200,10 +200,7 @@ impl<'a> Builder<'a> {
             let paced =
                 pace::step(&halves(*replica), &costs[*replica].1, rounds, candidate.schedule);
             pipeline = pipeline.max(paced.step_s);
-            for (at, (key, _)) in
-                costs.iter().enumerate().filter(|(_, one)| one.0 == costs[*replica].0)
-            {
-                debug_assert!(!key.is_empty());
+            for (at, _) in costs.iter().enumerate().filter(|(_, one)| one.0 == costs[*replica].0) {
                 let first = at * grid.expert_shards as usize;
                 let own: u32 =
                     candidate.shares[first..first + grid.expert_shards as usize].iter().sum();

@@ -79,9 +79,9 @@ pub(super) fn fits(question: &Question<'_>) -> bool {
     let layout = Layout::of(question.fleet);
     let mut search = Search::new(question, &layout);
     search.all();
-    let found: Vec<Candidate> =
-        search.found.values().filter_map(|one| Some(one.built.as_ref().ok()?.1.clone())).collect();
-    found.iter().take(SIMULATED_LARGE).any(|candidate| search.try_out(candidate).is_some())
+    let found = search.found.values().filter_map(|one| Some(one.built.as_ref().ok()?.1.clone()));
+    let found: Vec<Candidate> = found.take(SIMULATED_LARGE).collect();
+    found.iter().any(|candidate| search.try_out(candidate).is_some())
 }
 
 /// What was tried: a pattern and its knobs, and the candidate and its estimate, or the bytes that are lacking.

@@ -55,7 +55,7 @@ impl Check {
         (want, step): (usize, u64),
     ) -> Result<(), DeviceError> {
         if slice.bytes() != want {
-            return self.wrong(format!("{what} has {} bytes, want {want}", slice.bytes()));
+            return self.wrong(format!("{what} has {} bytes, {want} are wanted", slice.bytes()));
         }
         if !slice.is_aligned(step) {
             return self.wrong(format!("{what} begins at no multiple of {step} bytes"));

@@ -74,6 +74,8 @@ impl<'a> Given<'a> {
         bytes: usize,
         element: u64,
     ) -> Result<(), DeviceError> {
+        let got = slice.bytes();
+        self.wants(got == bytes, || format!("{what} has {got} bytes, want {bytes}"))?;
         let step = if bytes == 0 { 1 } else { element };
         self.check.bytes_from(what, slice, (bytes, step))
     }

@@ -84,6 +84,19 @@ fn wait_for(place: &Place, launch: &mut Launch, kind: &str, n: usize) {
     });
 }
 
+/// Waits until a worker that was lost is back and an edge came after that, at which it was given its
+/// cells. Cells also move for other reasons.
+#[track_caller]
+fn wait_until_it_is_back(place: &Place, launch: &mut Launch) {
+    wait_for(place, launch, "rejoined", 1);
+    let moved_since = || {
+        let events = place.events("run");
+        let kinds = events.iter().map(|event| event["kind"].as_str().unwrap());
+        kinds.skip_while(|kind| *kind != "rejoined").any(|kind| kind == "moved")
+    };
+    wait(PATIENCE_SECONDS, "cells to move to the worker that is back", moved_since);
+}
+
 fn pid(place: &Place, worker: u32) -> u32 {
     let workers = place.workers("run");
     let found = workers.iter().find(|(id, _)| *id == worker);
@@ -198,7 +211,7 @@ fn a_worker_is_started_anew_and_gets_its_cells_back() {
     place.wait_for_steps(&mut launch, "run", EARLY);
     let before = pid(&place, 2);
     signal(before, "KILL");
-    wait_for(&place, &mut launch, "moved", 1);
+    wait_until_it_is_back(&place, &mut launch);
     assert_ne!(pid(&place, 2), before);
     let steps = place.losses("run").len();
     place.wait_for_steps(&mut launch, "run", steps + 5);
@@ -215,7 +228,7 @@ fn a_worker_that_slept_past_its_lease_is_fenced_and_comes_back() {
     signal(sleeper, "STOP");
     wait_for(&place, &mut launch, "recovered", 1);
     signal(sleeper, "CONT");
-    wait_for(&place, &mut launch, "moved", 1);
+    wait_until_it_is_back(&place, &mut launch);
     assert_eq!(pid(&place, 1), sleeper, "the same process");
     let steps = place.losses("run").len();
     place.wait_for_steps(&mut launch, "run", steps + 5);

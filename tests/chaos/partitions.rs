@@ -101,7 +101,7 @@ fn inside() {
 /// Cuts, waits until the run goes on without the link, heals, and waits until all are back.
 #[expect(clippy::disallowed_methods, reason = "a figure for people, of real processes")]
 fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
-    let (recovered, moved) = (run.count("recovered"), run.count("moved"));
+    let (recovered, rejoined) = (run.count("recovered"), run.count("rejoined"));
     for (worker, pid) in run.workers() {
         classes.put(worker, pid);
     }
@@ -144,7 +144,9 @@ fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
     for table in ["filter", "mangle"] {
         call("iptables", &["-t", table, "-F"]);
     }
-    run.wait_until(&format!("the worker to be back: {cut:?}"), |run| run.count("moved") > moved);
+    run.wait_until(&format!("the worker to be back: {cut:?}"), |run| {
+        run.count("rejoined") > rejoined && run.last("moved") > run.last("rejoined")
+    });
     println!(
         "  {cut:?}: the run went on after {seconds:.1} s, and took the worker back when the link was \
          whole again"

@@ -61,6 +61,11 @@ impl<'a> Watched<'a> {
         self.events().iter().filter(|event| event.kind == kind).count()
     }
 
+    /// When an event of this kind was last written.
+    pub(crate) fn last(&self, kind: &str) -> Option<f64> {
+        self.events().iter().rfind(|event| event.kind == kind).map(|event| event.time)
+    }
+
     /// Number and process of every worker that is alive.
     pub(crate) fn workers(&self) -> Vec<(u32, u32)> {
         self.place.workers(self.run)

@@ -53,6 +53,7 @@ impl State {
         let restart = self.newest_restart();
         let generation = Generation(self.generation().0 + 1);
         self.take_back_and_say(generation, restart);
+        self.stragglers.may_be_back(self.now_ms);
         if self.stop_wanted && restart.standing.step == self.checkpointed.step {
             return self.finish(Ending::Stopped);
         }

@@ -31,7 +31,8 @@ const STALL_SECONDS: f64 = 0.5;
 /// What is gained must be so many times what a move stalls.
 const WORTH: f64 = 2.0;
 
-/// Between the first and the second move for the sake of shares; each wait is twice the one before.
+/// Between the first and the second move for the sake of shares; each wait is twice the one before. So long it
+/// also waits for a worker that was lost.
 const WAIT_MS: u64 = 15_000;
 const DOUBLINGS_MAX: u32 = 8;
 
@@ -67,6 +68,11 @@ impl Stragglers {
         for (cell, share) in plan.grid.cells().zip(work::shares(job, plan)) {
             self.paces.entry(plan.host(cell)).or_default().share += share;
         }
+    }
+
+    /// A worker was lost. If it comes back, cells move anyway: no move for the sake of shares until then.
+    pub(super) fn may_be_back(&mut self, now_ms: u64) {
+        self.not_before_ms = self.not_before_ms.max(now_ms + WAIT_MS);
     }
 
     /// What a move stalled.
@@ -271,6 +277,18 @@ mod tests {
             ratio = 3.0 / ratio;
         }
         assert_eq!(waits, [0, 15_000, 30_000, 60_000]);
+    }
+
+    #[test]
+    fn shares_wait_for_a_worker_that_may_be_back() {
+        let (job, plan) = four_replicas();
+        let mut stragglers = Stragglers::default();
+        stragglers.plan(&job, &plan);
+        measured(&mut stragglers, 3.0);
+        stragglers.may_be_back(1_000);
+        let mut pays = |now_ms| stragglers.pays(&job, &plan, (now_ms, 1000)).is_some();
+        assert!(!pays(1_000 + WAIT_MS - 1));
+        assert!(pays(1_000 + WAIT_MS));
     }
 
     #[test]

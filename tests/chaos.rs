@@ -23,6 +23,8 @@ mod network;
 #[expect(dead_code, reason = "what other tests need of it")]
 #[path = "processes/place.rs"]
 mod place;
+#[path = "chaos/slow.rs"]
+mod slow;
 
 /// Of the runs that end by themselves.
 const STEPS: u64 = 120;

@@ -161,6 +161,7 @@ fn a_killed_worker_ends_the_job_by_name_and_the_next_launch_continues() {
     let place = Place::new("killed", "    steps: 150\n  checkpoint:\n    every: 2\n");
     let mut launch = place.launch("run", &ALL_OR_NOTHING);
     place.wait_for_steps(&mut launch, "run", 5);
+    place.wait_for_a_checkpoint("run");
     let (id, pid) = place.workers("run")[2];
     signal(pid, "KILL");
     let ended = launch.ended_within(DEATH_SECONDS);
@@ -185,6 +186,7 @@ fn no_worker_outlives_a_killed_launcher() {
     let place = Place::new("orphans", "    steps: 100000\n  checkpoint:\n    every: 2\n");
     let mut launch = place.launch("run", &[]);
     place.wait_for_steps(&mut launch, "run", 3);
+    place.wait_for_a_checkpoint("run");
     assert_eq!(place.workers("run").len(), 4);
     launch.signal("KILL");
     assert_eq!(launch.ended().code, None);

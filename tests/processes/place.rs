@@ -140,6 +140,17 @@ impl Place {
         });
     }
 
+    /// Waits until there is a checkpoint to go on from: steps do not wait for it to be whole.
+    #[track_caller]
+    pub(crate) fn wait_for_a_checkpoint(&self, run: &str) {
+        let directory = self.run_dir(run).join("checkpoints");
+        wait(PATIENCE_SECONDS, "a checkpoint", || {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let names = entries.map(|entry| entry.file_name());
+            names.into_iter().any(|name| name.to_string_lossy().starts_with("step-"))
+        });
+    }
+
     /// Workers of this run that are alive, by number.
     pub(crate) fn workers(&self, run: &str) -> Vec<(u32, u32)> {
         let number = |words: &[String]| after(words, "--id").unwrap().parse().unwrap();

@@ -15,6 +15,7 @@ use anyhow::Context;
 use shoal_plan::plan::{RunId, WorkerId};
 
 use crate::cores::Cores;
+use crate::devices::Devices;
 use crate::{exit, logging};
 
 pub(crate) use coordinator::Coordinator;
@@ -32,6 +33,7 @@ pub(crate) struct Start {
     pub metrics_port: u16,
     /// Programs and files to which workers give way.
     pub yield_to: Vec<String>,
+    pub devices: Devices,
 }
 
 /// The processes, by worker; at most one of each at a time.
@@ -144,6 +146,9 @@ fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Runn
     for sight in &start.yield_to {
         command.args(["--yield-to", sight]);
     }
+    for share in start.devices.of(worker) {
+        command.args(["--gpu", &share.to_string()]);
+    }
     if let Some(cores) = start.cores.of(worker.0 as usize) {
         command.args(["--cores", &cores]);
     }
@@ -219,6 +224,7 @@ mod tests {
             cores: Cores { threads: 1, kept: Err("a test".to_owned()) },
             metrics_port: 0,
             yield_to: Vec::new(),
+            devices: Devices::cpu("a test"),
         };
         // `true` in the place of a worker ends at once, and well.
         let program = PathBuf::from("true");

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
+use shoal_worker::devices::Share;
 
 pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train};
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
@@ -266,6 +267,10 @@ pub(crate) struct Worker {
     /// repeated
     #[arg(long, value_name = "PROGRAM|FILE")]
     pub yield_to: Vec<String>,
+    /// A GPU that it computes on, and how much of its memory it may take; may be repeated. Without it the
+    /// CPU
+    #[arg(long, value_name = "N:BYTES")]
+    pub gpu: Vec<Share>,
     /// Where Prometheus finds it; 0: any free port
     #[arg(long, default_value_t = 0)]
     pub metrics_port: u16,

@@ -11,6 +11,7 @@ use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
 use shoal_worker::Secret;
 use shoal_worker::daemon::{self, Options};
+use shoal_worker::devices::Devices;
 use shoal_worker::engine::CellEngines;
 use shoal_worker::metrics::{Metrics, Peaks};
 use tokio::signal::unix::{self, SignalKind};
@@ -30,7 +31,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     // Before the first thread: those that come later inherit it.
     let kept = if args.cores.is_empty() { Ok(()) } else { cores::keep_to(&args.cores) };
-    let metrics = Metrics::new(args.id, &args.run, peaks(args.threads)?);
+    // What a GPU can do at most is not measured here.
+    let peaks = if args.gpu.is_empty() { peaks(args.threads)? } else { Peaks::default() };
+    let metrics = Metrics::new(args.id, &args.run, peaks);
     let metrics = metrics.context("registering the worker's metrics")?;
     let stands = metrics.clone();
     let who = (args.run_dir.as_path(), Some(args.id));
@@ -67,7 +70,8 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         .build()
         .context("starting the event loop")?;
     let served = metrics.clone();
-    let engines = CellEngines::new(metrics);
+    let devices = Devices::open(&args.gpu).context("opening this worker's GPU")?;
+    let engines = CellEngines::new(metrics, devices);
     let reason = runtime.block_on(async {
         let address = scrape::serve(args.metrics_port, move || served.text()).await?;
         scrape::announce(&metrics_dir, &worker.to_string(), address)?;

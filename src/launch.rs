@@ -18,6 +18,7 @@ use crate::cli;
 use crate::clock::Stopwatch;
 use crate::conducting::Told;
 use crate::cores::Cores;
+use crate::devices::Devices;
 use crate::epochs::Epochs;
 use crate::events::{Kind, Log};
 use crate::exit::Stopped;
@@ -70,14 +71,15 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
     }
+    let devices = Devices::choose(&loaded)?;
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
-    show_plan(&run_dir, &loaded)?;
+    show_plan(&run_dir, &loaded, &devices)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     metrics.also_for_tensorboard(&run_dir.tensorboard());
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
     let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;
-    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store };
+    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store, devices };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     metrics.flush()?;
@@ -111,6 +113,7 @@ struct Work<'a> {
     epochs: Epochs,
     store: Option<Store>,
     events: &'a mut Log,
+    devices: Devices,
 }
 
 /// Where what happens to the run is written down, this launch first of all.
@@ -149,9 +152,10 @@ fn newest_checkpoint(
     Ok(found.manifest.map(|manifest| manifest.standing))
 }
 
-fn show_plan(run_dir: &RunDir, loaded: &Loaded) -> anyhow::Result<()> {
+fn show_plan(run_dir: &RunDir, loaded: &Loaded, devices: &Devices) -> anyhow::Result<()> {
     print(&show::job(loaded.job(), loaded.n_files()));
     print(&show::plan(loaded.job(), &loaded.plan, &cores(loaded.job())));
+    print(&format!("  {devices}"));
     let plan = serde_json::to_value(&loaded.plan).context("writing the plan as JSON")?;
     run_dir.write_json("plan.json", &plan)?;
     // A run that goes on is not finished.
@@ -188,6 +192,7 @@ async fn train(
         logs: run_dir.logs(),
         cores: cores(job),
         yield_to: job.workers.yield_to.clone(),
+        devices: work.devices,
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
     let children = Children::start(job.workers.local, start)?;

@@ -10,6 +10,7 @@ mod conducting;
 mod cores;
 mod curve;
 mod data;
+mod devices;
 mod epochs;
 mod eval;
 mod events;

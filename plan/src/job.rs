@@ -6,6 +6,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::device::DeviceChoice;
 use crate::grid::Grid;
 use crate::learning_rate::LrSchedule;
 use crate::model::ModelConfig;
@@ -181,6 +182,14 @@ pub struct Workers {
     /// there (anything with a slash in it); it comes back by itself. With fewer than `min` others the run pauses.
     #[serde(default)]
     pub yield_to: Vec<String>,
+    /// `auto`: the machine's GPUs where it has some that can train this job, else the CPU. `cpu`. `cuda`: all GPUs.
+    /// `cuda:0,2`: these. They are dealt out to the local workers; several workers may share one, and one worker
+    /// may have several. Losses on a GPU and on a CPU agree within rounding. See `docs/cuda.md`.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// MB of each GPU that the workers take. 0: 90 % of it, and the rest stays with the desktop.
+    #[serde(default)]
+    pub device_mb: u64,
 }
 
 /// When checkpoints are written and how many stay.

@@ -14,6 +14,7 @@ pub mod batch;
 pub mod buddies;
 pub mod checkpoint;
 pub mod cost;
+pub mod device;
 pub mod fleet;
 pub mod globs;
 pub mod gpus;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::{Fault, FaultKind, Trap};
 
@@ -32,13 +32,17 @@ pub(crate) struct Allocation {
     writers: Mutex<Option<Arc<Writers>>>,
 }
 
-/// Who wrote what during one launch.
+/// Who wrote what during one launch. Kept in pages that are made when they are needed: an arena is one
+/// allocation, of which a launch writes little.
 #[derive(Debug)]
 pub(crate) struct Writers {
     launch: u64,
     granule: usize,
-    blocks: Box<[AtomicU32]>,
+    pages: Box<[OnceLock<Box<[AtomicU32]>>]>,
 }
+
+/// Granules of a page.
+const PAGE: usize = 4096;
 
 impl Allocation {
     fn new(base: u64, bytes: usize) -> Allocation {
@@ -132,8 +136,9 @@ impl Allocation {
         if let Some(writers) = writers.as_ref().filter(|writers| writers.launch == launch) {
             return Arc::clone(writers);
         }
-        let blocks = (0..self.bytes.div_ceil(granule)).map(|_| AtomicU32::new(0)).collect();
-        let fresh = Arc::new(Writers { launch, granule, blocks });
+        let n_pages = self.bytes.div_ceil(granule).div_ceil(PAGE);
+        let pages = (0..n_pages).map(|_| OnceLock::new()).collect();
+        let fresh = Arc::new(Writers { launch, granule, pages });
         *writers = Some(Arc::clone(&fresh));
         fresh
     }
@@ -149,7 +154,8 @@ impl Writers {
     pub(crate) fn note(&self, offset: usize, bytes: usize, block: u32) -> Option<u32> {
         let last = offset + bytes.max(self.granule) - self.granule;
         let mut other = None;
-        for granule in &self.blocks[offset / self.granule..=last / self.granule] {
+        for at in offset / self.granule..=last / self.granule {
+            let granule = &self.page(at / PAGE)[at % PAGE];
             // A plain load first: most granules are written once.
             let old = granule.load(Relaxed);
             if old == 0 {
@@ -162,6 +168,10 @@ impl Writers {
             }
         }
         other
+    }
+
+    fn page(&self, index: usize) -> &[AtomicU32] {
+        self.pages[index].get_or_init(|| (0..PAGE).map(|_| AtomicU32::new(0)).collect())
     }
 }
 

@@ -71,9 +71,14 @@ impl Place {
     }
 
     pub(crate) fn launch(&self, run: &str, more: &[&str]) -> Launch {
+        self.launch_by(Command::new(shoal()), run, more)
+    }
+
+    /// The same by a command that runs the binary in surroundings of the caller's.
+    pub(crate) fn launch_by(&self, mut command: Command, run: &str, more: &[&str]) -> Launch {
         let count = fs::read_dir(&self.0).unwrap().count();
         let (out, err) = (self.0.join(format!("{count}.out")), self.0.join(format!("{count}.err")));
-        let child = Command::new(shoal())
+        let child = command
             .arg("launch")
             .arg(self.0.join("job.yaml"))
             .arg("--run-dir")
@@ -241,7 +246,7 @@ fn after(words: &[String], flag: &str) -> Option<String> {
 }
 
 /// The binary under test: a test is told where it is, an example lies in a directory beside it.
-fn shoal() -> PathBuf {
+pub(crate) fn shoal() -> PathBuf {
     let beside = || {
         let own = std::env::current_exe().expect("this program has a file");
         own.parent().and_then(Path::parent).expect("examples/ is beside it").join("shoal")

@@ -35,6 +35,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::{Membership, Mesh, Timeouts};
 use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory, Prepared, TEAR_DOWN};
+use crate::devices::Devices;
 use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
 pub use cell::{Cell, Inputs, Text};
@@ -52,14 +53,16 @@ pub struct CellEngines {
     seat: Arc<Seat>,
     /// What they leave each other.
     kept: Arc<Kept>,
+    devices: Devices,
     /// Calls off what is got ready for a plan that will not come.
     preparing: Arc<Mutex<Arc<Control>>>,
 }
 
 impl CellEngines {
-    /// Engines that are watched.
-    pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, seat: Arc::default(), kept: Arc::default(), preparing: Arc::default() }
+    /// Engines that are watched, and compute on these devices.
+    pub fn new(metrics: Metrics, devices: Devices) -> Self {
+        let (seat, kept, preparing) = (Arc::default(), Arc::default(), Arc::default());
+        Self { metrics, seat, kept, devices, preparing }
     }
 
     fn launch(&self, assignment: Assignment, events: UnboundedSender<EngineEvent>) -> LocalEngine {
@@ -70,10 +73,11 @@ impl CellEngines {
         {
             let (control, mesh) = (Arc::clone(&control), Arc::clone(&mesh));
             let (metrics, kept) = (self.metrics.clone(), Arc::clone(&self.kept));
+            let devices = self.devices.clone();
             std::thread::spawn(move || {
                 // The engine before this one gives back its memory and its hold on the data port.
                 ticket.wait(TEAR_DOWN);
-                let places = (&control, &kept);
+                let places = (&control, &kept, &devices);
                 if let Err(error) = conduct(assignment, places, &mesh, (&metrics, &events)) {
                     report(&events, failed(0, &error));
                 }
@@ -216,11 +220,11 @@ impl EngineFactory for CellEngines {
     fn prepare(&self, assignment: Assignment, told: UnboundedSender<Prepared>) {
         let control = self.call_off_preparing();
         let (ticket, _) = self.seat.queue();
-        let kept = Arc::clone(&self.kept);
+        let (kept, devices) = (Arc::clone(&self.kept), self.devices.clone());
         std::thread::spawn(move || {
             ticket.wait(TEAR_DOWN);
             size_pool(assignment.threads);
-            let prepared = ready::get_ready(&assignment, &control, &kept);
+            let prepared = ready::get_ready(&assignment, &control, (&kept, &devices));
             drop(ticket);
             // The daemon is gone only when the process ends.
             drop(told.send(prepared));
@@ -230,6 +234,7 @@ impl EngineFactory for CellEngines {
     fn release(&self) {
         self.call_off_preparing();
         self.kept.retain(&[]);
+        self.devices.release();
     }
 }
 
@@ -267,7 +272,7 @@ impl Drop for LocalEngine {
 /// all have ended.
 fn conduct(
     assignment: Assignment,
-    (control, kept): (&Arc<Control>, &Arc<Kept>),
+    (control, kept, devices): (&Arc<Control>, &Arc<Kept>, &Devices),
     shared_mesh: &Mutex<Option<Mesh>>,
     (metrics, events): (&Metrics, &UnboundedSender<EngineEvent>),
 ) -> Result<(), EngineError> {
@@ -298,13 +303,14 @@ fn conduct(
     metrics.begins(assignment.plan.generation, cells.len(), assignment.job.training.precision);
     let (news, gathered) = channel();
     let mut threads = Vec::new();
-    for cell in &cells {
+    for (nth, cell) in cells.iter().enumerate() {
         let (inputs, control, news) = (Arc::clone(&inputs), Arc::clone(control), news.clone());
+        let devices = devices.clone();
         let (cell, clock) = (*cell, Arc::new(CellClock::default()));
         let comm = Metered::new(mesh.endpoint(cell), metrics.clone(), Arc::clone(&clock));
         let watch = StepWatch::new(metrics.clone(), clock);
         threads.push(std::thread::spawn(move || {
-            cell::run((cell, watch), &inputs, comm, &control, &news);
+            cell::run((cell, watch), &inputs, (comm, &devices, nth), &control, &news);
         }));
     }
     drop(news);

@@ -6,6 +6,7 @@
 
 pub mod comm;
 pub mod daemon;
+pub mod devices;
 pub mod engine;
 pub mod metrics;
 pub mod session;

@@ -43,6 +43,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Gives up what is on the device: passes run here again, on the parameters that are here.
+    pub fn leave_device(&mut self) {
+        self.device = None;
+    }
+
     /// Ends the passes of a step: gradients, losses and findings are here afterwards. Waits for the device; without one
     /// there is nothing to do.
     ///

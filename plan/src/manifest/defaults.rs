@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::Parallelism;
+use crate::device::DeviceChoice;
 use crate::grid::Grid;
 use crate::job::{
     Checkpoint, EvaluationPlan, MemorySnapshots, MetricsSettings, Precision, Training, Workers,
@@ -82,7 +83,16 @@ pub(super) fn parallelism() -> Parallelism {
 }
 
 pub(super) fn workers() -> Workers {
-    Workers { local: 1, threads: 0, pin: true, min: 1, restarts: 5, yield_to: Vec::new() }
+    Workers {
+        local: 1,
+        threads: 0,
+        pin: true,
+        min: 1,
+        restarts: 5,
+        yield_to: Vec::new(),
+        device: DeviceChoice::Auto,
+        device_mb: 0,
+    }
 }
 
 pub(super) fn checkpoint() -> Checkpoint {

@@ -70,6 +70,8 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
     const SPEED: &str = "harmless: changes only the speed";
     const ORDER: &str = "harmless: changes only the speed, every loss stays the same bits";
     const ROUNDING: &str = "harmless: sums run in another order, so losses go on within rounding";
+    const DEVICE: &str =
+        "harmless: a GPU and a CPU agree within rounding, so losses go on within it";
     const STORE: &str = "harmless: changes only what is kept";
     const SHOWN: &str = "harmless: changes only what is measured and shown";
     let (section, rest) = path.split_once('.').unwrap_or((path, ""));
@@ -77,6 +79,7 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
         "name" => ("metadata.name".to_owned(), false, "names another run"),
         "grid" | "division" => (format!("spec.parallelism.{rest}"), true, ROUNDING),
         "schedule" => ("spec.parallelism.schedule".to_owned(), true, ORDER),
+        "workers" if path == "workers.device" => (format!("spec.{path}"), true, DEVICE),
         "workers" => (format!("spec.{path}"), true, SPEED),
         "checkpoint" => (format!("spec.{path}"), true, STORE),
         "evaluation" | "metrics" => (format!("spec.{path}"), true, SHOWN),

@@ -44,7 +44,7 @@ const OF_MODEL: [Rule; 7] = [
     model::scaling_ramp_rises,
 ];
 
-const RELATIONS: [Rule; 24] = [
+const RELATIONS: [Rule; 25] = [
     parallelism::experts_fill_shards,
     parallelism::listed_experts_add_up,
     parallelism::stages_have_layers,
@@ -59,6 +59,7 @@ const RELATIONS: [Rule; 24] = [
     training::ramp_rises,
     training::scales_are_read,
     training::mtp_weight_is_read,
+    training::device_has_the_precision,
     learning_rate::warmup_ends,
     learning_rate::decay_fraction_is_read,
     learning_rate::final_ratio_is_read,

@@ -21,6 +21,7 @@ use super::policy::Ended;
 use super::step::Trainer;
 use super::{CellNews, Control, snapshot, tell};
 use crate::comm::Comm;
+use crate::devices::Devices;
 use crate::metrics::StepWatch;
 use crate::vault::Snapshot;
 use shoal_weights::{Weights, directory};
@@ -243,11 +244,11 @@ fn fill(inputs: &Inputs, chunks: &mut [Stage]) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Runs a cell on its own thread until it has trained, was told to end, or failed.
+/// Runs a cell, the worker's `nth`, on its own thread until it has trained, was told to end, or failed.
 pub(super) fn run(
     (id, watch): (CellId, StepWatch),
     inputs: &Arc<Inputs>,
-    comm: impl Comm + 'static,
+    (comm, devices, nth): (impl Comm + 'static, &Devices, usize),
     control: &Control,
     news: &Sender<(CellId, CellNews)>,
 ) {
@@ -255,6 +256,7 @@ pub(super) fn run(
     let mut step = 0;
     let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
         step = cell.standing.step + 1;
+        devices.place(nth, &mut cell.trainer.chunks)?;
         cell.trainer.watch = Some(watch.clone());
         cell.watch = Some(watch);
         if let Some(snapshot) = &cell.started_from {

@@ -67,6 +67,7 @@ impl Cell {
             let due = step.is_multiple_of(job.checkpoint.every) && !skipped;
             let stale = self.standing.is_stale(job.evaluation.patience);
             if due || best || last || stops || stale {
+                self.trainer.fetch()?;
                 self.write_checkpoint(say);
             }
             if last || stale {
@@ -98,9 +99,9 @@ impl Cell {
     /// Puts the state into memory where that is due. True if the cells end here for the next plan:
     /// not before the last snapshot is everywhere, so that there is one to go on from whoever is lost
     /// meanwhile.
-    fn remember(&self, wishes: Wishes, say: Say<'_>) -> Result<bool, EngineError> {
-        let Self { trainer, recall, standing, .. } = self;
-        let inputs = &trainer.inputs;
+    fn remember(&mut self, wishes: Wishes, say: Say<'_>) -> Result<bool, EngineError> {
+        let Self { trainer, recall, standing, watch, .. } = self;
+        let inputs = Arc::clone(&trainer.inputs);
         let Some((memory, recall)) = inputs.memory.as_ref().zip(recall.as_ref()) else {
             return Ok(false);
         };
@@ -113,13 +114,17 @@ impl Cell {
             }
             return Ok(false);
         }
+        if !wishes.edge && !due {
+            return Ok(false);
+        }
+        trainer.fetch()?;
         let state = (trainer.chunks(), *standing);
         if wishes.edge {
-            let blake3 = recall.hand_over(inputs, memory, state)?;
+            let blake3 = recall.hand_over(&inputs, memory, state)?;
             say(CellNews::Held { standing: *standing, blake3 });
-        } else if due {
-            let remember = || recall.remember(inputs, memory, state);
-            match &self.watch {
+        } else {
+            let remember = || recall.remember(&inputs, memory, state);
+            match watch {
                 Some(watch) => watch.checkpoint("memory", remember)?,
                 None => remember()?,
             }

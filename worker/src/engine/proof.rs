@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::devices::Devices;
 use crate::metrics::Peaks;
 use crate::vault::{Held, Vault};
 
@@ -116,7 +117,10 @@ impl Fleet {
         let (tell, held) = unbounded_channel();
         let vault = Vault::open(&RunId("proof".into()), &self.secret, me, tell).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let engines = CellEngines::new(Metrics::new(worker, "proof", Peaks::default()).unwrap());
+        let engines = CellEngines::new(
+            Metrics::new(worker, "proof", Peaks::default()).unwrap(),
+            Devices::default(),
+        );
         self.workers.insert(me, Worker { listener, vault, held, engines });
     }
 

@@ -2,17 +2,22 @@
 //! builds the cells it will host, and fills them with the newest snapshot that is in memory, whose
 //! hash it proves. At the edge only what has changed since then is left to do.
 
-use shoal_model::{Cut, StageOptions};
+use shoal_model::{Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
 
 use super::kept::{Built, Kept};
 use super::state::Layout;
 use super::{Control, EngineError};
 use crate::daemon::{Assignment, Prepared};
+use crate::devices::Devices;
 
 /// Gets ready, as far as that goes: a snapshot that is gone meanwhile costs time at the edge and
 /// nothing else.
-pub(super) fn get_ready(assignment: &Assignment, control: &Control, kept: &Kept) -> Prepared {
+pub(super) fn get_ready(
+    assignment: &Assignment,
+    control: &Control,
+    (kept, devices): (&Kept, &Devices),
+) -> Prepared {
     let Assignment { plan, standing, .. } = assignment;
     let mut prepared =
         Prepared { generation: plan.generation, standing: *standing, cells: Vec::new() };
@@ -21,8 +26,8 @@ pub(super) fn get_ready(assignment: &Assignment, control: &Control, kept: &Kept)
     }
     let cells = plan.cells_of(assignment.me);
     kept.retain(&cells);
-    for cell in cells {
-        match build(assignment, control, kept, cell) {
+    for (nth, cell) in cells.into_iter().enumerate() {
+        match build(assignment, control, (kept, devices), (nth, cell)) {
             Ok(state) => prepared.cells.extend(state.map(|blake3| (cell, blake3))),
             Err(error) => tracing::warn!(%cell, %error, "the cell is built, and holds nothing yet"),
         }
@@ -34,8 +39,8 @@ pub(super) fn get_ready(assignment: &Assignment, control: &Control, kept: &Kept)
 fn build(
     assignment: &Assignment,
     control: &Control,
-    kept: &Kept,
-    cell: CellId,
+    (kept, devices): (&Kept, &Devices),
+    (nth, cell): (usize, CellId),
 ) -> Result<Option<String>, EngineError> {
     let Assignment { job, plan, standing, vault, vaults, sources, .. } = assignment;
     let options = StageOptions::from(&job.training);
@@ -54,7 +59,11 @@ fn build(
     let filled = vault
         .look((source, address), what, layout.bytes, &is_over)
         .map_err(EngineError::from)
-        .and_then(|snapshot| layout.fill(&mut stages, &options, &snapshot.bytes));
+        .and_then(|snapshot| {
+            stages.iter_mut().for_each(Stage::leave_device);
+            layout.fill(&mut stages, &options, &snapshot.bytes)?;
+            Ok(devices.place(nth, &mut stages)?)
+        });
     let state = filled.is_ok().then(|| source.blake3.clone());
     kept.put(cell, Built { layout, options, stages, state: state.clone() });
     filled.map(|()| state)

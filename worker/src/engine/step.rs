@@ -73,6 +73,11 @@ impl Trainer {
         snapshot::write(&self.inputs, self.id, &chunks, step)
     }
 
+    /// Brings what is to be written down to the host, from the GPU that has it.
+    pub(super) fn fetch(&mut self) -> Result<(), EngineError> {
+        Ok(self.chunks.iter_mut().try_for_each(Stage::fetch)?)
+    }
+
     /// This cell's part of the model.
     pub fn chunks(&self) -> &[Stage] {
         &self.chunks

@@ -94,6 +94,7 @@ pub(in super::super) fn all(job: &Job) -> Vec<Bound> {
         whole("spec.workers.local", job.workers.local, 1.0),
         within("spec.workers.threads", job.workers.threads, 0.0, 1024.0),
         whole("spec.workers.min", job.workers.min, 1.0),
+        within("spec.workers.device_mb", job.workers.device_mb as f64, 0.0, 1e9),
         within("spec.workers.restarts", job.workers.restarts, 0.0, 1e6),
         within("spec.checkpoint.every", job.checkpoint.every as f64, 1.0, 1e9),
         whole("spec.checkpoint.keep", job.checkpoint.keep, 1.0),

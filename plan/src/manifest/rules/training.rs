@@ -1,6 +1,7 @@
 //! Rules of the batch, the losses and the number formats.
 
 use super::{Broken, Facts, broken};
+use crate::device::DeviceChoice;
 use crate::job::Precision;
 use crate::numerics::Scales;
 
@@ -38,6 +39,15 @@ pub(super) fn scales_are_read(facts: &Facts<'_>) -> Option<Broken> {
     }
     let what = format!("only precision fp8 reads it, and precision is {}", training.precision);
     broken("spec.training.scales", what, "remove it, or set precision: fp8")
+}
+
+pub(super) fn device_has_the_precision(facts: &Facts<'_>) -> Option<Broken> {
+    let (device, precision) = (&facts.job.workers.device, facts.job.training.precision);
+    if precision != Precision::F32 || !matches!(device, DeviceChoice::Cuda(_)) {
+        return None;
+    }
+    let what = format!("{device} has no precision f32: it is the CPU's alone");
+    broken("spec.workers.device", what, "set device: cpu, or precision: bf16 or fp8")
 }
 
 pub(super) fn mtp_weight_is_read(facts: &Facts<'_>) -> Option<Broken> {

@@ -1,0 +1,176 @@
+//! Which of this machine's GPUs each worker computes on, decided before anything is started.
+
+use std::fmt::{self, Write};
+
+use shoal_plan::device::{DeviceChoice, deal};
+use shoal_plan::job::{Job, Precision, Workers};
+use shoal_plan::plan::WorkerId;
+use shoal_worker::devices::{Card, Share};
+
+use crate::exit::Stopped;
+use crate::manifest::Loaded;
+use crate::progress::short;
+
+/// Where the manifest leaves it open, so much of a GPU is taken: the rest is for the desktop, the driver and
+/// whatever else has a window.
+const USUAL_PERCENT: usize = 90;
+
+/// What each worker gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Devices {
+    /// By worker; empty: the CPU.
+    shares: Vec<Vec<Share>>,
+    /// For people: the names of GPUs, or why there is none.
+    told: String,
+}
+
+impl Devices {
+    /// Looks at the machine's GPUs, if the job may use them, and deals them out.
+    pub(crate) fn choose(loaded: &Loaded) -> Result<Self, Stopped> {
+        let job = loaded.job();
+        match &job.workers.device {
+            DeviceChoice::Cpu => Ok(Self::cpu("spec.workers.device")),
+            DeviceChoice::Auto => Ok(Self::automatic(job, Card::all)),
+            DeviceChoice::Cuda(wanted) => {
+                let refused = |what: String| {
+                    let help =
+                        "`device: cpu` trains without a GPU; nvidia-smi shows what the driver sees";
+                    loaded.error_at("spec.workers.device", &what, help)
+                };
+                let cards = if wanted.is_empty() {
+                    Card::all().map_err(|error| refused(error.to_string()))?
+                } else {
+                    let open = |gpu: &u32| Card::look(*gpu as usize);
+                    wanted.iter().map(open).collect()
+                };
+                let mut usable = Vec::new();
+                for card in cards {
+                    usable.push(card.map_err(|error| refused(error.to_string()))?);
+                }
+                if usable.is_empty() {
+                    return Err(refused("this machine has no GPU".to_owned()));
+                }
+                Ok(Self::over(&job.workers, &usable))
+            }
+        }
+    }
+
+    fn automatic<E: fmt::Display>(
+        job: &Job,
+        look: impl FnOnce() -> Result<Vec<Result<Card, E>>, E>,
+    ) -> Self {
+        if job.training.precision == Precision::F32 {
+            return Self::cpu("precision f32 is the CPU's alone");
+        }
+        let cards = match look() {
+            Ok(cards) if cards.is_empty() => return Self::cpu("this machine has no GPU"),
+            Ok(cards) => cards,
+            Err(error) => return Self::cpu(&error.to_string()),
+        };
+        let (usable, refused): (Vec<_>, Vec<_>) = cards.into_iter().partition(Result::is_ok);
+        let usable: Vec<Card> = usable.into_iter().flatten().collect();
+        let refused: Vec<String> =
+            refused.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+        if usable.is_empty() {
+            return Self::cpu(&refused.join("; "));
+        }
+        let mut devices = Self::over(&job.workers, &usable);
+        for error in refused {
+            let _ = write!(devices.told, "; left out: {error}");
+        }
+        devices
+    }
+
+    pub(crate) fn cpu(why: &str) -> Self {
+        Self { shares: Vec::new(), told: format!("device: CPU ({why})") }
+    }
+
+    fn over(workers: &Workers, cards: &[Card]) -> Self {
+        let dealt = deal(cards.len(), workers.local as usize);
+        let sharers =
+            |card: usize| dealt.iter().filter(|cards| cards.contains(&card)).count().max(1);
+        let share = |card: &usize| {
+            let usual = cards[*card].memory_bytes / 100 * USUAL_PERCENT;
+            let asked = usize::try_from(workers.device_mb).unwrap_or(usize::MAX);
+            let bytes = if asked == 0 { usual } else { asked.saturating_mul(1_000_000) };
+            Share { ordinal: cards[*card].ordinal, bytes: bytes / sharers(*card) }
+        };
+        let shares: Vec<Vec<Share>> =
+            dealt.iter().map(|cards| cards.iter().map(share).collect()).collect();
+        let told = cards.iter().enumerate().map(|(at, card)| {
+            let with = (0..).zip(&dealt).filter(|(_, cards)| cards.contains(&at));
+            let with: Vec<String> = with.map(|(id, _)| WorkerId(id).to_string()).collect();
+            let each = short(share(&at).bytes as f64);
+            format!("cuda:{} {}, {each}B each: {}", card.ordinal, card.name, with.join(", "))
+        });
+        let told: Vec<String> = told.collect();
+        Self { shares, told: format!("device: {}", told.join("; ")) }
+    }
+
+    /// Of one worker.
+    pub(crate) fn of(&self, worker: WorkerId) -> &[Share] {
+        self.shares.get(worker.0 as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(ordinal: usize) -> Card {
+        Card { ordinal, name: format!("RTX {ordinal}"), memory_bytes: 24_000_000_000 }
+    }
+
+    fn job(local: u32, device_mb: u64) -> Job {
+        let mut job = Job::example();
+        job.training.precision = Precision::Fp8;
+        job.workers.local = local;
+        job.workers.device_mb = device_mb;
+        job
+    }
+
+    #[test]
+    fn two_workers_share_a_card_and_its_memory() {
+        let found = Devices::automatic(&job(2, 0), || Ok::<_, String>(vec![Ok(card(0))]));
+        let share = Share { ordinal: 0, bytes: 10_800_000_000 };
+        assert_eq!((found.of(WorkerId(0)), found.of(WorkerId(1))), (&[share][..], &[share][..]));
+        assert_eq!(found.to_string(), "device: cuda:0 RTX 0, 10.8GB each: worker-0, worker-1");
+    }
+
+    #[test]
+    fn one_worker_has_all_cards_and_what_the_manifest_says_of_their_memory() {
+        let cards =
+            || Ok::<_, String>(vec![Ok(card(0)), Err("GPU 1 is too old".into()), Ok(card(2))]);
+        let found = Devices::automatic(&job(1, 6000), cards);
+        let share = |ordinal| Share { ordinal, bytes: 6_000_000_000 };
+        assert_eq!(found.of(WorkerId(0)), [share(0), share(2)]);
+        let text = "device: cuda:0 RTX 0, 6.0GB each: worker-0; cuda:2 RTX 2, 6.0GB each: worker-0; \
+                    left out: GPU 1 is too old";
+        assert_eq!(found.to_string(), text);
+    }
+
+    #[test]
+    fn without_a_card_that_can_train_the_job_it_is_the_cpu_and_says_why() {
+        let none = || Ok::<_, String>(vec![]);
+        let old = || Ok::<_, String>(vec![Err("GPU 0 is too old".into())]);
+        let broken = || Err::<Vec<Result<Card, String>>, _>("no driver".to_owned());
+        let fp8 = job(1, 0);
+        for (found, why) in [
+            (Devices::automatic(&fp8, none), "this machine has no GPU"),
+            (Devices::automatic(&fp8, old), "GPU 0 is too old"),
+            (Devices::automatic(&fp8, broken), "no driver"),
+        ] {
+            assert_eq!(found, Devices::cpu(why));
+        }
+        let mut f32 = fp8;
+        f32.training.precision = Precision::F32;
+        let found = Devices::automatic(&f32, || Ok::<_, String>(vec![Ok(card(0))]));
+        assert_eq!(found.to_string(), "device: CPU (precision f32 is the CPU's alone)");
+    }
+}

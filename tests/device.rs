@@ -1,0 +1,214 @@
+//! Real launches whose workers compute on a GPU: the same losses as on the CPU within rounding, the same bits
+//! after the loss of a worker, and an error with a name for whatever a card does. The card is the stand-in driver's
+//! (`standin/`), which executes the PTX that ships and reports races, overruns and leaks.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::OnceLock;
+
+use place::{Ended, PATIENCE_SECONDS, Place, shoal, signal, wait};
+use serde_json::Value;
+use shoal_standin_driver::testing::StandIn;
+
+#[path = "processes/network.rs"]
+mod network;
+#[expect(dead_code, reason = "what other tests need of it")]
+#[path = "processes/place.rs"]
+mod place;
+
+/// Two workers, each with two cells of a grid of 2 x 2, share the card; the stand-in's memory is the CPU's.
+const ON_TWO: [&str; 4] = ["--set", "workers.local=2", "--set", "workers.device_mb=32"];
+
+/// Steps of the runs that are compared. With twenty a step's place in the schedules has changed, too.
+const STEPS: u64 = 20;
+
+/// An executed step takes the stand-in a second, and ten times that on a busy machine.
+const SECONDS: u32 = 600;
+
+fn manifest(steps: u64) -> String {
+    format!(
+        "    steps: {steps}\n  evaluation:\n    tokens_max: 64\n  checkpoint:\n    every: 6\n    memory:\n      every: 2\n"
+    )
+}
+
+fn card(name: &str) -> StandIn {
+    StandIn::new().cards(name).seed(1)
+}
+
+/// Launches on a card.
+fn launch(place: &Place, standin: &StandIn, run: &str, more: &[&str]) -> place::Launch {
+    place.launch_by(standin.command(shoal()), run, &[&ON_TWO[..], more].concat())
+}
+
+/// The stand-in has seen no race, no overrun and no leak in any process that has ended by itself.
+#[track_caller]
+fn is_clean(standin: &StandIn) {
+    let reports = standin.reports();
+    assert!(!reports.is_empty());
+    reports.iter().for_each(shoal_standin_driver::report::Report::assert_clean);
+}
+
+/// Figures that a GPU and a CPU must agree on, by step: losses, and the gradients' norm.
+fn figures(place: &Place, run: &str) -> Vec<[f64; 2]> {
+    let lines = place.losses(run).into_iter();
+    let parse = |line: String| serde_json::from_str::<Value>(&(line + "}")).unwrap();
+    let rows = lines.map(parse);
+    rows.map(|row| ["loss", "grad_norm"].map(|name| row[name].as_f64().unwrap())).collect()
+}
+
+/// Both keep activations and gradients in BF16, 8 bits of a number, and differ in the order of sums: a value next
+/// to the middle between two BF16 numbers becomes one or the other. A mean of many such is closer than one of
+/// them; a norm hangs on its largest parts, and on codes of 4 bits where such a value is quantised.
+#[track_caller]
+fn agree(gpu: &[[f64; 2]], cpu: &[[f64; 2]]) {
+    let bounds = [2_f64.powi(-9), 2_f64.powi(-5)];
+    assert_eq!(gpu.len(), cpu.len());
+    for (step, (gpu, cpu)) in (1..).zip(gpu.iter().zip(cpu)) {
+        for ((gpu, cpu), bound) in gpu.iter().zip(cpu).zip(bounds) {
+            let close = (gpu - cpu).abs() <= bound * cpu.abs();
+            assert!(close, "step {step}: {gpu} on the GPU, {cpu} on the CPU, bound {bound}");
+        }
+    }
+}
+
+/// A run on one 4090 in FP8 that nobody disturbed.
+fn undisturbed() -> &'static (Vec<String>, Vec<[f64; 2]>) {
+    static ONCE: OnceLock<(Vec<String>, Vec<[f64; 2]>)> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let (place, standin) = (Place::new("device-gpu", &manifest(STEPS)), card("4090"));
+        let ended = launch(&place, &standin, "run", &[]).ended_within(SECONDS);
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        let told = "device: cuda:0 NVIDIA GeForce RTX 4090, 16.0MB each: worker-0, worker-1";
+        assert!(ended.out.contains(told), "{}", ended.out);
+        is_clean(&standin);
+        (place.losses("run"), figures(&place, "run"))
+    })
+}
+
+/// The same on the CPU, in any precision.
+fn on_cpu(name: &str, more: &[&str]) -> Vec<[f64; 2]> {
+    let place = Place::new(name, &manifest(STEPS));
+    let ended = place
+        .launch("run", &[&ON_TWO[..2], &["--set", "workers.device=cpu"], more].concat())
+        .done();
+    assert!(ended.out.contains("device: CPU (spec.workers.device)"), "{}", ended.out);
+    figures(&place, "run")
+}
+
+#[test]
+fn a_run_on_a_gpu_is_the_run_on_the_cpu_within_rounding() {
+    agree(&undisturbed().1, &on_cpu("device-cpu", &[]));
+}
+
+#[test]
+fn a_worker_that_is_lost_changes_no_bit_on_gpus_either() {
+    let (place, standin) = (Place::new("device-lost", &manifest(STEPS)), card("4090"));
+    let mut launch = launch(&place, &standin, "run", &[]);
+    wait(SECONDS, "steps on a GPU", || place.losses("run").len() >= 5);
+    signal(place.workers("run")[1].1, "KILL");
+    let ended = launch.ended_within(SECONDS);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert!(ended.err.contains("worker-1 is lost"), "{}", ended.err);
+    assert!(ended.err.contains("(from memory; "), "{}", ended.err);
+    assert_eq!(place.losses("run"), undisturbed().0, "as text");
+    is_clean(&standin);
+}
+
+/// A launch that a card's failure ends, all or nothing.
+#[track_caller]
+fn fails(place: &Place, failure: &str, words: &[&str]) -> Ended {
+    let standin = card("4090").fail(failure);
+    let settings = ["--set", "workers.restarts=0", "--set", "workers.min=2"];
+    let ended = launch(place, &standin, "run", &settings).ended_within(SECONDS);
+    assert_eq!(ended.code, Some(1), "{failure}: {}", ended.err);
+    for wanted in words {
+        assert!(ended.err.contains(wanted), "{failure}: want {wanted:?} in:\n{}", ended.err);
+    }
+    place.no_worker_is_left("run");
+    ended
+}
+
+#[test]
+fn a_card_that_fails_ends_the_run_by_name_and_it_goes_on_elsewhere() {
+    let place = Place::new("device-fails", &manifest(STEPS));
+    fails(&place, "alloc:1", &["worker-", "out of memory on the GPU: a cell's memory wants 16000"]);
+    fails(&place, "launch:embedding_forward", &["worker-", "GPU: ", "LAUNCH_FAILED"]);
+    fails(
+        &place,
+        "cuMemcpyDtoHAsync_v2:9:out_of_memory",
+        &["worker-", "GPU: cuMemcpyDtoHAsync", "OUT_OF_MEMORY"],
+    );
+    // In the midst of training: what is committed stays, and another device goes on from the checkpoint.
+    fails(
+        &place,
+        "lost:30000",
+        &["worker-", "GPU: ", "DEVICE_UNAVAILABLE", "last committed step: "],
+    );
+    let committed = place.losses("run").len();
+    let cpu = ["--set", "workers.device=cpu", "--set", "workers.local=1"];
+    let ended = place.launch("run", &cpu).done();
+    assert!(ended.err.contains("continuing after step "), "{committed}: {}", ended.err);
+    assert!(ended.err.contains("a GPU and a CPU agree within rounding"), "{}", ended.err);
+    agree(&figures(&place, "run"), &undisturbed().1);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_before_anything_starts() {
+    let place = Place::new("device-none", &manifest(2));
+    for (cards, fail, device, words) in [
+        ("none", "", "cuda", "this machine has no GPU"),
+        ("4090", "", "cuda:1", "no such GPU: asked for 1, this machine has 1"),
+        ("4090", "init:unknown", "cuda", "cuInit: CUDA_ERROR_UNKNOWN"),
+    ] {
+        let standin = card(cards).fail(fail);
+        let device = format!("workers.device={device}");
+        let ended =
+            launch(&place, &standin, "run", &["--set", &device]).ended_within(PATIENCE_SECONDS);
+        assert_eq!(ended.code, Some(2), "{}", ended.err);
+        assert!(ended.err.contains(words) && ended.err.contains("workers.device"), "{}", ended.err);
+    }
+    let f32 = ["--set", "workers.device=cuda", "--set", "training.precision=f32"];
+    let ended = launch(&place, &card("4090"), "run", &f32).ended_within(PATIENCE_SECONDS);
+    assert_eq!(ended.code, Some(2), "{}", ended.err);
+    assert!(ended.err.contains("it is the CPU's alone"), "{}", ended.err);
+
+    // Where nothing was asked for, the CPU trains, and it is said why.
+    let ended = launch(&place, &card("none"), "run", &[]).done();
+    assert!(ended.out.contains("device: CPU (this machine has no GPU)"), "{}", ended.out);
+}
+
+/// Every image that ships, in both precisions: minutes of the stand-in, so only where that is asked for.
+#[test]
+fn every_card_in_every_precision_is_the_cpu_within_rounding() {
+    if std::env::var_os("EVERY_CARD").is_none() {
+        println!("skipped: EVERY_CARD=1 tries all cards; a 4090 in FP8 is tried always");
+        return;
+    }
+    for precision in ["training.precision=fp8", "training.precision=bf16"] {
+        let cpu = on_cpu("device-every-cpu", &["--set", precision]);
+        for name in ["3090", "4090", "5090", "h100"] {
+            let (place, standin) = (Place::new("device-every", &manifest(STEPS)), card(name));
+            let ended =
+                launch(&place, &standin, "run", &["--set", precision]).ended_within(SECONDS);
+            assert_eq!(ended.code, Some(0), "{name}, {precision}: {}", ended.err);
+            is_clean(&standin);
+            agree(&figures(&place, "run"), &cpu);
+        }
+    }
+}
+
+/// One worker with two cards has cells on both.
+#[test]
+fn one_worker_may_have_several_cards() {
+    let place = Place::new("device-several", &manifest(2));
+    let standin = card("4090,3090");
+    let settings = ["--set", "workers.local=1", "--set", "workers.device_mb=16"];
+    let ended = launch(&place, &standin, "run", &settings).ended_within(SECONDS);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    is_clean(&standin);
+    let reports = standin.reports();
+    let used = |report: &&shoal_standin_driver::report::Report| {
+        report.memory.len() == 2 && report.memory.iter().all(|card| card.high_water > 0)
+    };
+    assert_eq!(reports.iter().filter(used).count(), 1, "one process has used both");
+}

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use shoal_kernels::cuda::Usage;
 use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
@@ -318,6 +319,14 @@ fn conduct(
     Gathering { n_cells: cells.len(), ..Gathering::default() }.pump(&gathered, metrics, events);
     for thread in threads {
         drop(thread.join());
+    }
+    for (gpu, Usage { high_water, total, .. }) in devices.usage() {
+        tracing::info!(
+            gpu,
+            bytes = high_water,
+            of = total,
+            "the most memory of a GPU in use so far"
+        );
     }
     Ok(())
 }

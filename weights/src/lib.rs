@@ -22,6 +22,7 @@ mod hub_proof;
 mod hugging_face;
 pub mod index;
 pub mod listing;
+mod needed;
 mod newest;
 mod numbers;
 mod open;
@@ -50,8 +51,9 @@ use shoal_plan::plan::Generation;
 
 pub use blocks::Block;
 pub use config::{CONFIG_FILE, StoredConfig};
-pub use hub::Hub;
+pub use hub::{Hub, INDEX_FILE};
 pub use hugging_face::{ConfigExtras, Form, write_hf_files};
+pub use needed::{Wanted, files_with};
 pub use newest::{
     MANIFEST_BYTES_MAX, Newest, Warning, manifest_of, newest_good, read_manifest, steps,
 };

@@ -188,7 +188,7 @@ fn in_words(error: DepositError) -> Status {
     match error {
         DepositError::Busy(why) => Status::unavailable(why),
         DepositError::Unfit(why) => Status::failed_precondition(why),
-        error @ DepositError::Disk(_) => Status::internal(error.to_string()),
+        error @ DepositError::Disk(_) => Status::resource_exhausted(error.to_string()),
     }
 }
 
@@ -218,7 +218,7 @@ fn open(path: &Path) -> Result<File, Status> {
     let opened = if is_file { File::open(path) } else { Err(ErrorKind::NotFound.into()) };
     opened.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Status::not_found(format!("the checkpoint has no {name}")),
-        _ => Status::internal(format!("opening {}: {error}", path.display())),
+        _ => Status::data_loss(format!("opening {}: {error}", path.display())),
     })
 }
 
@@ -240,7 +240,7 @@ async fn send_all(
         let chunk = match read {
             Ok(bytes) if bytes.is_empty() => return,
             Ok(bytes) => Ok(raw::Chunk { bytes }),
-            Err(error) => Err(Status::internal(format!("reading a file: {error}"))),
+            Err(error) => Err(Status::data_loss(format!("reading it: {error}"))),
         };
         let is_last = chunk.is_err();
         let sent = timeout(patience, chunks.send(chunk)).await;

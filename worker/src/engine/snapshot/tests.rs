@@ -90,7 +90,9 @@ fn written(grid: Grid, cells: &BTreeMap<CellId, Vec<Stage>>) -> TempDir {
     let mut files = Vec::new();
     for (cell, stages) in cells {
         let stages: Vec<&Stage> = stages.iter().collect();
-        files.extend(Writer { grid, cell: *cell }.write(scratch.path(), &stages).unwrap());
+        files.extend(
+            Writer { grid, cell: *cell }.write(&mut Directory(scratch.path()), &stages).unwrap(),
+        );
     }
     let standing = Standing { step: 1, sequences: 8, ..Standing::default() };
     let manifest = CheckpointManifest { schema_version: SCHEMA_VERSION, standing, grid, files };

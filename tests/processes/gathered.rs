@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use shoal_coordinator::{Following, News, Settings, follow, serve};
@@ -76,8 +76,9 @@ fn what_the_coordinator_gathers_is_what_workers_write_to_a_disk() {
     assert_eq!(saved(&place.run_dir("gathered"))[&11], saved(&place.run_dir("disk"))[&11]);
 }
 
-/// Worker processes with a directory of their own, killed when the test is over.
-struct Workers(Vec<Child>);
+/// Worker processes with a directory of their own, killed when the test is over. One whose standard input ends, as
+/// waiting for it would have it, goes at once.
+struct Workers(Vec<(Child, ChildStdin)>);
 
 impl Workers {
     fn start(n: u32, join: SocketAddr, secret: &Secret, run_dir: &Path) -> Self {
@@ -100,15 +101,16 @@ impl Workers {
                 .stderr(log)
                 .spawn()
                 .unwrap();
-            writeln!(child.stdin.as_mut().unwrap(), "{}", secret.to_hex()).unwrap();
-            child
+            let mut stdin = child.stdin.take().unwrap();
+            writeln!(stdin, "{}", secret.to_hex()).unwrap();
+            (child, stdin)
         };
         Self((0..n).map(start).collect())
     }
 
     /// All end well, told to by the coordinator.
     fn done(mut self) {
-        for worker in &mut self.0 {
+        for (worker, _) in &mut self.0 {
             assert!(worker.wait().unwrap().success());
         }
         self.0.clear();
@@ -117,7 +119,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        for worker in &mut self.0 {
+        for (worker, _) in &mut self.0 {
             worker.kill().ok();
             worker.wait().ok();
         }

@@ -18,7 +18,7 @@ use crate::checkpoints::{io as failed, remove};
 use crate::error::Error;
 
 /// Files on their way at the same time, in either direction. A cell has one, and its worker's connections are
-/// counted at the door; each holds a chunk or two in memory.
+/// counted at the door; each holds no more in memory than HTTP/2 lets wait, a megabyte.
 pub(crate) const UNDER_WAY_MAX: usize = 64;
 
 /// Checkpoints that a plan has in the making: cells are at the same one, or at the next.
@@ -42,7 +42,7 @@ pub(crate) struct Deposits {
 pub(crate) enum Begun {
     /// The same file is there: whoever asks did not hear so.
     Here,
-    Incoming(Incoming),
+    Incoming(Box<Incoming>),
 }
 
 /// Why a deposit does not go well.
@@ -95,13 +95,10 @@ impl Deposits {
         }
         self.make(&directory, *generation)?;
         let aside = directory.join(format!(".{}.deposit", want.name));
-        let file = open_anew(&aside).map_err(|error| {
-            // One that was made for this file alone.
-            fs::remove_dir(&directory).ok();
-            error
-        })?;
+        // A directory that was made for this file alone.
+        let file = open_anew(&aside).inspect_err(|_| drop(fs::remove_dir(&directory)))?;
         place.keep();
-        Ok(Begun::Incoming(Incoming {
+        Ok(Begun::Incoming(Box::new(Incoming {
             deposits: Arc::clone(self),
             want: want.clone(),
             directory,
@@ -111,7 +108,7 @@ impl Deposits {
             hasher: blake3::Hasher::new(),
             bytes: 0,
             unsynced: 0,
-        }))
+        })))
     }
 
     /// The directory of a checkpoint in the making, if there are not too many. Those of other plans go: the plan
@@ -137,12 +134,11 @@ impl Deposits {
             let why = format!("{begun} checkpoints are begun and not complete, and no more are");
             return Err(DepositError::Unfit(why));
         }
-        let made = fs::create_dir(directory).or_else(|error| match error.kind() {
+        match fs::create_dir(directory) {
             // Another cell's file was faster.
-            io::ErrorKind::AlreadyExists => Ok(()),
-            _ => Err(error),
-        });
-        Ok(made.map_err(failed("making", directory))?)
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => Ok(made.map_err(failed("making", directory))?),
+        }
     }
 
     fn under_way(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {

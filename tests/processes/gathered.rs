@@ -165,11 +165,12 @@ async fn until_the_end(following: &mut Following) -> Vec<News> {
     loop {
         let next = tokio::time::timeout(patience, following.news.recv()).await;
         let next = next.unwrap_or_else(|_| panic!("no end after {heard:?}")).unwrap();
-        match next {
-            News::Finished { .. } => return heard,
-            News::Failed(failure) => panic!("{failure}"),
-            other => heard.push(other),
+        if let News::Finished { .. } = next {
+            return heard;
         }
+        let is_bad = matches!(next, News::Failed(_) | News::CheckpointFailed { .. });
+        assert!(!is_bad, "{next:?} after {heard:?}");
+        heard.push(next);
     }
 }
 

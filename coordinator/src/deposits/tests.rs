@@ -19,7 +19,7 @@ fn deposit(step: u64, name: &str, bytes: &[u8]) -> Deposit {
     }
 }
 
-fn begun(deposits: &Arc<Deposits>, deposit: &Deposit) -> Incoming {
+fn begun(deposits: &Arc<Deposits>, deposit: &Deposit) -> Box<Incoming> {
     match deposits.begin(deposit).unwrap() {
         Begun::Incoming(incoming) => incoming,
         Begun::Here => panic!("nothing is there"),

@@ -105,8 +105,8 @@ impl Files {
     async fn take_chunks(
         &self,
         pieces: &mut Streaming<raw::DepositPiece>,
-        mut incoming: Incoming,
-    ) -> Result<Incoming, Status> {
+        mut incoming: Box<Incoming>,
+    ) -> Result<Box<Incoming>, Status> {
         loop {
             let taken = match self.next_chunk(pieces).await {
                 Ok(Some(chunk)) => with(incoming, move |incoming| incoming.take(&chunk)).await,
@@ -201,13 +201,13 @@ async fn blocking<T: Send + 'static>(
 
 /// Does something with a file off the event loop, and gives it back; one that fails is removed there.
 async fn with(
-    mut incoming: Incoming,
+    mut incoming: Box<Incoming>,
     work: impl FnOnce(&mut Incoming) -> Result<(), DepositError> + Send + 'static,
-) -> Result<Incoming, Status> {
+) -> Result<Box<Incoming>, Status> {
     blocking(move || work(&mut incoming).map(|()| incoming)).await
 }
 
-async fn discard(incoming: Incoming) {
+async fn discard(incoming: Box<Incoming>) {
     // It fails only with the event loop, which is going then.
     spawn_blocking(move || drop(incoming)).await.ok();
 }
@@ -216,9 +216,11 @@ fn open(path: &Path) -> Result<File, Status> {
     let name = path.file_name().unwrap_or_default().display();
     let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
     let opened = if is_file { File::open(path) } else { Err(ErrorKind::NotFound.into()) };
-    opened.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Status::not_found(format!("the checkpoint has no {name}")),
-        _ => Status::data_loss(format!("opening {}: {error}", path.display())),
+    opened.map_err(|error| {
+        if error.kind() == ErrorKind::NotFound {
+            return Status::not_found(format!("the checkpoint has no {name}"));
+        }
+        Status::data_loss(format!("opening {}: {error}", path.display()))
     })
 }
 

@@ -109,7 +109,7 @@ fn refused(left: Result<(), Status>, code: Code, want: &str) {
 #[tokio::test]
 async fn a_checkpoint_is_gathered_and_given_back() {
     let mut run = gathered("files-whole", Limits::USUAL).await;
-    let large = [7; 3 * CHUNK_BYTES_MAX + 5];
+    let large = vec![7; 3 * CHUNK_BYTES_MAX + 5];
     let files = [deposit(0, "model", &large), deposit(1, "model", b"small")];
     run.leave(files[0].clone(), chunks(&large)).await.unwrap();
     run.leave(files[1].clone(), chunks(b"small")).await.unwrap();
@@ -141,8 +141,8 @@ async fn a_plan_s_own_checkpoint_is_read_file_by_file() {
     let dir = TestDir::new("files-read");
     let complete = dir.0.join("checkpoints/step-1");
     std::fs::create_dir_all(&complete).unwrap();
-    let large = [7; 3 * CHUNK_BYTES_MAX + 5];
-    std::fs::write(complete.join("x"), large).unwrap();
+    let large = vec![7; 3 * CHUNK_BYTES_MAX + 5];
+    std::fs::write(complete.join("x"), &large).unwrap();
     std::fs::write(dir.0.join("ledger"), "not of it").unwrap();
     std::os::unix::fs::symlink(dir.0.join("ledger"), complete.join("link")).unwrap();
     let mut settings = settings();

@@ -16,6 +16,8 @@ use place::{Ended, Launch, PATIENCE_SECONDS, Place, signal, wait};
 
 #[path = "chaos/conducting.rs"]
 mod conducting;
+#[path = "chaos/gathering.rs"]
+mod gathering;
 #[path = "chaos/ledger.rs"]
 mod ledger;
 #[path = "processes/network.rs"]

@@ -13,6 +13,8 @@ use place::{ALL_OR_NOTHING, DEATH_SECONDS, PATIENCE_SECONDS, Place, json, keys, 
 mod evaluation;
 #[path = "processes/failing.rs"]
 mod failing;
+#[path = "processes/gathered.rs"]
+mod gathered;
 #[path = "chaos/ledger.rs"]
 mod ledger;
 #[path = "processes/network.rs"]

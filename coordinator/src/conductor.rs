@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_plan::checkpoint::{CheckpointManifest, Keep};
-use shoal_proto::{FromWorker, ToWorker};
+use shoal_proto::{Deposit, FromWorker, ToWorker, Withdrawal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -21,7 +21,7 @@ use crate::ledger::{Ledger, LedgerRow};
 use crate::metrics::{Committed, Metrics, Rejected};
 use crate::news::{Command, News};
 use crate::settings::Settings;
-use crate::state::{ConnectionId, Effect, Event};
+use crate::state::{ConnectionId, Denied, Effect, Event};
 
 /// How often leases and deadlines are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -49,6 +49,18 @@ pub(crate) enum Inbound {
     /// News up to this number were heard.
     Heard(u64),
     Command(Command),
+    /// Somebody waits to hear whether a file may come or go.
+    Asks {
+        question: Question,
+        answer: oneshot::Sender<Result<(), Denied>>,
+    },
+}
+
+/// About a file of a checkpoint.
+#[derive(Debug)]
+pub(crate) enum Question {
+    Deposit(Deposit),
+    Withdrawal(Withdrawal),
 }
 
 /// Numbered news on their way.
@@ -191,6 +203,15 @@ impl Conductor {
             }
             Inbound::Command(Command::WorkerExited { worker, pid, what }) => {
                 self.apply(Event::WorkerExited { worker, pid, what });
+            }
+            Inbound::Asks { question, answer } => {
+                let state = self.durable.state();
+                let word = match &question {
+                    Question::Deposit(deposit) => state.may_deposit(deposit),
+                    Question::Withdrawal(withdrawal) => state.may_withdraw(withdrawal),
+                };
+                // Whoever has gone meanwhile needs none.
+                answer.send(word).ok();
             }
         }
     }

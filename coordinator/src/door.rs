@@ -19,17 +19,22 @@ use tokio::time::{Sleep, sleep};
 
 use crate::metrics::{Metrics, Rejected};
 
-/// How many, and how long without a hello.
+/// How many, how long without a hello, and how long a file may stand still on its way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) hello_deadline: Duration,
+    pub(crate) stall_deadline: Duration,
 }
 
 impl Limits {
-    /// Far more than the workers of one machine; a hello takes milliseconds.
-    pub(crate) const USUAL: Self =
-        Self { connections_max: 64, hello_deadline: Duration::from_secs(10) };
+    /// Far more than the workers of a few machines, each with a session and a file on its way; a hello takes milliseconds,
+    /// and a chunk of a file about a second over the slowest link that one could train over.
+    pub(crate) const USUAL: Self = Self {
+        connections_max: 128,
+        hello_deadline: Duration::from_secs(10),
+        stall_deadline: Duration::from_secs(10),
+    };
 }
 
 /// Whether the other end of a connection has said hello. Shared with the session's reader.

@@ -3,12 +3,13 @@
 //!
 //! Reading order: `news` (what the launcher hears), `state` (every decision, pure), `durable` (nothing is
 //! said before it is written down), `conductor` (the one task that owns them), `server` (gRPC), `door`
-//! (who may connect), `following` (the launcher's end), `journal`, `checkpoints` and `ledger` (what is
+//! (who may connect), `deposits` (files of checkpoints that come in), `following` (the launcher's end), `journal`, `checkpoints` and `ledger` (what is
 //! written down).
 
 pub mod appended;
 pub mod checkpoints;
 mod conductor;
+mod deposits;
 mod door;
 pub mod durable;
 mod error;

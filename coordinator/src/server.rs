@@ -28,6 +28,9 @@ use crate::metrics::{AuthFailure, Metrics, Rejected};
 use crate::news::News;
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
+use files::Files;
+
+mod files;
 
 /// Messages on their way to one worker. Seven suffice for a run; more means that it does not read.
 const OUTBOX: usize = 64;
@@ -71,18 +74,23 @@ fn serve_within(
     let secret = settings.secret.clone();
     let (inbox_sender, inbox) = mpsc::channel(INBOX);
     let metrics = Metrics::new(&settings).map_err(|source| Error::Metrics { source })?;
+    let checkpoints = settings.run_dir.join("checkpoints");
+    let files = Files::new(checkpoints, inbox_sender.clone(), limits, metrics.clone());
     let conductor = Conductor::new(settings, metrics.clone())?;
 
     let (accepted_sender, accepted) = mpsc::channel(1);
     let accepting = door::accept(listener, limits, accepted_sender, metrics.clone());
     let opened = AtomicU64::new(conductor.first_connection());
-    let sessions = Sessions { inbox: inbox_sender, opened, limits, metrics: metrics.clone() };
+    let sessions =
+        Sessions { inbox: inbox_sender, opened, limits, metrics: metrics.clone(), files };
     let service = CoordinatorServer::new(sessions)
         .max_decoding_message_size(FROM_WORKER_BYTES_MAX)
         .max_encoding_message_size(TO_WORKER_BYTES_MAX);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        // A session has one, and so has whoever follows; files go over connections of their own, one at a time,
+        // so that neither a heartbeat nor the connection's window waits for one.
         .max_concurrent_streams(2)
         .concurrency_limit_per_connection(2)
         .http2_max_header_list_size(16 << 10)
@@ -141,12 +149,32 @@ struct Sessions {
     opened: AtomicU64,
     limits: Limits,
     metrics: Metrics,
+    files: Files,
 }
 
 #[tonic::async_trait]
 impl Coordinator for Sessions {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
     type WatchStream = Pin<Box<dyn Stream<Item = Result<raw::ToWatcher, Status>> + Send>>;
+    type WithdrawStream = ReceiverStream<Result<raw::Chunk, Status>>;
+
+    async fn deposit(
+        &self,
+        request: Request<Streaming<raw::DepositPiece>>,
+    ) -> Result<Response<raw::Deposited>, Status> {
+        let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
+        let received = tokio::spawn(self.files.clone().receive(request.into_inner(), pass)).await;
+        received.map_err(|_| Status::unavailable("the coordinator ends"))?.map(Response::new)
+    }
+
+    async fn withdraw(
+        &self,
+        request: Request<raw::Withdrawal>,
+    ) -> Result<Response<Self::WithdrawStream>, Status> {
+        let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
+        let chunks = self.files.send(request.into_inner(), &pass).await?;
+        Ok(Response::new(ReceiverStream::new(chunks)))
+    }
 
     async fn session(
         &self,

@@ -42,6 +42,7 @@ mod awaiting;
 mod cause;
 mod edging;
 mod ending;
+mod gathering;
 mod going_back;
 mod history;
 mod holdings;
@@ -58,6 +59,7 @@ mod stragglers;
 mod sums;
 mod yielding;
 
+pub use gathering::Denied;
 pub use saving::Saved;
 
 /// A gap between two events longer than this is the coordinator's own sleep (a suspended laptop, a

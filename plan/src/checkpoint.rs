@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 mod keeping;
+mod written;
 
 use crate::grid::Grid;
 use crate::standing::Standing;
 
 pub use keeping::{Keep, Named, complete_name, is_plain, partial_name, replaced_name};
+pub use written::bytes_max;
 
 /// Raised whenever a reader of the old form could misread the new.
 pub const SCHEMA_VERSION: u32 = 2;

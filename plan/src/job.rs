@@ -208,8 +208,24 @@ pub struct Checkpoint {
     /// older one, goes on from there. Keys come from `AWS_*` variables alone. By default checkpoints
     /// stay in the run directory. See `docs/checkpoints.md`.
     pub store: Option<String>,
+    /// Who writes them into the run directory. `disk`: each worker its own files, on a disk that all workers and the
+    /// coordinator share. `coordinator`: the coordinator, to which the workers stream their files, and from which
+    /// they read what a run goes on from. See `docs/checkpoints.md`.
+    #[serde(default)]
+    pub gather: Gather,
     #[serde(default = "MemorySnapshots::of_earlier_runs")]
     pub memory: MemorySnapshots,
+}
+
+/// Who writes checkpoints into the run directory, and reads them there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Gather {
+    /// The workers, on a disk that all share.
+    #[default]
+    Disk,
+    /// The coordinator alone: files are streamed to it and from it.
+    Coordinator,
 }
 
 /// Snapshots in the workers' memory: where a run that has lost a worker goes on from.

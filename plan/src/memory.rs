@@ -97,6 +97,11 @@ pub fn cell_bytes(job: &Job, plan: &Plan, id: CellId) -> CellBytes {
     CellBytes { weights, masters: 4 * n, gradients: 4 * n, moments, average, activations }
 }
 
+/// The layers of a cell, with those of the MTP modules on the network's last.
+pub(crate) fn layers_of(job: &Job, plan: &Plan, id: CellId) -> Vec<u32> {
+    chunks(job, plan, id).concat()
+}
+
 /// The layers of each chunk of a cell, with those of the MTP modules on the network's last.
 fn chunks(job: &Job, plan: &Plan, id: CellId) -> Vec<Vec<u32>> {
     let stage = plan.grid.cell(id).stage;

@@ -1,20 +1,23 @@
 //! The only door between the wire and our types: the generated code is included here and nowhere
 //! else, and what comes out of a `try_from` needs no further look at its form.
 //!
-//! To worker in `wire/to_worker.rs`, from worker here and in `wire/reports.rs`. Errors name the field as the schema does.
+//! To worker in `wire/to_worker.rs`, from worker here and in `wire/reports.rs`, of files in
+//! `wire/files.rs`. Errors name the field as the schema does.
 
 use std::net::{AddrParseError, SocketAddr};
 
-use shoal_plan::checkpoint::{self, CheckpointFile};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 
 use crate::message::{FailureKind, FromWorker, Hello, Resuming};
 
+mod files;
 mod members;
 mod reports;
 mod to_worker;
+
+pub use files::bytes as chunk;
 
 /// The generated messages, client and server. Only the tonic rims name them.
 #[expect(clippy::pedantic, clippy::allow_attributes, reason = "generated from shoal.proto")]
@@ -35,11 +38,8 @@ pub const TO_WORKER_BYTES_MAX: usize = 4 << 20;
 /// Texts are cut to this many bytes before they are sent.
 pub const TEXT_BYTES_MAX: usize = 4 << 10;
 
-/// Files in one part of a checkpoint.
-const FILES_MAX: usize = 1024;
-
-/// Characters in a file name of a checkpoint.
-const NAME_MAX: usize = 128;
+/// The most bytes of a file in one message: with what is around them, they fit into what a worker may send.
+pub const CHUNK_BYTES_MAX: usize = 128 << 10;
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 generation: Generation(raw.generation),
                 standing: reports::standing("checkpoint_part.standing", raw.standing)?,
                 cell: CellId(raw.cell),
-                files: files(raw.files)?,
+                files: files::of_part(raw.files)?,
             },
             Message::CheckpointPartFailed(raw) => Self::CheckpointPartFailed {
                 generation: Generation(raw.generation),
@@ -170,7 +170,7 @@ impl From<FromWorker> for raw::FromWorker {
                 standing: Some(standing.into()),
             }),
             FromWorker::CheckpointPart { generation, standing, cell, files } => {
-                let files = files.into_iter().map(raw_file).collect();
+                let files = files.into_iter().map(files::raw_file).collect();
                 let (generation, cell, standing) = (generation.0, cell.0, Some(standing.into()));
                 Message::CheckpointPart(raw::CheckpointPart { generation, standing, cell, files })
             }
@@ -277,31 +277,6 @@ fn failure_kind(raw: i32) -> Result<FailureKind, WireError> {
     })
 }
 
-/// Names go into paths: letters, digits, `.`, `_` and `-`, no leading dot, and not the manifest's.
-fn files(raw: Vec<raw::CheckpointFile>) -> Result<Vec<CheckpointFile>, WireError> {
-    let count = "checkpoint_part.files";
-    if raw.is_empty() || raw.len() > FILES_MAX {
-        let want = format!("1 to {FILES_MAX}");
-        return Err(WireError::Count { field: count, got: raw.len(), want });
-    }
-    let plain = |name: &str| {
-        !name.is_empty()
-            && name.len() <= NAME_MAX
-            && !name.starts_with('.')
-            && name != checkpoint::FILE_NAME
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
-    let file = |raw: raw::CheckpointFile| {
-        if !plain(&raw.name) {
-            let field = "checkpoint_part.files.name";
-            return Err(value(field, raw.name.escape_debug(), "a plain file name"));
-        }
-        let blake3 = hash("checkpoint_part.files.blake3", raw.blake3)?;
-        Ok(CheckpointFile { name: raw.name, bytes: raw.bytes, blake3 })
-    };
-    raw.into_iter().map(file).collect()
-}
-
 /// A blake3 as it is written everywhere.
 fn hash(field: &'static str, text: String) -> Result<String, WireError> {
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -309,10 +284,6 @@ fn hash(field: &'static str, text: String) -> Result<String, WireError> {
         return Err(value(field, text.escape_debug(), "64 lower-case hex digits"));
     }
     Ok(text)
-}
-
-fn raw_file(file: CheckpointFile) -> raw::CheckpointFile {
-    raw::CheckpointFile { name: file.name, bytes: file.bytes, blake3: file.blake3 }
 }
 
 fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {

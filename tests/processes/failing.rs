@@ -118,6 +118,15 @@ fn a_full_disk_costs_checkpoints_and_not_the_run() {
     goes_on(&place, "run", "No space left on device", || disk.fill(), || disk.relieve());
 }
 
+/// The workers have room: it is the coordinator's disk that is full, and they hear so.
+#[test]
+fn a_full_disk_of_a_coordinator_that_gathers_costs_checkpoints_and_not_the_run() {
+    let place = Place::new("full-gathered", &[ENDLESS, "    gather: coordinator\n"].concat());
+    let Some(disk) = Disk::mount(place.run_dir("run")) else { return };
+    let why = "the coordinator does not take ";
+    goes_on(&place, "run", why, || disk.fill(), || disk.relieve());
+}
+
 #[test]
 fn a_directory_that_may_not_be_written_to_costs_checkpoints_and_not_the_run() {
     let place = Place::new("read-only", ENDLESS);

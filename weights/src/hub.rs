@@ -21,7 +21,7 @@ use crate::{CheckpointError, StoredType, io_error, pickle};
 /// The only file of a model that is small.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// Where the tensors of a large one are.
-pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Of more missing tensors not even the names are made: a config of a few bytes could ask for
 /// millions.

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 use shoal_plan::checkpoint::CheckpointFile;
@@ -13,7 +12,7 @@ use shoal_plan::model::ModelConfig;
 
 use crate::blocks::Block;
 use crate::hub::INDEX_FILE;
-use crate::write::write_parts;
+use crate::shelf::Shelf;
 use crate::{CheckpointError, StoredType};
 
 /// How the name of a router bias ends: the one kind of weight stored in F32.
@@ -93,7 +92,7 @@ struct IndexMetadata {
 /// Writes both files into `directory`. `weights` lists every tensor of the whole model: its name,
 /// the file that holds it, and its number of elements.
 pub fn write_hf_files(
-    directory: &Path,
+    shelf: &mut dyn Shelf,
     model: &ModelConfig,
     extras: &ConfigExtras,
     weights: &[(String, String, u64)],
@@ -108,8 +107,8 @@ pub fn write_hf_files(
         weight_map: weights.iter().map(|(name, file, _)| (name.as_str(), file.as_str())).collect(),
     };
     Ok(vec![
-        write_json(directory, "config.json", &config(model, extras))?,
-        write_json(directory, INDEX_FILE, &index)?,
+        write_json(shelf, "config.json", &config(model, extras))?,
+        write_json(shelf, INDEX_FILE, &index)?,
     ])
 }
 
@@ -179,20 +178,22 @@ fn config<'a>(model: &'a ModelConfig, extras: &ConfigExtras) -> Config<'a> {
 }
 
 fn write_json(
-    directory: &Path,
+    shelf: &mut dyn Shelf,
     file_name: &str,
     value: &impl Serialize,
 ) -> Result<CheckpointFile, CheckpointError> {
-    write_parts(directory, file_name, [json_text(value).as_slice()].into_iter())
+    shelf.put(file_name, &mut [json_text(value).as_slice()].into_iter())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use shoal_plan::model::RopeScaling;
 
     use super::*;
+    use crate::shelf::Directory;
 
     #[test]
     fn a_dense_models_layers_are_dense_for_transformers_as_well() {
@@ -235,7 +236,7 @@ mod tests {
             ("model.layers.1.mlp.gate.e_score_correction_bias".into(), "m".into(), 16),
         ];
         let files = write_hf_files(
-            scratch.path(),
+            &mut Directory(scratch.path()),
             &ModelConfig::tiny(),
             &ConfigExtras::default(),
             &weights,

@@ -4,7 +4,7 @@
 //! Checkpoints are files in `checkpoints/step-N/`: the model under its Hugging Face names, so that
 //! it opens in `transformers`, and the optimizer's state under the same names in files beside it.
 //!
-//! Cells write into `.step-N.gG.partial/` and sync; the coordinator then writes the manifest and
+//! Cells write into `.step-N.gG.partial/` and sync, or into scratch files which the coordinator gathers there; the coordinator then writes the manifest and
 //! renames the directory. So a directory named `step-N` with a manifest is complete, and damage
 //! since then shows in sizes and hashes. A crash at any point leaves the checkpoint before intact.
 //!
@@ -22,6 +22,7 @@ mod hub_proof;
 mod hugging_face;
 pub mod index;
 pub mod listing;
+mod needed;
 mod newest;
 mod numbers;
 mod open;
@@ -30,6 +31,7 @@ mod pickle;
 mod proof;
 mod reader;
 mod save;
+mod shelf;
 mod tensor_file;
 mod transfer;
 #[cfg(test)]
@@ -49,16 +51,20 @@ use shoal_plan::plan::Generation;
 
 pub use blocks::Block;
 pub use config::{CONFIG_FILE, StoredConfig};
-pub use hub::Hub;
+pub use hub::{Hub, INDEX_FILE};
 pub use hugging_face::{ConfigExtras, Form, write_hf_files};
-pub use newest::{Newest, Warning, newest_good, read_manifest, steps};
+pub use needed::{Wanted, files_with};
+pub use newest::{
+    MANIFEST_BYTES_MAX, Newest, Warning, manifest_of, newest_good, read_manifest, steps,
+};
 pub use open::{Weights, place};
 pub use reader::CheckpointReader;
 pub use save::ModelWriter;
+pub use shelf::{Directory, Scratch, Shelf, scratch_file};
 pub use tensor_file::TensorFile;
 pub use transfer::{Copied, Copying, Target};
 pub use verify::{Fault, Fingerprint, Problem, Verified, verify};
-pub use write::{NamedTensor, write_bytes, write_file};
+pub use write::{NamedTensor, write_bytes, write_file, write_tensors};
 
 /// Of a longer list of problems the rest is only counted.
 const PROBLEMS_SHOWN: usize = 20;

@@ -13,7 +13,7 @@ use crate::verify::hash_of;
 use crate::{CheckpointError, TensorKind, directory, io_error, is_plain};
 
 /// A manifest is a few hundred bytes a file; one beyond this is not ours.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
 /// What `newest_good` found.
 #[derive(Debug, Default)]
@@ -69,11 +69,16 @@ pub fn read_manifest(directory: &Path) -> Result<CheckpointManifest, CheckpointE
     if bytes > MANIFEST_BYTES_MAX {
         return Err(damaged(format!("{bytes} bytes, want at most {MANIFEST_BYTES_MAX}")));
     }
-    let text = fs::read(&path).map_err(io_error("reading", &path))?;
-    let manifest = CheckpointManifest::from_text(&text).map_err(|error| match error {
+    manifest_of(&path, &fs::read(&path).map_err(io_error("reading", &path))?)
+}
+
+/// The manifest that `text` is, checked; an error calls it `path`.
+pub fn manifest_of(path: &Path, text: &[u8]) -> Result<CheckpointManifest, CheckpointError> {
+    let damaged = |what: String| CheckpointError::Damaged { path: path.to_path_buf(), what };
+    let manifest = CheckpointManifest::from_text(text).map_err(|error| match error {
         ManifestError::Damaged(what) => damaged(what),
         ManifestError::Schema { got } => {
-            CheckpointError::Schema { path: path.clone(), got, want: SCHEMA_VERSION }
+            CheckpointError::Schema { path: path.to_path_buf(), got, want: SCHEMA_VERSION }
         }
     })?;
     if manifest.files.is_empty() {

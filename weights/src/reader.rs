@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use shoal_plan::checkpoint::CheckpointManifest;
+use shoal_plan::checkpoint::{CheckpointFile, CheckpointManifest};
 
 use crate::numbers::widen;
 use crate::tensor_file::TensorFile;
@@ -30,19 +31,30 @@ impl CheckpointReader {
     /// Opens and indexes every file of tensors that the manifest names.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
         let manifest = newest::read_manifest(directory)?;
-        let mut reader = Self {
-            directory: directory.to_path_buf(),
-            manifest: manifest.clone(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
-        for file in &manifest.files {
-            if Path::new(&file.name).extension().is_some_and(|extension| extension == "safetensors")
-            {
-                reader.add(&file.name, file.bytes)?;
-            }
+        let mut reader = Self::empty(directory, manifest.clone());
+        for file in manifest.files.iter().filter(|file| is_of_tensors(&file.name)) {
+            reader.add(TensorFile::open(&directory.join(&file.name))?, file)?;
         }
         Ok(reader)
+    }
+
+    /// Indexes files of a checkpoint that are open: of all that its manifest names, those from which something
+    /// will be read. Errors call their directory `directory`.
+    pub fn over(
+        directory: &Path,
+        manifest: CheckpointManifest,
+        files: Vec<(CheckpointFile, File)>,
+    ) -> Result<Self, CheckpointError> {
+        let mut reader = Self::empty(directory, manifest);
+        for (file, open) in files {
+            reader.add(TensorFile::of(open, &directory.join(&file.name))?, &file)?;
+        }
+        Ok(reader)
+    }
+
+    fn empty(directory: &Path, manifest: CheckpointManifest) -> Self {
+        let directory = directory.to_path_buf();
+        Self { directory, manifest, files: Vec::new(), tensors: BTreeMap::new() }
     }
 
     /// Steps done, sequences consumed, and the grid that wrote it.
@@ -100,14 +112,13 @@ impl CheckpointReader {
         Ok(widen(dtype, &self.files[found.file].read(&name)?))
     }
 
-    fn add(&mut self, file_name: &str, want_bytes: u64) -> Result<(), CheckpointError> {
-        let path = self.directory.join(file_name);
+    fn add(&mut self, file: TensorFile, want: &CheckpointFile) -> Result<(), CheckpointError> {
+        let path = file.path().to_path_buf();
         let damaged = |what: String| CheckpointError::Damaged { path: path.clone(), what };
-        let kind = TensorKind::of_file(file_name)
+        let kind = TensorKind::of_file(&want.name)
             .ok_or_else(|| damaged("its name says nothing of what it holds".into()))?;
-        let file = TensorFile::open(&path)?;
-        if file.file_bytes() != want_bytes {
-            return Err(damaged(format!("{} bytes, want {want_bytes}", file.file_bytes())));
+        if file.file_bytes() != want.bytes {
+            return Err(damaged(format!("{} bytes, want {}", file.file_bytes(), want.bytes)));
         }
         for (name, entry) in file.entries() {
             let dtype = match entry.stored_type() {
@@ -124,6 +135,10 @@ impl CheckpointReader {
         self.files.push(file);
         Ok(())
     }
+}
+
+fn is_of_tensors(file_name: &str) -> bool {
+    Path::new(file_name).extension().is_some_and(|extension| extension == "safetensors")
 }
 
 impl fmt::Debug for CheckpointReader {

@@ -26,8 +26,12 @@ pub struct TensorFile {
 impl TensorFile {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        Self::of(File::open(path).map_err(io_error("opening", path))?, path)
+    }
+
+    /// Checks the header of a file that is open, at its beginning; errors call it `path`.
+    pub(crate) fn of(mut file: File, path: &Path) -> Result<Self, CheckpointError> {
         let damaged = |what: String| CheckpointError::Damaged { path: path.to_path_buf(), what };
-        let mut file = File::open(path).map_err(io_error("opening", path))?;
         let metadata = file.metadata().map_err(io_error("reading", path))?;
         if !metadata.is_file() {
             return Err(damaged("it is not a file".into()));

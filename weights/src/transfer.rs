@@ -16,7 +16,8 @@ use crate::hugging_face::{config_json, generation_json, tokenizer_config_json};
 use crate::listing::{Expected, Part, listing};
 use crate::numbers::stored;
 use crate::save::{ModelWriter, Planned};
-use crate::write::{sync_directory, write_bytes};
+use crate::shelf::sync_directory;
+use crate::write::write_bytes;
 use crate::{CONFIG_FILE, CheckpointError, ConfigExtras, Form, StoredType, Weights, io_error};
 
 /// Files about the tokenizer that are taken along as they are.

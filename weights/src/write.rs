@@ -5,14 +5,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
 use shoal_plan::checkpoint::CheckpointFile;
 
-use crate::{CheckpointError, StoredType, io_error, is_plain};
+use crate::shelf::{Directory, Shelf};
+use crate::{CheckpointError, StoredType};
 
 /// Tensors start at multiples of this: the header is padded with spaces.
 const ALIGNMENT: usize = 8;
@@ -57,7 +56,15 @@ pub fn write_file(
     file_name: &str,
     tensors: &mut dyn Iterator<Item = NamedTensor<'_>>,
 ) -> Result<CheckpointFile, CheckpointError> {
-    let path = directory.join(file_name);
+    write_tensors(&mut Directory(directory), file_name, tensors)
+}
+
+/// The same onto any shelf.
+pub fn write_tensors(
+    shelf: &mut dyn Shelf,
+    file_name: &str,
+    tensors: &mut dyn Iterator<Item = NamedTensor<'_>>,
+) -> Result<CheckpointFile, CheckpointError> {
     let mut tensors: Vec<_> = tensors.collect();
     // The widest first: then every tensor is aligned to its own elements.
     tensors.sort_by(|a, b| (b.dtype.size(), a.name).cmp(&(a.dtype.size(), b.name)));
@@ -67,10 +74,10 @@ pub fn write_file(
         dtype: tensor.dtype,
         bytes: tensor.bytes.len(),
     });
-    let header = header_of(&placed.collect::<Vec<_>>(), &path)?;
+    let header = header_of(&placed.collect::<Vec<_>>(), &shelf.place(file_name))?;
     let length = (header.len() as u64).to_le_bytes();
     let parts = [length.as_slice(), &header].into_iter();
-    write_parts(directory, file_name, parts.chain(tensors.iter().map(|tensor| &*tensor.bytes)))
+    shelf.put(file_name, &mut parts.chain(tensors.iter().map(|tensor| &*tensor.bytes)))
 }
 
 /// Writes, hashes and syncs a file that is no tensors.
@@ -79,28 +86,7 @@ pub fn write_bytes(
     file_name: &str,
     bytes: &[u8],
 ) -> Result<CheckpointFile, CheckpointError> {
-    write_parts(directory, file_name, [bytes].into_iter())
-}
-
-/// Writes, hashes and syncs a file of any kind.
-pub(super) fn write_parts<'a>(
-    directory: &Path,
-    file_name: &str,
-    parts: impl Iterator<Item = &'a [u8]>,
-) -> Result<CheckpointFile, CheckpointError> {
-    assert!(is_plain(file_name), "{file_name:?} is no plain file name");
-    let path = directory.join(file_name);
-    let mut file = File::create(&path).map_err(io_error("creating", &path))?;
-    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
-    for part in parts {
-        hasher.update(part);
-        bytes += part.len() as u64;
-        file.write_all(part).map_err(io_error("writing", &path))?;
-    }
-    file.sync_all().map_err(io_error("syncing", &path))?;
-    sync_directory(directory)?;
-    let blake3 = hasher.finalize().to_hex().to_string();
-    Ok(CheckpointFile { name: file_name.to_string(), bytes, blake3 })
+    Directory(directory).put(file_name, &mut [bytes].into_iter())
 }
 
 /// A tensor's place in a file: its bytes follow those of the tensor before it.
@@ -125,7 +111,7 @@ pub(crate) fn header_of(tensors: &[Placed<'_>], path: &Path) -> Result<Vec<u8>, 
             let what = format!("it has {} bytes, want {want}", tensor.bytes);
             return Err(unwritable(tensor, what));
         }
-        if !is_plain(tensor.name) {
+        if !crate::is_plain(tensor.name) {
             return Err(unwritable(tensor, "its name is not plain".into()));
         }
         let data_offsets = [at, at + want];
@@ -139,10 +125,4 @@ pub(crate) fn header_of(tensors: &[Placed<'_>], path: &Path) -> Result<Vec<u8>, 
     let mut header = serde_json::to_vec(&json).expect("a header is plain data");
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     Ok(header)
-}
-
-/// Makes a rename or a new file last.
-pub(crate) fn sync_directory(directory: &Path) -> Result<(), CheckpointError> {
-    let synced = File::open(directory).and_then(|directory| directory.sync_all());
-    synced.map_err(io_error("syncing", directory))
 }

@@ -16,6 +16,8 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::DaemonError;
 
+pub(crate) mod courier;
+
 /// A coordinator that is not there by then will not come. It may be started anew meanwhile.
 const CONNECT_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -253,6 +255,21 @@ pub(crate) mod tests {
     impl Coordinator for Script {
         type SessionStream = Pin<Box<dyn Stream<Item = Result<raw::ToWorker, Status>> + Send>>;
         type WatchStream = Pin<Box<dyn Stream<Item = Result<raw::ToWatcher, Status>> + Send>>;
+        type WithdrawStream = tokio_stream::Empty<Result<raw::Chunk, Status>>;
+
+        async fn deposit(
+            &self,
+            _: Request<Streaming<raw::DepositPiece>>,
+        ) -> Result<Response<raw::Deposited>, Status> {
+            Err(Status::unimplemented("a script gathers nothing"))
+        }
+
+        async fn withdraw(
+            &self,
+            _: Request<raw::Withdrawal>,
+        ) -> Result<Response<Self::WithdrawStream>, Status> {
+            Err(Status::unimplemented("a script has gathered nothing"))
+        }
 
         async fn watch(
             &self,

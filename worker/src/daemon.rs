@@ -8,14 +8,16 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
-use shoal_plan::job::Job;
+use shoal_plan::job::{Gather, Job};
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, Hello, Secret, Source};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+pub use crate::client::courier::{Courier, CourierError};
 use crate::client::{self, Incoming, Link};
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason, Prepared};
@@ -63,6 +65,8 @@ pub struct Assignment {
     /// Where each cell's state is found in them, in cell order; none if it is in no memory.
     pub sources: Vec<Source>,
     pub run_dir: PathBuf,
+    /// The way of checkpoints' files, where the coordinator gathers them.
+    pub courier: Option<Courier>,
     /// Listens on the address that the peers know.
     pub listener: TcpListener,
     pub threads: usize,
@@ -309,6 +313,14 @@ impl<F: EngineFactory> Daemon<F> {
     fn assignment(&self, assign: Assign) -> Result<Assignment, DaemonError> {
         let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
         let listener = self.listener.try_clone();
+        let courier = (job.checkpoint.gather == Gather::Coordinator).then(|| Courier {
+            coordinator: self.options.join,
+            secret: self.options.secret.clone(),
+            run: run.clone(),
+            me: self.options.worker,
+            generation: plan.generation,
+            runtime: Handle::current(),
+        });
         Ok(Assignment {
             job,
             plan,
@@ -322,6 +334,7 @@ impl<F: EngineFactory> Daemon<F> {
             vaults,
             sources,
             run_dir: self.options.run_dir.clone(),
+            courier,
             listener: listener.map_err(|source| DaemonError::Listen { source })?,
             threads: self.options.threads,
         })

@@ -4,6 +4,7 @@
 //! them down. What a cell does is in `engine/cell.rs`, one training step in `engine/step.rs`.
 
 mod cell;
+mod depositing;
 mod error;
 mod evaluate;
 mod group;
@@ -19,6 +20,7 @@ mod snapshot;
 mod state;
 mod step;
 mod vote;
+mod withdrawing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +41,9 @@ use crate::daemon::{Assignment, Engine, EngineEvent, EngineFactory, Prepared, TE
 use crate::devices::Devices;
 use crate::metrics::{CellClock, Metered, Metrics, StepWatch};
 
-pub use cell::{Cell, Inputs, Text};
+use cell::Ways;
+pub use cell::{Cell, Checkpoints, Inputs, Text};
+use depositing::Depositor;
 pub use error::EngineError;
 use kept::Kept;
 use memory::Memory;
@@ -301,8 +305,19 @@ fn conduct(
     let timeouts = Timeouts::of(assignment.plan.generation);
     let mesh = Mesh::open_unless(membership, assignment.listener, timeouts, &is_off)?;
     let cells = assignment.plan.cells_of(assignment.me);
+    let withdrawn = match (&assignment.courier, inputs.checkpoint_to_read()) {
+        (Some(courier), Some(step)) => {
+            withdrawing::withdraw(courier, &inputs, (step, &cells), &is_off)
+                .map(Arc::new)
+                .map(Some)?
+        }
+        (None, _) | (_, None) => None,
+    };
     metrics.begins(assignment.plan.generation, cells.len(), assignment.job.training.precision);
     let (news, gathered) = channel();
+    let parcels = assignment
+        .courier
+        .map(|courier| depositing::start(courier, Arc::clone(control), news.clone()));
     let mut threads = Vec::new();
     for (nth, cell) in cells.iter().enumerate() {
         let (inputs, control, news) = (Arc::clone(&inputs), Arc::clone(control), news.clone());
@@ -310,11 +325,13 @@ fn conduct(
         let (cell, clock) = (*cell, Arc::new(CellClock::default()));
         let comm = Metered::new(mesh.endpoint(cell), metrics.clone(), Arc::clone(&clock));
         let watch = StepWatch::new(metrics.clone(), clock);
+        let depositor = parcels.clone().map(|parcels| Depositor::new(cell, parcels));
+        let ways = Ways { depositor, withdrawn: withdrawn.clone() };
         threads.push(std::thread::spawn(move || {
-            cell::run((cell, watch), &inputs, (comm, &devices, nth), &control, &news);
+            cell::run((cell, watch), (&inputs, ways), (comm, &devices, nth), &control, &news);
         }));
     }
-    drop(news);
+    drop((news, parcels, withdrawn));
     *shared_mesh.lock().unwrap_or_else(PoisonError::into_inner) = Some(mesh);
     Gathering { n_cells: cells.len(), ..Gathering::default() }.pump(&gathered, metrics, events);
     for thread in threads {

@@ -111,7 +111,7 @@ impl Metrics {
             registry,
         };
         // The other phase is the coordinator's.
-        for phase in ["write", "memory"] {
+        for phase in ["write", "memory", "send"] {
             metrics.checkpoints.with_label_values(&[phase]);
         }
         metrics.register_all(worker, run)?;

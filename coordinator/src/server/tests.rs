@@ -17,6 +17,8 @@ use crate::following::{Following, follow};
 use crate::news::{Cause, Command};
 use crate::state::fixtures::{G1, finished, hello, part, settings, step_done};
 
+mod files;
+
 /// Ends a test that hangs; far beyond anything that is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -96,7 +98,11 @@ fn started(dir: &TestDir) -> (Run, Secret) {
 }
 
 fn started_within(dir: &TestDir, limits: Limits) -> (Run, Secret) {
-    let settings = Settings { run_dir: dir.0.clone(), ..settings() };
+    started_by(settings(), dir, limits)
+}
+
+fn started_by(settings: Settings, dir: &TestDir, limits: Limits) -> (Run, Secret) {
+    let settings = Settings { run_dir: dir.0.clone(), ..settings };
     let secret = settings.secret.clone();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let shared = port.try_clone().unwrap();
@@ -216,7 +222,8 @@ async fn a_second_worker_with_a_taken_number_is_told_so_and_the_first_stays() {
 async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
     let dir = TestDir::new("server-idle");
     // Long enough for a worker's hello on a busy machine.
-    let limits = Limits { connections_max: 8, hello_deadline: Duration::from_secs(2) };
+    let limits =
+        Limits { connections_max: 8, hello_deadline: Duration::from_secs(2), ..Limits::USUAL };
     let (mut running, secret) = started_within(&dir, limits);
     let mut worker = Worker::join(&running, &secret, 0).await;
     news(&mut running, joined).await;
@@ -243,7 +250,7 @@ async fn idle_and_stalled_connections_are_closed_while_a_worker_stays() {
 async fn a_connection_too_many_is_closed_at_once() {
     let dir = TestDir::new("server-flood");
     // One is of whoever follows the run.
-    let limits = Limits { connections_max: 3, hello_deadline: PATIENCE * 2 };
+    let limits = Limits { connections_max: 3, hello_deadline: PATIENCE * 2, ..Limits::USUAL };
     let (running, _) = started_within(&dir, limits);
     let mut streams = Vec::new();
     for _ in 0..3 {

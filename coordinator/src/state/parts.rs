@@ -77,6 +77,12 @@ impl Parts {
 
     /// The checkpoint that waits for this cell's word.
     fn awaiting(&mut self, standing: Standing, cell: CellId) -> Result<&mut Pending, PartError> {
+        self.fits(standing, cell)?;
+        Ok(self.steps.entry(standing.step).or_insert_with(|| Pending::new(standing)))
+    }
+
+    /// Whether this cell's word is waited for.
+    pub(super) fn fits(&self, standing: Standing, cell: CellId) -> Result<(), PartError> {
         let step = standing.step;
         if !self.writers().any(|writer| writer == cell) {
             return Err(PartError::Wrong(format!("{cell} writes no checkpoints in this plan")));
@@ -84,7 +90,7 @@ impl Parts {
         if step <= self.closed || self.is_writing(step) {
             return Err(PartError::Late);
         }
-        let pending = self.steps.entry(step).or_insert_with(|| Pending::new(standing));
+        let Some(pending) = self.steps.get(&step) else { return Ok(()) };
         if pending.is_from(cell) {
             return Err(PartError::Late);
         }
@@ -92,7 +98,7 @@ impl Parts {
             let (got, want) = (standing, pending.standing);
             return Err(PartError::Wrong(format!("{cell} stands at {got:?}, others at {want:?}")));
         }
-        Ok(pending)
+        Ok(())
     }
 
     /// A step of which some cell could not write its files, once every cell has said what became

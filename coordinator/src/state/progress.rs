@@ -128,7 +128,12 @@ impl State {
         }
     }
 
-    fn part_fits(&self, worker: WorkerId, standing: Standing, cell: CellId) -> Result<(), String> {
+    pub(super) fn part_fits(
+        &self,
+        worker: WorkerId,
+        standing: Standing,
+        cell: CellId,
+    ) -> Result<(), String> {
         let (plan, last, step) = (self.plan(), self.settings.job.training.steps, standing.step);
         if cell.0 >= plan.grid.n_cells() || plan.host(cell) != worker {
             return Err(format!("a checkpoint's part of {cell}, which it does not host"));

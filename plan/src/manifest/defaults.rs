@@ -8,7 +8,8 @@ use super::Parallelism;
 use crate::device::DeviceChoice;
 use crate::grid::Grid;
 use crate::job::{
-    Checkpoint, EvaluationPlan, MemorySnapshots, MetricsSettings, Precision, Training, Workers,
+    Checkpoint, EvaluationPlan, Gather, MemorySnapshots, MetricsSettings, Precision, Training,
+    Workers,
 };
 use crate::learning_rate::LrSchedule;
 use crate::numerics::{Moments, ParameterGroup, Scales};
@@ -97,7 +98,8 @@ pub(super) fn workers() -> Workers {
 
 pub(super) fn checkpoint() -> Checkpoint {
     let memory = MemorySnapshots { every: 10, copies: 1 };
-    Checkpoint { every: 100, keep: 3, keep_best: true, store: None, memory }
+    let gather = Gather::Disk;
+    Checkpoint { every: 100, keep: 3, keep_best: true, store: None, gather, memory }
 }
 
 pub(super) fn metrics() -> MetricsSettings {

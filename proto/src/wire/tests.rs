@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use shoal_plan::checkpoint::CheckpointFile;
 use shoal_plan::grid::Grid;
 use shoal_plan::job::Job;
 use shoal_plan::learning_rate::LrSchedule;

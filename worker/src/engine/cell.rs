@@ -9,12 +9,13 @@ use std::sync::mpsc::Sender;
 use shoal_data::{Dataset, Part, TokenShards, Tokenizer};
 use shoal_model::{BatchTokens, Cut, Stage, StageOptions};
 use shoal_plan::grid::CellId;
-use shoal_plan::job::Job;
+use shoal_plan::job::{Gather, Job};
 use shoal_plan::plan::Plan;
 use shoal_plan::report::HELDOUT;
 use shoal_plan::samples::{Mixture, Place};
 use shoal_plan::standing::Standing;
 
+use super::depositing::Depositor;
 use super::error::EngineError;
 use super::memory::{Memory, Recall};
 use super::policy::Ended;
@@ -24,7 +25,7 @@ use crate::comm::Comm;
 use crate::devices::Devices;
 use crate::metrics::StepWatch;
 use crate::vault::Snapshot;
-use shoal_weights::{Weights, directory};
+use shoal_weights::{CheckpointReader, Weights, directory};
 
 /// A run's text, open. Clones are the same text.
 #[derive(Clone, Debug)]
@@ -62,13 +63,23 @@ impl Text {
     }
 }
 
+/// Where a run's checkpoints are written to and read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// In `checkpoints/` of the run directory, which all workers and the coordinator share.
+    InDirectory(PathBuf),
+    /// Nowhere here: they are streamed to the coordinator, and from it.
+    AtCoordinator,
+}
+
 /// What all cells of a worker read and none changes.
 pub struct Inputs {
     pub job: Job,
     pub plan: Plan,
     pub text: Text,
-    /// `checkpoints/` of the run directory.
-    pub checkpoints: PathBuf,
+    /// Where the run's text is.
+    pub run_dir: PathBuf,
+    pub checkpoints: Checkpoints,
     /// The step whose checkpoint to start from.
     pub resume_from: Option<u64>,
     /// From where to go on.
@@ -101,7 +112,11 @@ impl Inputs {
             job: job.clone(),
             plan: plan.clone(),
             text,
-            checkpoints: run_dir.join("checkpoints"),
+            run_dir: run_dir.to_path_buf(),
+            checkpoints: match job.checkpoint.gather {
+                Gather::Disk => Checkpoints::InDirectory(run_dir.join("checkpoints")),
+                Gather::Coordinator => Checkpoints::AtCoordinator,
+            },
             resume_from,
             standing: Standing { step, sequences, ..Standing::default() },
             memory: None,
@@ -118,6 +133,12 @@ impl Inputs {
     #[must_use]
     pub(super) fn with_memory(self, memory: Memory) -> Self {
         Self { memory: Some(memory), ..self }
+    }
+
+    /// The step of the checkpoint that cells are filled from, if they are.
+    pub(super) fn checkpoint_to_read(&self) -> Option<u64> {
+        let in_memory = self.memory.as_ref().is_some_and(Memory::has_sources);
+        self.resume_from.filter(|_| !in_memory)
     }
 
     /// Sequences of a step's batch.
@@ -173,12 +194,31 @@ pub struct Cell {
     pub(super) recall: Option<Recall>,
     /// The snapshot it has started from, until it is copied to those that are to hold it, too.
     started_from: Option<Arc<Snapshot>>,
+    /// Where the coordinator gathers checkpoints.
+    pub(super) depositor: Option<Depositor>,
+}
+
+/// What the engine has for one cell beside the inputs.
+#[derive(Default)]
+pub(super) struct Ways {
+    /// To a coordinator that gathers files.
+    pub(super) depositor: Option<Depositor>,
+    /// The checkpoint that came from there.
+    pub(super) withdrawn: Option<Arc<CheckpointReader>>,
 }
 
 impl Cell {
     /// Builds the cell's chunks, from the memory or the checkpoint to go on from if there is one, or
     /// from the weights that the job starts from. Only the chunks' own tensors are read.
     pub fn new(inputs: Arc<Inputs>, comm: Box<dyn Comm>) -> Result<Self, EngineError> {
+        Self::with(inputs, comm, Ways::default())
+    }
+
+    fn with(
+        inputs: Arc<Inputs>,
+        comm: Box<dyn Comm>,
+        Ways { depositor, withdrawn }: Ways,
+    ) -> Result<Self, EngineError> {
         let Job { training, .. } = &inputs.job;
         let options = StageOptions::from(training);
         let cuts = inputs.cuts(comm.cell());
@@ -195,13 +235,13 @@ impl Cell {
                 let build = if is_loaded { Stage::blank } else { Stage::new };
                 let mut chunks: Vec<Stage> =
                     cuts.into_iter().map(|cut| build(cut, &options)).collect();
-                fill(&inputs, &mut chunks)?;
+                fill(&inputs, withdrawn.as_deref(), &mut chunks)?;
                 (chunks, None)
             }
         };
         let standing = inputs.standing;
         let trainer = Trainer::new(inputs, chunks, comm);
-        Ok(Self { trainer, standing, watch: None, recall, started_from })
+        Ok(Self { trainer, standing, watch: None, recall, started_from, depositor })
     }
 
     /// Sends the snapshot from which the cell has started to those that are to hold it, too. Said once
@@ -230,10 +270,25 @@ impl Cell {
 }
 
 /// From the checkpoint to go on from, or the weights that the job starts from, if there are any.
-fn fill(inputs: &Inputs, chunks: &mut [Stage]) -> Result<(), EngineError> {
+fn fill(
+    inputs: &Inputs,
+    withdrawn: Option<&CheckpointReader>,
+    chunks: &mut [Stage],
+) -> Result<(), EngineError> {
     if let Some(step) = inputs.resume_from {
+        let opened;
+        let checkpoint = match (&inputs.checkpoints, withdrawn) {
+            (Checkpoints::InDirectory(checkpoints), _) => {
+                opened = CheckpointReader::open(&directory(checkpoints, step))?;
+                &opened
+            }
+            (Checkpoints::AtCoordinator, Some(withdrawn)) => withdrawn,
+            (Checkpoints::AtCoordinator, None) => {
+                unreachable!("an engine reads the checkpoint from the coordinator before its cells")
+            }
+        };
         for chunk in chunks {
-            snapshot::load(chunk, &directory(&inputs.checkpoints, step))?;
+            snapshot::load_from(chunk, checkpoint)?;
         }
     } else if let Some(directory) = &inputs.job.training.init {
         let weights = Weights::open(Path::new(directory))?;
@@ -247,14 +302,14 @@ fn fill(inputs: &Inputs, chunks: &mut [Stage]) -> Result<(), EngineError> {
 /// Runs a cell, the worker's `nth`, on its own thread until it has trained, was told to end, or failed.
 pub(super) fn run(
     (id, watch): (CellId, StepWatch),
-    inputs: &Arc<Inputs>,
+    (inputs, ways): (&Arc<Inputs>, Ways),
     (comm, devices, nth): (impl Comm + 'static, &Devices, usize),
     control: &Control,
     news: &Sender<(CellId, CellNews)>,
 ) {
     // The step that is being computed, for the report of a failure.
     let mut step = 0;
-    let ended = Cell::new(Arc::clone(inputs), Box::new(comm)).and_then(|mut cell| {
+    let ended = Cell::with(Arc::clone(inputs), Box::new(comm), ways).and_then(|mut cell| {
         step = cell.standing.step + 1;
         devices.place(nth, &mut cell.trainer.chunks)?;
         cell.trainer.watch = Some(watch.clone());

@@ -8,6 +8,7 @@ use shoal_proto::FailureKind;
 
 use super::vote::Wishes;
 use crate::comm::CommError;
+use crate::daemon::CourierError;
 use crate::vault::VaultError;
 use shoal_weights::CheckpointError;
 
@@ -59,6 +60,9 @@ pub enum EngineError {
     #[error("{0}")]
     Vault(#[from] VaultError),
 
+    #[error("{0}")]
+    Courier(#[from] CourierError),
+
     /// A snapshot of another model, or of another part of it.
     #[error("a snapshot of {got} bytes is of another cell's layout, want {want} bytes")]
     OtherState { got: u64, want: u64 },
@@ -79,8 +83,9 @@ impl EngineError {
                 }
             }
             // An exchange inside a layer fails as the communicator does; and who asks another worker's
-            // memory in vain is not at fault.
+            // memory, or the coordinator, in vain is not at fault.
             Self::Comm(_)
+            | Self::Courier(CourierError::Unreachable { .. } | CourierError::Stopped { .. })
             | Self::Model(shoal_model::Error::Exchange { .. })
             | Self::Vault(
                 VaultError::Lost { .. }
@@ -90,7 +95,10 @@ impl EngineError {
                 | VaultError::Damaged { .. },
             ) => FailureKind::PeerLost,
             Self::Data(_) | Self::EmptySet { .. } => FailureKind::Data,
-            Self::Checkpoint(_) => FailureKind::Checkpoint,
+            Self::Checkpoint(_)
+            | Self::Courier(CourierError::Refused { .. } | CourierError::Scratch { .. }) => {
+                FailureKind::Checkpoint
+            }
             Self::Model(_)
             | Self::Message { .. }
             | Self::Vault(VaultError::NotTaken { .. })
@@ -108,6 +116,7 @@ impl EngineError {
             }
             Self::Model(_)
             | Self::Vault(_)
+            | Self::Courier(_)
             | Self::Refused(_)
             | Self::GaveUp { .. }
             | Self::Data(_)
@@ -130,6 +139,7 @@ impl EngineError {
             | Self::Checkpoint(_)
             | Self::Model(_)
             | Self::Vault(_)
+            | Self::Courier(_)
             | Self::OtherState { .. }
             | Self::Message { .. } => None,
         }

@@ -10,11 +10,12 @@ use shoal_plan::grid::CellId;
 use shoal_plan::report::{Ending, Evaluation, HELDOUT, Outcome, SkippedStep, StepReport};
 use shoal_plan::standing::AfterSkip;
 
-use super::cell::Cell;
+use super::cell::{Cell, Checkpoints};
 use super::error::{EngineError, Refusal};
 use super::step::Trainer;
 use super::vote::Wishes;
-use super::{CellNews, Control};
+use super::{CellNews, Control, snapshot};
+use crate::metrics::StepWatch;
 
 /// Why a cell trains no further in this generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,15 @@ impl Cell {
     /// Trains until the job's last step, until all cells agree to stop or to go back, or until
     /// evaluations no longer improve. Evaluations and checkpoints come on the way and at the end.
     pub(super) fn train(&mut self, control: &Control, say: Say<'_>) -> Result<Ended, EngineError> {
+        let ended = self.train_to_an_end(control, say)?;
+        if let Some(depositor) = &mut self.depositor {
+            // What follows may be another plan, under which these files would be nobody's.
+            depositor.wait();
+        }
+        Ok(ended)
+    }
+
+    fn train_to_an_end(&mut self, control: &Control, say: Say<'_>) -> Result<Ended, EngineError> {
         let inputs = Arc::clone(&self.trainer.inputs);
         let job = &inputs.job;
         let mut evaluated = false;
@@ -194,22 +204,41 @@ impl Cell {
 
     /// A disk that is full, or may not be written to, costs a checkpoint and not the run: the
     /// coordinator counts it, and whether the run may end without one is for it to say.
-    fn write_checkpoint(&self, say: Say<'_>) {
-        let standing = self.standing;
-        let write = || self.trainer.write_checkpoint(standing.step);
-        let written = match &self.watch {
-            Some(watch) => watch.checkpoint("write", write),
-            None => write(),
-        };
-        match written {
-            Ok(Some(files)) => say(CellNews::Part { standing, files }),
-            // Others write for this cell.
-            Ok(None) => {}
-            Err(error) => {
-                let (step, why) = (standing.step, error.to_string());
-                tracing::error!(cell = %self.trainer.id, step, why, "no files of the checkpoint");
-                say(CellNews::PartFailed { standing, why });
-            }
+    fn write_checkpoint(&mut self, say: Say<'_>) {
+        let Self { trainer, standing, watch, depositor, .. } = self;
+        if !snapshot::is_written_by(&trainer.inputs, trainer.id) {
+            return;
         }
+        let standing = *standing;
+        let written = match (&trainer.inputs.checkpoints, depositor) {
+            (Checkpoints::InDirectory(directory), _) => {
+                let write = || trainer.write_checkpoint((directory, standing.step));
+                let written = watched(watch.as_ref(), write);
+                written.map(|files| say(CellNews::Part { standing, files }))
+            }
+            (Checkpoints::AtCoordinator, Some(depositor)) => {
+                depositor.wait();
+                let written = watched(watch.as_ref(), || trainer.write_scratch());
+                written.map(|files| depositor.send(standing, files, watch.clone()))
+            }
+            (Checkpoints::AtCoordinator, None) => {
+                unreachable!(
+                    "an engine whose coordinator gathers files gives its cells a way there"
+                )
+            }
+        };
+        if let Err(error) = written {
+            let (step, why) = (standing.step, error.to_string());
+            tracing::error!(cell = %trainer.id, step, why, "no files of the checkpoint");
+            say(CellNews::PartFailed { standing, why });
+        }
+    }
+}
+
+/// Measures what training waits for.
+fn watched<T>(watch: Option<&StepWatch>, write: impl FnOnce() -> T) -> T {
+    match watch {
+        Some(watch) => watch.checkpoint("write", write),
+        None => write(),
     }
 }

@@ -173,6 +173,7 @@ impl Fleet {
                 vaults: vaults.clone(),
                 sources: sources.to_vec(),
                 run_dir: self.run_dir.path().to_path_buf(),
+                courier: None,
                 listener: worker.listener.try_clone().unwrap(),
                 threads: 1,
             };
@@ -398,6 +399,7 @@ fn an_engine_is_replaced_though_a_peer_never_came_or_stopped_for_good() {
         vaults: BTreeMap::new(),
         sources: Vec::new(),
         run_dir: fleet.run_dir.path().to_path_buf(),
+        courier: None,
         listener: worker.listener.try_clone().unwrap(),
         threads: 1,
     };

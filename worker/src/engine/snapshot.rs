@@ -6,7 +6,7 @@
 //! stages: their names differ, and stand in the same files.
 
 use std::borrow::Cow;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use shoal_data::Tokenizer;
@@ -19,8 +19,8 @@ use shoal_plan::grid::{CellId, Grid};
 use super::cell::Inputs;
 use super::error::EngineError;
 use shoal_weights::{
-    CheckpointReader, ConfigExtras, NamedTensor, StoredType, TensorKind, partial_directory,
-    write_bytes, write_file, write_hf_files,
+    CheckpointReader, ConfigExtras, Directory, NamedTensor, Scratch, Shelf, StoredType, TensorKind,
+    partial_directory, write_hf_files, write_tensors,
 };
 
 /// A cell's place in the grid, which says what it writes.
@@ -30,21 +30,22 @@ struct Writer {
     cell: CellId,
 }
 
-/// Writes a cell's files of step `step`, synced; the coordinator commits them. `stages` are all
-/// that the cell owns. `None` for a cell that others write for: the coordinator expects a part from
-/// every cell of replica 0.
+/// Whether a cell writes anything: others write for the cells of further replicas, and the coordinator expects a
+/// part from every cell of the first.
+pub(super) fn is_written_by(inputs: &Inputs, cell: CellId) -> bool {
+    inputs.plan.grid.cell(cell).replica == 0
+}
+
+/// Writes a cell's files of step `step` into `checkpoints`, synced; the coordinator commits them.
+/// `stages` are all that the cell owns.
 pub(super) fn write(
     inputs: &Inputs,
-    cell: CellId,
-    stages: &[&Stage],
-    step: u64,
-) -> Result<Option<Vec<CheckpointFile>>, EngineError> {
+    (cell, stages): (CellId, &[&Stage]),
+    (checkpoints, step): (&Path, u64),
+) -> Result<Vec<CheckpointFile>, EngineError> {
     let writer = Writer { grid: inputs.plan.grid, cell };
-    if writer.grid.cell(cell).replica != 0 {
-        return Ok(None);
-    }
-    let directory = partial_directory(&inputs.checkpoints, step, inputs.plan.generation)?;
-    let written = writer.write_all(inputs, &directory, stages);
+    let directory = partial_directory(checkpoints, step, inputs.plan.generation)?;
+    let written = writer.write_all(inputs, &mut Directory(&directory), stages);
     if written.is_err() {
         // On a full disk half a file is in the way of the next whole one. What cannot be removed
         // goes with the directory, which the coordinator discards.
@@ -52,7 +53,18 @@ pub(super) fn write(
             fs::remove_file(directory.join(kind.file_name(cell))).ok();
         }
     }
-    written.map(Some)
+    written
+}
+
+/// Writes a cell's files into scratch files, from which they are sent to the coordinator.
+pub(super) fn write_scratch(
+    inputs: &Inputs,
+    cell: CellId,
+    stages: &[&Stage],
+) -> Result<Vec<(CheckpointFile, File)>, EngineError> {
+    let mut scratch = Scratch::default();
+    Writer { grid: inputs.plan.grid, cell }.write_all(inputs, &mut scratch, stages)?;
+    Ok(scratch.files)
 }
 
 impl Writer {
@@ -60,18 +72,18 @@ impl Writer {
     fn write_all(
         self,
         inputs: &Inputs,
-        directory: &Path,
+        shelf: &mut dyn Shelf,
         stages: &[&Stage],
     ) -> Result<Vec<CheckpointFile>, EngineError> {
-        let mut files = self.write(directory, stages)?;
+        let mut files = self.write(shelf, stages)?;
         if self.cell == CellId(0) {
             let index = index(inputs);
             let eos = inputs.text.tokenizer.end_token();
             let extras = ConfigExtras { eos, ..ConfigExtras::default() };
-            files.extend(write_hf_files(directory, &inputs.job.model, &extras, &index)?);
-            let beside = Tokenizer::file_beside(directory, inputs.job.model.vocab_size)?;
+            files.extend(write_hf_files(shelf, &inputs.job.model, &extras, &index)?);
+            let beside = Tokenizer::file_beside(&inputs.run_dir, inputs.job.model.vocab_size)?;
             if let Some((_, json)) = beside {
-                files.push(write_bytes(directory, TOKENIZER_FILE, &json)?);
+                files.push(shelf.put(TOKENIZER_FILE, &mut [json.as_slice()].into_iter())?);
             }
         }
         Ok(files)
@@ -80,13 +92,13 @@ impl Writer {
     /// One file of each kind of tensors that the stages have.
     fn write(
         self,
-        directory: &Path,
+        shelf: &mut dyn Shelf,
         stages: &[&Stage],
     ) -> Result<Vec<CheckpointFile>, EngineError> {
         let averaged = stages.iter().any(|stage| stage.parameters().is_averaged());
         let kinds = TensorKind::ALL.into_iter();
         let kinds = kinds.filter(|kind| averaged || *kind != TensorKind::Average);
-        let file = |kind: TensorKind| {
+        let mut file = |kind: TensorKind| {
             let biases: Vec<(String, &[f32])> = match kind {
                 TensorKind::Model => stages.iter().flat_map(|stage| self.biases(stage)).collect(),
                 TensorKind::Master
@@ -103,9 +115,9 @@ impl Writer {
                 bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
             }));
             let name = kind.file_name(self.cell);
-            Ok(write_file(directory, &name, &mut tensors.into_iter())?)
+            Ok(write_tensors(shelf, &name, &mut tensors.into_iter())?)
         };
-        kinds.map(file).collect()
+        kinds.map(&mut file).collect()
     }
 
     /// What this cell writes of one kind, of one stage.
@@ -222,10 +234,18 @@ pub(super) fn fill(stage: &mut Stage, numbers: &mut dyn Numbers) -> Result<(), E
 
 /// Fills a stage from a complete checkpoint, whatever grid wrote it.
 pub fn load(stage: &mut Stage, directory: &Path) -> Result<(), EngineError> {
-    fill(stage, &mut CheckpointReader::open(directory)?)
+    load_from(stage, &CheckpointReader::open(directory)?)
 }
 
-impl Numbers for CheckpointReader {
+/// The same from one that is open.
+pub(super) fn load_from(
+    stage: &mut Stage,
+    checkpoint: &CheckpointReader,
+) -> Result<(), EngineError> {
+    fill(stage, &mut &*checkpoint)
+}
+
+impl Numbers for &CheckpointReader {
     fn has_average(&self) -> bool {
         self.names(TensorKind::Average).next().is_some()
     }

@@ -4,6 +4,8 @@
 //! model. Nothing here waits on anything but the communicator.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use shoal_kernels::adamw::AdamStep;
@@ -64,13 +66,19 @@ impl Trainer {
         Self { id, at, chunks, comm, groups, early: Early::new(), watch: None, found: None, inputs }
     }
 
-    /// Writes this cell's files of a checkpoint; `None` for a cell that others write for.
+    /// Writes this cell's files of a checkpoint into a directory beside the others'.
     pub(super) fn write_checkpoint(
         &self,
-        step: u64,
-    ) -> Result<Option<Vec<CheckpointFile>>, EngineError> {
+        into: (&Path, u64),
+    ) -> Result<Vec<CheckpointFile>, EngineError> {
         let chunks: Vec<&Stage> = self.chunks.iter().collect();
-        snapshot::write(&self.inputs, self.id, &chunks, step)
+        snapshot::write(&self.inputs, (self.id, &chunks), into)
+    }
+
+    /// Writes them into scratch files.
+    pub(super) fn write_scratch(&self) -> Result<Vec<(CheckpointFile, File)>, EngineError> {
+        let chunks: Vec<&Stage> = self.chunks.iter().collect();
+        snapshot::write_scratch(&self.inputs, self.id, &chunks)
     }
 
     /// Brings what is to be written down to the host, from the GPU that has it.

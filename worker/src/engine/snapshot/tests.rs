@@ -8,10 +8,12 @@ use tempfile::TempDir;
 
 use shoal_kernels::{bf16_to_f32, f32_to_bf16};
 use shoal_model::StageOptions;
-use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME, SCHEMA_VERSION};
-use shoal_plan::job::Precision;
+use shoal_plan::checkpoint::{CheckpointManifest, FILE_NAME, SCHEMA_VERSION, bytes_max};
+use shoal_plan::job::{Job, Precision};
 use shoal_plan::model::ModelConfig;
 use shoal_plan::numerics;
+use shoal_plan::placement::make_plan;
+use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::standing::Standing;
 
 use super::*;
@@ -90,7 +92,9 @@ fn written(grid: Grid, cells: &BTreeMap<CellId, Vec<Stage>>) -> TempDir {
     let mut files = Vec::new();
     for (cell, stages) in cells {
         let stages: Vec<&Stage> = stages.iter().collect();
-        files.extend(Writer { grid, cell: *cell }.write(scratch.path(), &stages).unwrap());
+        files.extend(
+            Writer { grid, cell: *cell }.write(&mut Directory(scratch.path()), &stages).unwrap(),
+        );
     }
     let standing = Standing { step: 1, sequences: 8, ..Standing::default() };
     let manifest = CheckpointManifest { schema_version: SCHEMA_VERSION, standing, grid, files };
@@ -180,4 +184,45 @@ fn an_average_starts_at_the_masters_of_a_checkpoint_that_has_none() {
     load(&mut got, checkpoint.path()).unwrap();
     assert_eq!(got.parameters().average(names::HEAD), None);
     assert_eq!(got.parameters().master(names::HEAD), averaged.parameters().master(names::HEAD));
+}
+
+/// A coordinator that gathers files takes no more than the plan says of each. Headers count: of small models they are
+/// most of a file.
+#[test]
+fn no_cell_writes_a_file_that_a_coordinator_would_not_take() {
+    let grids = [Grid::ONE, GRID, Grid { stages: 4, expert_shards: 4, replicas: 2 }];
+    let models = ModelConfig::PRESETS.map(|name| ModelConfig::preset(name).unwrap());
+    for (model, grid) in
+        models.iter().chain([&config()]).flat_map(|model| grids.map(|g| (model, g)))
+    {
+        let mut job = Job::example();
+        (job.model, job.grid, job.training.ema) = (model.clone(), grid, 0.9);
+        let Ok(plan) = make_plan(&job, &[WorkerId(0)], Generation(1)) else { continue };
+        for cell in grid.cells().filter(|cell| grid.cell(*cell).replica == 0) {
+            let bounds = bytes_max(&job, &plan, cell);
+            let writer = Writer { grid, cell };
+            for kind in TensorKind::ALL {
+                let width = match kind {
+                    TensorKind::Master | TensorKind::Average => 4,
+                    TensorKind::Model | TensorKind::FirstMoment | TensorKind::SecondMoment => 2,
+                };
+                let mut bytes = 0;
+                for cut in Cut::of(&job.model, &plan, cell) {
+                    for one in names::specifications(&cut) {
+                        if writer.owns(&cut, one.class) {
+                            let values: u64 = one.shape.iter().map(|n| *n as u64).product();
+                            // Name, dtype, shape and places of twelve digits each.
+                            bytes += values * width + one.name.len() as u64 + 100;
+                        }
+                    }
+                    if kind == TensorKind::Model {
+                        let experts = u64::from(cut.config.n_routed_experts);
+                        bytes += cut.moe_layers().len() as u64 * (4 * experts + 200);
+                    }
+                }
+                let (name, most) = (kind.file_name(cell), bounds[&kind.file_name(cell)]);
+                assert!(bytes <= most, "{name} of {grid}: {bytes} bytes, at most {most}");
+            }
+        }
+    }
 }

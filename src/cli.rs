@@ -6,6 +6,7 @@ mod eval;
 mod models;
 mod plan;
 mod runs;
+mod steering;
 mod text;
 mod voice;
 
@@ -22,6 +23,7 @@ pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use plan::{Plan, PlanOutput};
 pub(crate) use runs::{Compare, Events};
+pub(crate) use steering::{Drain, Form, Pause, Resume, Status, Stop};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 pub(crate) use voice::{Generate, Model, Serve, Speculate};
 
@@ -33,6 +35,7 @@ Examples:
   shoal launch examples/quickstart.yaml
   shoal launch job.yaml --set training.steps=50 --set workers.local=2
   shoal launch job.yaml --run-dir runs/second-try
+  shoal status runs/quickstart
   shoal validate job.yaml
   shoal plan job.yaml --fleet fleet.yaml
   shoal data stats ~/notes/**/*.md
@@ -45,16 +48,16 @@ Examples:
 const EXAMPLES: &str = concat!(
     examples!(),
     "\
-Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 5 no such model or checkpoint,
-130 stopped by Ctrl-C."
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or manifest, 3 no run is under way, 4 the run
+refused, 5 no such model or checkpoint, 130 stopped by Ctrl-C."
 );
 
 const MORE: &str = concat!(
     examples!(),
     "\
-Exit codes: 0 done, 1 the run failed, 2 wrong usage, manifest or input, 5 a model's directory is
-missing, damaged or unfit; stopped by a signal after writing a checkpoint: 130 Ctrl-C, 143
-SIGTERM, 129 SIGHUP.
+Exit codes: 0 done, 1 the run failed, 2 wrong usage, manifest or input, 3 no run is under way or it
+cannot be reached, 4 the run refused what it was told, 5 a model's directory is missing, damaged or
+unfit; stopped after writing a checkpoint: 130 Ctrl-C or `shoal stop`, 143 SIGTERM, 129 SIGHUP.
 
 `shoal worker` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
 model and exits when its launcher does. `shoal coordinator` is started once, and again when it dies: it
@@ -80,6 +83,23 @@ pub(crate) enum Verb {
     /// again on the same run directory, it continues from the newest good checkpoint. Ctrl-C once
     /// writes a checkpoint and stops; twice stops at once.
     Launch(Launch),
+    /// How a run is: step, loss, rate, checkpoints, and what each worker is at
+    #[command(after_help = steering::STATUS_EXAMPLES)]
+    Status(Status),
+    /// Let a worker of a run under way hand over its cells and go
+    ///
+    /// It leaves between two steps, nothing is done again, it is no failure, and it is not started again.
+    #[command(after_help = steering::DRAIN_EXAMPLES)]
+    Drain(Drain),
+    /// Let a run under way write a checkpoint and stop, as Ctrl-C to its launcher does
+    #[command(after_help = steering::STOP_EXAMPLES)]
+    Stop(Stop),
+    /// Let a run under way wait after a step; its workers keep what they have in memory
+    #[command(after_help = steering::PAUSE_EXAMPLES)]
+    Pause(Pause),
+    /// Let a run that was paused go on
+    #[command(after_help = steering::PAUSE_EXAMPLES)]
+    Resume(Resume),
     /// Check a manifest and show its plan; starts nothing
     Validate(Validate),
     /// Say what a job would take on a fleet: who does what, how long, at what price; starts nothing

@@ -73,13 +73,15 @@ pub(crate) enum Kind {
     Rejoined,
     /// A worker came when training was under way.
     JoinedLate,
+    /// Somebody wants a worker to hand over and go.
+    Draining,
     /// A worker went as it was asked to.
     Left,
     /// Cells were moved between two steps; nothing was lost.
     Moved,
     /// A worker that was lost again and again gets no cells for a while.
     Quarantined,
-    /// Too few workers, or somebody wanted the machine.
+    /// Too few workers, or somebody wanted the machine, or wanted it to wait.
     Paused,
     Resumed,
     /// A worker that the others wait for.

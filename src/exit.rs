@@ -10,6 +10,10 @@ use crate::signals::Signal;
 pub(crate) enum Stopped {
     /// Wrong usage or an invalid manifest. Nothing was started.
     Input(String),
+    /// No run is under way, or it cannot be reached.
+    Unreachable(String),
+    /// The run did not want what it was told.
+    Refused(String),
     /// A checkpoint or a model's directory is missing, damaged or unfit.
     Checkpoint(String),
     /// The run failed, or could not begin.
@@ -25,6 +29,8 @@ impl Stopped {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Input(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::Refused(_) => 4,
             Self::Checkpoint(_) => CHECKPOINT,
             Self::Failed(_) => 1,
             Self::Signal(signal) => signal.exit_code(),
@@ -34,7 +40,10 @@ impl Stopped {
     /// What standard error is told. Nothing after a signal: its story was told as it happened.
     pub(crate) fn text(&self) -> Option<String> {
         match self {
-            Self::Input(text) | Self::Checkpoint(text) => Some(text.clone()),
+            Self::Input(text)
+            | Self::Unreachable(text)
+            | Self::Refused(text)
+            | Self::Checkpoint(text) => Some(text.clone()),
             Self::Failed(error) => Some(format!("{error:#}")),
             Self::Signal(_) => None,
         }

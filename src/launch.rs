@@ -17,6 +17,7 @@ use crate::children::{Children, Coordinator, Start};
 use crate::cli;
 use crate::clock::Stopwatch;
 use crate::conducting::Told;
+use crate::control::{Control, Written};
 use crate::cores::Cores;
 use crate::devices::Devices;
 use crate::epochs::Epochs;
@@ -184,6 +185,7 @@ async fn train(
     journal::forget(run_dir.path()).context("removing what an earlier coordinator knew")?;
     let coordinator = Coordinator::start(&told, run_dir)?;
     let following = follow(coordinator.address(), secret.clone());
+    let _asked_here = let_it_be_asked(run_dir, &told, &coordinator);
     let start = Start {
         join: coordinator.address(),
         run,
@@ -227,6 +229,23 @@ async fn train(
     let done = training.run().await;
     scrape::withdraw(&run_dir.scrape_targets());
     Ok((done?, signals))
+}
+
+/// Writes down where the run is asked from other terminals. It trains without that, too.
+fn let_it_be_asked(run_dir: &RunDir, told: &Told, coordinator: &Coordinator) -> Option<Written> {
+    let control = Control {
+        run: told.run.clone(),
+        address: coordinator.address(),
+        secret: told.secret.clone(),
+        pid: std::process::id(),
+    };
+    match Written::write(run_dir.path(), &control) {
+        Ok(written) => Some(written),
+        Err(error) => {
+            note(&format!("warning: no status, drain, stop or pause of this run: {error:#}"));
+            None
+        }
+    }
 }
 
 /// What is left (curve, samples) may be cut short: the summary is written and no worker runs.

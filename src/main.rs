@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 mod compare;
 mod conducting;
+mod control;
 mod cores;
 mod curve;
 mod data;
@@ -37,6 +38,8 @@ mod scrape;
 mod serve;
 mod show;
 mod signals;
+mod status;
+mod steering;
 mod tensorboard;
 mod terminal;
 mod tokenise;
@@ -71,6 +74,11 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<(), Stopped> {
     match verb {
         Verb::Launch(args) => launch::launch(&args),
+        Verb::Status(args) => status::status(&args),
+        Verb::Drain(args) => steering::drain(&args),
+        Verb::Stop(args) => steering::stop(&args),
+        Verb::Pause(args) => steering::pause(&args),
+        Verb::Resume(args) => steering::resume(&args),
         Verb::Validate(args) => validate(&args),
         Verb::Plan(args) => plan::plan(&args),
         Verb::Data(verb) => data::run(&verb),

@@ -12,16 +12,18 @@ use shoal_plan::checkpoint::BEST_FILE_NAME;
 use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 
-use crate::events;
+use crate::{control, events};
 
 /// What a run writes directly into its directory. Nothing else there is ever touched.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "lock",
     "manifest.json",
     "metrics.jsonl",
     "summary.json",
     "plan.json",
     "ledger.jsonl",
+    control::FILE_NAME,
+    control::PARTIAL_NAME,
     events::FILE_NAME,
     events::OLDER_FILE_NAME,
     journal::FILE_NAMES[0],
@@ -230,6 +232,12 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Whether a launch holds the run in `path`. One that begins at this very moment may be refused by the look.
+pub(crate) fn is_held(path: &Path) -> bool {
+    let lock = File::open(path.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 /// Whether some version of shoal recorded a job here.
 fn is_a_run(path: &Path) -> anyhow::Result<bool> {
     let Some(text) = read_if_there(&path.join("manifest.json"))? else { return Ok(false) };
@@ -322,7 +330,9 @@ pub(crate) mod tests {
         let first = RunDir::open(&dir.0).unwrap();
         let refusal = RunDir::open(&dir.0).err().unwrap().to_string();
         assert!(refusal.contains(&format!("process {}", std::process::id())), "{refusal}");
+        assert!(is_held(&dir.0));
         drop(first);
+        assert!(!is_held(&dir.0));
         RunDir::open(&dir.0).unwrap();
     }
 

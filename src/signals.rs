@@ -1,4 +1,4 @@
-//! The signals that stop a run, and what they mean for the exit code.
+//! The signals that stop a run, an order that does the same, and what they mean for the exit code.
 
 use std::fmt;
 
@@ -12,6 +12,8 @@ pub(crate) enum Signal {
     Terminate,
     /// The terminal was closed.
     HangUp,
+    /// `shoal stop`, which is no signal but ends the run as Ctrl-C does.
+    Ordered,
 }
 
 /// The signals from now on. Once made, the default actions are off for good.
@@ -45,7 +47,7 @@ impl Signal {
     /// 128 + the signal's number, as shells report it.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
-            Self::Interrupt => 130,
+            Self::Interrupt | Self::Ordered => 130,
             Self::Terminate => 143,
             Self::HangUp => 129,
         }
@@ -63,6 +65,7 @@ impl fmt::Display for Signal {
             Self::Interrupt => "Ctrl-C",
             Self::Terminate => "SIGTERM",
             Self::HangUp => "SIGHUP",
+            Self::Ordered => "`shoal stop`",
         })
     }
 }

@@ -98,6 +98,9 @@ impl Training<'_> {
             tokio::select! {
                 news = self.following.news.recv() => {
                     let mut news = news.context("nobody follows the run any more")?;
+                    if let News::StopAsked { now } = news {
+                        self.wants_to_stop(Signal::Ordered, now, &mut stopping, progress)?;
+                    }
                     if let News::Evicted { worker, what, .. } = &mut news {
                         self.how_it_ended(*worker, what, progress, stopping.is_some()).await;
                     }
@@ -106,17 +109,8 @@ impl Training<'_> {
                     }
                 }
                 signal = self.signals.next() => {
-                    if stopping.is_some() && signal.is_insistent() {
-                        let next = self.how_to_continue();
-                        self.events.add(Kind::Stopped, None, format!("{signal}, at once"));
-                        progress.say(&format!("{signal}: stopping at once\n{next}"));
-                        return Err(Stopped::Signal(signal));
-                    }
-                    if stopping.replace(signal).is_none() {
-                        let how = "writing a checkpoint and stopping; once more stops at once";
-                        progress.say(&format!("{signal}: {how}"));
-                        self.command(Command::Stop);
-                    }
+                    let at_once = stopping.is_some() && signal.is_insistent();
+                    self.wants_to_stop(signal, at_once, &mut stopping, progress)?;
                 }
                 Some(text) = heard(&mut self.copying) => progress.say(&text),
                 _at = look.tick() => {
@@ -125,6 +119,31 @@ impl Training<'_> {
                 }
             }
         }
+    }
+
+    /// # Errors
+    /// At once: the run ends here.
+    fn wants_to_stop(
+        &mut self,
+        signal: Signal,
+        at_once: bool,
+        stopping: &mut Option<Signal>,
+        progress: &Progress,
+    ) -> Result<(), Stopped> {
+        if at_once {
+            let next = self.how_to_continue();
+            self.events.add(Kind::Stopped, None, format!("{signal}, at once"));
+            progress.say(&format!("{signal}: stopping at once\n{next}"));
+            return Err(Stopped::Signal(signal));
+        }
+        if stopping.replace(signal).is_none() {
+            let how = "writing a checkpoint and stopping; once more stops at once";
+            progress.say(&format!("{signal}: {how}"));
+            if signal != Signal::Ordered {
+                self.command(Command::Stop);
+            }
+        }
+        Ok(())
     }
 
     /// The end of a connection is often heard a moment before that of the process, which says more.
@@ -238,6 +257,7 @@ impl Training<'_> {
             | News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
@@ -249,6 +269,8 @@ impl Training<'_> {
             | News::Straggler { .. }
             | News::CaughtUp { .. }
             | News::MovedAtEdge { .. }) => self.incident(&news, progress)?,
+            // Whoever waits for news has seen to it.
+            News::StopAsked { .. } => {}
             News::CheckpointCommitted { step } => {
                 self.checkpoint = Some(step);
                 if let Some(copying) = &self.copying {

@@ -27,6 +27,8 @@ mod network;
 mod place;
 #[path = "chaos/slow.rs"]
 mod slow;
+#[path = "chaos/steering.rs"]
+mod steering;
 
 /// Of the runs that end by themselves.
 const STEPS: u64 = 120;
@@ -51,18 +53,33 @@ struct Undisturbed {
 
 fn undisturbed() -> &'static Undisturbed {
     static ONCE: OnceLock<Undisturbed> = OnceLock::new();
-    ONCE.get_or_init(|| {
-        let place = Place::new("chaos-undisturbed", &manifest(STEPS));
+    ONCE.get_or_init(|| Undisturbed::by_running(STEPS))
+}
+
+impl Undisturbed {
+    fn by_running(steps: u64) -> Self {
+        let place = Place::new(&format!("chaos-undisturbed-{steps}"), &manifest(steps));
         place.launch("run", &[]).done();
         let losses = place.losses("run");
-        assert_eq!(losses.len() as u64, STEPS);
-        Undisturbed { losses, files: last_checkpoint(&place.run_dir("run")) }
-    })
+        assert_eq!(losses.len() as u64, steps);
+        Self { losses, files: last_checkpoint(&place.run_dir("run"), steps) }
+    }
+
+    /// Of a run that came to its last step.
+    #[track_caller]
+    fn equals(&self, place: &Place) {
+        place.no_worker_is_left("run");
+        let (account, steps) = (account(&place.run_dir("run")), self.losses.len() as u64);
+        assert_eq!((account.steps, account.trained), (steps, 4 * steps), "{account:?}");
+        assert_eq!(place.losses("run"), self.losses, "losses, as text");
+        let files = last_checkpoint(&place.run_dir("run"), steps);
+        assert_eq!(files, self.files, "parameters, bit for bit");
+    }
 }
 
 /// Masters, moments, biases and what is exported: all but the manifest, which has times in it.
-fn last_checkpoint(run_dir: &Path) -> BTreeMap<String, blake3::Hash> {
-    let directory = run_dir.join(format!("checkpoints/step-{STEPS}"));
+fn last_checkpoint(run_dir: &Path, steps: u64) -> BTreeMap<String, blake3::Hash> {
+    let directory = run_dir.join(format!("checkpoints/step-{steps}"));
     let files = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap());
     let named = files.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
     let of_state = named.filter(|(name, _)| name.ends_with(".safetensors"));
@@ -127,15 +144,7 @@ fn survives(
 /// Of a run that came to its last step.
 #[track_caller]
 fn equals_the_undisturbed(place: &Place) {
-    place.no_worker_is_left("run");
-    let account = account(&place.run_dir("run"));
-    assert_eq!((account.steps, account.trained), (STEPS, 4 * STEPS), "{account:?}");
-    assert_eq!(place.losses("run"), undisturbed().losses, "losses, as text");
-    assert_eq!(
-        last_checkpoint(&place.run_dir("run")),
-        undisturbed().files,
-        "parameters, bit for bit"
-    );
+    undisturbed().equals(place);
 }
 
 /// Stops a run that was made to last, and holds what it did to the run that was left alone.

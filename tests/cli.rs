@@ -71,6 +71,35 @@ fn wrong_usage_exits_with_two_and_leaves_standard_output_empty() {
 }
 
 #[test]
+fn verbs_for_a_run_under_way_want_a_run_and_a_worker() {
+    let place = Place::new("steering");
+    let here = place.0.display().to_string();
+    let cases: [(&[&str], &str); 8] = [
+        (&["drain", &here], "<WORKER>"),
+        (&["drain", &here, "two"], "wanted a worker, such as worker-2 or 2"),
+        (&["drain", &here, "1"], "is not a run directory: it has no manifest.json"),
+        (&["status", &here], "is not a run directory"),
+        (&["status", &here, "-o", "xml"], "[possible values: table, json, yaml]"),
+        (&["stop", "no-such-run"], "no-such-run is not a run directory"),
+        (&["pause"], "<RUN>"),
+        (&["resume", &here, "now"], "unexpected argument"),
+    ];
+    for (args, wanted) in cases {
+        let output = shoal(args);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {err}");
+        assert!(err.contains(wanted) && output.stdout.is_empty(), "{args:?}: {err}");
+    }
+    fs::write(place.0.join("manifest.json"), "{}").unwrap();
+    for verb in ["stop", "pause", "resume"] {
+        let output = shoal(&[verb, &here]);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{verb}: {err}");
+        assert_eq!(err, format!("error: no run is under way in {here}\n"));
+    }
+}
+
+#[test]
 fn a_valid_manifest_is_shown_as_a_plan_and_starts_nothing() {
     let place = Place::new("valid");
     let file = place.manifest(&format!("{DATA}  parallelism:\n    stages: 2\n"));

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::checkpoints;
+use crate::control::{Answer, Ask};
 use crate::durable::{Durable, Output};
 use crate::error::Error;
 use crate::journal::Journal;
@@ -54,6 +55,11 @@ pub(crate) enum Inbound {
         question: Question,
         answer: oneshot::Sender<Result<(), Denied>>,
     },
+    /// Somebody at another terminal asks, and waits for the answer.
+    Asked {
+        ask: Ask,
+        answer: Answering,
+    },
 }
 
 /// About a file of a checkpoint.
@@ -62,6 +68,9 @@ pub(crate) enum Question {
     Deposit(Deposit),
     Withdrawal(Withdrawal),
 }
+
+/// The way back to whoever asked. They may be gone by then.
+pub(crate) type Answering = oneshot::Sender<Answer>;
 
 /// Numbered news on their way.
 pub(crate) type Follower = mpsc::UnboundedSender<(u64, News)>;
@@ -97,6 +106,11 @@ pub(crate) struct Conductor {
     follower: Option<Follower>,
     /// Whoever follows from now on, once all that was decided before is out.
     newcomers: Vec<(u64, Follower)>,
+    /// Those that gave an order, by its number. The rim lets few in at a time.
+    orderers: BTreeMap<u64, Answering>,
+    orders: u64,
+    /// Those that want to know how the run is, once what it has come to is written down.
+    curious: Vec<Answering>,
     metrics: Metrics,
     /// When the last step was committed, or training began.
     stepped: Option<Instant>,
@@ -138,6 +152,9 @@ impl Conductor {
             sessions: BTreeMap::new(),
             follower: None,
             newcomers: Vec::new(),
+            orderers: BTreeMap::new(),
+            orders: 0,
+            curious: Vec::new(),
             metrics,
             stepped: None,
             went_back: None,
@@ -193,6 +210,13 @@ impl Conductor {
             Inbound::Event(event) => self.apply(event),
             Inbound::Follows { heard, outbox } => self.newcomers.push((heard, outbox)),
             Inbound::Heard(number) => self.durable.heard(number),
+            Inbound::Asked { ask: Ask::Status, answer } => self.curious.push(answer),
+            Inbound::Asked { ask: Ask::Order(order), answer } => {
+                self.orders += 1;
+                self.orderers.insert(self.orders, answer);
+                tracing::info!(?order, "somebody wants something");
+                self.apply(Event::Ordered { asked: self.orders, order });
+            }
             Inbound::Command(Command::Stored { step, checkpoints, bytes }) => {
                 self.metrics.stored(step, (checkpoints, bytes), unix_seconds());
             }
@@ -258,6 +282,9 @@ impl Conductor {
             self.follower = Some(outbox);
         }
         let state = self.durable.state();
+        for answer in std::mem::take(&mut self.curious) {
+            answer.send(Answer::Status(Box::new(state.status()))).ok();
+        }
         self.metrics.workers(&state.workers());
         self.metrics.kept(state.kept_steps(), state.is_paused());
     }
@@ -304,6 +331,12 @@ impl Conductor {
             Effect::Ignored { connection, why } => {
                 tracing::debug!(connection = connection.0, %why, "ignored a message");
             }
+            Effect::Answer { asked, reply } => {
+                if let Some(answer) = self.orderers.remove(&asked) {
+                    let reply = reply.map_or_else(Answer::Refused, Answer::Accepted);
+                    answer.send(reply).ok();
+                }
+            }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
             Effect::DiscardCheckpoint { step } => checkpoints::discard(&self.checkpoints, step),
             // They have a number each.
@@ -348,6 +381,8 @@ impl Conductor {
             | News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
+            | News::StopAsked { .. }
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }

@@ -125,7 +125,8 @@ impl<S: Store> Durable<S> {
                 | Effect::Close { .. }
                 | Effect::Ignored { .. }
                 | Effect::CommitCheckpoint(_)
-                | Effect::DiscardCheckpoint { .. }) => Output::Effect(effect),
+                | Effect::DiscardCheckpoint { .. }
+                | Effect::Answer { .. }) => Output::Effect(effect),
             });
         }
         &self.outputs[before..]
@@ -213,8 +214,13 @@ impl Output {
     /// Whether anybody will know of it.
     fn says_something(&self) -> bool {
         match self {
-            // What closes a stranger's connection, too; that of a member comes with news.
-            Self::Effect(Effect::Ignored { .. } | Effect::Close { .. }) => false,
+            // What closes a stranger's connection, too; that of a member comes with news. An order that is
+            // refused changes nothing.
+            Self::Effect(
+                Effect::Ignored { .. }
+                | Effect::Close { .. }
+                | Effect::Answer { reply: Err(_), .. },
+            ) => false,
             Self::Effect(_) | Self::News { .. } | Self::Row { .. } => true,
         }
     }

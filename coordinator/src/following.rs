@@ -94,13 +94,8 @@ impl Follower {
     }
 
     async fn connect(&self) -> Result<(Outbox, Streaming<raw::ToWatcher>), String> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .expect("an address makes a URI")
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        let channel: Channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+        let channel: Channel =
+            endpoint(self.address).connect().await.map_err(|error| error.to_string())?;
         let mut client = CoordinatorClient::new(channel)
             .max_decoding_message_size(TO_WORKER_BYTES_MAX)
             .max_encoding_message_size(FROM_WORKER_BYTES_MAX);
@@ -111,11 +106,7 @@ impl Follower {
             outbox.send(from_watcher(self.heard, command)).ok();
         }
         let mut request = Request::new(UnboundedReceiverStream::new(outgoing));
-        let mut secret = self.secret.to_hex().parse::<tonic::metadata::MetadataValue<_>>();
-        if let Ok(secret) = &mut secret {
-            secret.set_sensitive(true);
-            request.metadata_mut().insert(SECRET_KEY, secret.clone());
-        }
+        carry_secret(&mut request, &self.secret);
         let opened = client.watch(request).await;
         let messages = opened.map_err(|status| status.message().to_owned())?.into_inner();
         Ok((outbox, messages))
@@ -160,6 +151,24 @@ impl Follower {
                 }
             }
         }
+    }
+}
+
+/// A coordinator, and how soon it is seen to be gone.
+pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}"))
+        .expect("an address makes a URI")
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+}
+
+pub(crate) fn carry_secret<T>(request: &mut Request<T>, secret: &Secret) {
+    let mut secret = secret.to_hex().parse::<tonic::metadata::MetadataValue<_>>();
+    if let Ok(secret) = &mut secret {
+        secret.set_sensitive(true);
+        request.metadata_mut().insert(SECRET_KEY, secret.clone());
     }
 }
 

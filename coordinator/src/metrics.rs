@@ -178,6 +178,8 @@ impl Metrics {
             News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
+            | News::StopAsked { .. }
             | News::Paused { .. }
             | News::Resumed
             | News::CheckpointCommitted { .. }

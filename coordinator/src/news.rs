@@ -88,12 +88,21 @@ pub enum News {
     Left {
         worker: WorkerId,
     },
-    /// Too few workers are left: the run waits for others.
+    /// Somebody wants a worker to hand over and go.
+    Draining {
+        worker: WorkerId,
+    },
+    /// Somebody wants the run to end: with a checkpoint, or now.
+    StopAsked {
+        now: bool,
+    },
+    /// Too few workers are left, and the run waits for others; or it was asked to wait.
     Paused {
         have: u32,
         want: u32,
+        asked: bool,
     },
-    /// There are enough again.
+    /// There are enough again, and nobody wants it to wait.
     Resumed,
     /// A worker was lost too often: it hosts nothing for a while, so that the others keep their plan.
     Quarantined {
@@ -311,10 +320,10 @@ impl fmt::Display for News {
             Self::Rejoined { worker } => write!(f, "{worker} is back"),
             Self::JoinedLate { worker } => write!(f, "{worker} has joined the run under way"),
             Self::Left { worker } => write!(f, "{worker} has handed over and left"),
-            Self::Paused { have, want } => {
-                write!(f, "paused: {have} of at least {want} workers are here")
-            }
-            Self::Resumed => f.write_str("enough workers are here again"),
+            Self::Draining { worker } => write!(f, "{worker} is to hand over and leave"),
+            Self::StopAsked { now } => write!(f, "to stop, as ordered; at once: {now}"),
+            Self::Paused { have, want, asked } => waits(f, (*have, *want), *asked),
+            Self::Resumed => f.write_str("nothing is waited for any more"),
             Self::Quarantined { worker, seconds, times } => write!(
                 f,
                 "{worker} was lost {times} times in two minutes: it gets no work for {seconds} s"
@@ -347,6 +356,13 @@ impl fmt::Display for News {
             Self::Failed(failure) => failure.fmt(f),
         }
     }
+}
+
+fn waits(f: &mut fmt::Formatter<'_>, (have, want): (u32, u32), asked: bool) -> fmt::Result {
+    if asked {
+        return f.write_str("paused, as it was asked to");
+    }
+    write!(f, "paused: {have} of at least {want} workers are here")
 }
 
 fn gives_way(f: &mut fmt::Formatter<'_>, worker: WorkerId, reason: Option<&str>) -> fmt::Result {

@@ -9,8 +9,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use shoal_proto::wire::raw::control_server::ControlServer;
 use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
-use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
+use shoal_proto::wire::{
+    ANSWER_BYTES_MAX, FROM_WORKER_BYTES_MAX, QUESTION_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX,
+    raw,
+};
 use shoal_proto::{FromWorker, Secret};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -29,8 +33,10 @@ use crate::news::News;
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
 use files::Files;
+use questions::Questions;
 
 mod files;
+mod questions;
 
 /// Messages on their way to one worker. Seven suffice for a run; more means that it does not read.
 const OUTBOX: usize = 64;
@@ -81,6 +87,9 @@ fn serve_within(
     let (accepted_sender, accepted) = mpsc::channel(1);
     let accepting = door::accept(listener, limits, accepted_sender, metrics.clone());
     let opened = AtomicU64::new(conductor.first_connection());
+    let questions = ControlServer::new(Questions::new(inbox_sender.clone()))
+        .max_decoding_message_size(QUESTION_BYTES_MAX)
+        .max_encoding_message_size(ANSWER_BYTES_MAX);
     let sessions =
         Sessions { inbox: inbox_sender, opened, limits, metrics: metrics.clone(), files };
     let service = CoordinatorServer::new(sessions)
@@ -96,7 +105,11 @@ fn serve_within(
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(8))
         .http2_max_local_error_reset_streams(Some(8))
-        .add_service(InterceptedService::new(service, only_members(secret, metrics.clone())))
+        .add_service(InterceptedService::new(
+            service,
+            only_members(secret.clone(), metrics.clone()),
+        ))
+        .add_service(InterceptedService::new(questions, only_members(secret, metrics.clone())))
         .serve_with_incoming(ReceiverStream::new(accepted));
     let (open, closed) = oneshot::channel();
     let (end, ended) = oneshot::channel();

@@ -11,7 +11,6 @@
 //! To add an event: a variant of `Event`, an arm in `apply`, a line in each test table.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use shoal_plan::checkpoint::CheckpointManifest;
@@ -20,6 +19,7 @@ use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, FromWorker, ToWorker};
 
+use crate::control::Order;
 use crate::ledger::LedgerRow;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
@@ -35,6 +35,7 @@ use parts::{PartError, Parts};
 use recovering::Loss;
 use stragglers::Stragglers;
 use sums::Sums;
+use tempo::Tempo;
 
 mod apart;
 mod asked;
@@ -46,10 +47,12 @@ mod gathering;
 mod going_back;
 mod history;
 mod holdings;
+mod ignored;
 mod in_a_row;
 mod joining;
 mod losing;
 mod member;
+mod ordered;
 mod parts;
 mod preparing;
 mod progress;
@@ -57,9 +60,13 @@ mod recovering;
 mod saving;
 mod stragglers;
 mod sums;
+mod telling;
+mod tempo;
 mod yielding;
 
 pub use gathering::Denied;
+pub use ignored::Ignored;
+pub use ordered::Reply;
 pub use saving::Saved;
 
 /// A gap between two events longer than this is the coordinator's own sleep (a suspended laptop, a
@@ -107,6 +114,11 @@ pub enum Event {
         why: String,
     },
     StopRequested,
+    /// Somebody at another terminal wants something, and waits for an answer.
+    Ordered {
+        asked: u64,
+        order: Order,
+    },
     AbortRequested {
         reason: String,
     },
@@ -137,19 +149,11 @@ pub enum Effect {
         step: u64,
     },
     News(News),
-}
-
-/// Why a message was ignored. None of these harms the run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ignored {
-    OtherGeneration {
-        got: Generation,
-        want: Option<Generation>,
+    /// To an order.
+    Answer {
+        asked: u64,
+        reply: Reply,
     },
-    Repeated,
-    OutOfPhase(Phase),
-    /// What a worker says it holds is not what others hold.
-    Contradiction(String),
 }
 
 /// How far the run is.
@@ -211,6 +215,7 @@ pub struct State {
     /// When the last host finished, and how all did.
     finished: Option<(u64, Ending)>,
     stop_wanted: bool,
+    pause_wanted: bool,
     signs: Signs,
     /// Why there is to be a new plan.
     loss: Option<Loss>,
@@ -221,6 +226,9 @@ pub struct State {
     /// When the first host was at the edge.
     edge_ms: Option<u64>,
     stragglers: Stragglers,
+    tempo: Tempo,
+    /// How often all trained again after somebody was lost.
+    recoveries: u64,
     /// How often the coordinator was started anew, and whom it waits for since.
     restarts: u64,
     awaiting: Option<Awaiting>,
@@ -254,12 +262,15 @@ impl State {
             checkpoint_failed: None,
             finished: None,
             stop_wanted: false,
+            pause_wanted: false,
             signs: Signs::default(),
             loss: None,
             link_broke: InARow::default(),
             apart: Apart::default(),
             edge_ms: None,
             stragglers: Stragglers::default(),
+            tempo: Tempo::default(),
+            recoveries: 0,
             restarts: 0,
             awaiting: None,
             last_word: None,
@@ -288,6 +299,7 @@ impl State {
             Event::CheckpointWritten { step, result } => self.checkpoint_written(step, result),
             Event::LedgerFailed { why } => self.fail(Cause::Ledger, None, why),
             Event::StopRequested => self.stop(),
+            Event::Ordered { asked, order } => self.ordered(asked, order),
             Event::AbortRequested { reason } => self.fail(Cause::Aborted, None, reason),
             Event::Tick => self.end_leases(),
         }
@@ -452,22 +464,12 @@ impl State {
     }
 }
 
-impl fmt::Display for Ignored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OtherGeneration { got, want: Some(want) } => write!(f, "of {got}, now is {want}"),
-            Self::OtherGeneration { got, want: None } => write!(f, "of {got}, before any plan"),
-            Self::Repeated => f.write_str("known already"),
-            Self::OutOfPhase(phase) => write!(f, "not expected while {phase:?}"),
-            Self::Contradiction(why) => f.write_str(why),
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod membership_tests;
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

@@ -62,6 +62,9 @@ impl Incident {
             News::JoinedLate { worker } => {
                 (Kind::JoinedLate, Some(*worker), "the run was under way".to_owned(), None)
             }
+            News::Draining { worker } => {
+                (Kind::Draining, Some(*worker), "as somebody ordered".to_owned(), None)
+            }
             News::Left { worker } => {
                 (Kind::Left, Some(*worker), "as it was asked to".to_owned(), None)
             }
@@ -77,10 +80,10 @@ impl Incident {
                 let fact = format!("for {seconds} s: no packet comes through to {from}");
                 (Kind::Quarantined, Some(*worker), fact, None)
             }
-            News::Paused { have, want } => {
-                (Kind::Paused, None, format!("{have} of {want} workers"), None)
+            News::Paused { have, want, asked } => {
+                (Kind::Paused, None, why_paused((*have, *want), *asked), None)
             }
-            News::Resumed => (Kind::Resumed, None, "enough workers again".to_owned(), None),
+            News::Resumed => (Kind::Resumed, None, "nothing is waited for".to_owned(), None),
             News::Straggler { worker, ratio } => {
                 let fact = format!("it takes {ratio:.1} times as long as the others");
                 (Kind::Straggler, Some(*worker), fact, None)
@@ -101,6 +104,7 @@ impl Incident {
             News::Diverged { what, .. } => (Kind::Diverged, None, what.clone(), None),
             // The launcher knows how long the coordinator was away.
             News::CaughtUp { .. }
+            | News::StopAsked { .. }
             | News::Joined { .. }
             | News::Planned(_)
             | News::Started
@@ -124,6 +128,7 @@ impl Incident {
             Kind::Evicted => format!("{worker} is lost: {fact}"),
             Kind::Rejoined => format!("{worker} is back"),
             Kind::JoinedLate => format!("{worker} has joined"),
+            Kind::Draining => format!("{worker} is to hand over and leave"),
             Kind::Left => format!("{worker} has handed over its cells and left"),
             Kind::Quarantined => format!("{worker} is quarantined {fact}"),
             Kind::Straggler => format!("{worker} is slow: {fact}"),
@@ -131,7 +136,7 @@ impl Incident {
             Kind::Yielding => format!("{worker} gives way: {fact}"),
             Kind::Available => format!("{worker} may work again"),
             Kind::Paused => format!("paused: {fact}"),
-            Kind::Resumed => "resumed: enough workers are here again".to_owned(),
+            Kind::Resumed => "resumed".to_owned(),
             Kind::Recovering
             | Kind::Moved
             | Kind::Shares
@@ -152,6 +157,13 @@ impl Incident {
             | Kind::Failed => fact.clone(),
         }
     }
+}
+
+fn why_paused((have, want): (u32, u32), asked: bool) -> String {
+    if asked {
+        return "as it was asked to; `shoal resume` goes on".to_owned();
+    }
+    format!("{have} of {want} workers")
 }
 
 /// `going on with 3 workers from step 40 (from memory; 2 committed steps are done again)`.
@@ -215,6 +227,8 @@ impl Recovery {
             | News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
+            | News::StopAsked { .. }
             | News::Resumed
             | News::Quarantined { .. }
             | News::Parted { .. }
@@ -286,7 +300,9 @@ mod tests {
             &recovering(0, 0, Restored::Seed),
             "going on with 3 workers from step 0 (from the start)",
         );
-        says(&News::Paused { have: 0, want: 1 }, "paused: 0 of 1 workers");
+        says(&News::Paused { have: 0, want: 1, asked: false }, "paused: 0 of 1 workers");
+        let asked = News::Paused { have: 1, want: 1, asked: true };
+        says(&asked, "paused: as it was asked to; `shoal resume` goes on");
         let worker = WorkerId(2);
         says(&News::Rejoined { worker }, "worker-2 is back");
         says(

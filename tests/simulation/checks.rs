@@ -113,6 +113,7 @@ impl Checks {
             Effect::CommitCheckpoint(manifest) => self.manifest(manifest)?,
             Effect::News(news) => self.news(news),
             Effect::Send { .. }
+            | Effect::Answer { .. }
             | Effect::Close { .. }
             | Effect::Ignored { .. }
             // Files aside are nobody's source.

@@ -25,6 +25,7 @@ impl Counts {
         let more = ["Quarantined", "MovedAtEdge", "CheckpointFailed", "Finished", "Prepared"];
         let last =
             ["Yielding", "SharesMove", "Straggler", "Diverged", "RolledBack", "Parted", "CaughtUp"];
+        let last = [&last[..], &["Draining"]].concat();
         self.crashes > 0
             && self.coordinator_crashes > 0
             && self.fetched > 0

@@ -34,7 +34,7 @@ impl Defect {
         (Self::SilentRollback, &["the ledger goes from step", "a plan begins after step"]),
         (Self::StaleSnapshot, &["is not what an undisturbed run has"]),
         (Self::DuplicatedSamples, &["trains the sequences from", "is not what an undisturbed"]),
-        (Self::LostMessage, &["broke the protocol", "does not end"]),
+        (Self::LostMessage, &["broke the protocol", "the run failed", "does not end"]),
         (
             Self::SaidBeforeWritten,
             &["was said otherwise before", "is missing", "the ledger goes from"],
@@ -68,6 +68,7 @@ impl Defect {
                 true
             }
             Effect::Send { .. }
+            | Effect::Answer { .. }
             | Effect::Close { .. }
             | Effect::Ignored { .. }
             | Effect::Record(_)

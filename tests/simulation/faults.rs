@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use shoal_coordinator::control::Order;
 use shoal_coordinator::state::Event as StateEvent;
 use shoal_plan::plan::WorkerId;
 use shoal_proto::FailureKind;
@@ -48,7 +49,7 @@ impl World {
         }
         self.later((50, 2_000), What::Fault);
         let Some(worker) = self.a_worker() else { return };
-        let kind = self.random.below(18);
+        let kind = self.random.below(20);
         self.log(|| format!("FAULT {kind} of {worker}"));
         match kind {
             0..=2 => {
@@ -102,7 +103,7 @@ impl World {
                 }
             }
             11 | 16 => self.kill_coordinator(),
-            12..=15 => self.fault_of_membership(kind, worker),
+            12..=15 | 18 | 19 => self.fault_of_membership(kind, worker),
             _ => {
                 if self.now_ms > 10_000 && self.random.below(8) == 0 {
                     self.stop_asked = true;
@@ -114,7 +115,8 @@ impl World {
         }
     }
 
-    /// A worker gives way, is slow, has wrong numbers; a checkpoint does not hold what was written.
+    /// A worker gives way, is slow, has wrong numbers, is drained; a checkpoint does not hold what was written;
+    /// somebody wants a pause.
     fn fault_of_membership(&mut self, kind: u64, worker: WorkerId) {
         match kind {
             12 if !self.workers[&worker].stopped => {
@@ -128,10 +130,29 @@ impl World {
                 self.slowness.insert(worker, slowness);
             }
             14 => self.sum_fault = Some(worker),
+            18 => self.order(Order::Drain { worker, force: false }),
+            19 => {
+                self.order(Order::Pause);
+                self.later((200, 9_000), What::Resume);
+            }
             15 if self.random.below(4) == 0 => {
                 self.damaged.extend(self.disk.keys().next_back().copied());
             }
             _ => {}
+        }
+    }
+
+    /// From another terminal. Whoever gets no answer asks again, or not.
+    fn order(&mut self, order: Order) {
+        self.tell_coordinator(StateEvent::Ordered { asked: 0, order });
+    }
+
+    /// A run that was paused is to go on: that is asked for until somebody answers.
+    pub(crate) fn resume(&mut self) {
+        let before = self.orders_taken;
+        self.order(Order::Resume);
+        if self.orders_taken == before && self.checks.ended.is_none() {
+            self.later((200, 1_000), What::Resume);
         }
     }
 

@@ -55,6 +55,7 @@ pub(crate) enum What {
     Copy { to: WorkerId, generation: Generation, standing: Standing, cell: CellId, state: u64 },
     Written { step: u64, result: Result<(), String>, life: u64 },
     CoordinatorStarts,
+    Resume,
     Fault,
     Continue { worker: WorkerId, pid: u32 },
 }
@@ -96,6 +97,7 @@ pub(crate) struct World {
     pub(crate) copying: u64,
     pub(crate) voted: Option<(Generation, u64)>,
     pub(crate) stop_asked: bool,
+    pub(crate) orders_taken: u64,
     pub(crate) own_failures: BTreeMap<WorkerId, u32>,
     pub(crate) checks: Checks,
     pub(crate) counts: Counts,
@@ -152,6 +154,7 @@ impl World {
             copying: 0,
             voted: None,
             stop_asked: false,
+            orders_taken: 0,
             own_failures: BTreeMap::new(),
             checks: Checks::new(grid, bad),
             counts: Counts::default(),
@@ -294,6 +297,7 @@ impl World {
             What::GotReady { worker, pid, assign } if self.lives(worker, pid) => {
                 self.got_ready(worker, &assign);
             }
+            What::Resume => self.resume(),
             What::YieldEnds { worker, pid } if self.lives(worker, pid) => {
                 self.session(worker, Event::YieldRequested { reason: None });
             }
@@ -385,6 +389,7 @@ impl World {
                 let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
                 *self.counts.met.entry(name).or_default() += 1;
             }
+            Effect::Answer { reply, .. } => self.orders_taken += u64::from(reply.is_ok()),
             Effect::Ignored { .. } | Effect::Record(_) | Effect::DiscardCheckpoint { .. } => {}
         }
     }

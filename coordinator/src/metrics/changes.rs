@@ -95,6 +95,8 @@ impl Changes {
             | News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
+            | News::StopAsked { .. }
             | News::Paused { .. }
             | News::Resumed
             | News::SharesMove { .. }

@@ -378,3 +378,5 @@ async fn a_damaged_journal_is_refused_in_words() {
     let error = serve_within(running.settings, port, running.limits).unwrap_err();
     assert!(error.to_string().contains("coordinator-1.journal is damaged at byte 0"), "{error}");
 }
+
+mod asked;

@@ -21,6 +21,9 @@ impl State {
         if self.hosts().any(|(_, host)| !host.connected || host.has_ended()) {
             return;
         }
+        if self.pause_wanted {
+            return self.ask_for_an_edge();
+        }
         if wanted == hosting {
             if has_committed {
                 self.move_shares_if_that_pays();
@@ -91,7 +94,7 @@ impl State {
             let why = format!("at the edge after step {} cells are in no memory", standing.step);
             return self.fail(Cause::Protocol, None, why);
         }
-        if (self.eligible().count() as u32) < self.settings.job.workers.min {
+        if self.pause_wanted || !self.has_enough() {
             return self.lose(None);
         }
         self.take_back(&standing, None);
@@ -105,6 +108,7 @@ impl State {
         let seconds = |since_ms: u64, now_ms: u64| now_ms.saturating_sub(since_ms) as f64 / 1e3;
         let (loss, edge_ms, now_ms) = (self.loss.take(), self.edge_ms.take(), self.now_ms);
         if let Some(loss) = loss {
+            self.recoveries += u64::from(loss.sign.is_some());
             let seconds = seconds(loss.since_ms, now_ms);
             self.news(News::Recovered { generation, seconds });
         } else if let Some(edge_ms) = edge_ms {

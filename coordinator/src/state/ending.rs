@@ -60,6 +60,10 @@ impl State {
             let (connection, message) = (*connection, word.message());
             return self.effects.push(Effect::Send { connection, message });
         }
+        if let Event::Ordered { asked, .. } = event {
+            let reply = Err("the run has ended".to_owned());
+            return self.effects.push(Effect::Answer { asked, reply });
+        }
         if let Event::Message { connection, .. } | Event::BadMessage { connection, .. } = event
             && self.worker_of(connection).is_none()
         {
@@ -113,12 +117,15 @@ impl State {
     /// A plan that is being made or changed is waited for: its first step is then the last.
     pub(super) fn stop(&mut self) {
         self.stop_wanted = true;
+        let was_paused = std::mem::take(&mut self.pause_wanted);
         match self.phase {
             // Nothing was trained since the checkpoint, so nothing is lost.
             Phase::Gathering => self.finish(Ending::Stopped),
             Phase::Preparing if self.start.step == self.checkpointed.step => {
                 self.finish(Ending::Stopped);
             }
+            // All that was trained is in memory: the run goes on for one step, and writes it down.
+            Phase::Paused if was_paused && self.has_enough() => self.phase = Phase::Recovering,
             Phase::Paused => self.stop_while_paused(),
             Phase::Training => {
                 self.phase = Phase::Stopping;

@@ -26,8 +26,14 @@ pub(super) struct History {
     own_failures: u32,
     quarantines: u32,
     until_ms: u64,
-    /// It was evicted and has not come back.
+    /// How often it was evicted.
+    pub(super) losses: u32,
+    /// It was evicted, or let go, and has not come back.
     pub(super) gone: bool,
+    /// It was let go, and has not come back.
+    pub(super) left: bool,
+    /// Somebody wants it to go: whatever process comes in its place goes, too.
+    pub(super) drained: bool,
 }
 
 /// It hosts nothing for so long.
@@ -40,6 +46,7 @@ pub(super) struct Quarantine {
 impl History {
     pub(super) fn evicted(&mut self, now_ms: u64, cause: Cause) -> Option<Quarantine> {
         self.gone = true;
+        self.losses += 1;
         self.own_failures += u32::from(cause == Cause::Reported(FailureKind::Internal));
         self.evictions_ms.push_back(now_ms);
         while self.evictions_ms.front().is_some_and(|then| then + WINDOW_MS < now_ms) {
@@ -58,6 +65,11 @@ impl History {
     /// Whether it has failed by its own word too often.
     pub(super) fn is_hopeless(&self) -> bool {
         self.own_failures >= OWN_FAILURES_MAX
+    }
+
+    /// It is given nothing for so many seconds, if it is not.
+    pub(super) fn quarantine(&self, now_ms: u64) -> Option<u64> {
+        self.is_quarantined(now_ms).then(|| (self.until_ms - now_ms).div_ceil(1_000))
     }
 
     pub(super) fn is_quarantined(&self, now_ms: u64) -> bool {

@@ -38,6 +38,8 @@ impl State {
         self.effects.push(received(connection, 0));
         let history = self.histories.entry(worker).or_default();
         let was_here = std::mem::take(&mut history.gone);
+        history.left = false;
+        let is_drained = history.drained;
         if self.phase == Phase::Gathering {
             let (joined, wanted) = (self.members.len() as u32, self.settings.workers_wanted);
             self.news(News::Joined { worker, pid: hello.pid, joined, wanted });
@@ -45,6 +47,10 @@ impl State {
             self.news(News::Rejoined { worker });
         } else {
             self.news(News::JoinedLate { worker });
+        }
+        if is_drained {
+            // It was lost before it could go, and was started anew.
+            self.wants_to_leave(worker, "somebody wanted it to");
         }
     }
 
@@ -221,6 +227,7 @@ impl State {
         }
         self.phase = Phase::Training;
         self.news(News::Started);
+        self.tempo.rest(self.now_ms);
         let generation = self.generation();
         self.send_to_hosts(&ToWorker::Start { generation });
         self.tell_how_long_it_took();

@@ -160,6 +160,8 @@ impl State {
             Phase::Preparing if hosts => self.lose(None),
             // At the next edge; `change_hosts` sees to it.
             Phase::Training if hosts => {}
+            // What it holds may be all there is: when the run goes on, with all others' consent.
+            Phase::Paused if self.pause_wanted => {}
             Phase::Gathering | Phase::Paused | Phase::Training => self.let_go(worker),
             Phase::Preparing
             | Phase::Stopping
@@ -173,7 +175,8 @@ impl State {
         let Some(member) = self.members.remove(&worker) else { return };
         self.signs.forget(worker);
         self.holdings.evict(worker);
-        self.histories.entry(worker).or_default().gone = true;
+        let history = self.histories.entry(worker).or_default();
+        (history.gone, history.left) = (true, true);
         let (connection, reason) = (member.connection, "as it wished".to_owned());
         let message = ToWorker::Leave { reason };
         self.effects.push(Effect::Send { connection, message });

@@ -135,7 +135,7 @@ fn with_too_few_others_the_run_pauses_at_the_edge_and_nothing_is_done_again() {
     let said = run.say(0, yielding(Some("mine is there")));
     assert!(said.ends_with("10 <- Edge\n11 <- Edge"), "{said}");
     let paused = edge(&mut run, G1, 3, &[(0, &[0]), (1, &[1])]);
-    check(paused, &["Paused { have: 1, want: 2 }"]);
+    check(paused, &["Paused { have: 1, want: 2, asked: false }"]);
     assert_eq!(run.wait(120_000, &[0, 1]), "");
     let resumed = run.say(0, yielding(None));
     assert!(

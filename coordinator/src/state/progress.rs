@@ -93,6 +93,7 @@ impl State {
                 skipped,
                 sum,
             })));
+            self.tempo.step(self.now_ms, &report);
             self.news(News::Step(report));
         }
         self.tell_evaluations();
@@ -102,6 +103,7 @@ impl State {
     fn tell_evaluations(&mut self) {
         let step = self.committed;
         if let Some(evaluations) = self.evaluations.remove(&step) {
+            self.tempo.rest(self.now_ms);
             self.news(News::Evaluated { step, evaluations });
         }
     }

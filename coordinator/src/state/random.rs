@@ -58,7 +58,7 @@ fn script(worker: u32, rolls_back: bool) -> Vec<FromWorker> {
 fn disturbance(random: &mut Random) -> Event {
     let n = random.below(4) as u32;
     let connection = connection(n);
-    let message = match random.below(16) {
+    let message = match random.below(17) {
         0 => return Event::HungUp { connection, why: "reset".into() },
         1 => {
             return Event::WorkerExited {
@@ -85,6 +85,14 @@ fn disturbance(random: &mut Random) -> Event {
         12 => evaluated(random.below(5), 1.0),
         13 => step_skipped(random.below(3) as u32, random.below(6) + 1, 1),
         14 => part_failed(random.below(4) as u32, random.below(7)),
+        15 => {
+            let (worker, force) = (WorkerId(random.below(3) as u32), random.below(2) == 0);
+            let now = random.below(2) == 0;
+            let orders =
+                [Order::Drain { worker, force }, Order::Stop { now }, Order::Pause, Order::Resume];
+            let order = orders[random.below(4) as usize];
+            return Event::Ordered { asked: random.next(), order };
+        }
         _ => FromWorker::Heartbeat { generation: None, step: 0 },
     };
     Event::Message { connection, message }
@@ -135,6 +143,8 @@ impl Judge {
             | News::Rejoined { .. }
             | News::JoinedLate { .. }
             | News::Left { .. }
+            | News::Draining { .. }
+            | News::StopAsked { .. }
             | News::Paused { .. }
             | News::Resumed
             | News::Quarantined { .. }
@@ -215,6 +225,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 | Effect::DiscardCheckpoint { .. }
                 | Effect::Close { .. }
                 | Effect::Ignored { .. }
+                | Effect::Answer { .. }
                 | Effect::Record(_) => {}
             }
         }

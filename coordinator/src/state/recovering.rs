@@ -43,7 +43,7 @@ impl State {
             return;
         }
         let (have, want) = (self.eligible().count() as u32, self.settings.job.workers.min);
-        if have < want {
+        if have < want || self.pause_wanted {
             return self.pause(have, want);
         }
         self.recover();
@@ -113,7 +113,8 @@ impl State {
     }
 
     fn pause(&mut self, have: u32, want: u32) {
-        if self.settings.job.workers.restarts == 0 && !self.somebody_yields() {
+        let asked = self.pause_wanted;
+        if self.settings.job.workers.restarts == 0 && !self.somebody_yields() && have < want {
             if let Some(sign) = self.loss.take().and_then(|loss| loss.sign) {
                 return self.end_with(self.failure(sign));
             }
@@ -122,20 +123,31 @@ impl State {
         }
         self.phase = Phase::Paused;
         self.signs.settle();
-        self.news(News::Paused { have, want });
-        // They hand over to nobody by waiting.
-        let leaving = self.members.iter().filter(|(_, member)| member.leaving);
-        let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
-        for worker in leaving {
-            self.let_go(worker);
+        self.news(News::Paused { have, want, asked });
+        if asked {
+            return;
         }
+        self.let_all_leavers_go();
         if self.stop_wanted {
             self.stop_while_paused();
         }
     }
 
+    /// They hand over to nobody by waiting.
+    pub(super) fn let_all_leavers_go(&mut self) {
+        let leaving = self.members.iter().filter(|(_, member)| member.leaving);
+        let leaving: Vec<WorkerId> = leaving.map(|(worker, _)| *worker).collect();
+        for worker in leaving {
+            self.let_go(worker);
+        }
+    }
+
     pub(super) fn resume_when_enough_are_here(&mut self) {
-        if self.eligible().count() as u32 >= self.settings.job.workers.min {
+        if self.has_enough() && !self.pause_wanted {
+            if let Some(loss) = self.loss.as_mut().filter(|loss| loss.sign.is_none()) {
+                // Nobody was lost: the wait was wanted, and is no part of a recovery.
+                loss.since_ms = self.now_ms;
+            }
             self.news(News::Resumed);
             self.phase = Phase::Recovering;
         }

@@ -240,7 +240,7 @@ fn below_the_minimum_the_run_pauses_and_goes_on_by_itself() {
     settings.job.workers.min = 2;
     let mut run = Run::two_steps_by(settings);
     let paused = run.apply(exited(1));
-    assert!(paused.ends_with("Paused { have: 1, want: 2 }"), "{paused}");
+    assert!(paused.ends_with("Paused { have: 1, want: 2, asked: false }"), "{paused}");
     assert!(run.state.is_paused());
     // The survivor's word about its peer changes nothing.
     let late = run.say(0, failed(FailureKind::PeerLost, "worker-1 closed the connection"));

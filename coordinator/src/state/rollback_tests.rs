@@ -73,6 +73,7 @@ fn without_a_checkpoint_the_run_goes_back_to_its_initial_parameters() {
             | Effect::Record(_)
             | Effect::CommitCheckpoint(_)
             | Effect::DiscardCheckpoint { .. }
+            | Effect::Answer { .. }
             | Effect::News(_) => None,
         })
         .collect();

@@ -24,6 +24,7 @@ use super::parts::Parts;
 use super::recovering::Loss;
 use super::stragglers::Stragglers;
 use super::sums::Sums;
+use super::tempo::Tempo;
 use super::{Effect, Phase, State};
 use crate::settings::Settings;
 
@@ -49,11 +50,13 @@ pub struct Saved {
     checkpoint_failed: Option<(u64, String)>,
     finished: Option<(u64, Ending)>,
     stop_wanted: bool,
+    pause_wanted: bool,
     signs: Signs,
     loss: Option<Loss>,
     link_broke: InARow,
     apart: Apart,
     edge_ms: Option<u64>,
+    recoveries: u64,
     restarts: u64,
     awaiting: Option<Awaiting>,
     last_word: Option<LastWord>,
@@ -69,6 +72,17 @@ struct Assigned {
     sources: Vec<Source>,
 }
 
+impl Assigned {
+    fn of(assign: &Assign) -> Self {
+        Self {
+            peers: assign.peers.clone(),
+            vaults: assign.vaults.clone(),
+            resume_from: assign.resume_from,
+            sources: assign.sources.clone(),
+        }
+    }
+}
+
 impl State {
     pub fn save(&self) -> Saved {
         let Self {
@@ -76,6 +90,7 @@ impl State {
             settings: _,
             // Measured anew.
             stragglers: _,
+            tempo: _,
             // Carried out before, or after.
             effects: _,
             phase,
@@ -96,11 +111,13 @@ impl State {
             checkpoint_failed,
             finished,
             stop_wanted,
+            pause_wanted,
             signs,
             loss,
             link_broke,
             apart,
             edge_ms,
+            recoveries,
             restarts,
             awaiting,
             last_word,
@@ -113,12 +130,7 @@ impl State {
             members: members.clone(),
             histories: histories.clone(),
             plan: plan.clone(),
-            assignment: assignment.as_ref().map(|assign| Assigned {
-                peers: assign.peers.clone(),
-                vaults: assign.vaults.clone(),
-                resume_from: assign.resume_from,
-                sources: assign.sources.clone(),
-            }),
+            assignment: assignment.as_deref().map(Assigned::of),
             committed: *committed,
             start: *start,
             reports: reports.clone(),
@@ -130,11 +142,13 @@ impl State {
             checkpoint_failed: checkpoint_failed.clone(),
             finished: *finished,
             stop_wanted: *stop_wanted,
+            pause_wanted: *pause_wanted,
             signs: signs.clone(),
             loss: loss.clone(),
             link_broke: *link_broke,
             apart: apart.clone(),
             edge_ms: *edge_ms,
+            recoveries: *recoveries,
             restarts: *restarts,
             awaiting: *awaiting,
             last_word: last_word.clone(),
@@ -182,12 +196,15 @@ impl State {
             checkpoint_failed: saved.checkpoint_failed,
             finished: saved.finished,
             stop_wanted: saved.stop_wanted,
+            pause_wanted: saved.pause_wanted,
             signs: saved.signs,
             loss: saved.loss,
             link_broke: saved.link_broke,
             apart: saved.apart,
             edge_ms: saved.edge_ms,
             stragglers,
+            tempo: Tempo::default(),
+            recoveries: saved.recoveries,
             restarts: saved.restarts,
             awaiting: saved.awaiting,
             last_word: saved.last_word,

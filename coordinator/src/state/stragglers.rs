@@ -159,13 +159,22 @@ impl Stragglers {
         if pace.seconds.len() > STEPS {
             pace.seconds.pop_front();
         }
-        let own = self.paces[&worker].median()?;
-        let others = self.paces.iter().filter(|(other, _)| **other != worker);
-        let ratio = own / median(others.filter_map(|(_, pace)| pace.median()).collect())?;
+        let (ratio, _) = self.ratio(worker)?;
         let pace = self.paces.get_mut(&worker)?;
         let was_slow = pace.is_slow;
         pace.is_slow = ratio > if was_slow { SLOW_NO_MORE } else { SLOW };
         (pace.is_slow && !was_slow).then_some(ratio)
+    }
+}
+
+impl Stragglers {
+    /// A worker's time for a unit of work, as a multiple of the others' median, and whether it is called
+    /// slow; `None` before enough was measured.
+    pub(super) fn ratio(&self, worker: WorkerId) -> Option<(f64, bool)> {
+        let pace = self.paces.get(&worker)?;
+        let others = self.paces.iter().filter(|(other, _)| **other != worker);
+        let median = median(others.filter_map(|(_, pace)| pace.median()).collect())?;
+        Some((pace.median()? / median, pace.is_slow))
     }
 }
 

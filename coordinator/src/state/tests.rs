@@ -119,6 +119,7 @@ fn line(effect: &Effect) -> String {
         Effect::News(News::Failed(failure)) => format!("failed: {failure}"),
         Effect::News(News::Planned(_)) => "planned".into(),
         Effect::News(news) => format!("{news:?}"),
+        Effect::Answer { asked, reply } => format!("answer {asked}: {reply:?}"),
     }
 }
 

@@ -8,13 +8,10 @@ use rustix::process::{Resource, getrlimit};
 use shoal_plan::arithmetic;
 use shoal_plan::buddies::vault_bytes;
 use shoal_plan::job::Job;
-use shoal_plan::memory::cell_bytes;
+use shoal_plan::memory::{PROCESS_BYTES, cell_bytes};
 use shoal_plan::plan::Plan;
 
 use crate::progress::short;
-
-/// A process before it holds any model: the binary, its pools, its buffers.
-const WORKER_BYTES: u64 = 60 << 20;
 
 /// Files a worker has open besides its connections: shards, logs, the checkpoint it writes.
 const WORKER_FILES: u64 = 64;
@@ -53,7 +50,7 @@ impl Needs {
         let token_bytes = if job.model.vocab_size > 1 << 16 { 4 } else { 2 };
         let text_bytes = text_bytes.min(job.data.bytes_max);
         Self {
-            memory_bytes: cells.saturating_add(snapshots).saturating_add(workers * WORKER_BYTES),
+            memory_bytes: cells.saturating_add(snapshots).saturating_add(workers * PROCESS_BYTES),
             snapshot_bytes: snapshots,
             disk_bytes: (parameters * per_parameter)
                 .saturating_mul(kept)

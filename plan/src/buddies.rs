@@ -8,6 +8,10 @@ use crate::job::Job;
 use crate::memory::cell_bytes;
 use crate::plan::{Plan, WorkerId};
 
+mod near;
+
+pub use near::{Places, buddies_near};
+
 /// Snapshots of one cell that a worker keeps at a time: the newest that is complete everywhere, and
 /// the one that is under way.
 pub const STEPS_KEPT: u64 = 2;
@@ -18,6 +22,8 @@ pub const STEPS_KEPT: u64 = 2;
 /// already; what is still missing of `checkpoint.memory.copies` is copied by the first twin alone.
 /// The largest cells choose first, the worker with the fewest bytes of copies so far, and among
 /// equals the next one after the host. With too few workers there are fewer copies.
+///
+/// Knows no links: whoever knows the fleet asks `buddies_near`.
 pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
     let mut holders = vec![Vec::new(); plan.hosts.len()];
     let memory = job.checkpoint.memory;
@@ -26,11 +32,7 @@ pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
     }
     let workers: BTreeSet<WorkerId> = plan.hosts.iter().copied().collect();
     let mut load: BTreeMap<WorkerId, u64> = workers.iter().map(|worker| (*worker, 0)).collect();
-    let firsts = plan.grid.cells().filter(|cell| plan.grid.cell(*cell).replica == 0);
-    let mut cells: Vec<(CellId, u64)> =
-        firsts.map(|cell| (cell, cell_bytes(job, plan, cell).snapshot())).collect();
-    cells.sort_by_key(|(cell, bytes)| (u64::MAX - bytes, *cell));
-    for (cell, bytes) in cells {
+    for (cell, bytes) in by_size(plan, |cell| cell_bytes(job, plan, cell).snapshot()) {
         let host = plan.host(cell);
         let twins = plan.grid.replica_group(cell).into_iter();
         let mut taken: BTreeSet<WorkerId> = twins.map(|twin| plan.host(twin)).collect();
@@ -49,6 +51,14 @@ pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
         }
     }
     holders
+}
+
+/// The cells of the first replica with the bytes of a snapshot, the largest first.
+fn by_size(plan: &Plan, bytes: impl Fn(CellId) -> u64) -> Vec<(CellId, u64)> {
+    let firsts = plan.grid.cells().filter(|cell| plan.grid.cell(*cell).replica == 0);
+    let mut cells: Vec<(CellId, u64)> = firsts.map(|cell| (cell, bytes(cell))).collect();
+    cells.sort_by_key(|(cell, bytes)| (u64::MAX - bytes, *cell));
+    cells
 }
 
 /// The most bytes of snapshots that each worker of the plan holds at a time, own and others'.

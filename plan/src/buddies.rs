@@ -61,20 +61,43 @@ fn by_size(plan: &Plan, bytes: impl Fn(CellId) -> u64) -> Vec<(CellId, u64)> {
     cells
 }
 
-/// The most bytes of snapshots that each worker of the plan holds at a time, own and others'.
-pub fn vault_bytes(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, u64> {
-    let mut bytes = BTreeMap::new();
+/// Bytes of one snapshot of every cell, as a worker has to do with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Of its own cells.
+    pub own: u64,
+    /// Of cells it holds copies of.
+    pub others: u64,
+}
+
+impl Holding {
+    /// What its memory holds of them at a time, at most.
+    pub fn kept(self) -> u64 {
+        self.own.saturating_add(self.others).saturating_mul(STEPS_KEPT)
+    }
+}
+
+/// What each worker of the plan holds. Nobody anything where there are no snapshots.
+pub fn holdings(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, Holding> {
+    let mut all: BTreeMap<WorkerId, Holding> = BTreeMap::new();
     if job.checkpoint.memory.every == 0 {
-        return bytes;
+        return all;
     }
     for (cell, copies) in plan.grid.cells().zip(buddies(job, plan)) {
-        let kept = STEPS_KEPT.saturating_mul(cell_bytes(job, plan, cell).snapshot());
-        for holder in copies.into_iter().chain([plan.host(cell)]) {
-            let held: &mut u64 = bytes.entry(holder).or_default();
-            *held = held.saturating_add(kept);
+        let bytes = cell_bytes(job, plan, cell).snapshot();
+        let own = &mut all.entry(plan.host(cell)).or_default().own;
+        *own = own.saturating_add(bytes);
+        for holder in copies {
+            let others = &mut all.entry(holder).or_default().others;
+            *others = others.saturating_add(bytes);
         }
     }
-    bytes
+    all
+}
+
+/// The most bytes of snapshots that each worker of the plan holds at a time, own and others'.
+pub fn vault_bytes(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, u64> {
+    holdings(job, plan).into_iter().map(|(worker, held)| (worker, held.kept())).collect()
 }
 
 #[cfg(test)]

@@ -24,19 +24,24 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
     if every > 0 {
         let _ = writeln!(
             text,
-            "  a snapshot: {} to write, {} until the last copy is there; {:.2} % of the time; a lost rig costs at most {} steps",
+            "  a snapshot: {} to write, {} until the last copy is there; {:.2} % of the time",
             seconds(price.write_s),
             seconds(price.arrive_s),
             100.0 * price.cost(every),
-            price.steps_lost(every),
         );
+        text += &match price.alone {
+            0 => format!("  a lost rig costs at most {} steps\n", price.steps_lost(every)),
+            n => format!(
+                "  on one rig alone: {n} of the cells; if it is lost, the steps since the last checkpoint are\n"
+            ),
+        };
     }
     if price.lacking > 0 {
         let n = price.lacking;
-        let _ = writeln!(text, "  {n} cells have fewer copies than asked for: there are too few rigs");
-    }
-    if price.machines.len() < 2 && planned.question.job.checkpoint.memory.copies > 0 {
-        text += "  all copies stay on the one machine: over no link, and lost with it\n";
+        let _ = writeln!(
+            text,
+            "  with fewer copies than asked for, as there are too few rigs: {n} of the cells"
+        );
     }
     text += &table(&links(planned, every));
     text + &table(&rigs(planned))
@@ -167,8 +172,104 @@ pub(super) fn value(planned: &Planned<'_>) -> Value {
         "every_min": price.every_min, "every_arriving": price.every_arriving, "write_s": price.write_s,
         "hash_s": price.hash_s, "arrive_s": price.arrive_s,
         "cost_share": (every > 0).then(|| price.cost(every)),
-        "steps_lost_max": (every > 0).then(|| price.steps_lost(every)),
-        "cells_lacking_copies": price.lacking,
+        "steps_lost_max": (every > 0 && price.alone == 0).then(|| price.steps_lost(every)),
+        "cells_lacking_copies": price.lacking, "cells_on_one_rig": price.alone,
         "links": links.collect::<Vec<_>>(), "rigs": rigs.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_plan::cost::Software;
+    use shoal_plan::fleet;
+    use shoal_plan::job::Job;
+    use shoal_plan::planner::snapshots::{Choice, choose, price};
+    use shoal_plan::planner::{self, Layout, Question};
+
+    use super::*;
+    use crate::plan::Snapshots;
+
+    const FLEET: &str = "apiVersion: shoal/v1\nkind: Fleet\nspec:\n  rigs:\n    \
+                         - {name: attic, gpu: RTX3060}\n    - {name: desk, gpu: RTX3060, nic: 300Mbit/s}\n";
+
+    /// The section of a job of which the manifest says nothing about snapshots.
+    fn shown(change: impl Fn(&mut Job)) -> (String, Value, String) {
+        let mut job = Job::example();
+        // Too large for one card.
+        (job.model.hidden_size, job.model.vocab_size) = (2048, 64_000);
+        (job.model.num_hidden_layers, job.model.n_routed_experts) = (24, 32);
+        (job.training.batch, job.training.steps) = (64, 5000);
+        change(&mut job);
+        let fleet = fleet::parse("fleet.yaml", FLEET).unwrap();
+        let question = Question { job: &job, fleet: &fleet, software: Software::SHOAL };
+        let answer = planner::plan(&question).unwrap();
+        let layout = Layout::of(&fleet);
+        let price = price(&question, &layout, &answer.candidate, &answer.prediction);
+        let (memory, steps) = (job.checkpoint.memory, job.training.steps);
+        let choice = Choice { memory, every_given: false, copies_given: false, steps };
+        let chosen = choose(&price, choice, &layout.network).unwrap();
+        let snapshots = Snapshots { price, chosen };
+        let planned =
+            Planned { question, layout, answer, tokens: 1e9, trials: Vec::new(), snapshots };
+        (text(&planned), value(&planned), manifest(&planned))
+    }
+
+    #[test]
+    fn people_and_programs_read_the_same_figures() {
+        let (text, value, manifest) = shown(|_| {});
+        let number = |value: &Value| value.as_f64().unwrap();
+        let bytes = |value: &Value| gb(value.as_u64().unwrap());
+        let every = &value["every"];
+        assert!(text.starts_with(&format!("Snapshots in memory: every {every} steps")), "{text}");
+        for wanted in [
+            format!("{} to write", seconds(number(&value["write_s"]))),
+            format!("{} until the last copy", seconds(number(&value["arrive_s"]))),
+            format!("{:.2} % of the time", 100.0 * number(&value["cost_share"])),
+            format!("a lost rig costs at most {} steps", value["steps_lost_max"]),
+        ] {
+            assert!(text.contains(&wanted), "{wanted}: {text}");
+        }
+        let row = |words: Vec<String>| {
+            let plain =
+                text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+            assert!(plain.into_iter().any(|line| line == words.join(" ")), "{words:?}: {text}");
+        };
+        let links = value["links"].as_array().unwrap();
+        assert!(!links.is_empty());
+        for link in links.iter().take(LINKS_MAX) {
+            row(vec![
+                link["link"].as_str().unwrap().to_owned(),
+                bytes(&link["bytes"]),
+                seconds(number(&link["seconds"])),
+                format!("{:.1} % of it", 100.0 * number(&link["training_share"])),
+                format!("{:.1} % of its bytes", 100.0 * number(&link["copies_share"])),
+            ]);
+        }
+        let rigs = value["rigs"].as_array().unwrap();
+        assert_eq!(rigs.len(), 2);
+        for rig in rigs {
+            let kinds = ["own_bytes", "others_bytes", "sent_bytes", "need_bytes", "have_bytes"];
+            let name = rig["rig"].as_str().unwrap().to_owned();
+            row([vec![name], kinds.map(|kind| bytes(&rig[kind])).to_vec()].concat());
+        }
+        let says = if value["chosen"] == "default" {
+            String::new()
+        } else {
+            format!("\n  checkpoint: {{memory: {{every: {every}}}}}")
+        };
+        assert_eq!(manifest, says);
+    }
+
+    #[test]
+    fn what_is_off_is_said_in_one_line() {
+        let (text, value, manifest) = shown(|job| job.checkpoint.memory.every = 0);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("none (every: 0)") && manifest.is_empty());
+        assert!(value["every"] == 0 && value["cost_share"].is_null());
+        // A run that ends before the copies of a snapshot are there takes none.
+        let (text, value, manifest) = shown(|job| job.training.steps = 1);
+        assert_eq!(value["chosen"], "too_slow", "{text}");
+        assert!(text.contains("the run ends before"), "{text}");
+        assert!(manifest.contains("every: 0"), "{manifest}");
+    }
 }

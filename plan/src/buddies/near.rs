@@ -1,6 +1,7 @@
 //! Buddies where the links between machines are known: copies go to another machine, and there to the one where they
 //! arrive first.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{STEPS_KEPT, by_size};
@@ -44,7 +45,8 @@ struct Given<'a> {
 ///
 /// - A twin on the machine of a cell is no copy, nor is a worker there a buddy, unless there is no other machine.
 /// - A copy goes to a machine that has room for it, if any has; among these to where it arrives first, on links that carry
-///   what was given out before; among equals to the worker with the fewest copies, and the next one after the host.
+///   what was given out before; where its slowest link is the same, to the less busy others, then to where most room is left, then to the worker with the fewest copies, and the
+///   next one after the host.
 /// - Every cell has its first copy before any has its second, so that one more copy moves none.
 ///
 /// `bytes`: of a snapshot of each cell. The same on everybody who knows the fleet.
@@ -99,35 +101,35 @@ impl<'a> Given<'a> {
         let of_machine = |machine: usize| {
             let kept = self.kept.get(&machine).copied().unwrap_or(0);
             let kept = kept.saturating_add(STEPS_KEPT.saturating_mul(bytes));
-            let is_full = kept > self.places.network.host_bytes(machine);
-            (is_full, self.seconds(host, machine, bytes))
+            let room = self.places.network.host_bytes(machine);
+            (kept > room, self.seconds(host, machine, bytes), Reverse(room.saturating_sub(kept)))
         };
         // Workers of a machine are neighbours.
-        let mut last: Option<(usize, (bool, f64))> = None;
+        let mut last: Option<(usize, (bool, [f64; 2], Reverse<u64>))> = None;
         let key = |(to, received): (&WorkerId, &u64)| {
             let machine = self.places.machines[to];
             let known = last.filter(|(at, _)| *at == machine).map(|(_, known)| known);
-            let (is_full, seconds) = known.unwrap_or_else(|| of_machine(machine));
-            last = Some((machine, (is_full, seconds)));
-            (is_full, seconds, *received, *to <= host, *to)
+            let known = known.unwrap_or_else(|| of_machine(machine));
+            last = Some((machine, known));
+            (known, (*received, *to <= host, *to))
         };
         let all = free.map(key);
-        let first = all.min_by(|a, b| {
-            let seconds = a.1.total_cmp(&b.1);
-            a.0.cmp(&b.0).then(seconds).then((a.2, a.3, a.4).cmp(&(b.2, b.3, b.4)))
+        let first = all.min_by(|(a, last_a), (b, last_b)| {
+            let seconds = a.1[0].total_cmp(&b.1[0]).then(a.1[1].total_cmp(&b.1[1]));
+            a.0.cmp(&b.0).then(seconds).then(a.2.cmp(&b.2)).then(last_a.cmp(last_b))
         })?;
-        Some(first.4)
+        Some(first.1.2)
     }
 
-    /// Until a copy has arrived, behind all that takes the same links.
-    fn seconds(&self, host: WorkerId, to: usize, bytes: u64) -> f64 {
+    /// Until a copy has arrived, behind all that takes the same links: of the slowest, and of all of them together.
+    fn seconds(&self, host: WorkerId, to: usize, bytes: u64) -> [f64; 2] {
         let network = self.places.network;
         let path = network.path(self.places.machines[&host], to).into_iter();
         let of = |link: Link| {
             let before = self.links.get(&link).copied().unwrap_or(0);
             before.saturating_add(bytes) as f64 / network.rate(link)
         };
-        path.map(of).fold(0.0, f64::max)
+        path.map(of).fold([0.0, 0.0], |[most, sum], link| [f64::max(most, link), sum + link])
     }
 
     fn give(&mut self, host: WorkerId, to: WorkerId, bytes: u64) {
@@ -191,7 +193,10 @@ mod tests {
         assert_eq!(holders(&cells, &rigs(&[2, 2]), &[GB; 4], 3), [[2], [3], [0], [1]]);
         // One machine: another process is better than none, as without a fleet.
         assert_eq!(holders(&cells, &rigs(&[4]), &[GB; 4], 1), [[1], [2], [3], [0]]);
-        assert_eq!(holders(&plan((1, 1, 1), &[0]), &rigs(&[1]), &[GB], 1), vec![Vec::<u32>::new(); 1]);
+        assert_eq!(
+            holders(&plan((1, 1, 1), &[0]), &rigs(&[1]), &[GB], 1),
+            vec![Vec::<u32>::new(); 1]
+        );
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub struct Price {
     pub links: Vec<LinkUse>,
     /// Cells that have fewer copies elsewhere than were asked for.
     pub lacking: u32,
+    /// Cells whose state is on one machine alone: lost with it.
+    pub alone: u32,
     /// The fewest steps between two snapshots: copies arrive before the next, and cost `COST_MAX`.
     pub every_min: u64,
     /// The fewest for the first of these alone.
@@ -130,6 +132,7 @@ impl Setting<'_> {
     /// The price, where `copies` were asked for.
     pub fn price(&self, copies: u32) -> Price {
         let machines = self.machines();
+        let machines_are_one = machines.len() < 2;
         let links = self.links();
         let (write_s, hash_s) = (self.write_s(), self.hash_s());
         let through = links.iter().map(|link| link.seconds).fold(self.sending_s(), f64::max);
@@ -145,7 +148,8 @@ impl Setting<'_> {
             cost_s,
             machines,
             links,
-            lacking: self.lacking(copies),
+            lacking: self.with_fewer(copies, machines_are_one),
+            alone: self.with_fewer(1, false),
             every_min: every_arriving.max(at_least(cost_s / (COST_MAX * self.step_s))),
             every_arriving,
         }
@@ -265,11 +269,10 @@ impl Setting<'_> {
         all
     }
 
-    /// Cells whose state is on fewer machines beside their own than were asked for.
-    fn lacking(&self, copies: u32) -> u32 {
-        let is_one = self.machines().len() < 2;
+    /// Cells whose state is on fewer than so many machines beside their own; or workers, where that is what counts.
+    fn with_fewer(&self, copies: u32, workers: bool) -> u32 {
         let place = |worker: WorkerId| {
-            if is_one { worker.0 as usize } else { self.places.machines[&worker] }
+            if workers { worker.0 as usize } else { self.places.machines[&worker] }
         };
         let firsts = self.plan.grid.cells().filter(|cell| self.plan.grid.cell(*cell).replica == 0);
         let few = firsts.filter(|cell| {

@@ -15,7 +15,10 @@ pub enum Link {
     SiteOut(usize),
     SiteIn(usize),
     /// A line between two sites, by its place in the fleet; `forth`: from the first to the second.
-    Line { at: usize, forth: bool },
+    Line {
+        at: usize,
+        forth: bool,
+    },
 }
 
 impl Network<'_> {

@@ -71,8 +71,15 @@ pub fn choose(price: &Price, choice: Choice, network: &Network<'_>) -> Result<Ch
     if let Some(short) = price.short() {
         let copies_asked = choice.copies_given && memory.copies > 0;
         return match (choice.every_given, copies_asked) {
-            (true, _) => Err(no_room(price, short, "spec.checkpoint.memory.every", network)),
-            (false, true) => Err(no_room(price, short, "spec.checkpoint.memory.copies", network)),
+            (true, _) => {
+                Err(no_room(price, (short, memory.copies), "spec.checkpoint.memory.every", network))
+            }
+            (false, true) => Err(no_room(
+                price,
+                (short, memory.copies),
+                "spec.checkpoint.memory.copies",
+                network,
+            )),
             (false, false) => Ok(Chosen::NoRoom),
         };
     }
@@ -93,7 +100,7 @@ pub fn choose(price: &Price, choice: Choice, network: &Network<'_>) -> Result<Ch
 
 fn no_room(
     price: &Price,
-    short: &MachineUse,
+    (short, copies): (&MachineUse, u32),
     path: &'static str,
     network: &Network<'_>,
 ) -> Refusal {
@@ -113,7 +120,10 @@ fn no_room(
     let fits_alone = price.machines.iter().all(|one| own(one) <= one.have);
     let help = if fits_alone && short.others > 0 {
         let need = gb(own(short));
-        format!("set copies: 0, with which {rig} needs {need}, or every: 0, or give {rig} more memory")
+        let fewer = if copies > 1 { "fewer copies, or " } else { "" };
+        format!(
+            "set {fewer}copies: 0, with which {rig} needs {need}, or every: 0, or give {rig} more memory"
+        )
     } else {
         format!("set every: 0, as its own alone are too much, or give {rig} more memory")
     };
@@ -144,8 +154,9 @@ fn too_often(price: &Price, every: u64, network: &Network<'_>) -> Refusal {
     );
     let fewest = price.every_arriving;
     let what = format!(
-        "a snapshot every {every} steps ({}) is too often: its copies arrive after {fewest} ({}), as {because}",
-        seconds(every as f64 * price.step_s),
+        "a snapshot every {} is too often: its copies arrive after {} ({}), as {because}",
+        steps(every),
+        steps(fewest),
         seconds(price.arrive_s),
     );
     let cheap = if price.every_min > fewest {
@@ -168,6 +179,10 @@ pub fn gb(bytes: u64) -> String {
         b if b < 1e12 => format!("{:.1} GB", b / 1e9),
         b => format!("{:.1} TB", b / 1e12),
     }
+}
+
+fn steps(n: u64) -> String {
+    if n == 1 { "step".to_owned() } else { format!("{n} steps") }
 }
 
 fn gb_s(rate: f64) -> String {

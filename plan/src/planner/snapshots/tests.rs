@@ -96,7 +96,7 @@ fn three_rigs_as_worked_out_by_hand() {
     near(price.cost_s, price.write_s);
     // 402.8 s are 41 steps of 10 s; 0.3 s of writing are 2 % of 1.5 steps.
     assert_eq!((price.every_arriving, price.every_min), (41, 41));
-    assert_eq!((price.steps_lost(41), price.lacking), (82, 0));
+    assert_eq!((price.steps_lost(41), price.lacking, price.alone), (82, 0, 0));
     near(price.cost(41), price.write_s / 410.0);
     let memory: Vec<_> = price.machines.iter().map(|one| (one.own, one.others, one.sent)).collect();
     assert_eq!(memory, [(8 * GB, 10 * GB, 8 * GB), (6 * GB, 8 * GB, 6 * GB), (4 * GB, 0, 4 * GB)]);
@@ -151,7 +151,10 @@ fn a_slower_link_never_lets_snapshots_be_taken_more_often() {
                 priced(&fleet, copies, &training, Some(&chosen)).every_min
             };
             let now: Vec<u64> = (0..5).map(of).collect();
-            assert!(now.iter().zip(&before).all(|(now, before)| now >= before), "{now:?} {before:?}");
+            assert!(
+                now.iter().zip(&before).all(|(now, before)| now >= before),
+                "{now:?} {before:?}"
+            );
             before = now;
         }
         assert!(before.iter().all(|every| *every > 1000), "the last is slow: {before:?}");
@@ -214,7 +217,7 @@ fn a_refusal_names_the_link_or_the_rig_and_what_to_set() {
     assert_eq!(refused.path, "spec.checkpoint.memory.every");
     assert_eq!(
         refused.what,
-        "a snapshot every 48 steps (8.0 min) is too often: its copies arrive after 49 (8.0 min), as 4.0 GB take 8.0 min \
+        "a snapshot every 48 steps is too often: its copies arrive after 49 steps (8.0 min), as 4.0 GB take 8.0 min \
          through site lab, out (10.0 MB/s, 20 % of which the training needs)"
     );
     assert_eq!(
@@ -241,7 +244,7 @@ fn a_refusal_names_the_link_or_the_rig_and_what_to_set() {
     );
     assert_eq!(
         refused.help,
-        "set copies: 0, with which attic needs 16.1 GB, or every: 0, or give attic more memory"
+        "set fewer copies, or copies: 0, with which attic needs 16.1 GB, or every: 0, or give attic more memory"
     );
     let copies = choose(&price, choice(10, 2, (false, true)), &network).unwrap_err();
     assert_eq!(copies.path, "spec.checkpoint.memory.copies");
@@ -271,7 +274,12 @@ fn one_machine_copies_over_no_link() {
         training: &BTreeMap::new(),
     };
     let price = setting.price(1);
-    assert!(price.links.is_empty() && price.machines.len() == 1 && price.lacking == 0);
+    assert!(price.links.is_empty() && price.machines.len() == 1);
+    assert_eq!(
+        (price.lacking, price.alone),
+        (0, 3),
+        "another worker has a copy, another machine has none"
+    );
     let one = price.machines[0];
     assert_eq!((one.own, one.others, one.sent), (18 * GB, 18 * GB, 0));
     assert_eq!(one.need, 72 * GB + 3 * PROCESS_BYTES);

@@ -210,7 +210,7 @@ fn a_plan_refuses_snapshots_that_a_link_or_a_rig_has_no_room_for() {
     };
     let plan = |fleet: &str, sets: &[&str]| {
         let mut args = vec!["plan", "docs/planner/job.yaml", "--fleet", fleet];
-        let small = ["model.num_hidden_layers=4", "model.vocab_size=32000"];
+        let small = ["model.num_hidden_layers=8", "model.vocab_size=32000"];
         for set in small.iter().chain(sets) {
             args.extend(["--set", set]);
         }

@@ -82,7 +82,7 @@ pub struct Rig {
     /// Whether the network moves GPU memory without the CPU (`InfiniBand`, RoCE).
     #[serde(default)]
     pub rdma: bool,
-    /// Memory of the machine.
+    /// Memory of the machine, where snapshots are kept.
     #[serde(default = "Rig::host_memory_gb")]
     pub host_memory_gb: f64,
     /// Bandwidth of that memory: what GPUs without a direct way to each other share.

@@ -29,10 +29,11 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
             seconds(price.arrive_s),
             100.0 * price.cost(every),
         );
-        text += &match price.alone {
-            0 => format!("  a lost rig costs at most {} steps\n", price.steps_lost(every)),
-            n => format!(
-                "  on one rig alone: {n} of the cells; if it is lost, the steps since the last checkpoint are\n"
+        let _ = match price.alone {
+            0 => writeln!(text, "  a lost rig costs at most {} steps", price.steps_lost(every)),
+            n => writeln!(
+                text,
+                "  on one rig alone: {n} of the cells; if it is lost, the steps since the last checkpoint are"
             ),
         };
     }

@@ -29,6 +29,10 @@ impl Places<'_> {
     }
 }
 
+/// How good a machine is for a copy, the least first: whether it is too full, the seconds until the copy has arrived, and
+/// the room that is left.
+type Rank = (bool, [f64; 2], Reverse<u64>);
+
 /// What has been given out so far.
 struct Given<'a> {
     places: &'a Places<'a>,
@@ -105,7 +109,7 @@ impl<'a> Given<'a> {
             (kept > room, self.seconds(host, machine, bytes), Reverse(room.saturating_sub(kept)))
         };
         // Workers of a machine are neighbours.
-        let mut last: Option<(usize, (bool, [f64; 2], Reverse<u64>))> = None;
+        let mut last: Option<(usize, Rank)> = None;
         let key = |(to, received): (&WorkerId, &u64)| {
             let machine = self.places.machines[to];
             let known = last.filter(|(at, _)| *at == machine).map(|(_, known)| known);

@@ -44,6 +44,9 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
             "  with fewer copies than asked for, as there are too few rigs: {n} of the cells"
         );
     }
+    if price.links.is_empty() && price.alone == 0 {
+        text += "  every cell has a twin on another rig: nothing is sent\n";
+    }
     text += &table(&links(planned, every));
     text + &table(&rigs(planned))
 }
@@ -272,5 +275,9 @@ mod tests {
         assert_eq!(value["chosen"], "too_slow", "{text}");
         assert!(text.contains("the run ends before"), "{text}");
         assert!(manifest.contains("every: 0"), "{manifest}");
+        // Nobody is told that a lost rig is made good where its state is nowhere else.
+        let (text, value, _) = shown(|job| job.checkpoint.memory.copies = 0);
+        assert!(text.contains("on one rig alone: 2 of the cells"), "{text}");
+        assert!(value["steps_lost_max"].is_null() && value["links"] == json!([]), "{value}");
     }
 }

@@ -174,6 +174,7 @@ fn too_often(price: &Price, every: u64, network: &Network<'_>) -> Refusal {
 /// Bytes as people say them.
 pub fn gb(bytes: u64) -> String {
     match bytes as f64 {
+        b if b < 1e3 => format!("{b:.0} B"),
         b if b < 1e6 => format!("{:.1} kB", b / 1e3),
         b if b < 1e9 => format!("{:.1} MB", b / 1e6),
         b if b < 1e12 => format!("{:.1} GB", b / 1e9),

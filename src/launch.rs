@@ -157,6 +157,7 @@ fn show_plan(run_dir: &RunDir, loaded: &Loaded, devices: &Devices) -> anyhow::Re
     print(&show::job(loaded.job(), loaded.n_files()));
     print(&show::plan(loaded.job(), &loaded.plan, &cores(loaded.job())));
     print(&format!("  {devices}"));
+    print(&preflight::snapshots(loaded.job(), &loaded.plan, preflight::free_bytes()));
     let plan = serde_json::to_value(&loaded.plan).context("writing the plan as JSON")?;
     run_dir.write_json("plan.json", &plan)?;
     // A run that goes on is not finished.

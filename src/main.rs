@@ -113,6 +113,7 @@ fn validate(args: &cli::Validate) -> Result<(), Stopped> {
         terminal::data(&remote);
     }
     terminal::data(&show::plan(loaded.job(), &loaded.plan, &launch::cores(loaded.job())));
+    terminal::data(&preflight::snapshots(loaded.job(), &loaded.plan, preflight::free_bytes()));
     terminal::note(&format!("{} is valid", args.manifest.file.display()));
     Ok(())
 }

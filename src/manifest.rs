@@ -30,12 +30,8 @@ pub(crate) struct Loaded {
     pub plan: Plan,
 }
 
-/// The job alone: the text it trains on need not be there.
-pub(crate) fn job(args: &cli::Manifest) -> Result<Job, Stopped> {
-    Ok(parsed(args)?.job)
-}
-
-fn parsed(args: &cli::Manifest) -> Result<Manifest, Stopped> {
+/// The job and where everything in it was written: the text it trains on need not be there.
+pub(crate) fn parsed(args: &cli::Manifest) -> Result<Manifest, Stopped> {
     let name = args.file.display().to_string();
     let text = fs::read_to_string(&args.file)
         .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;

@@ -4,6 +4,7 @@
 mod json;
 mod picture;
 mod report;
+mod snapshots;
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +12,8 @@ use std::path::Path;
 use shoal_plan::cost::Software;
 use shoal_plan::fleet::{self, Fleet};
 use shoal_plan::job::Job;
+use shoal_plan::manifest::Manifest;
+use shoal_plan::planner::snapshots::{Choice, Chosen, Price, choose, price};
 use shoal_plan::planner::{self, Answer, Layout, Question};
 
 use crate::cli::{self, PlanOutput};
@@ -32,11 +35,19 @@ pub(crate) struct Planned<'a> {
     pub answer: Answer,
     pub tokens: f64,
     pub trials: Vec<Trial>,
+    pub snapshots: Snapshots,
+}
+
+/// What snapshots in memory take, and how often they are taken.
+pub(crate) struct Snapshots {
+    pub price: Price,
+    pub chosen: Chosen,
 }
 
 /// Plans, and prints.
 pub(crate) fn plan(args: &cli::Plan) -> Result<(), Stopped> {
-    let job = manifest::job(&args.manifest)?;
+    let manifest = manifest::parsed(&args.manifest)?;
+    let job = manifest.job.clone();
     let fleet = read_fleet(&args.fleet)?;
     let software = Software::SHOAL;
     let question = Question { job: &job, fleet: &fleet, software };
@@ -47,6 +58,8 @@ pub(crate) fn plan(args: &cli::Plan) -> Result<(), Stopped> {
         changed.push((change.clone(), other));
     }
     let answer = planner::plan(&question).map_err(|misfit| impossible(&question, &misfit))?;
+    let layout = Layout::of(&fleet);
+    let snapshots = snapshots(&manifest, &question, &layout, &answer)?;
     if args.losses && fleet.rigs.len() > 1 {
         for rig in &fleet.rigs {
             let change = format!("rig-={}", rig.name);
@@ -59,7 +72,7 @@ pub(crate) fn plan(args: &cli::Plan) -> Result<(), Stopped> {
     let training = &job.training;
     let own = training.sequences_before(training.steps + 1) as f64 * f64::from(training.sequence);
     let tokens = args.tokens.unwrap_or(own);
-    let planned = Planned { question, layout: Layout::of(&fleet), answer, tokens, trials };
+    let planned = Planned { question, layout, answer, tokens, trials, snapshots };
     match args.output {
         PlanOutput::Text => terminal::data(&report::text(&planned)),
         PlanOutput::Json => terminal::data(&show::json(&json::value(&planned))?),
@@ -70,6 +83,27 @@ pub(crate) fn plan(args: &cli::Plan) -> Result<(), Stopped> {
         terminal::note(&format!("one step of the slowest pipeline: {}", path.display()));
     }
     Ok(())
+}
+
+/// How often snapshots are taken under this plan; refused where the manifest wants what cannot be.
+fn snapshots(
+    manifest: &Manifest,
+    question: &Question<'_>,
+    layout: &Layout<'_>,
+    answer: &Answer,
+) -> Result<Snapshots, Stopped> {
+    let price = price(question, layout, &answer.candidate, &answer.prediction);
+    let choice = Choice {
+        memory: manifest.job.checkpoint.memory,
+        every_given: manifest.says("spec.checkpoint.memory.every"),
+        copies_given: manifest.says("spec.checkpoint.memory.copies"),
+        steps: manifest.job.training.steps,
+    };
+    let chosen = choose(&price, choice, &layout.network).map_err(|refusal| {
+        let error = manifest.error_at(refusal.path, &refusal.what, &refusal.help);
+        Stopped::Input(error.to_string())
+    })?;
+    Ok(Snapshots { price, chosen })
 }
 
 fn read_fleet(path: &Path) -> Result<Fleet, Stopped> {

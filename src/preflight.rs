@@ -1,20 +1,19 @@
 //! What a launch needs of this machine, looked at before anything starts: memory, disk, ports and
 //! open files. Each finding says the need, what there is, and what to lower.
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use shoal_plan::arithmetic;
-use shoal_plan::buddies::vault_bytes;
+use shoal_plan::buddies::{holdings, vault_bytes};
 use shoal_plan::job::Job;
-use shoal_plan::memory::cell_bytes;
+use shoal_plan::memory::{PROCESS_BYTES, cell_bytes};
 use shoal_plan::plan::Plan;
+use shoal_plan::planner::snapshots::gb;
 
 use crate::progress::short;
-
-/// A process before it holds any model: the binary, its pools, its buffers.
-const WORKER_BYTES: u64 = 60 << 20;
 
 /// Files a worker has open besides its connections: shards, logs, the checkpoint it writes.
 const WORKER_FILES: u64 = 64;
@@ -53,7 +52,7 @@ impl Needs {
         let token_bytes = if job.model.vocab_size > 1 << 16 { 4 } else { 2 };
         let text_bytes = text_bytes.min(job.data.bytes_max);
         Self {
-            memory_bytes: cells.saturating_add(snapshots).saturating_add(workers * WORKER_BYTES),
+            memory_bytes: cells.saturating_add(snapshots).saturating_add(workers * PROCESS_BYTES),
             snapshot_bytes: snapshots,
             disk_bytes: (parameters * per_parameter)
                 .saturating_mul(kept)
@@ -106,13 +105,47 @@ impl Has {
     pub(crate) fn here(run_dir: &Path) -> Self {
         let disk = rustix::fs::statvfs(run_dir).ok();
         Self {
-            memory_bytes: std::fs::read_to_string("/proc/meminfo")
-                .ok()
-                .and_then(|text| available_bytes(&text)),
+            memory_bytes: free_bytes(),
             disk_bytes: disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
             files: getrlimit(Resource::Nofile).current,
         }
     }
+}
+
+/// What snapshots in memory take of this machine. Its workers talk over loopback, which nobody has measured: how long
+/// copies are on their way is not said.
+pub(crate) fn snapshots(job: &Job, plan: &Plan, free: Option<u64>) -> String {
+    let memory = job.checkpoint.memory;
+    if memory.every == 0 {
+        return "Snapshots in memory: none (checkpoint.memory.every is 0); a lost worker costs the steps since the last \
+                checkpoint"
+            .to_owned();
+    }
+    let holdings = holdings(job, plan);
+    let all = holdings.values().map(|held| held.kept()).fold(0, u64::saturating_add);
+    let free = free.map_or_else(String::new, |free| format!(" of {} that are free", gb(free)));
+    let mut text = format!(
+        "Snapshots in memory: every {} steps, in {}{free} (two of all that a worker holds)",
+        memory.every,
+        gb(all)
+    );
+    let fullest = holdings.iter().rev().max_by_key(|(_, held)| held.kept());
+    if let Some((worker, held)) = fullest {
+        let (own, others) = (gb(held.own), gb(held.others));
+        let _ =
+            write!(text, "\n  {worker} holds most: its own cells' {own}, and {others} of others'");
+    }
+    text += if holdings.values().all(|held| held.others == 0) {
+        "\n  no copies go from worker to worker"
+    } else {
+        "\n  copies go over loopback, whose speed is not known here: a snapshot is passed over while they are on their way"
+    };
+    text
+}
+
+/// Memory of this machine that can be had, if the system says.
+pub(crate) fn free_bytes() -> Option<u64> {
+    available_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
 /// `MemAvailable` of `/proc/meminfo`: what can be had without swapping.
@@ -169,6 +202,31 @@ mod tests {
         assert!(!without.short_of(&poor)[0].contains("snapshots"));
         assert!(findings[1].contains("spec.checkpoint.keep"), "{findings:?}");
         assert!(findings[2].contains("ulimit -n"), "{findings:?}");
+    }
+
+    #[test]
+    fn the_plan_says_what_snapshots_take_here_and_what_is_not_known() {
+        let shown = |change: &dyn Fn(&mut Job), free| {
+            let mut job = Job::example();
+            (job.grid.stages, job.workers.local) = (2, 2);
+            change(&mut job);
+            let workers: Vec<WorkerId> = (0..job.workers.local).map(WorkerId).collect();
+            let plan = make_plan(&job, &workers, Generation(1)).unwrap();
+            (snapshots(&job, &plan, free), Needs::of(&job, &plan, 0).snapshot_bytes)
+        };
+        let (text, bytes) = shown(&|_| {}, Some(7_000_000_000));
+        let head = format!(
+            "Snapshots in memory: every 10 steps, in {} of 7.0 GB that are free",
+            gb(bytes)
+        );
+        assert!(text.starts_with(&head), "{text}");
+        // Two workers hold each other's, so both hold the same; the first is named.
+        assert!(text.contains("\n  worker-0 holds most: its own cells'"), "{text}");
+        assert!(text.contains("loopback, whose speed is not known here"), "{text}");
+        let (alone, _) = shown(&|job| job.checkpoint.memory.copies = 0, None);
+        assert!(!alone.contains("free") && alone.contains("no copies go"), "{alone}");
+        let (none, _) = shown(&|job| job.checkpoint.memory.every = 0, None);
+        assert!(none.contains("every is 0") && !none.contains("holds most"), "{none}");
     }
 
     #[test]

@@ -220,3 +220,68 @@ fn a_fleet_is_planned_for_people_and_for_programs() {
     let told = text(&tiny.stderr);
     assert!(told.contains("a card of a lacks") && told.contains("more like a"), "{told}");
 }
+
+#[test]
+fn a_plan_refuses_snapshots_that_a_link_or_a_rig_has_no_room_for() {
+    let place = Place::new("plan-snapshots");
+    let fleet = |site: &str, gb: u32| {
+        let path = place.0.join(format!("fleet-{gb}.yaml"));
+        let rig = |name: &str, site: &str| {
+            format!("{{name: {name}, gpu: RTX4090, site: {site}, host_memory_gb: {gb}}}")
+        };
+        let text = format!(
+            "apiVersion: shoal/v1\nkind: Fleet\nspec:\n  sites: {{a: {{}}, b: {{}}}}\n  rigs: [{}, {}]\n",
+            rig("attic", "a"),
+            rig("desk", site)
+        );
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let plan = |fleet: &str, sets: &[&str]| {
+        let mut args = vec!["plan", "docs/planner/job.yaml", "--fleet", fleet];
+        let small = ["model.num_hidden_layers=8", "model.vocab_size=32000"];
+        for set in small.iter().chain(sets) {
+            args.extend(["--set", set]);
+        }
+        shoal(&args)
+    };
+    let apart = fleet("b", 64);
+    let silent = plan(&apart, &[]);
+    let told = text(&silent.stdout);
+    assert!(silent.status.success() && told.contains("Snapshots in memory: every "), "{told}");
+    assert!(told.contains("attic"), "{told}");
+
+    let often = plan(&apart, &["checkpoint.memory.every=1"]);
+    assert_eq!(often.status.code(), Some(2));
+    let told = text(&often.stderr);
+    for wanted in [
+        "spec.checkpoint.memory.every: a snapshot every step is too often",
+        "site ",
+        "set every: ",
+        "copies: 0",
+    ] {
+        assert!(told.contains(wanted), "{wanted}: {told}");
+    }
+    // What it says to set, is taken.
+    let every = told.split("set every: ").nth(1).unwrap();
+    let every: String = every.chars().take_while(char::is_ascii_digit).collect();
+    let taken = plan(&apart, &[&format!("checkpoint.memory.every={every}")]);
+    assert!(taken.status.success(), "{}", text(&taken.stderr));
+    let fewer: u64 = every.parse().unwrap();
+    let refused = plan(&apart, &[&format!("checkpoint.memory.every={}", fewer - 1)]);
+    assert_eq!(refused.status.code(), Some(2));
+    let without = plan(&apart, &["checkpoint.memory.every=1", "checkpoint.memory.copies=0"]);
+    assert!(without.status.success(), "{}", text(&without.stderr));
+
+    let small = fleet("a", 16);
+    let refused = plan(&small, &["checkpoint.memory.every=10"]);
+    let told = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(
+        told.contains("do not fit into the memory of") && told.contains("12.0 GB there"),
+        "{told}"
+    );
+    let chosen = plan(&small, &[]);
+    let told = text(&chosen.stdout);
+    assert!(chosen.status.success() && told.contains("checkpoint: {memory: {every: 0}}"), "{told}");
+}

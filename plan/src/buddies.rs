@@ -8,6 +8,10 @@ use crate::job::Job;
 use crate::memory::cell_bytes;
 use crate::plan::{Plan, WorkerId};
 
+mod near;
+
+pub use near::{Places, buddies_near};
+
 /// Snapshots of one cell that a worker keeps at a time: the newest that is complete everywhere, and
 /// the one that is under way.
 pub const STEPS_KEPT: u64 = 2;
@@ -18,6 +22,8 @@ pub const STEPS_KEPT: u64 = 2;
 /// already; what is still missing of `checkpoint.memory.copies` is copied by the first twin alone.
 /// The largest cells choose first, the worker with the fewest bytes of copies so far, and among
 /// equals the next one after the host. With too few workers there are fewer copies.
+///
+/// Knows no links: whoever knows the fleet asks `buddies_near`.
 pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
     let mut holders = vec![Vec::new(); plan.hosts.len()];
     let memory = job.checkpoint.memory;
@@ -26,11 +32,7 @@ pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
     }
     let workers: BTreeSet<WorkerId> = plan.hosts.iter().copied().collect();
     let mut load: BTreeMap<WorkerId, u64> = workers.iter().map(|worker| (*worker, 0)).collect();
-    let firsts = plan.grid.cells().filter(|cell| plan.grid.cell(*cell).replica == 0);
-    let mut cells: Vec<(CellId, u64)> =
-        firsts.map(|cell| (cell, cell_bytes(job, plan, cell).snapshot())).collect();
-    cells.sort_by_key(|(cell, bytes)| (u64::MAX - bytes, *cell));
-    for (cell, bytes) in cells {
+    for (cell, bytes) in by_size(plan, |cell| cell_bytes(job, plan, cell).snapshot()) {
         let host = plan.host(cell);
         let twins = plan.grid.replica_group(cell).into_iter();
         let mut taken: BTreeSet<WorkerId> = twins.map(|twin| plan.host(twin)).collect();
@@ -51,20 +53,51 @@ pub fn buddies(job: &Job, plan: &Plan) -> Vec<Vec<WorkerId>> {
     holders
 }
 
-/// The most bytes of snapshots that each worker of the plan holds at a time, own and others'.
-pub fn vault_bytes(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, u64> {
-    let mut bytes = BTreeMap::new();
+/// The cells of the first replica with the bytes of a snapshot, the largest first.
+fn by_size(plan: &Plan, bytes: impl Fn(CellId) -> u64) -> Vec<(CellId, u64)> {
+    let firsts = plan.grid.cells().filter(|cell| plan.grid.cell(*cell).replica == 0);
+    let mut cells: Vec<(CellId, u64)> = firsts.map(|cell| (cell, bytes(cell))).collect();
+    cells.sort_by_key(|(cell, bytes)| (u64::MAX - bytes, *cell));
+    cells
+}
+
+/// Bytes of one snapshot of every cell, as a worker has to do with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Of its own cells.
+    pub own: u64,
+    /// Of cells it holds copies of.
+    pub others: u64,
+}
+
+impl Holding {
+    /// What its memory holds of them at a time, at most.
+    pub fn kept(self) -> u64 {
+        self.own.saturating_add(self.others).saturating_mul(STEPS_KEPT)
+    }
+}
+
+/// What each worker of the plan holds. Nobody anything where there are no snapshots.
+pub fn holdings(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, Holding> {
+    let mut all: BTreeMap<WorkerId, Holding> = BTreeMap::new();
     if job.checkpoint.memory.every == 0 {
-        return bytes;
+        return all;
     }
     for (cell, copies) in plan.grid.cells().zip(buddies(job, plan)) {
-        let kept = STEPS_KEPT.saturating_mul(cell_bytes(job, plan, cell).snapshot());
-        for holder in copies.into_iter().chain([plan.host(cell)]) {
-            let held: &mut u64 = bytes.entry(holder).or_default();
-            *held = held.saturating_add(kept);
+        let bytes = cell_bytes(job, plan, cell).snapshot();
+        let own = &mut all.entry(plan.host(cell)).or_default().own;
+        *own = own.saturating_add(bytes);
+        for holder in copies {
+            let others = &mut all.entry(holder).or_default().others;
+            *others = others.saturating_add(bytes);
         }
     }
-    bytes
+    all
+}
+
+/// The most bytes of snapshots that each worker of the plan holds at a time, own and others'.
+pub fn vault_bytes(job: &Job, plan: &Plan) -> BTreeMap<WorkerId, u64> {
+    holdings(job, plan).into_iter().map(|(worker, held)| (worker, held.kept())).collect()
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub struct Rig {
     /// Whether the network moves GPU memory without the CPU (`InfiniBand`, RoCE).
     #[serde(default)]
     pub rdma: bool,
-    /// Memory of the machine.
+    /// Memory of the machine, where snapshots are kept.
     #[serde(default = "Rig::host_memory_gb")]
     pub host_memory_gb: f64,
     /// Bandwidth of that memory: what GPUs without a direct way to each other share.
@@ -238,13 +238,16 @@ impl Fleet {
         self.sites.get(name).expect("a fleet that exists was checked")
     }
 
+    /// The place among `links` of a line between two sites.
+    pub fn line(&self, a: &str, b: &str) -> Option<usize> {
+        let has = |link: &SiteLink, site: &str| link.between.iter().any(|end| end == site);
+        self.links.iter().position(|link| has(link, a) && has(link, b))
+    }
+
     /// Bytes a second, each way, and half the round trip in seconds, between two different sites.
     pub fn between(&self, a: &str, b: &str) -> (f64, f64) {
-        let own = self.links.iter().find(|link| {
-            link.between.contains(&a.to_owned()) && link.between.contains(&b.to_owned())
-        });
-        let (rate, rtt_ms) = if let Some(link) = own {
-            (link.rate.bytes_per_s(), link.rtt_ms)
+        let (rate, rtt_ms) = if let Some(at) = self.line(a, b) {
+            (self.links[at].rate.bytes_per_s(), self.links[at].rtt_ms)
         } else {
             let (a, b) = (self.site(a), self.site(b));
             let slower = a.uplink.bytes_per_s().min(b.uplink.bytes_per_s());

@@ -234,8 +234,8 @@ pub enum Gather {
 pub struct MemorySnapshots {
     /// Every so many steps each cell's state goes into its worker's memory; a lost worker costs at
     /// most so many steps, and a snapshot is passed over while copies of the last are still on their
-    /// way (nothing here knows how fast the links are). 0: never, and a lost worker costs the steps
-    /// since the last checkpoint.
+    /// way. `shoal plan` knows how fast a fleet's links are, and holds it against them. 0: never, and
+    /// a lost worker costs the steps since the last checkpoint.
     pub every: u64,
     /// Other workers that hold each snapshot, too. A cell's twin in another replica counts as one,
     /// where another worker hosts it.

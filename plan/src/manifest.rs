@@ -154,6 +154,11 @@ impl Manifest {
         Ok(files)
     }
 
+    /// Whether the manifest or a flag says so; otherwise it is a default.
+    pub fn says(&self, path: &str) -> bool {
+        self.root.locate(path).1
+    }
+
     /// An error that points at the value of a path such as `spec.training.batch`. For what only
     /// the world can tell, such as too little text. `help` may be empty.
     pub fn error_at(&self, path: &str, what: &str, help: &str) -> ManifestError {

@@ -9,6 +9,9 @@ use crate::numerics::{ScaleFormat, Scales};
 use crate::plan::Plan;
 use crate::schedule::Slot;
 
+/// A process before it holds any model: the binary, its pools, its buffers.
+pub const PROCESS_BYTES: u64 = 60 << 20;
+
 /// The memory of one cell, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellBytes {

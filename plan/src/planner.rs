@@ -3,7 +3,7 @@
 //! grid go is `placement`'s.
 //!
 //! A `Candidate` is a complete answer. `predict` says what it would take, `search` finds a good one, `bound` how
-//! much better another could be, `advice` puts it in words.
+//! much better another could be, `snapshots` what copies of its state take beside it, `advice` puts it in words.
 //!
 //! What is not modelled yet: recompute and offload beyond what the trainer does, several cells of one card, and
 //! traffic of other people on the links.
@@ -16,6 +16,7 @@ mod equal;
 mod predict;
 mod price;
 mod search;
+pub mod snapshots;
 
 use crate::cost::Software;
 use crate::cost::links::Network;

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use shoal_plan::cost::Software;
 use shoal_plan::fleet::{Fleet, Rig, what_if};
 use shoal_plan::job::Job;
+use shoal_plan::planner::snapshots::{COST_MAX, Price, price};
 use shoal_plan::planner::{Answer, Layout, Question, advice, bill, equal_split, plan, predict};
 
 const SMALL: &str = "{preset: moonlight, num_hidden_layers: 10, n_routed_experts: 16, hidden_size: 1024, vocab_size: 32768}";
@@ -49,6 +50,41 @@ fn plans_of_random_fleets_fit_and_are_no_slower_than_equal_split() {
         if let Some((_, equal)) = equal_split(&question) {
             assert!(answer.prediction.step_s <= equal.step_s, "fleet {seed}");
         }
+    }
+}
+
+#[test]
+fn snapshots_of_random_fleets_have_copies_on_other_rigs_and_a_price() {
+    for seed in [22, 23, 25] {
+        let fleet = fleets::random(seed);
+        let job = fleets::job_for(&fleet);
+        let (question, layout) = (question(&job, &fleet), Layout::of(&fleet));
+        let answer = plan(&question).unwrap();
+        let prediction = &answer.prediction;
+        for (machine, bytes) in &prediction.bytes_out {
+            let to = prediction.bytes_between.iter().filter(|((from, _), _)| from == machine);
+            let sum: f64 = to.map(|(_, bytes)| bytes).sum();
+            assert!((sum - bytes).abs() <= 1e-9 * bytes, "fleet {seed}: {sum} {bytes}");
+        }
+        let of = |copies: u32| {
+            let mut job = job.clone();
+            job.checkpoint.memory.copies = copies;
+            let question = Question { job: &job, ..question };
+            price(&question, &layout, &answer.candidate, prediction)
+        };
+        let all: Vec<Price> = (0..3).map(of).collect();
+        for pair in all.windows(2) {
+            assert!(pair[0].every_min <= pair[1].every_min, "fleet {seed}");
+        }
+        let (one, rigs) = (&all[1], all[1].machines.len());
+        assert!(rigs < 2 || one.lacking == 0, "fleet {seed}");
+        // What is sent arrives, and leaves by the links that are priced.
+        let sent: u64 = one.machines.iter().map(|one| one.sent).sum();
+        assert_eq!(sent, one.machines.iter().map(|one| one.others).sum::<u64>());
+        assert_eq!(sent == 0, one.links.is_empty());
+        assert!(one.links.iter().all(|link| link.seconds <= one.arrive_s), "fleet {seed}");
+        assert!(one.cost(one.every_min) <= COST_MAX * 1.000_001, "fleet {seed}");
+        assert!(one.arrive_s <= one.step_s * one.every_min as f64 * 1.000_001);
     }
 }
 

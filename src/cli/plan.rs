@@ -14,7 +14,8 @@ Examples:
   shoal plan job.yaml --fleet fleet.yaml --set training.precision=bf16 -o json
 
 A fleet's file is described in docs/fleet.md, the figures behind a plan in docs/planner.md.
-Exit codes: 0 there is a plan, 1 nothing fits, 2 wrong usage, manifest or fleet.";
+Exit codes: 0 there is a plan, 1 nothing fits, 2 wrong usage, manifest or fleet, or snapshots in memory that do not fit
+as the manifest sets them.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Plan {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use shoal_plan::planner::{advice::binding, bill};
 
-use super::Planned;
+use super::{Planned, snapshots};
 
 pub(super) fn value(planned: &Planned<'_>) -> Value {
     let (answer, layout) = (&planned.answer, &planned.layout);
@@ -49,7 +49,7 @@ pub(super) fn value(planned: &Planned<'_>) -> Value {
         "step_s": prediction.step_s, "bound_s": answer.bound_s, "step_by_kind": kinds,
         "tokens_per_s": prediction.tokens_per_s, "mfu": prediction.mfu,
         "memory": cells.collect::<Vec<_>>(), "bound_by": bound_by, "bytes_sent_a_step": sent,
-        "tokens": planned.tokens,
+        "snapshots": snapshots::value(planned), "tokens": planned.tokens,
         "bill": {
             "currency": planned.question.fleet.currency, "days": bill.days, "gpu_hours": bill.gpu_hours,
             "kwh": bill.kwh, "electricity": bill.electricity, "rent": bill.rent,

@@ -6,7 +6,7 @@ use shoal_plan::arithmetic;
 use shoal_plan::planner::advice::{binding, seconds};
 use shoal_plan::planner::{CellUse, bill};
 
-use super::{Planned, Trial};
+use super::{Planned, Trial, snapshots};
 use crate::progress::short;
 use crate::show::{count, table};
 
@@ -15,6 +15,7 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
         head(planned),
         rigs(planned),
         step(planned),
+        snapshots::text(planned),
         bill_of(planned),
         others(planned),
         manifest(planned),
@@ -207,9 +208,10 @@ fn manifest(planned: &Planned<'_>) -> String {
         }
     };
     format!(
-        "In the manifest:\n  training: {{microbatch: {}}}\n  parallelism: {{stages: {}, expert_shards: {}, replicas: {}, \
+        "In the manifest:\n  training: {{microbatch: {}}}{}\n  parallelism: {{stages: {}, expert_shards: {}, replicas: {}, \
          schedule: {}, chunks: {},\n    layers: {:?}, experts: {}, shares: {}}}",
         candidate.microbatch,
+        snapshots::manifest(planned),
         candidate.grid.stages,
         candidate.grid.expert_shards,
         candidate.grid.replicas,

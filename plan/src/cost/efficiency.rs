@@ -94,6 +94,17 @@ pub const LATENCY_RDMA_S: f64 = 30e-6;
 /// *Assumed*: half a GiB to a GiB.
 pub const RESERVED_GIB: f64 = 1.0;
 
+/// Of a machine's memory, what a snapshot never finds free: the system, a desktop, the text that is mapped. *Assumed*.
+pub const HOST_RESERVED_GB: f64 = 4.0;
+
+/// Bytes a second that one thread hashes with BLAKE3. Its authors' README has 7.2 GB/s with AVX-512 on 16 KiB; *assumed* is
+/// less than half, for AVX2 and bytes that come from memory.
+pub const HASH_BYTES_PER_S: f64 = 3e9;
+
+/// Round trips of a copy of a snapshot: the connection, the handshake, a head and its verdict, and the verdict on the
+/// bytes (`worker/src/vault/wire.rs`).
+pub const COPY_ROUND_TRIPS: f64 = 4.0;
+
 /// The products of a card in one precision.
 pub fn product(gpu: &Gpu, fp8: bool) -> Product {
     match (gpu.is_geforce(), fp8) {

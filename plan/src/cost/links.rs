@@ -1,11 +1,15 @@
 //! The links of a fleet by latency and rate: between cards of a machine, machines of a site, and sites; and what an
 //! exchange of tokens, a message between stages and a sum of gradients take on them.
 
+mod paths;
+
 use super::Software;
 use super::efficiency as share;
 use crate::fleet::Fleet;
 use crate::gpus::Peers;
 use crate::model::ModelConfig;
+
+pub use paths::Link;
 
 /// A way for bytes: `latency_s + bytes / bytes_per_s`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::grid::Grid;
 use crate::job::Job;
-use crate::plan::{Generation, Plan, StagePlan};
+use crate::plan::{Generation, Plan, StagePlan, WorkerId};
 use crate::schedule::Schedule;
 
 /// A complete answer. In a manifest it is `spec.parallelism` and `spec.training.microbatch`.
@@ -52,7 +52,13 @@ impl Candidate {
         (job, plan)
     }
 
-    /// The committed plan's form of it, without hosts.
+    /// The committed plan's form of it: a worker for each card that has a cell, with the card's number.
+    pub fn committed(&self) -> Plan {
+        let hosts = self.cards.iter().map(|card| WorkerId(*card as u32));
+        Plan { hosts: hosts.collect(), ..self.plan(self.grid) }
+    }
+
+    /// The same without hosts.
     fn plan(&self, grid: Grid) -> Plan {
         let stage = |layers| StagePlan { layers, flops_per_token: 0.0, reason: String::new() };
         Plan {

@@ -66,6 +66,8 @@ pub struct Prediction {
     pub cells: Vec<CellUse>,
     /// Bytes of a step that leave each machine that is used.
     pub bytes_out: BTreeMap<usize, f64>,
+    /// The same, by where they go.
+    pub bytes_between: BTreeMap<(usize, usize), f64>,
     /// Seconds each stage of the slowest replica works.
     pub busy: Vec<f64>,
     /// The slowest replica.
@@ -131,7 +133,7 @@ impl<'a> Predictor<'a> {
             alike.entry(self.likeness(replica)).or_insert(replica);
         }
         let mut slowest: Option<(u32, Timeline, Timeline)> = None;
-        let (mut cells, mut bytes_out) = (Vec::new(), BTreeMap::new());
+        let (mut cells, mut bytes_between) = (Vec::new(), BTreeMap::new());
         for replica in alike.into_values() {
             let times = self.stages(replica);
             let timeline = self.run(&times, true);
@@ -142,11 +144,19 @@ impl<'a> Predictor<'a> {
         }
         let (slowest, timeline, unsent) = slowest.expect("a grid has a replica");
         for replica in 0..grid.replicas {
-            self.count_messages(replica, &mut bytes_out);
+            self.count_messages(replica, &mut bytes_between);
         }
         let summed = sums(&self.job, self.layout, self.candidate);
-        for (machine, bytes) in &summed.out {
-            *bytes_out.entry(*machine).or_default() += bytes;
+        for (machines, bytes) in summed.rings.iter().filter(|(machines, _)| machines.len() > 1) {
+            for (at, from) in machines.iter().enumerate() {
+                let to = machines[(at + 1) % machines.len()];
+                *bytes_between.entry((*from, to)).or_default() += bytes;
+            }
+        }
+        let used = self.candidate.cards.iter().map(|card| (self.layout.machines[*card], 0.0));
+        let mut bytes_out: BTreeMap<usize, f64> = used.collect();
+        for ((from, _), bytes) in &bytes_between {
+            *bytes_out.entry(*from).or_default() += bytes;
         }
         let sums = summed.seconds;
         let update = self.update();
@@ -175,6 +185,7 @@ impl<'a> Predictor<'a> {
             mfu: flops * tokens / step_s / peak,
             cells,
             bytes_out,
+            bytes_between,
             busy,
             slowest,
             timeline,

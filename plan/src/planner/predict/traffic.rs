@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 
 use super::Predictor;
 use crate::arithmetic;
+use crate::cost::links::Member;
 use crate::job::Job;
 use crate::planner::candidate::ranges;
 use crate::planner::{Candidate, Layout};
 
+/// Bytes from one machine to another.
+pub(super) type Between = BTreeMap<(usize, usize), f64>;
+
 impl Predictor<'_> {
-    pub(super) fn count_messages(&self, replica: u32, out: &mut BTreeMap<usize, f64>) {
+    pub(super) fn count_messages(&self, replica: u32, between: &mut Between) {
         let (stages, chunks) = (self.candidate.grid.stages, self.candidate.chunks);
         for column in self.columns(replica) {
             let part = self.division.column(column);
@@ -17,14 +21,15 @@ impl Predictor<'_> {
             let machine = |stage| self.layout.machines[self.candidate.card(stage, column)];
             for hop in 1..stages * chunks {
                 let (a, b) = (machine((hop - 1) % stages), machine(hop % stages));
-                for end in [a, b] {
-                    let bytes = if a == b { 0.0 } else { tokens * self.plain_row() };
-                    *out.entry(end).or_default() += bytes;
+                if a != b {
+                    // Hidden states one way, their gradients the other.
+                    for way in [(a, b), (b, a)] {
+                        *between.entry(way).or_default() += tokens * self.plain_row();
+                    }
                 }
             }
         }
         for stage in 0..stages {
-            let mut per_machine: BTreeMap<usize, f64> = BTreeMap::new();
             let own: Vec<f64> = self
                 .columns(replica)
                 .map(|column| {
@@ -38,13 +43,10 @@ impl Predictor<'_> {
                 .network
                 .exchange(&self.job.model, &group, self.question.software)
                 .rows_outside;
-            for member in &group {
-                *per_machine.entry(member.machine).or_default() += 1.0 / group.len() as f64;
-            }
             let moe = self.moe_layers(stage);
             let bytes = 2.0 * moe * rows * (self.row() + self.plain_row());
-            for (machine, part) in per_machine {
-                *out.entry(machine).or_default() += bytes * part;
+            if bytes > 0.0 {
+                spread(&group, bytes, between);
             }
         }
     }
@@ -59,12 +61,26 @@ impl Predictor<'_> {
     }
 }
 
+/// What an expert group exchanges outside its machines, by how many of its cells each has.
+fn spread(group: &[Member], bytes: f64, between: &mut Between) {
+    let mut cells: BTreeMap<usize, f64> = BTreeMap::new();
+    for member in group {
+        *cells.entry(member.machine).or_default() += 1.0;
+    }
+    let all = group.len() as f64;
+    for (from, own) in &cells {
+        for (to, theirs) in cells.iter().filter(|(to, _)| *to != from) {
+            *between.entry((*from, *to)).or_default() += bytes * own / all * theirs / (all - own);
+        }
+    }
+}
+
 /// Sums of gradients at the end of a step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sums {
     pub(crate) seconds: f64,
-    /// What leaves each machine, in bytes.
-    pub(crate) out: BTreeMap<usize, f64>,
+    /// The machines of each stage, in a ring, and what each sends to the next, in bytes.
+    pub(crate) rings: Vec<(Vec<usize>, f64)>,
 }
 
 /// Sums of gradients at the end of a step, in FP32: dense ones over the cells of a stage, experts' over replicas.
@@ -79,6 +95,7 @@ pub(crate) fn sums(job: &Job, layout: &Layout<'_>, candidate: &Candidate) -> Sum
     let all: u32 = candidate.experts.iter().sum();
     let (mut inside_s, mut outside_s) = (0.0_f64, 0.0_f64);
     let mut network: BTreeMap<usize, f64> = BTreeMap::new();
+    let mut rings = Vec::new();
     for stage in 0..grid.stages {
         let own = ranges.iter().skip(stage as usize).step_by(grid.stages as usize);
         let layers: Vec<u32> = own.flat_map(Clone::clone).collect();
@@ -110,13 +127,14 @@ pub(crate) fn sums(job: &Job, layout: &Layout<'_>, candidate: &Candidate) -> Sum
         let dense = if machines.len() > 1 { dense } else { 0.0 };
         let experts = if machines.len() > 1 { experts } else { 0.0 };
         outside_s = outside_s.max(layout.network.ring_s(&machines, dense + experts));
-        for machine in machines {
-            *network.entry(machine).or_default() += 2.0 * (dense + experts);
+        for machine in &machines {
+            *network.entry(*machine).or_default() += 2.0 * (dense + experts);
         }
+        rings.push((machines, 2.0 * (dense + experts)));
     }
     // Several stages of a machine share its network.
     for (machine, bytes) in &network {
         outside_s = outside_s.max(bytes / 2.0 / layout.network.nic(*machine));
     }
-    Sums { seconds: inside_s + outside_s, out: network }
+    Sums { seconds: inside_s + outside_s, rings }
 }

@@ -68,8 +68,13 @@ fn begin<W>(format: LogFormat, origin: Origin, writer: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter()).with_ansi(false).with_writer(writer);
+    // What cannot be written is dropped. Told of such errors, it would panic where standard error is the file of a
+    // disk that is full, and take the thread that had something to say with it.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(writer);
     // Only fails when there is a subscriber already, which then has the lines.
     let _ = match format {
         LogFormat::Text => lines.try_init(),

@@ -285,3 +285,15 @@ fn a_plan_refuses_snapshots_that_a_link_or_a_rig_has_no_room_for() {
     let told = text(&chosen.stdout);
     assert!(chosen.status.success() && told.contains("checkpoint: {memory: {every: 0}}"), "{told}");
 }
+
+/// A worker's standard error is a file of the run, on a disk that may be full.
+#[test]
+fn log_lines_that_cannot_be_written_take_nobody_with_them() {
+    let args = ["worker", "--join", "127.0.0.1:1", "--run", "r", "--id", "0", "--threads", "1"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    command.args(args).args(["--run-dir", ".", "--cores", "100000"]);
+    // With a core that is not there it has something to say, and without a secret it ends.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command.stdin(std::process::Stdio::null()).stderr(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "101 is a panic");
+}

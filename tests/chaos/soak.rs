@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::Dice;
 use crate::place::{Place, signal};
-use crate::watched::{LIVENESS_SECONDS, Watched, equal_losses, now, sleep, unix_now};
+use crate::watched::{Event, LIVENESS_SECONDS, Watched, equal_losses, now, sleep, unix_now};
 
 /// The preset `tiny` on four workers, for longer than any soak.
 const SETTINGS: &str = "    steps: 10000000
@@ -65,12 +65,9 @@ pub(crate) fn run(name: &str, time: Duration, gaps: (Duration, Duration), seed: 
     let recovered: Vec<f64> =
         events.iter().filter(|event| event.kind == "recovered").map(|event| event.time).collect();
     let count = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
-    let mut times: Vec<f64> = churned
-        .kills
-        .iter()
-        .filter_map(|kill| first_after(*kill, &recovered, &churned.kills))
-        .collect();
-    times.sort_by(f64::total_cmp);
+    let kills = churned.kills.iter();
+    let times = kills.filter_map(|kill| first_after(*kill, &recovered, &churned.kills)).collect();
+    let stalls = events.iter().filter(|event| event.kind == "moved").map(stall).collect();
     let account = churned_run.stop();
     let equal = equal_losses(&place, "calm", "churn");
 
@@ -84,16 +81,8 @@ pub(crate) fn run(name: &str, time: Duration, gaps: (Duration, Duration), seed: 
         count("quarantined"),
         count("paused")
     );
-    if !times.is_empty() {
-        let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-        let most = times[times.len() - 1];
-        println!(
-            "  kill to first step   p50 {:.2} s, p99 {:.2} s, most {most:.2} s, of {}",
-            at(0.5),
-            at(0.99),
-            times.len()
-        );
-    }
+    spread("kill to first step ", times);
+    spread("stall of a move    ", stalls);
     println!("  longest wait         {:.1} s without a new step", churned.gap);
     println!(
         "  ledger               {} steps, each once; {} committed steps were done again, and came out the same",
@@ -107,6 +96,20 @@ pub(crate) fn run(name: &str, time: Duration, gaps: (Duration, Duration), seed: 
         "{:.1} s without a new step: {name} --seed {seed}",
         churned.gap
     );
+}
+
+/// Of a move at a step's edge, as the run tells it.
+fn stall(moved: &Event) -> f64 {
+    let (_, seconds) = moved.fact.split_once("stalled ").unwrap();
+    seconds.trim_end_matches(" s").parse().unwrap()
+}
+
+fn spread(what: &str, mut seconds: Vec<f64>) {
+    seconds.sort_by(f64::total_cmp);
+    let Some(most) = seconds.last() else { return };
+    let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
+    let (p50, p99, n) = (at(0.5), at(0.99), seconds.len());
+    println!("  {what}  p50 {p50:.2} s, p99 {p99:.2} s, most {most:.2} s, of {n}");
 }
 
 /// Seconds from a kill to the recovery that ends it, unless another kill came first.

@@ -23,6 +23,7 @@ pub(crate) struct Event {
     /// Seconds since 1970.
     pub(crate) time: f64,
     pub(crate) kind: String,
+    pub(crate) fact: String,
 }
 
 impl<'a> Watched<'a> {
@@ -53,6 +54,7 @@ impl<'a> Watched<'a> {
         let event = |value: Value| Event {
             time: value["time"].as_f64().unwrap(),
             kind: value["kind"].as_str().unwrap().to_owned(),
+            fact: value["fact"].as_str().unwrap().to_owned(),
         };
         lines.map(event).collect()
     }

@@ -92,6 +92,8 @@ pub(crate) struct World {
     pub(crate) slowness: BTreeMap<WorkerId, f64>,
     /// Whose next sum is wrong.
     pub(crate) sum_fault: Option<WorkerId>,
+    /// How often that was so, by step.
+    pub(crate) sum_faults: BTreeMap<u64, u32>,
     /// Checkpoints that no longer hold what was written.
     pub(crate) damaged: BTreeSet<u64>,
     pub(crate) copying: u64,
@@ -150,6 +152,7 @@ impl World {
             disk_fault: false,
             slowness: BTreeMap::new(),
             sum_fault: None,
+            sum_faults: BTreeMap::new(),
             damaged: BTreeSet::new(),
             copying: 0,
             voted: None,

@@ -48,18 +48,17 @@ impl Depositor {
         }
     }
 
-    /// Has the files sent; what becomes of them is told by the thread.
+    /// Has the files sent; what becomes of them is told by the thread. False if there is no thread any more.
     pub(super) fn send(
         &mut self,
         standing: Standing,
         files: Vec<(CheckpointFile, File)>,
         watch: Option<StepWatch>,
-    ) {
+    ) -> bool {
         let (done, last) = channel();
         self.last = Some(last);
         let parcel = Parcel { cell: self.cell, standing, files, watch, _done: done };
-        // The thread outlives the cells.
-        self.parcels.send(parcel).ok();
+        self.parcels.send(parcel).is_ok()
     }
 }
 

@@ -219,7 +219,12 @@ impl Cell {
             (Checkpoints::AtCoordinator, Some(depositor)) => {
                 depositor.wait();
                 let written = watched(watch.as_ref(), || trainer.write_scratch());
-                written.map(|files| depositor.send(standing, files, watch.clone()))
+                written.map(|files| {
+                    if !depositor.send(standing, files, watch.clone()) {
+                        let why = "the thread that sends files has ended".to_owned();
+                        say(CellNews::PartFailed { standing, why });
+                    }
+                })
             }
             (Checkpoints::AtCoordinator, None) => {
                 unreachable!(

@@ -216,7 +216,7 @@ mod tests {
         };
         let (text, bytes) = shown(&|_| {}, Some(7_000_000_000));
         let head = format!(
-            "Snapshots in memory: every 10 steps, in {} of 7.0 GB that are free",
+            "Snapshots in memory: every 30 steps, in {} of 7.0 GB that are free",
             gb(bytes)
         );
         assert!(text.starts_with(&head), "{text}");

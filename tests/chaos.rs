@@ -40,7 +40,7 @@ const EARLY: usize = 15;
 fn manifest(steps: u64) -> String {
     format!(
         "    steps: {steps}\n    lr_schedule: constant\n    mtp_weight_final: 0.3\n    bias_speed_until: 1\n  \
-         evaluation:\n    every: 0\n  checkpoint:\n    every: 60\n"
+         evaluation:\n    every: 0\n  checkpoint:\n    every: 60\n    memory:\n      every: 10\n"
     )
 }
 

@@ -19,6 +19,8 @@ const SETTINGS: &str = "    steps: 10000000
     every: 0
   checkpoint:
     every: 200
+    memory:
+      every: 10
   parallelism:
     stages: 2
     expert_shards: 2

@@ -101,7 +101,8 @@ fn inside() {
 /// Cuts, waits until the run goes on without the link, heals, and waits until all are back.
 #[expect(clippy::disallowed_methods, reason = "a figure for people, of real processes")]
 fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
-    let (recovered, rejoined) = (run.count("recovered"), run.count("rejoined"));
+    let [recovered, rejoined, moved] =
+        ["recovered", "rejoined", "moved"].map(|kind| run.count(kind));
     for (worker, pid) in run.workers() {
         classes.put(worker, pid);
     }
@@ -145,7 +146,13 @@ fn sever(run: &mut Watched<'_>, classes: &Classes, cut: Cut) {
         call("iptables", &["-t", table, "-F"]);
     }
     run.wait_until(&format!("the worker to be back: {cut:?}"), |run| {
-        run.count("rejoined") > rejoined && run.last("moved") > run.last("rejoined")
+        match cut {
+            // One of the two has stayed a member, and gets cells again.
+            Cut::Workers(..) | Cut::OneWay(..) => run.count("moved") > moved,
+            Cut::ToCoordinator(_) | Cut::FromCoordinator(_) | Cut::Coordinator(_) => {
+                run.count("rejoined") > rejoined && run.last("moved") > run.last("rejoined")
+            }
+        }
     });
     println!(
         "  {cut:?}: the run went on after {seconds:.1} s, and took the worker back when the link was \

@@ -100,10 +100,6 @@ impl Devices {
         Ok(Self(Arc::new(shares.iter().map(open).collect::<Result<_, _>>()?)))
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Moves a cell's stages to the worker's `nth` GPU, counted round, if it has any. Stages that are on one stay there.
     pub(crate) fn place(&self, nth: usize, stages: &mut [Stage]) -> Result<(), shoal_model::Error> {
         let Some(opened) = self.0.get(nth % self.0.len().max(1)) else { return Ok(()) };

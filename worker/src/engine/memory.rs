@@ -103,7 +103,6 @@ impl Recall {
         let form = (&self.layout, &self.options);
         let (mut stages, state) = memory.kept.take_or_blank(self.cell, form, cuts);
         if state.as_ref() != Some(&source.blake3) {
-            stages.iter_mut().for_each(Stage::leave_device);
             self.layout.fill(&mut stages, &self.options, &fetched.bytes)?;
         }
         Ok((stages, fetched))

@@ -76,7 +76,8 @@ impl Cell {
             // end there.
             let due = step.is_multiple_of(job.checkpoint.every) && !skipped;
             let stale = self.standing.is_stale(job.evaluation.patience);
-            if due || best || last || stops || stale {
+            let writes = snapshot::is_written_by(&inputs, self.trainer.id);
+            if writes && (due || best || last || stops || stale) {
                 self.trainer.fetch()?;
                 self.write_checkpoint(say);
             }
@@ -133,11 +134,7 @@ impl Cell {
             let blake3 = recall.hand_over(&inputs, memory, state)?;
             say(CellNews::Held { standing: *standing, blake3 });
         } else {
-            let remember = || recall.remember(&inputs, memory, state);
-            match watch {
-                Some(watch) => watch.checkpoint("memory", remember)?,
-                None => remember()?,
-            }
+            watched(watch.as_ref(), "memory", || recall.remember(&inputs, memory, state))?;
         }
         Ok(wishes.edge)
     }
@@ -206,19 +203,16 @@ impl Cell {
     /// coordinator counts it, and whether the run may end without one is for it to say.
     fn write_checkpoint(&mut self, say: Say<'_>) {
         let Self { trainer, standing, watch, depositor, .. } = self;
-        if !snapshot::is_written_by(&trainer.inputs, trainer.id) {
-            return;
-        }
         let standing = *standing;
         let written = match (&trainer.inputs.checkpoints, depositor) {
             (Checkpoints::InDirectory(directory), _) => {
                 let write = || trainer.write_checkpoint((directory, standing.step));
-                let written = watched(watch.as_ref(), write);
+                let written = watched(watch.as_ref(), "write", write);
                 written.map(|files| say(CellNews::Part { standing, files }))
             }
             (Checkpoints::AtCoordinator, Some(depositor)) => {
                 depositor.wait();
-                let written = watched(watch.as_ref(), || trainer.write_scratch());
+                let written = watched(watch.as_ref(), "write", || trainer.write_scratch());
                 written.map(|files| {
                     if !depositor.send(standing, files, watch.clone()) {
                         let why = "the thread that sends files has ended".to_owned();
@@ -241,9 +235,9 @@ impl Cell {
 }
 
 /// Measures what training waits for.
-fn watched<T>(watch: Option<&StepWatch>, write: impl FnOnce() -> T) -> T {
+fn watched<T>(watch: Option<&StepWatch>, phase: &str, work: impl FnOnce() -> T) -> T {
     match watch {
-        Some(watch) => watch.checkpoint("write", write),
-        None => write(),
+        Some(watch) => watch.checkpoint(phase, work),
+        None => work(),
     }
 }

@@ -2,7 +2,7 @@
 //! builds the cells it will host, and fills them with the newest snapshot that is in memory, whose
 //! hash it proves. At the edge only what has changed since then is left to do.
 
-use shoal_model::{Cut, Stage, StageOptions};
+use shoal_model::{Cut, StageOptions};
 use shoal_plan::grid::CellId;
 
 use super::kept::{Built, Kept};
@@ -60,7 +60,6 @@ fn build(
         .look((source, address), what, layout.bytes, &is_over)
         .map_err(EngineError::from)
         .and_then(|snapshot| {
-            stages.iter_mut().for_each(Stage::leave_device);
             layout.fill(&mut stages, &options, &snapshot.bytes)?;
             Ok(devices.place(nth, &mut stages)?)
         });

@@ -80,7 +80,7 @@ impl Layout {
         }
     }
 
-    /// Fills stages with the state that stages of the same cut have written.
+    /// Fills stages with the state that stages of the same cut have written. What they had on a device is given up.
     pub(super) fn fill(
         &self,
         stages: &mut [Stage],
@@ -95,6 +95,7 @@ impl Layout {
             let (got, want) = (bytes.len() as u64, self.bytes);
             return Err(EngineError::OtherState { got, want });
         };
+        stages.iter_mut().for_each(Stage::leave_device);
         let mut numbers = Numerals { rest, options };
         stages.iter_mut().try_for_each(|stage| snapshot::fill(stage, &mut numbers))
     }

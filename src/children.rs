@@ -131,7 +131,7 @@ fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Runn
     };
     let mut command = Command::new(program);
     command
-        .arg("worker")
+        .arg("host")
         .args(["--join", &start.join.to_string(), "--run", &start.run.0])
         .args(["--id", &worker.0.to_string(), "--threads", &start.cores.threads.to_string()])
         .args(["--metrics-port", &metrics_port.to_string()])
@@ -168,6 +168,11 @@ fn spawn(program: &Path, worker: WorkerId, start: &Start) -> anyhow::Result<Runn
 }
 
 impl Exit {
+    /// Of a process on another machine: its wait status.
+    pub(crate) fn of(status: i32) -> Self {
+        Self(ExitStatus::from_raw(status))
+    }
+
     /// Of a process that could not be made.
     pub(crate) fn never_began() -> Self {
         Self(ExitStatus::from_raw(0x100))

@@ -2,6 +2,7 @@
 
 mod bench;
 mod checkpoints;
+mod cluster;
 mod eval;
 mod models;
 mod plan;
@@ -10,13 +11,15 @@ mod steering;
 mod text;
 mod voice;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
 use shoal_worker::devices::Share;
 
+pub(crate) use cluster::{
+    Apply, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
+};
 pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train};
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use eval::Eval;
@@ -59,9 +62,9 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage, manifest or input, 3 no run
 cannot be reached, 4 the run refused what it was told, 5 a model's directory is missing, damaged or
 unfit; stopped after writing a checkpoint: 130 Ctrl-C or `shoal stop`, 143 SIGTERM, 129 SIGHUP.
 
-`shoal worker` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
-model and exits when its launcher does. `shoal coordinator` is started once, and again when it dies: it
-goes on where it was, and the workers train meanwhile. See `shoal worker --help`, `shoal coordinator --help`.
+`shoal host` is started by `launch`, once for each of `spec.workers.local`: it hosts cells of the
+model and exits when its launcher does. `shoal conduct` is started once, and again when it dies: it
+goes on where it was, and the workers train meanwhile. See `shoal host --help`, `shoal conduct --help`.
 
 Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/logs hold
 (default info)."
@@ -149,19 +152,52 @@ pub(crate) enum Verb {
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor
     /// complete and check a manifest.
     Schema,
+    /// Stand as a cluster's coordinator: rigs join it, jobs are applied to it
+    ///
+    /// The first start makes the cluster: an authority that signs certificates, and a certificate for you. Runs go
+    /// on when it is killed, and find it again when it is back; Ctrl-C lets them write checkpoints first.
+    #[command(after_help = cluster::STAND_EXAMPLES)]
+    Coordinator(Stand),
+    /// Let this machine be a rig of a cluster
+    ///
+    /// It needs outbound connections only. A token is needed once: the certificate that it gives is renewed.
+    #[command(after_help = cluster::JOIN_EXAMPLES)]
+    Worker(Join),
+    /// Invitations to a cluster: create, list, revoke
+    #[command(subcommand)]
+    Token(Token),
+    /// Be known to a cluster on another machine, with a token of role admin or viewer
+    Login(Login),
+    /// Let a cluster train what a manifest describes, or say what would change
+    #[command(after_help = cluster::APPLY_EXAMPLES)]
+    Apply(Apply),
+    /// Rigs and jobs of a cluster
+    #[command(after_help = cluster::OVERVIEW_EXAMPLES)]
+    Ps(Overview),
+    /// A log of a cluster's job, as it is written
+    #[command(after_help = cluster::LOGS_EXAMPLES)]
+    Logs(Logs),
+    /// Give a rig no more work; what it does goes on
+    Cordon(RigNamed),
+    /// Let a rig be given work again
+    Uncordon(RigNamed),
+    /// Let a rig's certificate count no more
+    Expel(Expel),
+    /// Forget a job that is not under way; its files stay
+    Forget(RemoveJob),
     /// Host cells for a launcher (started by `launch`)
     ///
     /// The first line of standard input is the run's secret. Standard input stays open for as long
     /// as the launcher lives: at its end the worker exits at once.
     #[command(hide = true)]
-    Worker(Worker),
+    Host(Worker),
     /// Conduct a run for a launcher (started by `launch`, and again when it dies)
     ///
     /// The first line of standard input is what it is to conduct, with the run's secret; standard output is
     /// the port it listens on, which the launcher holds open. Standard input stays open for as long as the
     /// launcher lives: at its end the coordinator exits at once.
     #[command(hide = true)]
-    Coordinator(Coordinator),
+    Conduct(Coordinator),
 }
 
 /// The manifest, and what the command line changes in it.
@@ -172,6 +208,9 @@ pub(crate) struct Manifest {
     /// Change one value below `spec`, e.g. training.steps=50; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Its text is here, as if it were there
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub text: Option<PathBuf>,
 }
 
 /// Form of weights and activations.
@@ -226,6 +265,12 @@ pub(crate) struct Launch {
     /// Start even if memory, disk or open files look too short
     #[arg(long)]
     pub force: bool,
+    /// For a cluster's coordinator, which listens here: rigs are the workers
+    #[arg(long, value_name = "SOCKET", hide = true, requires = "first")]
+    pub cluster: Option<PathBuf>,
+    /// So many of them suffice to begin
+    #[arg(long, value_name = "N", hide = true)]
+    pub first: Option<u32>,
 }
 
 impl Launch {
@@ -265,9 +310,12 @@ pub(crate) struct Validate {
 
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// The coordinator's address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub join: SocketAddr,
+    /// Where the coordinator is reached, or the cluster's door
+    #[arg(long, value_name = "HOST:PORT")]
+    pub join: String,
+    /// This rig's certificate, where it is a cluster's
+    #[arg(long, value_name = "DIRECTORY")]
+    pub credentials: Option<PathBuf>,
     /// The run it belongs to
     #[arg(long)]
     pub run: String,
@@ -346,7 +394,7 @@ mod tests {
     fn what_launch_starts_is_not_in_the_short_help_but_explained_in_the_long() {
         let short = Cli::command().render_help().to_string();
         let long = Cli::command().render_long_help().to_string();
-        for verb in ["worker", "coordinator"] {
+        for verb in ["host", "conduct"] {
             assert!(!short.contains(&format!("\n  {verb} ")), "{short}");
             assert!(long.contains(&format!("shoal {verb}")), "{long}");
         }

@@ -1,4 +1,4 @@
-//! The `coordinator` verb: conducts a run for a launcher, and never outlives it. One that dies is started
+//! The `conduct` verb: conducts a run for a launcher, and never outlives it. One that dies is started
 //! anew by the launcher, and goes on where the last one was.
 
 use std::convert::Infallible;
@@ -31,6 +31,11 @@ pub(crate) struct Told {
     pub job: Job,
     /// Of the checkpoint from which the launch goes on.
     pub resume_from: Option<Standing>,
+    /// Workers that suffice to begin, and how long they are waited for; by default all that are started here.
+    #[serde(default)]
+    pub first: Option<u32>,
+    #[serde(default)]
+    pub join_deadline_ms: Option<u64>,
 }
 
 /// Conducts until the launcher is gone; then ends the process. Returns only when it cannot.
@@ -69,11 +74,12 @@ fn begin(args: &cli::Coordinator) -> anyhow::Result<(Settings, TcpListener)> {
         run: told.run,
         secret,
         workers_wanted: told.job.workers.local,
+        workers_first: told.first.unwrap_or(told.job.workers.local),
         job: told.job,
         resume_from: told.resume_from,
         run_dir: args.run_dir.clone(),
         lease_ms: Settings::LEASE_MS,
-        join_deadline_ms: Settings::JOIN_DEADLINE_MS,
+        join_deadline_ms: told.join_deadline_ms.unwrap_or(Settings::JOIN_DEADLINE_MS),
         make_plan: |job, workers, generation| {
             make_plan(job, workers, generation).map_err(|error| error.to_string())
         },

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use shoal_cluster::words::{self, JobStatus};
 use shoal_coordinator::AskError;
 use shoal_coordinator::control::{Answer, Ask, Status};
 use shoal_plan::plan::RunId;
@@ -18,7 +19,8 @@ use shoal_worker::Secret;
 use tokio::runtime::Runtime;
 
 use crate::exit::Stopped;
-use crate::{launch, run_dir};
+use crate::people::Cluster;
+use crate::{cli, launch, people, run_dir};
 
 pub(crate) const FILE_NAME: &str = "control.json";
 pub(crate) const PARTIAL_NAME: &str = "control.json.partial";
@@ -87,13 +89,18 @@ fn write_for_its_owner(path: &Path, control: &Control) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A run that is under way, as far as its file says.
+/// A run that is under way, as far as its file says; or a job of a cluster.
 #[derive(Debug)]
 pub(crate) struct Run {
     directory: PathBuf,
-    address: SocketAddr,
-    secret: Secret,
-    runtime: Runtime,
+    way: Way,
+}
+
+/// How it is asked.
+#[derive(Debug)]
+enum Way {
+    Here { address: SocketAddr, secret: Secret, runtime: Runtime },
+    Cluster(Cluster),
 }
 
 /// Why a run gives no answer.
@@ -111,9 +118,14 @@ impl Run {
     /// # Errors
     /// `Input` if this is no run's directory.
     pub(crate) fn open(directory: &Path) -> Result<Result<Self, Unanswered>, Stopped> {
+        if is_a_job(directory) {
+            let way = Way::Cluster(Cluster::reach(&cli::Home::usual())?);
+            return Ok(Ok(Self { directory: directory.to_path_buf(), way }));
+        }
         if !directory.join("manifest.json").is_file() {
             return Err(Stopped::Input(format!(
-                "{} is not a run directory: it has no manifest.json. `shoal launch` makes one",
+                "{} is not a run directory: it has no manifest.json. `shoal launch` makes one; a job of a cluster \
+                 is called by its name",
                 directory.display()
             )));
         }
@@ -125,9 +137,7 @@ impl Run {
         Ok(match secret {
             Ok(secret) => Ok(Self {
                 directory: directory.to_path_buf(),
-                address: control.address,
-                secret,
-                runtime: launch::event_loop()?,
+                way: Way::Here { address: control.address, secret, runtime: launch::event_loop()? },
             }),
             Err(error) => Err(Unanswered::Silent(format!("{FILE_NAME}: {error}"))),
         })
@@ -139,8 +149,12 @@ impl Run {
     }
 
     pub(crate) fn ask(&self, ask: &Ask) -> Result<Answer, Unanswered> {
-        let asked = shoal_coordinator::ask(self.address, &self.secret, ask);
-        self.runtime.block_on(asked).map_err(|error| {
+        let (address, secret, runtime) = match &self.way {
+            Way::Here { address, secret, runtime } => (*address, secret, runtime),
+            Way::Cluster(cluster) => return self.ask_cluster(cluster, ask),
+        };
+        let asked = shoal_coordinator::ask(address, secret, ask);
+        runtime.block_on(asked).map_err(|error| {
             let text = error.to_string();
             match error {
                 AskError::Nobody { .. } => Unanswered::Nobody,
@@ -154,8 +168,37 @@ impl Run {
         })
     }
 
+    fn ask_cluster(&self, cluster: &Cluster, ask: &Ask) -> Result<Answer, Unanswered> {
+        let job = self.directory.display().to_string();
+        let asked = cluster.ask(&words::Ask::Run { job, ask: ask.clone() });
+        match asked {
+            Ok(words::Answer::Run(answer)) => Ok(answer),
+            Ok(words::Answer::Done(what)) => Ok(Answer::Accepted(what)),
+            Ok(other) => {
+                let stopped = people::unexpected(other);
+                Err(Unanswered::Refused(stopped.text().unwrap_or_default()))
+            }
+            Err(stopped) => Err(Unanswered::Silent(stopped.text().unwrap_or_default())),
+        }
+    }
+
+    /// Of a job of a cluster: how it is, once nothing trains any more.
+    pub(crate) fn job(&self) -> Option<Result<JobStatus, Stopped>> {
+        let Way::Cluster(cluster) = &self.way else { return None };
+        let name = self.directory.display().to_string();
+        Some(cluster.overview().and_then(|overview| {
+            let job = overview.jobs.into_iter().find(|job| job.name == name);
+            job.ok_or_else(|| Stopped::Input(format!("there is no job {name}")))
+        }))
+    }
+
     pub(crate) fn wait(&self, time: Duration) {
-        self.runtime.block_on(async { tokio::time::sleep(time).await });
+        match &self.way {
+            Way::Here { runtime, .. } => {
+                runtime.block_on(async { tokio::time::sleep(time).await });
+            }
+            Way::Cluster(cluster) => cluster.wait(time),
+        }
     }
 
     pub(crate) fn status(&self) -> Result<Status, Unanswered> {
@@ -181,6 +224,12 @@ impl Unanswered {
             Self::Refused(why) => Stopped::Refused(why),
         }
     }
+}
+
+/// Whether this is the name of a cluster's job, and no directory.
+fn is_a_job(name: &Path) -> bool {
+    let one = name.components().count() == 1 && !name.exists();
+    one && people::is_known(&cli::Home::usual())
 }
 
 fn read(path: &Path) -> Result<Control, Unanswered> {

@@ -31,27 +31,43 @@ impl Devices {
         match &job.workers.device {
             DeviceChoice::Cpu => Ok(Self::cpu("spec.workers.device")),
             DeviceChoice::Auto => Ok(Self::automatic(job, Card::all)),
-            DeviceChoice::Cuda(wanted) => {
-                let refused = |what: String| {
-                    let help =
-                        "`device: cpu` trains without a GPU; nvidia-smi shows what the driver sees";
-                    loaded.error_at("spec.workers.device", &what, help)
-                };
-                let cards = if wanted.is_empty() {
-                    Card::all().map_err(|error| refused(error.to_string()))?
-                } else {
-                    let open = |gpu: &u32| Card::look(*gpu as usize);
-                    wanted.iter().map(open).collect()
-                };
-                let mut usable = Vec::new();
-                for card in cards {
-                    usable.push(card.map_err(|error| refused(error.to_string()))?);
-                }
-                if usable.is_empty() {
-                    return Err(refused("this machine has no GPU".to_owned()));
-                }
-                Ok(Self::over(&job.workers, &usable))
-            }
+            DeviceChoice::Cuda(wanted) => Self::wanted(job, wanted).map_err(|what| {
+                let help =
+                    "`device: cpu` trains without a GPU; nvidia-smi shows what the driver sees";
+                loaded.error_at("spec.workers.device", &what, help)
+            }),
+        }
+    }
+
+    /// These GPUs, or all; each of them must do.
+    fn wanted(job: &Job, wanted: &[u32]) -> Result<Self, String> {
+        let cards = if wanted.is_empty() {
+            Card::all().map_err(|error| error.to_string())?
+        } else {
+            let open = |gpu: &u32| Card::look(*gpu as usize);
+            wanted.iter().map(open).collect()
+        };
+        let mut usable = Vec::new();
+        for card in cards {
+            usable.push(card.map_err(|error| error.to_string())?);
+        }
+        if usable.is_empty() {
+            return Err("this machine has no GPU".to_owned());
+        }
+        Ok(Self::over(&job.workers, &usable))
+    }
+
+    /// What a rig's one worker gets: all that it has and the job may use.
+    ///
+    /// # Errors
+    /// The job wants a GPU that is not here.
+    pub(crate) fn of_a_rig(job: &Job) -> Result<Self, String> {
+        let mut job = job.clone();
+        job.workers.local = 1;
+        match &job.workers.device {
+            DeviceChoice::Cpu => Ok(Self::cpu("spec.workers.device")),
+            DeviceChoice::Auto => Ok(Self::automatic(&job, Card::all)),
+            DeviceChoice::Cuda(wanted) => Self::wanted(&job, wanted),
         }
     }
 

@@ -14,6 +14,8 @@ pub(crate) enum Stopped {
     Unreachable(String),
     /// The run did not want what it was told.
     Refused(String),
+    /// Something would change, and was only to be looked at.
+    Differs,
     /// A checkpoint or a model's directory is missing, damaged or unfit.
     Checkpoint(String),
     /// The run failed, or could not begin.
@@ -32,6 +34,7 @@ impl Stopped {
             Self::Unreachable(_) => 3,
             Self::Refused(_) => 4,
             Self::Checkpoint(_) => CHECKPOINT,
+            Self::Differs => 6,
             Self::Failed(_) => 1,
             Self::Signal(signal) => signal.exit_code(),
         }
@@ -45,7 +48,7 @@ impl Stopped {
             | Self::Refused(text)
             | Self::Checkpoint(text) => Some(text.clone()),
             Self::Failed(error) => Some(format!("{error:#}")),
-            Self::Signal(_) => None,
+            Self::Differs | Self::Signal(_) => None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The `worker` verb: hosts cells for a launcher, and never outlives it.
+//! The `host` verb: hosts cells for a launcher, and never outlives it.
 
 use std::convert::Infallible;
 use std::io::{BufRead, Read};
@@ -10,7 +10,7 @@ use shoal_bench::Meter;
 use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
 use shoal_worker::Secret;
-use shoal_worker::daemon::{self, Options};
+use shoal_worker::daemon::{self, Gate, Options};
 use shoal_worker::devices::Devices;
 use shoal_worker::engine::CellEngines;
 use shoal_worker::metrics::{Metrics, Peaks};
@@ -52,7 +52,7 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     }
     let secret = Secret::from_hex(&line).context("reading the secret from standard input")?;
     let options = Options {
-        join: args.join,
+        join: gate(&args)?,
         secret,
         run: RunId(args.run),
         worker: WorkerId(args.id),
@@ -85,6 +85,15 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())
+}
+
+/// On this machine, or through a cluster's door.
+fn gate(args: &cli::Worker) -> anyhow::Result<Gate> {
+    if let Some(credentials) = &args.credentials {
+        return Ok(Gate::Cluster { address: args.join.clone(), credentials: credentials.clone() });
+    }
+    let address = args.join.parse();
+    Ok(Gate::Here(address.with_context(|| format!("--join {}: want ADDRESS:PORT", args.join))?))
 }
 
 /// What this worker's share of the model's FLOPs is held against: what its threads can do at most.

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
+use shoal_cluster::words::{DataFile, LaunchEnd, Opened};
 use shoal_coordinator::{follow, journal};
 use shoal_plan::job::{Job, Workers};
 use shoal_plan::plan::{RunId, WorkerId};
@@ -12,6 +13,7 @@ use shoal_plan::standing::Standing;
 use shoal_store::Store;
 use shoal_worker::Secret;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 
 use crate::children::{Children, Coordinator, Start};
 use crate::cli;
@@ -24,7 +26,9 @@ use crate::epochs::Epochs;
 use crate::events::{Kind, Log};
 use crate::exit::Stopped;
 use crate::finish::Finish;
+use crate::hands::{Hands, Rigs};
 use crate::initial;
+use crate::line::{Heard, Line};
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
@@ -42,6 +46,22 @@ use crate::train::{Done, Recovery, Training};
 
 /// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
 pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
+    let Some(socket) = &args.cluster else { return launch_over(args, None) };
+    let name = args.run_dir.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let (line, heard) = Line::call(socket, &name.to_string_lossy())?;
+    let ended = launch_over(args, Some((line.clone(), heard)));
+    line.end(match &ended {
+        Ok(()) => LaunchEnd::Finished,
+        Err(Stopped::Signal(_)) => LaunchEnd::Stopped,
+        Err(other) => LaunchEnd::Failed(other.text().unwrap_or_else(|| "it ended".to_owned())),
+    });
+    ended
+}
+
+/// A line to a cluster's coordinator, where rigs are the workers.
+type Over = Option<(Line, mpsc::UnboundedReceiver<Heard>)>;
+
+fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     let watch = Stopwatch::start();
     let loaded = manifest::read(&args.manifest)?;
     let job = loaded.job();
@@ -59,7 +79,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
-    check_machine(&run_dir, &loaded, args.force)?;
+    check_machine(&run_dir, &loaded, args)?;
     let runtime = event_loop()?;
     let store = mirror::open(&runtime, job, &loaded.directory)?;
     if let Some(store) = &store {
@@ -72,7 +92,10 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
     }
-    let devices = Devices::choose(&loaded)?;
+    let devices = match over {
+        Some(_) => Devices::cpu("each rig says for itself"),
+        None => Devices::choose(&loaded)?,
+    };
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded, &devices)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
@@ -80,7 +103,8 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     let epochs = Epochs::new(job, &dataset);
     note(&epochs.overview(&job.training));
     let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;
-    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store, devices };
+    let over = over.map(|(line, heard)| Cluster { line, heard, first: args.first.unwrap_or(1) });
+    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store, devices, over };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     metrics.flush()?;
@@ -88,7 +112,7 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
 }
 
 /// Refuses a launch that this machine is too small for, before anything is started.
-fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), Stopped> {
+fn check_machine(run_dir: &RunDir, loaded: &Loaded, args: &cli::Launch) -> Result<(), Stopped> {
     let taken = preflight::taken_ports(loaded.job());
     if !taken.is_empty() {
         let what = format!("ports that are taken already: {taken:?}");
@@ -96,12 +120,17 @@ fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), S
         return Err(loaded.error_at("spec.metrics.port", &what, help));
     }
     let needs = Needs::of(loaded.job(), &loaded.plan, loaded.text_bytes());
-    let short = needs.short_of(&Has::here(run_dir.path()));
+    let mut has = Has::here(run_dir.path());
+    if args.cluster.is_some() {
+        // The workers are elsewhere.
+        (has.memory_bytes, has.files) = (None, None);
+    }
+    let short = needs.short_of(&has);
     if short.is_empty() {
         return Ok(());
     }
     let found = format!("this machine is too small for the run:\n  {}", short.join("\n  "));
-    if force {
+    if args.force {
         note(&format!("warning: {found}"));
         return Ok(());
     }
@@ -115,7 +144,18 @@ struct Work<'a> {
     store: Option<Store>,
     events: &'a mut Log,
     devices: Devices,
+    over: Option<Cluster>,
 }
+
+/// Rigs as workers: so many of them are there to begin with.
+struct Cluster {
+    line: Line,
+    heard: mpsc::UnboundedReceiver<Heard>,
+    first: u32,
+}
+
+/// Rigs fetch the text before they come.
+const RIGS_DEADLINE_MS: u64 = 30 * 60 * 1000;
 
 /// Where what happens to the run is written down, this launch first of all.
 fn open_events(
@@ -181,6 +221,8 @@ async fn train(
         secret: secret.to_hex(),
         job: initial::for_workers(job, &loaded.directory),
         resume_from,
+        first: work.over.as_ref().map(|over| over.first),
+        join_deadline_ms: work.over.as_ref().map(|_| RIGS_DEADLINE_MS),
     };
     scrape::withdraw(&run_dir.scrape_targets());
     journal::forget(run_dir.path()).context("removing what an earlier coordinator knew")?;
@@ -198,7 +240,18 @@ async fn train(
         devices: work.devices,
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
-    let children = Children::start(job.workers.local, start)?;
+    let (hands, heard) = match work.over {
+        None => (Hands::Here(Children::start(job.workers.local, start)?), None),
+        Some(Cluster { line, heard, first }) => {
+            line.opened(Opened {
+                run: start.run,
+                secret: start.secret,
+                address: start.join,
+                files: text_files(run_dir)?,
+            });
+            (Hands::Rigs(Rigs::new(line, first)), Some(heard))
+        }
+    };
     let newest = resume_from.map(|standing| standing.step);
     let copying = work
         .store
@@ -210,7 +263,8 @@ async fn train(
         metrics: work.metrics,
         epochs: work.epochs,
         events: work.events,
-        children,
+        hands,
+        heard,
         coordinator,
         coordinator_gone: None,
         coordinator_restarts: Restarts::new(
@@ -230,6 +284,29 @@ async fn train(
     let done = training.run().await;
     scrape::withdraw(&run_dir.scrape_targets());
     Ok((done?, signals))
+}
+
+/// The text, as rigs fetch it.
+fn text_files(run_dir: &RunDir) -> anyhow::Result<Vec<DataFile>> {
+    let directory = run_dir.data();
+    let context = || format!("reading {}", directory.display());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&directory).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !path.is_file() || name.ends_with(".partial") {
+            continue;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let bytes = File::open(&path).and_then(|file| {
+            hasher.update_reader(&file)?;
+            Ok(file.metadata()?.len())
+        });
+        let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
+        files.push(DataFile { name, bytes, blake3: hasher.finalize().to_hex().to_string() });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
 }
 
 /// Writes down where the run is asked from other terminals. It trains without that, too.

@@ -19,19 +19,24 @@ mod exit;
 mod fetch;
 mod finish;
 mod generate;
+mod hands;
+mod harbour;
 mod hosting;
 mod initial;
 mod launch;
+mod line;
 mod logging;
 mod manifest;
 mod metrics;
 mod mirror;
 mod models;
+mod people;
 mod plan;
 mod preflight;
 mod progress;
 mod restarts;
 mod resume;
+mod rig;
 mod run_dir;
 mod samples;
 mod scrape;
@@ -95,8 +100,19 @@ fn run(verb: Verb) -> Result<(), Stopped> {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())
         }
-        Verb::Coordinator(args) => conducting::conduct(args).map(|never| match never {}),
-        Verb::Worker(args) => {
+        Verb::Coordinator(args) => harbour::stand(&args),
+        Verb::Worker(args) => rig::work(&args),
+        Verb::Token(verb) => people::token(&verb),
+        Verb::Login(args) => people::login(&args),
+        Verb::Apply(args) => people::apply(&args),
+        Verb::Ps(args) => people::overview(&args),
+        Verb::Logs(args) => people::logs(&args),
+        Verb::Cordon(args) => people::cordon(&args, true),
+        Verb::Uncordon(args) => people::cordon(&args, false),
+        Verb::Expel(args) => people::expel(&args),
+        Verb::Forget(args) => people::forget(&args),
+        Verb::Conduct(args) => conducting::conduct(args).map(|never| match never {}),
+        Verb::Host(args) => {
             hosting::host(args).map_err(Stopped::Failed).map(|never| match never {})
         }
     }

@@ -33,7 +33,7 @@ pub(crate) struct Loaded {
 /// The job and where everything in it was written: the text it trains on need not be there.
 pub(crate) fn parsed(args: &cli::Manifest) -> Result<Manifest, Stopped> {
     let name = args.file.display().to_string();
-    let text = fs::read_to_string(&args.file)
+    let text = fs::read_to_string(args.text.as_ref().unwrap_or(&args.file))
         .map_err(|error| Stopped::Input(format!("cannot read the manifest {name}: {error}")))?;
     parse(&name, &text, &args.overrides, &read_config)
         .map_err(|error| Stopped::Input(error.to_string()))

@@ -83,6 +83,12 @@ impl<Name: Copy + Ord> Restarts<Name> {
         Next::Again { in_seconds, nth: times }
     }
 
+    /// Another machine has a worker's place: what was held against the one before is past.
+    pub(crate) fn begins_anew(&mut self, worker: Name, now: f64) {
+        let life = Life { now: Now::Runs { since: now }, deaths: Vec::new(), short_lives: 0 };
+        self.lives.insert(worker, life);
+    }
+
     /// Who is to be started now. Each is named once: it counts as running from here on.
     pub(crate) fn due(&mut self, now: f64) -> Vec<Name> {
         let is_due = |life: &Life| matches!(life.now, Now::Waits { until } if until <= now);

@@ -1,7 +1,7 @@
 //! The verb `status`: how a run is, by its own word while it is under way, by its files afterwards.
 
 mod ended;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

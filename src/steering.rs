@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use shoal_cluster::words::JobPhase;
 use shoal_coordinator::control::{Answer, Ask, Order, RunPhase, Status, WorkerIs};
 use shoal_plan::plan::WorkerId;
 
@@ -13,23 +14,28 @@ use crate::cli;
 use crate::control::{Run, Unanswered};
 use crate::events::{self, Kind};
 use crate::exit::Stopped;
+use crate::people;
 use crate::terminal::{harmless, note};
 
 /// Between two looks at how it goes.
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn drain(args: &cli::Drain) -> Result<(), Stopped> {
+    let Some(worker) = args.worker else {
+        let rig = args.run.display().to_string();
+        return people::drain(&rig, args.force, &cli::Home::usual());
+    };
     let run = Run::under_way(&args.run)?;
-    give(&run, &args.run, Order::Drain { worker: args.worker, force: args.force })?;
+    give(&run, &args.run, Order::Drain { worker, force: args.force })?;
     if args.no_wait {
         return Ok(());
     }
     loop {
         let Some(status) = look(&run, &args.run)? else {
-            note(&format!("the run has ended, and {} with it", args.worker));
-            return how_it_ended(&args.run).map(drop);
+            note(&format!("the run has ended, and {worker} with it"));
+            return how_it_ended(&run, &args.run).map(drop);
         };
-        if let Some(ended) = drained(&status, args.worker) {
+        if let Some(ended) = drained(&status, worker) {
             return ended.map(|what| note(&what)).map_err(Stopped::Failed);
         }
         run.wait(LOOK);
@@ -71,7 +77,7 @@ pub(crate) fn stop(args: &cli::Stop) -> Result<(), Stopped> {
     while look(&run, &args.run)?.is_some() {
         run.wait(LOOK);
     }
-    note(&how_it_ended(&args.run)?);
+    note(&how_it_ended(&run, &args.run)?);
     Ok(())
 }
 
@@ -115,6 +121,15 @@ fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
 
 /// How the run is now; `None` once it is not under way.
 fn look(run: &Run, directory: &Path) -> Result<Option<Status>, Stopped> {
+    if let Some(job) = run.job() {
+        let job = job?;
+        if !job.phase.is_under_way() {
+            return Ok(None);
+        }
+        if let Some(status) = job.run {
+            return Ok(Some(*status));
+        }
+    }
     match run.status() {
         Ok(status) => Ok(Some(status)),
         Err(Unanswered::Nobody) => Ok(None),
@@ -123,7 +138,15 @@ fn look(run: &Run, directory: &Path) -> Result<Option<Status>, Stopped> {
 }
 
 /// By the log of events, which the launcher writes before it lets go of the port.
-fn how_it_ended(directory: &Path) -> Result<String, Stopped> {
+fn how_it_ended(run: &Run, directory: &Path) -> Result<String, Stopped> {
+    if let Some(job) = run.job() {
+        let job = job?;
+        let why = harmless(job.why.unwrap_or_default().as_bytes());
+        return match job.phase {
+            JobPhase::Failed => Err(Stopped::Failed(anyhow!("the run has failed: {why}"))),
+            phase => Ok(format!("{} is {phase}; `shoal apply` lets it go on", job.name)),
+        };
+    }
     let events = events::read(directory).unwrap_or_default();
     let is_end =
         |kind: Kind| matches!(kind, Kind::Finished | Kind::Stopped | Kind::Failed | Kind::Launched);

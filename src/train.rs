@@ -1,6 +1,7 @@
 //! From the coordinator's start to the last worker's exit: listens to news, children and signals,
 //! and decides nothing about training.
 
+mod cluster;
 mod coordinator;
 mod incidents;
 
@@ -12,13 +13,16 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Outcome, StepReport};
 use shoal_plan::standing::Best;
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::children::{Children, Coordinator, Exit};
+use crate::children::{Coordinator, Exit};
 use crate::clock::Stopwatch;
 use crate::epochs::Epochs;
 use crate::events::{Kind, Log};
 use crate::exit::Stopped;
+use crate::hands::Hands;
+use crate::line::Heard;
 use crate::metrics::{EvaluationRow, Metrics};
 use crate::mirror::Copying;
 use crate::progress::Progress;
@@ -57,7 +61,9 @@ pub(crate) struct Training<'a> {
     pub metrics: &'a mut Metrics,
     pub epochs: Epochs,
     pub events: &'a mut Log,
-    pub children: Children,
+    pub hands: Hands,
+    /// The line to the cluster's coordinator, where the workers are rigs.
+    pub heard: Option<mpsc::UnboundedReceiver<Heard>>,
     pub coordinator: Coordinator,
     /// When its process was seen to end that has not caught up yet, in seconds.
     pub coordinator_gone: Option<f64>,
@@ -85,7 +91,7 @@ impl Training<'_> {
             self.wait_for_workers().await;
             self.wait_for_store().await;
         }
-        self.children.kill();
+        self.hands.kill();
         self.coordinator.kill();
         ended
     }
@@ -113,6 +119,9 @@ impl Training<'_> {
                     self.wants_to_stop(signal, at_once, &mut stopping, progress)?;
                 }
                 Some(text) = heard(&mut self.copying) => progress.say(&text),
+                heard = cluster::next(&mut self.heard) => {
+                    self.cluster_says(heard, &mut stopping, progress)?;
+                }
                 _at = look.tick() => {
                     self.look_after_the_children(progress, stopping.is_some());
                     self.look_after_the_coordinator(progress)?;
@@ -156,7 +165,7 @@ impl Training<'_> {
     ) {
         for _ in 0..EXIT_LOOKS {
             self.look_after_the_children(progress, stopping);
-            if let Some(exit) = self.children.exit_of(worker) {
+            if let Some(exit) = self.hands.exit_of(worker) {
                 *what = format!("the process ended: {exit}");
                 return;
             }
@@ -167,7 +176,7 @@ impl Training<'_> {
     /// Tells the coordinator who exited, and starts anew whose time has come.
     fn look_after_the_children(&mut self, progress: &Progress, stopping: bool) {
         let now = self.watch.seconds();
-        for (worker, pid, exit) in self.children.newly_exited() {
+        for (worker, pid, exit) in self.hands.newly_exited() {
             let what = exit.to_string();
             self.events.add(Kind::Exited, Some(worker), &what);
             if !exit.was_asked_for() {
@@ -181,7 +190,7 @@ impl Training<'_> {
         }
         let due = if stopping { Vec::new() } else { self.restarts.due(now) };
         for worker in due {
-            match self.children.start_one(worker) {
+            match self.hands.start_one(worker) {
                 Ok(()) => self.events.add(Kind::Restarted, Some(worker), "its wait is over"),
                 Err(error) => {
                     let what = format!("it cannot be started: {error:#}");
@@ -215,6 +224,13 @@ impl Training<'_> {
         if !exit.was_asked_for() {
             self.events.add(Kind::GivenUp, Some(worker), &last);
             progress.say(&last);
+            if self.hands.give_up(worker, &last) {
+                return;
+            }
+        }
+        // With rigs the run waits: others may come.
+        if matches!(self.hands, Hands::Rigs(_)) {
+            return;
         }
         let (left, min) = (self.restarts.left(), self.job.workers.min.max(1));
         if left < min {
@@ -414,10 +430,10 @@ impl Training<'_> {
     /// They were told to leave.
     async fn wait_for_workers(&mut self) {
         let (watch, mut look) = (Stopwatch::start(), interval(LOOK));
-        while !self.children.all_exited() && watch.seconds() < LEAVE_SECONDS {
+        while !self.hands.all_exited() && watch.seconds() < LEAVE_SECONDS {
             tokio::select! {
                 _at = look.tick() => {
-                    for (worker, _, exit) in self.children.newly_exited() {
+                    for (worker, _, exit) in self.hands.newly_exited() {
                         self.events.add(Kind::Exited, Some(worker), exit.to_string());
                     }
                 }

@@ -55,7 +55,7 @@ fn the_version_and_the_help_go_to_standard_output() {
     assert_eq!(text(&version.stdout), format!("shoal {}\n", env!("CARGO_PKG_VERSION")));
     let help = shoal(&["--help"]);
     assert!(help.status.success() && text(&help.stdout).contains("Exit codes"));
-    let worker = shoal(&["worker", "--help"]);
+    let worker = shoal(&["host", "--help"]);
     assert!(worker.status.success() && text(&worker.stdout).contains("secret"));
 }
 
@@ -162,7 +162,7 @@ fn a_bad_manifest_is_shown_with_its_place_and_nothing_is_started() {
 #[test]
 fn a_worker_without_a_secret_says_who_starts_it() {
     let args = [
-        "worker",
+        "host",
         "--join",
         "127.0.0.1:1",
         "--run",
@@ -289,7 +289,7 @@ fn a_plan_refuses_snapshots_that_a_link_or_a_rig_has_no_room_for() {
 /// A worker's standard error is a file of the run, on a disk that may be full.
 #[test]
 fn log_lines_that_cannot_be_written_take_nobody_with_them() {
-    let args = ["worker", "--join", "127.0.0.1:1", "--run", "r", "--id", "0", "--threads", "1"];
+    let args = ["host", "--join", "127.0.0.1:1", "--run", "r", "--id", "0", "--threads", "1"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
     command.args(args).args(["--run-dir", ".", "--cores", "100000"]);
     // With a core that is not there it has something to say, and without a secret it ends.

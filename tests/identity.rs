@@ -1,7 +1,7 @@
 //! The grid fixes the numbers: many cells train as one does, and where they run changes nothing.
 //!
 //! Workers are threads here, each with its own mesh over loopback TCP; everything below them is
-//! what `shoal worker` runs.
+//! what `shoal host` runs.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,17 +9,19 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use shoal_plan::plan::WorkerId;
 use shoal_proto::wire::raw::control_server::ControlServer;
 use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
 use shoal_proto::wire::{
-    ANSWER_BYTES_MAX, FROM_WORKER_BYTES_MAX, QUESTION_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX,
-    raw,
+    ANSWER_BYTES_MAX, FROM_WORKER_BYTES_MAX, MEMBER_KEY, QUESTION_BYTES_MAX, RIG_KEY, SECRET_KEY,
+    TO_WORKER_BYTES_MAX, raw,
 };
 use shoal_proto::{FromWorker, Secret};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -149,6 +151,15 @@ fn only_members(
     }
 }
 
+/// Who calls, where a cluster's door has passed the call on. Whoever knows the run's secret is believed.
+fn caller(metadata: &MetadataMap) -> Result<Option<(WorkerId, String)>, Status> {
+    let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+    let (Some(worker), Some(rig)) = (text(MEMBER_KEY), text(RIG_KEY)) else { return Ok(None) };
+    let worker = worker.parse().map(WorkerId);
+    let worker = worker.map_err(|_| Status::invalid_argument(format!("{MEMBER_KEY} is no number")));
+    worker.map(|worker| Some((worker, rig.to_owned())))
+}
+
 impl Connected for Guarded {
     type ConnectInfo = Pass;
 
@@ -176,7 +187,9 @@ impl Coordinator for Sessions {
         request: Request<Streaming<raw::DepositPiece>>,
     ) -> Result<Response<raw::Deposited>, Status> {
         let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
-        let received = tokio::spawn(self.files.clone().receive(request.into_inner(), pass)).await;
+        let caller = caller(request.metadata())?.map(|(worker, _)| worker);
+        let receiving = self.files.clone().receive(request.into_inner(), caller, pass);
+        let received = tokio::spawn(receiving).await;
         received.map_err(|_| Status::unavailable("the coordinator ends"))?.map(Response::new)
     }
 
@@ -185,7 +198,8 @@ impl Coordinator for Sessions {
         request: Request<raw::Withdrawal>,
     ) -> Result<Response<Self::WithdrawStream>, Status> {
         let pass = request.extensions().get::<Pass>().cloned().unwrap_or_default();
-        let chunks = self.files.send(request.into_inner(), &pass).await?;
+        let caller = caller(request.metadata())?.map(|(worker, _)| worker);
+        let chunks = self.files.send(request.into_inner(), caller, &pass).await?;
         Ok(Response::new(ReceiverStream::new(chunks)))
     }
 
@@ -200,6 +214,10 @@ impl Coordinator for Sessions {
         let session = Session { outbox, _open: open };
         if self.inbox.send(Inbound::Opened { connection, session }).await.is_err() {
             return Err(Status::unavailable("the run has ended"));
+        }
+        if let Some((worker, rig)) = caller(request.metadata())? {
+            let proven = Inbound::Event(Event::Proven { connection, worker, rig });
+            self.inbox.send(proven).await.map_err(|_| Status::unavailable("the run has ended"))?;
         }
         let (inbox, limits) = (self.inbox.clone(), self.limits);
         let (messages, metrics) = (request.into_inner(), self.metrics.clone());

@@ -18,6 +18,8 @@ pub struct Settings {
     pub job: Job,
     /// Workers without which the run does not start: those numbered from 0 to one less.
     pub workers_wanted: u32,
+    /// So many of them suffice to begin; the others may come later. Not zero.
+    pub workers_first: u32,
     /// Of the checkpoint the run goes on from.
     pub resume_from: Option<Standing>,
     /// Holds `checkpoints/` and `ledger.jsonl`. Must exist.

@@ -89,6 +89,12 @@ pub enum Event {
         connection: ConnectionId,
         message: FromWorker,
     },
+    /// What comes over this connection is this worker's, on this rig: a cluster's door has seen its certificate.
+    Proven {
+        connection: ConnectionId,
+        worker: WorkerId,
+        rig: String,
+    },
     /// A message that did not pass the door.
     BadMessage {
         connection: ConnectionId,
@@ -235,6 +241,8 @@ pub struct State {
     /// What every worker is told since the run has ended.
     last_word: Option<LastWord>,
     sums: Sums,
+    /// Who is at connections that have not said hello yet, where a cluster's door knows it.
+    proven: BTreeMap<ConnectionId, (WorkerId, String)>,
     effects: Vec<Effect>,
 }
 
@@ -275,6 +283,7 @@ impl State {
             awaiting: None,
             last_word: None,
             sums: Sums::default(),
+            proven: BTreeMap::new(),
             effects: Vec::new(),
         }
     }
@@ -287,12 +296,16 @@ impl State {
     /// Changes state, and waits for nothing. The whole protocol is tested through this door.
     pub fn apply(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         self.forgive_own_sleep(now_ms);
+        self.forget_what_was_proven(&event);
         if self.is_over() {
             self.after_the_end(event);
             return std::mem::take(&mut self.effects);
         }
         match event {
             Event::Message { connection, message } => self.message(connection, message),
+            Event::Proven { connection, worker, rig } => {
+                self.proven.insert(connection, (worker, rig));
+            }
             Event::BadMessage { connection, why } => self.bad_message(connection, &why),
             Event::HungUp { connection, why } => self.hung_up(connection, why),
             Event::WorkerExited { worker, pid, what } => self.exited(worker, pid, &what),

@@ -20,7 +20,7 @@ pub struct Generation(pub u64);
 pub struct WorkerId(pub u32);
 
 /// Names one launch of one run: 16 random bytes in hexadecimal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub String);
 

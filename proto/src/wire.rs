@@ -29,6 +29,14 @@ pub mod raw {
 /// Metadata key of the per-run secret, 64 hexadecimal digits.
 pub const SECRET_KEY: &str = "shoal-secret";
 
+/// Metadata key of the run that a call through a cluster's door is for.
+pub const RUN_KEY: &str = "shoal-run";
+
+/// Metadata keys that a cluster's door adds, from the caller's certificate: the worker that the caller is in the
+/// run, and the name of its rig. What a caller says itself under these keys is replaced.
+pub const MEMBER_KEY: &str = "shoal-member";
+pub const RIG_KEY: &str = "shoal-rig";
+
 /// The largest message a worker may send. A checkpoint part of 100 files has about 12 KiB.
 pub const FROM_WORKER_BYTES_MAX: usize = 256 << 10;
 

@@ -58,7 +58,7 @@ impl Coordinator {
         let port = self.port.try_clone().context("sharing the port with the coordinator")?;
         let mut command = Command::new(&self.program);
         command
-            .arg("coordinator")
+            .arg("conduct")
             .args(["--metrics-port", &self.metrics_port.to_string()])
             .args(logging::arguments())
             .arg("--run-dir")

@@ -18,6 +18,7 @@ pub(super) const DRAIN_EXAMPLES: &str = "\
 Examples:
   shoal drain runs/small worker-2
   shoal drain runs/small 2 --no-wait
+  shoal drain attic
 
 Exit codes: 0 the worker has left, 1 it was lost before, 2 wrong usage, 3 no run is under way or it cannot be
 reached, 4 refused: there is no such worker, it has left, or the others need it.";
@@ -39,7 +40,7 @@ Exit codes: 0 done, 2 wrong usage, 3 no run is under way or it cannot be reached
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// The run's directory
+    /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
     /// How to show it
     #[arg(short, long, default_value = "table")]
@@ -58,11 +59,12 @@ pub(crate) enum Form {
 
 #[derive(Debug, Args)]
 pub(crate) struct Drain {
-    /// The run's directory
+    /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
-    /// Its name or number: worker-2, or 2
+    /// Its name or number: worker-2, or 2. Without it the first argument is a rig of a cluster, which is also
+    /// given no more work
     #[arg(value_parser = worker)]
-    pub worker: WorkerId,
+    pub worker: Option<WorkerId>,
     /// Return when the order is taken, and do not wait until the worker has left
     #[arg(long)]
     pub no_wait: bool,
@@ -73,7 +75,7 @@ pub(crate) struct Drain {
 
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
-    /// The run's directory
+    /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
     /// Return when the order is taken, and do not wait for the end
     #[arg(long)]
@@ -85,7 +87,7 @@ pub(crate) struct Stop {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
-    /// The run's directory
+    /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
     /// Return when the order is taken, and do not wait for the end of the step
     #[arg(long)]
@@ -94,7 +96,7 @@ pub(crate) struct Pause {
 
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
-    /// The run's directory
+    /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-pub(super) fn of(value: &Value) -> String {
+pub(crate) fn of(value: &Value) -> String {
     let mut text = String::new();
     block(&mut text, value, 0);
     text

@@ -86,7 +86,7 @@ impl Workers {
             let log = fs::File::create(run_dir.join(format!("worker-{id}.log"))).unwrap();
             let mut child = Command::new(env!("CARGO_BIN_EXE_shoal"))
                 .args([
-                    "worker",
+                    "host",
                     "--run",
                     &format!("r{n}"),
                     "--threads",
@@ -141,6 +141,7 @@ fn conduct(
         secret: secret.clone(),
         job: job.clone(),
         workers_wanted: n_workers,
+        workers_first: n_workers,
         resume_from,
         run_dir: run_dir.to_path_buf(),
         lease_ms: Settings::LEASE_MS,

@@ -159,7 +159,7 @@ impl Place {
     /// Workers of this run that are alive, by number.
     pub(crate) fn workers(&self, run: &str) -> Vec<(u32, u32)> {
         let number = |words: &[String]| after(words, "--id").unwrap().parse().unwrap();
-        let found = self.processes(run, "worker").into_iter();
+        let found = self.processes(run, "host").into_iter();
         let mut found: Vec<_> = found.map(|(pid, words)| (number(&words), pid)).collect();
         found.sort_unstable();
         found
@@ -167,7 +167,7 @@ impl Place {
 
     /// The process that conducts this run, if one lives.
     pub(crate) fn coordinator(&self, run: &str) -> Option<u32> {
-        self.processes(run, "coordinator").first().map(|(pid, _)| *pid)
+        self.processes(run, "conduct").first().map(|(pid, _)| *pid)
     }
 
     /// Processes of a verb in this run, with their command lines.

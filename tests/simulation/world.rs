@@ -124,6 +124,7 @@ impl World {
             secret: Secret::from_hex(&"5e".repeat(32)).unwrap(),
             job,
             workers_wanted: wanted,
+            workers_first: wanted,
             resume_from: None,
             run_dir: std::path::PathBuf::new(),
             lease_ms: 5_000,

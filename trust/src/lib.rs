@@ -18,6 +18,7 @@ mod error;
 mod files;
 mod identity;
 mod pin;
+pub mod reach;
 #[cfg(test)]
 mod proof;
 mod tls;

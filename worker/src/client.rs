@@ -1,22 +1,24 @@
 //! The worker's gRPC rim: one stream to the coordinator, as two channels of our own types.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use shoal_plan::plan::RunId;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
-use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
+use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, TO_WORKER_BYTES_MAX, raw};
 use shoal_proto::{FromWorker, Secret, ToWorker};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 
 use crate::daemon::DaemonError;
 
 pub(crate) mod courier;
+mod gate;
+
+pub use gate::Gate;
 
 /// A coordinator that is not there by then will not come. It may be started anew meanwhile.
 const CONNECT_DEADLINE: Duration = Duration::from_mins(1);
@@ -53,10 +55,14 @@ pub(crate) enum Incoming {
 }
 
 /// Connects and opens the stream. A coordinator that is not there yet is tried again.
-pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
+pub(crate) async fn connect(
+    gate: &Gate,
+    run: &RunId,
+    secret: &Secret,
+) -> Result<Link, DaemonError> {
     let deadline = Instant::now() + CONNECT_DEADLINE;
     loop {
-        match open(address, secret, ATTEMPT_DEADLINE).await {
+        match reconnect(gate, run, secret).await {
             Err(DaemonError::Silent { .. } | DaemonError::Broken { .. })
                 if Instant::now() < deadline =>
             {
@@ -72,31 +78,23 @@ pub(crate) async fn connect(address: SocketAddr, secret: &Secret) -> Result<Link
 }
 
 /// Connects again, once: the session decides when to try the next time.
-pub(crate) async fn reconnect(address: SocketAddr, secret: &Secret) -> Result<Link, DaemonError> {
-    open(address, secret, ATTEMPT_DEADLINE).await
-}
-
-async fn open(
-    address: SocketAddr,
+pub(crate) async fn reconnect(
+    gate: &Gate,
+    run: &RunId,
     secret: &Secret,
-    deadline: Duration,
 ) -> Result<Link, DaemonError> {
-    if !address.ip().is_loopback() {
-        return Err(DaemonError::NotLoopback { address });
+    if let Gate::Here(address) = gate
+        && !address.ip().is_loopback()
+    {
+        return Err(DaemonError::NotLoopback { address: *address });
     }
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .expect("an address makes a URI")
-        .connect_timeout(deadline / 2)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
+    let deadline = ATTEMPT_DEADLINE;
+    let address = gate.to_string();
     let (outbox, outgoing) = mpsc::unbounded_channel();
     let outgoing = UnboundedReceiverStream::new(outgoing).map(raw::FromWorker::from);
-    let mut request = Request::new(outgoing);
-    request.metadata_mut().insert(SECRET_KEY, in_metadata(secret));
+    let request = gate.request(outgoing, run, secret);
     let open = async {
-        let mut client = CoordinatorClient::new(reach(&endpoint).await)
+        let mut client = CoordinatorClient::new(reach(gate, deadline / 2).await)
             .max_decoding_message_size(TO_WORKER_BYTES_MAX)
             .max_encoding_message_size(FROM_WORKER_BYTES_MAX);
         client.session(request).await
@@ -104,7 +102,7 @@ async fn open(
     let waited_ms = deadline.as_millis();
     let opened = timeout(deadline, open).await;
     let response = opened
-        .map_err(|_| DaemonError::Silent { address, waited_ms })?
+        .map_err(|_| DaemonError::Silent { address: address.clone(), waited_ms })?
         .map_err(|status| not_opened(address, &status))?;
     let (sender, inbox) = mpsc::channel(16);
     tokio::spawn(read(response.into_inner(), sender));
@@ -112,7 +110,7 @@ async fn open(
 }
 
 /// The coordinator's own words, or those of a connection that broke under the call.
-fn not_opened(address: SocketAddr, status: &Status) -> DaemonError {
+fn not_opened(address: String, status: &Status) -> DaemonError {
     let why = in_words(status);
     if matches!(status.code(), Code::Unauthenticated | Code::FailedPrecondition) {
         DaemonError::Refused { address, why }
@@ -121,11 +119,11 @@ fn not_opened(address: SocketAddr, status: &Status) -> DaemonError {
     }
 }
 
-async fn reach(endpoint: &Endpoint) -> Channel {
+async fn reach(gate: &Gate, patience: Duration) -> Channel {
     loop {
-        match endpoint.connect().await {
+        match gate.connect(patience).await {
             Ok(channel) => return channel,
-            Err(error) => tracing::debug!(%error, "the coordinator is not there yet"),
+            Err(why) => tracing::debug!(why, "the coordinator is not there yet"),
         }
         sleep(RETRY).await;
     }
@@ -153,13 +151,6 @@ async fn read(mut messages: Streaming<raw::ToWorker>, inbox: mpsc::Sender<Incomi
     }
 }
 
-fn in_metadata(secret: &Secret) -> MetadataValue<Ascii> {
-    let mut value = MetadataValue::try_from(secret.to_hex()).expect("hex digits are ASCII");
-    // Keeps it out of logs and out of the header compression's table.
-    value.set_sensitive(true);
-    value
-}
-
 fn in_words(status: &Status) -> String {
     if status.message().is_empty() {
         status.code().to_string()
@@ -170,16 +161,18 @@ fn in_words(status: &Status) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::SocketAddr;
     use std::pin::Pin;
     use std::sync::{Arc, Mutex};
 
+    use shoal_proto::wire::SECRET_KEY;
     use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
     use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
     use tokio_stream::Stream;
     use tokio_stream::wrappers::TcpListenerStream;
-    use tonic::Response;
     use tonic::transport::Server;
+    use tonic::{Request, Response};
 
     use super::*;
 
@@ -305,18 +298,22 @@ pub(crate) mod tests {
     async fn a_wrong_secret_and_a_far_coordinator_are_refused_in_words() {
         let coordinator = FakeCoordinator::start().await;
         let address = coordinator.address;
-        let error = connect(address, &Secret::random().unwrap()).await.map(drop).unwrap_err();
+        let run = RunId("r".into());
+        let here = Gate::Here(address);
+        let wrong = Secret::random().unwrap();
+        let error = connect(&here, &run, &wrong).await.map(drop).unwrap_err();
         let want = format!("the coordinator at {address} refused: wrong secret");
         assert_eq!(error.to_string(), want);
-        let far = "192.0.2.1:7000".parse().unwrap();
-        let error = connect(far, &coordinator.secret).await.map(drop).unwrap_err();
+        let far = Gate::Here("192.0.2.1:7000".parse().unwrap());
+        let error = connect(&far, &run, &coordinator.secret).await.map(drop).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:7000 is not on this machine"), "{error}");
     }
 
     #[tokio::test]
     async fn the_coordinator_s_reason_for_closing_arrives() {
         let coordinator = FakeCoordinator::start().await;
-        let mut link = connect(coordinator.address, &coordinator.secret).await.unwrap();
+        let (gate, run) = (Gate::Here(coordinator.address), RunId("r".into()));
+        let mut link = connect(&gate, &run, &coordinator.secret).await.unwrap();
         coordinator.close("worker-0 has joined already");
         let Some(Incoming::Closed { why }) = link.inbox.recv().await else {
             panic!("want the end")

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+pub use crate::client::Gate;
 pub use crate::client::courier::{Courier, CourierError};
 use crate::client::{self, Incoming, Link};
 use crate::session::{Effect, Event, Session};
@@ -32,8 +33,8 @@ pub(crate) const TEAR_DOWN: Duration = Duration::from_secs(2);
 /// What the process was started with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The coordinator. Refused unless it is on this machine.
-    pub join: SocketAddr,
+    /// The way to the coordinator.
+    pub join: Gate,
     pub secret: Secret,
     pub run: RunId,
     pub worker: WorkerId,
@@ -111,11 +112,11 @@ pub enum DaemonError {
     #[error("opening a port for the other workers on 127.0.0.1")]
     Listen { source: io::Error },
     #[error("the coordinator at {address} did not answer within {waited_ms} ms")]
-    Silent { address: SocketAddr, waited_ms: u128 },
+    Silent { address: String, waited_ms: u128 },
     #[error("the coordinator at {address} refused: {why}")]
-    Refused { address: SocketAddr, why: String },
+    Refused { address: String, why: String },
     #[error("the connection to the coordinator at {address} broke: {why}")]
-    Broken { address: SocketAddr, why: String },
+    Broken { address: String, why: String },
     #[error("the attempt to connect was interrupted")]
     Interrupted,
 }
@@ -146,7 +147,7 @@ pub async fn run(
         resuming: None,
     };
     let link = tokio::select! {
-        link = client::connect(options.join, &options.secret) => link?,
+        link = client::connect(&options.join, &options.run, &options.secret) => link?,
         () = &mut parent_gone => return Ok(ExitReason::ParentGone),
     };
     let session = Session::new(hello);
@@ -271,8 +272,9 @@ impl<F: EngineFactory> Daemon<F> {
                 }
             }
             Effect::Connect => {
-                let (join, secret) = (self.options.join, self.options.secret.clone());
-                let attempt = async move { client::reconnect(join, &secret).await };
+                let Options { join, run, secret, .. } = &self.options;
+                let (join, run, secret) = (join.clone(), run.clone(), secret.clone());
+                let attempt = async move { client::reconnect(&join, &run, &secret).await };
                 self.connecting = Some(tokio::spawn(attempt));
             }
             Effect::StartEngine(assign) => self.start_engine(*assign)?,
@@ -314,7 +316,7 @@ impl<F: EngineFactory> Daemon<F> {
         let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
         let listener = self.listener.try_clone();
         let courier = (job.checkpoint.gather == Gather::Coordinator).then(|| Courier {
-            coordinator: self.options.join,
+            coordinator: self.options.join.clone(),
             secret: self.options.secret.clone(),
             run: run.clone(),
             me: self.options.worker,

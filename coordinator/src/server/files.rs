@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_plan::checkpoint::complete_name;
+use shoal_plan::plan::WorkerId;
 use shoal_proto::wire::{CHUNK_BYTES_MAX, raw};
 use shoal_proto::{Deposit, DepositPiece, Withdrawal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -54,9 +55,10 @@ impl Files {
     pub(super) async fn receive(
         self,
         mut pieces: Streaming<raw::DepositPiece>,
+        caller: Option<WorkerId>,
         pass: Pass,
     ) -> Result<raw::Deposited, Status> {
-        let received = self.receive_all(&mut pieces, &pass).await;
+        let received = self.receive_all(&mut pieces, caller, &pass).await;
         if let Err(status) = &received {
             tracing::info!(why = status.message(), "a file of a checkpoint was not taken");
         }
@@ -66,9 +68,11 @@ impl Files {
     async fn receive_all(
         &self,
         pieces: &mut Streaming<raw::DepositPiece>,
+        caller: Option<WorkerId>,
         pass: &Pass,
     ) -> Result<(), Status> {
         let deposit = self.head(pieces).await?;
+        speaks_for_itself(deposit.worker, caller)?;
         self.ask(Question::Deposit(deposit.clone())).await?;
         pass.admit();
         let _place = self.place()?;
@@ -135,9 +139,15 @@ impl Files {
     }
 
     /// Begins to send a file of a checkpoint.
-    pub(super) async fn send(&self, raw: raw::Withdrawal, pass: &Pass) -> Result<Chunks, Status> {
+    pub(super) async fn send(
+        &self,
+        raw: raw::Withdrawal,
+        caller: Option<WorkerId>,
+        pass: &Pass,
+    ) -> Result<Chunks, Status> {
         let withdrawal = Withdrawal::try_from(raw);
         let withdrawal = withdrawal.map_err(|error| self.unfit(&error.to_string()))?;
+        speaks_for_itself(withdrawal.worker, caller)?;
         self.ask(Question::Withdrawal(withdrawal.clone())).await?;
         pass.admit();
         let place = self.place()?;
@@ -225,6 +235,16 @@ fn open(path: &Path) -> Result<File, Status> {
 }
 
 /// Chunk after chunk, as fast as they are read at the other end. Whoever does not read is left.
+/// A message says whose it is; where a cluster's door knows that, it is held against it.
+fn speaks_for_itself(said: WorkerId, caller: Option<WorkerId>) -> Result<(), Status> {
+    match caller.filter(|caller| *caller != said) {
+        None => Ok(()),
+        Some(caller) => {
+            Err(Status::permission_denied(format!("{caller} calls, and speaks as {said}")))
+        }
+    }
+}
+
 async fn send_all(
     mut file: File,
     chunks: mpsc::Sender<Result<raw::Chunk, Status>>,

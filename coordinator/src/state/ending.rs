@@ -105,8 +105,8 @@ impl State {
             let missing: Vec<_> = (wanted.filter(|id| !self.members.contains_key(id)))
                 .map(|id| id.to_string())
                 .collect();
-            if missing.is_empty() {
-                // All are here, and some give way to others.
+            if self.members.len() as u32 >= self.settings.workers_first {
+                // Enough are here, and some give way to others.
                 return;
             }
             let what = format!("not joined within {deadline_ms} ms: {}", missing.join(", "));

@@ -31,6 +31,7 @@ pub(crate) fn settings() -> Settings {
         secret: Secret::from_hex(&"5e".repeat(32)).unwrap(),
         job,
         workers_wanted: 2,
+        workers_first: 2,
         resume_from: None,
         run_dir: std::path::PathBuf::new(),
         lease_ms: 5_000,

@@ -26,6 +26,9 @@ pub(super) struct History {
     own_failures: u32,
     quarantines: u32,
     until_ms: u64,
+    /// Whose past it is, where the worker is a seat that rigs of a cluster take.
+    #[serde(default)]
+    pub(super) rig: Option<String>,
     /// How often it was evicted.
     pub(super) losses: u32,
     /// It was evicted, or let go, and has not come back.
@@ -44,6 +47,11 @@ pub(super) struct Quarantine {
 }
 
 impl History {
+    /// Of another machine in the place of the one before.
+    pub(super) fn of(rig: Option<String>) -> Self {
+        Self { rig, ..Self::default() }
+    }
+
     pub(super) fn evicted(&mut self, now_ms: u64, cause: Cause) -> Option<Quarantine> {
         self.gone = true;
         self.losses += 1;

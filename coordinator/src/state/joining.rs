@@ -4,9 +4,10 @@
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_proto::{Assign, Hello, Resuming, ToWorker};
 
+use super::history::History;
 use super::member::Member;
 use super::recovering::Restart;
-use super::{ConnectionId, Effect, Ignored, Phase, State};
+use super::{ConnectionId, Effect, Event, Ignored, Phase, State};
 use crate::news::{Cause, News, Restored};
 
 impl State {
@@ -34,10 +35,16 @@ impl State {
                 return;
             }
         }
-        self.members.insert(worker, Member::new(connection, &hello, self.now_ms));
+        let rig = self.proven.remove(&connection).map(|(_, rig)| rig);
+        let member = Member::new(connection, &hello, rig.clone(), self.now_ms);
+        self.members.insert(worker, member);
         self.effects.push(received(connection, 0));
         let history = self.histories.entry(worker).or_default();
         let was_here = std::mem::take(&mut history.gone);
+        if history.rig != rig {
+            // What was held against the place was another machine's doing.
+            *history = History::of(rig);
+        }
         history.left = false;
         let is_drained = history.drained;
         if self.phase == Phase::Gathering {
@@ -63,7 +70,12 @@ impl State {
         if worker.0 >= wanted {
             return Err(format!("{worker} is not of this run, which wants {wanted}"));
         }
-        let mut addresses = [hello.data_address, hello.vault_address].into_iter();
+        let proven = self.proven.get(&connection);
+        if let Some((seat, rig)) = proven.filter(|(seat, _)| *seat != worker) {
+            return Err(format!("rig {rig} is {seat} in this run, and spoke as {worker}"));
+        }
+        let mut addresses =
+            [hello.data_address, hello.vault_address].into_iter().filter(|_| proven.is_none());
         if let Some(address) = addresses.find(|address| !address.ip().is_loopback()) {
             return Err(format!("{address} is not on this machine: without TLS nothing leaves it"));
         }
@@ -145,8 +157,15 @@ impl State {
         let fit = self.eligible().count() as u32;
         let yielding = self.members.values().filter(|member| member.is_only_yielding()).count();
         let here = fit + yielding as u32;
-        if here >= self.settings.workers_wanted && fit >= self.settings.job.workers.min {
+        if here >= self.settings.workers_first && fit >= self.settings.job.workers.min {
             self.assign(Generation(1), self.restart_from_disk());
+        }
+    }
+
+    /// A connection that ends without a hello leaves nothing behind.
+    pub(super) fn forget_what_was_proven(&mut self, event: &Event) {
+        if let Event::HungUp { connection, .. } | Event::BadMessage { connection, .. } = event {
+            self.proven.remove(connection);
         }
     }
 

@@ -24,6 +24,9 @@ pub(super) struct Member {
     pub(super) address: SocketAddr,
     /// Where the snapshots in its memory are reached.
     pub(super) vault: SocketAddr,
+    /// The name in its rig's certificate, in a cluster.
+    #[serde(default)]
+    pub(super) rig: Option<String>,
     pub(super) heard_ms: u64,
     /// Messages read since it joined, hellos and heartbeats not counted.
     pub(super) received: u64,
@@ -49,7 +52,12 @@ pub(super) struct Member {
 
 impl Member {
     /// A newcomer, without cells.
-    pub(super) fn new(connection: ConnectionId, hello: &Hello, now_ms: u64) -> Self {
+    pub(super) fn new(
+        connection: ConnectionId,
+        hello: &Hello,
+        rig: Option<String>,
+        now_ms: u64,
+    ) -> Self {
         Self {
             connection,
             connected: true,
@@ -57,6 +65,7 @@ impl Member {
             pid: hello.pid,
             address: hello.data_address,
             vault: hello.vault_address,
+            rig,
             heard_ms: now_ms,
             received: 0,
             leaving: false,

@@ -91,6 +91,8 @@ impl State {
             // Measured anew.
             stragglers: _,
             tempo: _,
+            // Connections end with the process.
+            proven: _,
             // Carried out before, or after.
             effects: _,
             phase,
@@ -209,6 +211,7 @@ impl State {
             awaiting: saved.awaiting,
             last_word: saved.last_word,
             sums: saved.sums,
+            proven: BTreeMap::new(),
             effects: Vec::new(),
         };
         state.await_all();

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -17,7 +16,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
-use shoal_proto::wire::{CHUNK_BYTES_MAX, SECRET_KEY, raw};
+use shoal_proto::wire::{CHUNK_BYTES_MAX, raw};
 use shoal_proto::{Deposit, DepositPiece, Secret, Withdrawal};
 use shoal_weights::scratch_file;
 use tokio::runtime::Handle;
@@ -25,12 +24,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::{
-    ATTEMPT_DEADLINE, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, RETRY, in_metadata, in_words,
-};
+use super::gate::Gate;
+use super::{ATTEMPT_DEADLINE, RETRY, in_words};
 
 /// A coordinator that takes or gives nothing for so long will not: its session ends then, too.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -53,7 +51,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// One worker's, under one plan.
 #[derive(Clone, Debug)]
 pub struct Courier {
-    pub(crate) coordinator: SocketAddr,
+    pub(crate) coordinator: Gate,
     pub(crate) secret: Secret,
     pub(crate) run: RunId,
     pub(crate) me: WorkerId,
@@ -69,7 +67,7 @@ pub enum CourierError {
     Refused { doing: &'static str, name: String, why: String },
 
     #[error("{name} does not get through between here and the coordinator at {coordinator}: {why}")]
-    Unreachable { coordinator: SocketAddr, name: String, why: String },
+    Unreachable { coordinator: Gate, name: String, why: String },
 
     #[error(
         "{name} takes more room than there is for temporary files: writing {}: {source}; TMPDIR names \
@@ -194,7 +192,7 @@ impl Courier {
                     since = Some(now);
                 }
                 if breaks > BREAKS_MAX || now >= *since.get_or_insert(now) + PATIENCE {
-                    let (coordinator, name) = (self.coordinator, name.to_owned());
+                    let (coordinator, name) = (self.coordinator.clone(), name.to_owned());
                     return Err(CourierError::Unreachable { coordinator, name, why });
                 }
                 sleep(RETRY).await;
@@ -215,22 +213,14 @@ impl Courier {
     }
 
     async fn connect(&self) -> Result<CoordinatorClient<Channel>, Failure> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.coordinator))
-            .expect("an address makes a URI")
-            .connect_timeout(ATTEMPT_DEADLINE)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .tcp_nodelay(true);
-        let connected = endpoint.connect().await;
-        let channel =
-            connected.map_err(|error| Failure::Again { why: error.to_string(), broke: false })?;
+        let connected = timeout(ATTEMPT_DEADLINE, self.coordinator.connect(ATTEMPT_DEADLINE)).await;
+        let connected = connected.unwrap_or_else(|_| Err("it does not answer".to_owned()));
+        let channel = connected.map_err(|why| Failure::Again { why, broke: false })?;
         Ok(CoordinatorClient::new(channel))
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert(SECRET_KEY, in_metadata(&self.secret));
-        request
+        self.coordinator.request(message, &self.run, &self.secret)
     }
 
     async fn leave(&self, head: &Deposit, content: &File) -> Result<(), Failure> {

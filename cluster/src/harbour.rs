@@ -1,0 +1,443 @@
+//! The cluster's process: one loop that owns `state` and store, writes down what has changed before anything is
+//! done about it, and carries effects out. It decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use shoal_plan::plan::{RunId, WorkerId};
+use shoal_trust::{Authority, Identity, Name};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::door::{Limits, Tls};
+use crate::launchers::{self, Launch, Launchers};
+use crate::server;
+use crate::state::{Cluster, Effect, Key, SessionId};
+use crate::store::{self, Change, Store, StoreError};
+use crate::words::{Answer, Ask, FromLauncher, FromRig, ToLauncher, ToRig};
+
+mod asking;
+mod logs;
+mod papers;
+
+use papers::Failures;
+
+/// How often leases are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What waits for the loop; beyond, callers wait.
+const INBOX: usize = 1024;
+
+/// Names in the state directory.
+pub const SOCKET: &str = "launchers.sock";
+pub const STORE: &str = "cluster.redb";
+pub const JOBS: &str = "jobs";
+
+/// What a cluster's process is started with.
+#[derive(Debug)]
+pub struct Settings {
+    pub cluster: Name,
+    pub authority: Authority,
+    /// Everything of the cluster lies here. Locked by the caller, and its user's alone.
+    pub directory: PathBuf,
+    /// How long certificates of rigs are good; they are renewed when two thirds are over.
+    pub life: Duration,
+    pub limits: Limits,
+}
+
+/// Why a cluster's process cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Trust(#[from] shoal_trust::TrustError),
+    #[error("opening {what}: {source}")]
+    Listen { what: String, source: io::Error },
+}
+
+/// One at work. Dropping it ends it; runs go on.
+#[derive(Debug)]
+pub struct Running {
+    pub address: SocketAddr,
+    inbox: mpsc::Sender<Inbound>,
+    /// Ends if the cluster's process does.
+    pub ended: oneshot::Receiver<()>,
+    _open: oneshot::Sender<()>,
+}
+
+/// Somebody without a certificate.
+#[derive(Debug)]
+pub(crate) struct Stranger {
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) token_id: String,
+    pub(crate) token_secret: Vec<u8>,
+    pub(crate) name: String,
+    pub(crate) request_pem: String,
+}
+
+/// A certificate, and the one that vouches for it.
+#[derive(Debug)]
+pub(crate) struct Paper {
+    pub(crate) certificate_pem: String,
+    pub(crate) ca_pem: String,
+}
+
+/// A run's coordinator, and who the caller is in it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) address: SocketAddr,
+    pub(crate) secret: String,
+    pub(crate) worker: WorkerId,
+}
+
+/// To a rig.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    Tell(ToRig),
+    Close(String),
+}
+
+/// Everything that may happen. Answers are sentences where something is refused.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    RigCame { session: SessionId, rig: String, first: FromRig, outbox: mpsc::Sender<Outgoing> },
+    RigSays { session: SessionId, message: FromRig },
+    RigGone { session: SessionId, why: String },
+    Enrol { stranger: Stranger, reply: oneshot::Sender<Result<Paper, String>> },
+    Renew { identity: Identity, request_pem: String, reply: oneshot::Sender<Result<Paper, String>> },
+    File { rig: String, run: String, name: String, reply: oneshot::Sender<Result<PathBuf, String>> },
+    Member { rig: String, run: String, reply: oneshot::Sender<Result<Member, String>> },
+    Ask { ask: Ask, reply: oneshot::Sender<Answer> },
+    Log { job: String, log: String, reply: oneshot::Sender<Result<PathBuf, String>> },
+    LauncherHere { name: String, outbox: mpsc::UnboundedSender<ToLauncher> },
+    LauncherSays { name: String, message: FromLauncher },
+    LauncherGone { name: String },
+    ProcessEnded { name: String, how: String },
+    /// Runs are to write checkpoints and end. Answered when none is left.
+    Rest { reply: oneshot::Sender<()> },
+}
+
+/// Starts to serve, on the event loop it is called on.
+///
+/// # Errors
+/// The store, the certificates or a socket cannot be opened.
+pub fn serve(
+    settings: Settings,
+    port: std::net::TcpListener,
+    mut store: Box<dyn Store>,
+    launchers: Box<dyn Launchers>,
+) -> Result<Running, ClusterError> {
+    let listen = |what: &str| {
+        let what = what.to_owned();
+        move |source| ClusterError::Listen { what, source }
+    };
+    let state = Cluster::new(store::known(store.as_mut())?);
+    let address = port.local_addr().map_err(listen("the port"))?;
+    port.set_nonblocking(true).map_err(listen("the port"))?;
+    let listener = TcpListener::from_std(port).map_err(listen("the port"))?;
+    let socket = settings.directory.join(SOCKET);
+    let launcher_door = launchers::listen(&socket).map_err(listen(&socket.display().to_string()))?;
+    let denied = Arc::new(RwLock::new(state.denied().keys().cloned().collect::<BTreeSet<_>>()));
+    let own = papers::own(&settings, &denied)?;
+    let tls: Tls = Arc::new(RwLock::new(own.config));
+    let (inbox, inbound) = mpsc::channel(INBOX);
+    let serving =
+        server::serve(listener, settings.limits, Arc::clone(&tls), Arc::clone(&denied), inbox.clone());
+    let harbour = Harbour {
+        own_due: own.due,
+        settings,
+        state,
+        store,
+        launchers,
+        tls,
+        denied,
+        inbox: inbox.clone(),
+        started: Instant::now(),
+        rigs: BTreeMap::new(),
+        lines: BTreeMap::new(),
+        failures: Failures::default(),
+        unwritten: BTreeSet::new(),
+        waiting: Vec::new(),
+        resting: Vec::new(),
+    };
+    let (open, closed) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let lines = inbox.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = serving => {}
+            () = launchers::accept(launcher_door, lines) => {}
+            () = harbour.work(inbound) => {}
+            _dropped = closed => {}
+        }
+        end.send(()).ok();
+    });
+    Ok(Running { address, inbox, ended, _open: open })
+}
+
+impl Running {
+    /// Lets all runs write a checkpoint and end; they go on with the next process.
+    pub async fn rest(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.inbox.send(Inbound::Rest { reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+struct Harbour {
+    settings: Settings,
+    state: Cluster,
+    store: Box<dyn Store>,
+    launchers: Box<dyn Launchers>,
+    tls: Tls,
+    /// When this process's own certificate is to be renewed.
+    own_due: std::time::SystemTime,
+    denied: server::Denied,
+    inbox: mpsc::Sender<Inbound>,
+    started: Instant,
+    rigs: BTreeMap<SessionId, mpsc::Sender<Outgoing>>,
+    lines: BTreeMap<String, mpsc::UnboundedSender<ToLauncher>>,
+    failures: Failures,
+    /// What has changed and could not be written down yet, and what waits for that.
+    unwritten: BTreeSet<Key>,
+    waiting: Vec<Effect>,
+    resting: Vec<oneshot::Sender<()>>,
+}
+
+impl Harbour {
+    async fn work(mut self, mut inbound: mpsc::Receiver<Inbound>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = inbound.recv() => match message {
+                    Some(message) => self.hear(message),
+                    None => return,
+                },
+                _at = ticks.tick() => {
+                    let now_ms = self.started.elapsed().as_millis() as u64;
+                    self.state.tick(now_ms);
+                    self.renew_own();
+                }
+            }
+            self.settle();
+            if !self.resting.is_empty() && !self.state.jobs().any(|(_, job)| job.phase.is_under_way())
+            {
+                for reply in self.resting.drain(..) {
+                    let _ = reply.send(());
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, message: Inbound) {
+        match message {
+            Inbound::RigCame { session, rig, first, outbox } => {
+                self.rig_came(session, &rig, first, outbox);
+            }
+            Inbound::RigSays { session, message } => {
+                if let FromRig::Log { post, text } = &message {
+                    self.keep_log(session, post, text);
+                }
+                self.state.rig_says(session, message);
+            }
+            Inbound::RigGone { session, why } => {
+                self.rigs.remove(&session);
+                self.state.rig_gone(session, &why);
+            }
+            Inbound::Enrol { stranger, reply } => {
+                let enrolled = self.enrol(stranger);
+                let _ = reply.send(self.once_written(enrolled));
+            }
+            Inbound::Renew { identity, request_pem, reply } => {
+                let signed = self.sign(&identity, &request_pem);
+                let _ = reply.send(self.once_written(signed));
+            }
+            Inbound::File { rig, run, name, reply } => {
+                let _ = reply.send(self.file(&rig, &run, &name));
+            }
+            Inbound::Member { rig, run, reply } => {
+                let _ = reply.send(self.member(&rig, &run));
+            }
+            Inbound::Ask { ask, reply } => self.ask(ask, reply),
+            Inbound::Log { job, log, reply } => {
+                let _ = reply.send(self.log_of(&job, &log));
+            }
+            Inbound::LauncherHere { name, outbox } => {
+                self.lines.insert(name.clone(), outbox);
+                self.state.launcher_says(&name, FromLauncher::Here { name: name.clone() });
+            }
+            Inbound::LauncherSays { name, message } => self.state.launcher_says(&name, message),
+            Inbound::LauncherGone { name } => {
+                self.lines.remove(&name);
+                self.state.launcher_lost(&name, "its line ended");
+            }
+            Inbound::ProcessEnded { name, how } => {
+                if !self.lines.contains_key(&name) {
+                    self.state.launcher_lost(&name, &how);
+                }
+            }
+            Inbound::Rest { reply } => {
+                self.state.rest();
+                self.resting.push(reply);
+            }
+        }
+    }
+
+    fn rig_came(
+        &mut self,
+        session: SessionId,
+        rig: &str,
+        first: FromRig,
+        outbox: mpsc::Sender<Outgoing>,
+    ) {
+        let refused = match first {
+            FromRig::Hello { version, facts, running } if version == crate::words::VERSION => {
+                self.rigs.insert(session, outbox);
+                self.state.rig_came(session, rig, facts, running);
+                return;
+            }
+            FromRig::Hello { version, facts, .. } => format!(
+                "rig {rig} (shoal {}) speaks version {version} of the words of a cluster, and this coordinator \
+                 (shoal {}) speaks {}: install the same shoal on both",
+                facts.version,
+                env!("CARGO_PKG_VERSION"),
+                crate::words::VERSION
+            ),
+            _ => format!("rig {rig} began without a hello"),
+        };
+        tracing::warn!(refused);
+        // It is new: its outbox is empty.
+        let _ = outbox.try_send(Outgoing::Close(refused));
+    }
+
+    fn member(&self, rig: &str, run: &str) -> Result<Member, String> {
+        let (record, worker) = self.state.member(rig, run).ok_or_else(|| {
+            format!("rig {rig} has no seat in run {run}: it is over, or another rig has the seat")
+        })?;
+        Ok(Member { address: record.address, secret: record.secret.clone(), worker })
+    }
+
+    fn file(&self, rig: &str, run: &str, name: &str) -> Result<PathBuf, String> {
+        let (record, _) =
+            self.state.member(rig, run).ok_or_else(|| format!("rig {rig} has no seat in run {run}"))?;
+        // Only names that the launcher has listed: none leads out of the directory.
+        let is_listed = record.files.iter().any(|file| file.name == name);
+        if !is_listed {
+            return Err(format!("run {run} has no file of this name"));
+        }
+        let job = self.job_of_run(&record.run).ok_or("the run is over")?;
+        Ok(self.run_dir(&job).join("data").join(name))
+    }
+
+    fn job_of_run(&self, run: &RunId) -> Option<String> {
+        let is_it = |record: &crate::state::RunRecord| record.run == *run;
+        let mut jobs = self.state.jobs();
+        jobs.find(|(_, job)| job.run.as_ref().is_some_and(is_it)).map(|(name, _)| name.clone())
+    }
+
+    /// Everything of a job's run. Names of jobs are plain: the manifest's rules see to that.
+    fn run_dir(&self, job: &str) -> PathBuf {
+        self.settings.directory.join(JOBS).join(job)
+    }
+
+    /// Writes down what has changed; then does what is to be done.
+    fn settle(&mut self) {
+        let (changed, effects) = self.state.take();
+        self.unwritten.extend(changed);
+        self.waiting.extend(effects);
+        if self.write().is_err() {
+            return;
+        }
+        for effect in std::mem::take(&mut self.waiting) {
+            self.carry_out(effect);
+        }
+    }
+
+    /// # Errors
+    /// Why it is not written down yet: it is tried again.
+    fn write(&mut self) -> Result<(), String> {
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<Change> =
+            self.unwritten.iter().map(|key| (key.text(), self.state.value(key))).collect();
+        match self.store.write(&changes) {
+            Ok(()) => {
+                if self.unwritten.iter().any(|key| matches!(key, Key::Denied(_)))
+                    && let Ok(mut denied) = self.denied.write()
+                {
+                    *denied = self.state.denied().keys().cloned().collect();
+                }
+                self.unwritten.clear();
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "nothing is done until this can be written down");
+                Err(format!("it cannot be written down, and is not done before it is: {error}"))
+            }
+        }
+    }
+
+    /// What depends on what has just changed is only said once that is written down.
+    fn once_written<T>(&mut self, said: Result<T, String>) -> Result<T, String> {
+        let (changed, effects) = self.state.take();
+        self.unwritten.extend(changed);
+        self.waiting.extend(effects);
+        let said = said?;
+        self.write().map(|()| said)
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Tell { session, message } => {
+                let full = self
+                    .rigs
+                    .get(&session)
+                    .is_some_and(|outbox| outbox.try_send(Outgoing::Tell(message)).is_err());
+                if full {
+                    self.rigs.remove(&session);
+                    self.state.rig_gone(session, "it does not read what it is told");
+                }
+            }
+            Effect::Close { session, reason } => {
+                if let Some(outbox) = self.rigs.remove(&session) {
+                    // One that does not read is dropped all the same.
+                    let _ = outbox.try_send(Outgoing::Close(reason));
+                }
+            }
+            Effect::Launch { job, most, first } => self.launch(&job, most, first),
+            Effect::TellLauncher { job, message } => {
+                if let Some(line) = self.lines.get(&job) {
+                    // One that is gone is heard of on the other side.
+                    let _ = line.send(message);
+                }
+            }
+            Effect::Note(text) => tracing::info!("{text}"),
+        }
+    }
+
+    fn launch(&mut self, job: &str, most: u32, first: u32) {
+        let Some(record) = self.state.job(job) else { return };
+        let launch =
+            Launch { name: job.to_owned(), manifest: record.manifest.clone(), most, first };
+        match self.launchers.launch(launch) {
+            Ok(ended) => {
+                let (inbox, name) = (self.inbox.clone(), job.to_owned());
+                tokio::spawn(async move {
+                    let how = ended.await;
+                    let _ = inbox.send(Inbound::ProcessEnded { name, how }).await;
+                });
+            }
+            Err(why) => self.state.launcher_lost(job, &why),
+        }
+    }
+}
+

@@ -1,0 +1,179 @@
+//! Questions of people: those that `state` answers, and those that need a manifest's text or a run's coordinator.
+
+use std::path::Path;
+use std::time::Duration;
+
+use shoal_coordinator::control::{self, Order};
+use shoal_plan::job::Job;
+use shoal_plan::manifest;
+use shoal_proto::Secret;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::papers::unix;
+use super::Harbour;
+use crate::state::RunRecord;
+use crate::words::{Answer, Ask, JobPhase, MANIFEST_BYTES_MAX, Manifest, Overview};
+
+/// A run's coordinator may be being started anew.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For the overview, where one that is silent is left out.
+const GLANCE: Duration = Duration::from_secs(1);
+
+impl Harbour {
+    pub(super) fn ask(&mut self, ask: Ask, reply: oneshot::Sender<Answer>) {
+        match ask {
+            Ask::Overview => self.overview(reply),
+            Ask::Run { job, ask } => self.ask_run(&job, ask, reply),
+            Ask::Drain { rig, force } => self.drain(&rig, force, reply),
+            Ask::Apply(applied) => {
+                let answer = self.apply(applied);
+                self.answer(answer, reply);
+            }
+            Ask::CreateToken(new) => {
+                let answer = self.create_token(&new);
+                self.answer(answer, reply);
+            }
+            ask @ (Ask::Remove { .. }
+            | Ask::Cordon { .. }
+            | Ask::Uncordon { .. }
+            | Ask::Expel { .. }
+            | Ask::Tokens
+            | Ask::RevokeToken { .. }) => {
+                let answer = self.state.ask(&ask, unix());
+                self.answer(answer, reply);
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, reply: oneshot::Sender<Answer>) {
+        let answer = self.once_written(Ok(answer)).unwrap_or_else(Answer::Refused);
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn overview(&mut self, reply: oneshot::Sender<Answer>) {
+        let answer = self.state.ask(&Ask::Overview, unix());
+        let Answer::Overview(mut overview) = answer else { return };
+        overview.cluster = self.settings.cluster.to_string();
+        env!("CARGO_PKG_VERSION").clone_into(&mut overview.version);
+        for job in &mut overview.jobs {
+            job.directory = Some(self.run_dir(&job.name).display().to_string());
+        }
+        let runs: Vec<(usize, RunRecord)> = (overview.jobs.iter().enumerate())
+            .filter_map(|(at, job)| Some((at, self.state.job(&job.name)?.run.clone()?)))
+            .collect();
+        tokio::spawn(async move {
+            let _ = reply.send(Answer::Overview(with_runs(overview, runs).await));
+        });
+    }
+
+    fn ask_run(&mut self, job: &str, ask: control::Ask, reply: oneshot::Sender<Answer>) {
+        let stops = matches!(ask, control::Ask::Order(Order::Stop { .. }));
+        if stops && let Some(answer) = self.state.stop_waiting(job) {
+            return self.answer(answer, reply);
+        }
+        let refused = match self.state.job(job) {
+            None => Answer::Unknown(format!("there is no job {job}: `shoal ps` lists them")),
+            Some(record) => match &record.run {
+                Some(run) => {
+                    let run = run.clone();
+                    tokio::spawn(async move {
+                        let _ = reply.send(put(&run, &ask, PATIENCE).await);
+                    });
+                    return;
+                }
+                None => {
+                    let why = record.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+                    Answer::Refused(format!("{job} is {}{why}: nothing trains", record.phase))
+                }
+            },
+        };
+        let _ = reply.send(refused);
+    }
+
+    /// The rig gets no more work, and its worker is told to hand over.
+    fn drain(&mut self, rig: &str, force: bool, reply: oneshot::Sender<Answer>) {
+        let seat = self.state.seated(rig);
+        let answer = self.state.ask(&Ask::Drain { rig: rig.to_owned(), force }, unix());
+        let run = seat.as_ref().and_then(|(job, _)| self.state.job(job)?.run.clone());
+        let (Some((_, worker)), Some(run)) = (seat, run) else {
+            return self.answer(answer, reply);
+        };
+        if let Err(why) = self.once_written(Ok(())) {
+            let _ = reply.send(Answer::Refused(why));
+            return;
+        }
+        tokio::spawn(async move {
+            let order = control::Ask::Order(Order::Drain { worker, force });
+            let answer = match put(&run, &order, PATIENCE).await {
+                Answer::Run(control::Answer::Accepted(_)) => answer,
+                Answer::Run(control::Answer::Refused(why)) => Answer::Refused(format!(
+                    "it is given no more work, but the run keeps what it has: {why}"
+                )),
+                other => other,
+            };
+            let _ = reply.send(answer);
+        });
+    }
+
+    fn apply(&mut self, mut applied: Manifest) -> Answer {
+        if applied.text.len() > MANIFEST_BYTES_MAX {
+            return Answer::Refused(format!("a manifest has at most {MANIFEST_BYTES_MAX} bytes"));
+        }
+        match checked(&mut applied) {
+            Ok(job) => self.state.apply(applied, job),
+            Err(why) => Answer::Wrong(why),
+        }
+    }
+}
+
+/// Reads a manifest as a cluster's run has it: a worker for each cell at most, and checkpoints that go through
+/// the coordinator. Its overrides say so from here on.
+fn checked(applied: &mut Manifest) -> Result<Job, String> {
+    let read = |path: &Path| std::fs::read_to_string(path);
+    let parse = |applied: &Manifest| {
+        let parsed = manifest::parse(&applied.file, &applied.text, &applied.overrides, &read);
+        parsed.map(|manifest| manifest.job).map_err(|error| error.to_string())
+    };
+    let job = parse(applied)?;
+    if let Some(init) = &job.training.init {
+        return Err(format!(
+            "spec.training.init is {init}: rigs of a cluster cannot read it yet. `shoal launch` starts from weights \
+             on one machine; its run directory can be continued in a cluster"
+        ));
+    }
+    let cells = job.grid.n_cells();
+    applied.overrides.retain(|change| !change.starts_with("workers.local="));
+    applied.overrides.push(format!("workers.local={cells}"));
+    applied.overrides.push("checkpoint.gather=coordinator".to_owned());
+    parse(applied)
+}
+
+async fn with_runs(mut overview: Box<Overview>, runs: Vec<(usize, RunRecord)>) -> Box<Overview> {
+    for (at, run) in runs {
+        let answer = put(&run, &control::Ask::Status, GLANCE).await;
+        if let Answer::Run(control::Answer::Status(status)) = answer {
+            overview.jobs[at].run = Some(status);
+        } else if overview.jobs[at].phase == JobPhase::Running {
+            overview.jobs[at].why = Some("its coordinator does not answer now".to_owned());
+        }
+    }
+    overview
+}
+
+/// Puts a question to a run's coordinator, on this machine.
+async fn put(run: &RunRecord, ask: &control::Ask, patience: Duration) -> Answer {
+    let Ok(secret) = Secret::from_hex(&run.secret) else {
+        return Answer::Refused("the run's secret is damaged".to_owned());
+    };
+    match timeout(patience, shoal_coordinator::ask(run.address, &secret, ask)).await {
+        Ok(Ok(answer)) => Answer::Run(answer),
+        Ok(Err(error)) => Answer::Refused(format!("{error}; try again")),
+        Err(_) => Answer::Refused(format!(
+            "the run's coordinator has not answered for {} s; try again",
+            patience.as_secs()
+        )),
+    }
+}

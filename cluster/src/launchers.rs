@@ -1,0 +1,122 @@
+//! Launchers: processes of this machine, one for each run under way. They speak over a socket in the state
+//! directory, a line each, and outlive this process: a run goes on, and its launcher comes back to whoever
+//! listens next.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use crate::harbour::Inbound;
+use crate::words::{FromLauncher, Manifest, ToLauncher};
+
+/// A job and the names and hashes of its files.
+const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// What a launcher is to do.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub name: String,
+    pub manifest: Manifest,
+    /// Rigs that can help at most, and those it begins with.
+    pub most: u32,
+    pub first: u32,
+}
+
+/// Resolves when the process has ended, with how.
+pub type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// Starts launchers.
+pub trait Launchers: Send {
+    /// # Errors
+    /// Why there is no process.
+    fn launch(&mut self, launch: Launch) -> Result<Ended, String>;
+}
+
+/// Opens the socket, for this user alone.
+///
+/// # Errors
+/// The path is too long for a socket, or the directory is not ours.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Left by a process that was killed; the state directory's lock says that it is gone.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Accepts until the harbour has ended.
+pub(crate) async fn accept(listener: UnixListener, inbox: mpsc::Sender<Inbound>) {
+    loop {
+        let connection = tokio::select! {
+            connection = listener.accept() => connection,
+            () = inbox.closed() => return,
+        };
+        match connection {
+            Ok((stream, _)) => drop(tokio::spawn(hear(stream, inbox.clone()))),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn hear(stream: UnixStream, inbox: mpsc::Sender<Inbound>) {
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read);
+    let Some(FromLauncher::Here { name }) = next(&mut lines).await else { return };
+    let (outbox, mut outgoing) = mpsc::unbounded_channel::<ToLauncher>();
+    let here = Inbound::LauncherHere { name: name.clone(), outbox };
+    if inbox.send(here).await.is_err() {
+        return;
+    }
+    let writing = tokio::spawn(async move {
+        while let Some(message) = outgoing.recv().await {
+            let Ok(mut line) = serde_json::to_string(&message) else { continue };
+            line.push('\n');
+            if write.write_all(line.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(message) = next(&mut lines).await {
+        let says = Inbound::LauncherSays { name: name.clone(), message };
+        if inbox.send(says).await.is_err() {
+            return;
+        }
+    }
+    // Fails when the harbour has ended, which needs no news then.
+    let _ = inbox.send(Inbound::LauncherGone { name }).await;
+    writing.abort();
+}
+
+/// The next line; none when it has hung up, or says what nobody understands.
+async fn next<R: tokio::io::AsyncRead + Unpin>(lines: &mut BufReader<R>) -> Option<FromLauncher> {
+    let mut line = Vec::new();
+    loop {
+        let available = lines.fill_buf().await.ok()?;
+        if available.is_empty() || line.len() > LINE_BYTES_MAX {
+            return None;
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(available.len(), |end| end + 1);
+        line.extend_from_slice(&available[..taken]);
+        lines.consume(taken);
+        if end.is_some() {
+            break;
+        }
+    }
+    match serde_json::from_slice(&line) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            tracing::warn!(%error, "a launcher said what cannot be understood");
+            None
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! THE HARBOUR: a cluster of rigs, behind one port. Who belongs to it, which rig does what, which job is next;
+//! what a run decides about training is its own coordinator's business, to which workers' calls are passed on.
+//!
+//! One meaning each: *cluster* (what one authority signs for), *rig* (a machine that has joined), *job* (a
+//! manifest that was applied), *run* (one launch of a job), *seat* (a rig's place as a worker of a run), *launcher*
+//! (the process that looks after a run, on the coordinator's machine), *token* (an invitation).
+
+mod client;
+mod door;
+mod harbour;
+mod launchers;
+mod roles;
+mod server;
+pub mod state;
+pub mod store;
+pub mod words;
+
+pub use client::{Attending, Client, ClientError, Wanted, join};
+pub use door::Limits;
+pub use harbour::{ClusterError, JOBS, Running, SOCKET, STORE, Settings, serve};
+pub use launchers::{Ended, Launch, Launchers};

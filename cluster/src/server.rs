@@ -1,0 +1,188 @@
+//! The gRPC rim of the cluster: who calls is known by certificate, what they may call stands in `roles`, and what
+//! is decided is decided in `state`, to which everything here goes as an `Inbound`.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request as HttpRequest, Response as HttpResponse};
+use shoal_proto::wire::raw::cluster_server::ClusterServer;
+use shoal_proto::wire::raw::enrolment_server::EnrolmentServer;
+use shoal_proto::wire::raw::rigs_server::RigsServer;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::transport::Server;
+use tower_service::Service;
+
+use crate::door::{self, Limits, Peer, Tls};
+use crate::harbour::Inbound;
+use crate::roles;
+
+mod enrolment;
+mod forward;
+mod people;
+mod rigs;
+
+/// A partition is seen within the sum of the two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The largest message of a person: a manifest as JSON in JSON.
+const ASK_BYTES_MAX: usize = 4 << 20;
+
+/// The largest of a rig: lines of a log.
+pub(crate) const WORDS_BYTES_MAX: usize = 256 << 10;
+
+/// The largest to a rig: a job and the names of its files.
+pub(crate) const ORDER_BYTES_MAX: usize = 4 << 20;
+
+/// What the services share.
+#[derive(Clone)]
+pub(crate) struct Rim {
+    pub(crate) inbox: mpsc::Sender<Inbound>,
+    sessions: Arc<AtomicU64>,
+}
+
+impl Rim {
+    pub(crate) fn new(inbox: mpsc::Sender<Inbound>) -> Self {
+        Self { inbox, sessions: Arc::new(AtomicU64::new(1)) }
+    }
+
+    fn next_session(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Puts something before the harbour and waits for what it says.
+    async fn ask<T>(
+        &self,
+        make: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> Inbound,
+    ) -> Result<T, Status> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let ends = || Status::unavailable("the coordinator ends");
+        self.inbox.send(make(reply)).await.map_err(|_| ends())?;
+        answer.await.map_err(|_| ends())
+    }
+}
+
+/// Serves until the listener fails or the future is dropped.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    limits: Limits,
+    tls: Tls,
+    denied: Denied,
+    inbox: mpsc::Sender<Inbound>,
+) {
+    let rim = Rim::new(inbox);
+    let (accepted_sender, accepted) = mpsc::channel(1);
+    let accepting = door::accept(listener, limits, tls, accepted_sender);
+    let enrolment = EnrolmentServer::new(enrolment::Enrolling::new(rim.clone()))
+        .max_decoding_message_size(16 << 10)
+        .max_encoding_message_size(64 << 10);
+    let rigs = RigsServer::new(rigs::Attending::new(rim.clone()))
+        .max_decoding_message_size(WORDS_BYTES_MAX)
+        .max_encoding_message_size(ORDER_BYTES_MAX);
+    let people = ClusterServer::new(people::Asking::new(rim.clone()))
+        .max_decoding_message_size(ASK_BYTES_MAX)
+        .max_encoding_message_size(ASK_BYTES_MAX);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(8)
+        .concurrency_limit_per_connection(8)
+        .http2_max_header_list_size(16 << 10)
+        .http2_max_pending_accept_reset_streams(Some(8))
+        .http2_max_local_error_reset_streams(Some(8))
+        .layer(Checked { denied })
+        .add_service(enrolment)
+        .add_service(rigs)
+        .add_service(people)
+        .add_service(forward::Forward::new(rim))
+        .serve_with_incoming(ReceiverStream::new(accepted));
+    tokio::select! {
+        result = server => {
+            if let Err(error) = result {
+                tracing::error!(%error, "the gRPC server failed");
+            }
+        }
+        () = accepting => {}
+    }
+}
+
+/// Serial numbers of certificates that count no more.
+pub(crate) type Denied = Arc<RwLock<std::collections::BTreeSet<String>>>;
+
+/// Holds every call against `roles`, before anything of it is read.
+#[derive(Clone)]
+struct Checked {
+    denied: Denied,
+}
+
+#[derive(Clone)]
+struct CheckedService<S> {
+    inner: S,
+    denied: Denied,
+}
+
+impl<S> tower_layer::Layer<S> for Checked {
+    type Service = CheckedService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CheckedService { inner, denied: Arc::clone(&self.denied) }
+    }
+}
+
+type Answering<E> = Pin<Box<dyn Future<Output = Result<HttpResponse<Body>, E>> + Send>>;
+
+impl<S> Service<HttpRequest<Body>> for CheckedService<S>
+where
+    S: Service<HttpRequest<Body>, Response = HttpResponse<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = HttpResponse<Body>;
+    type Error = S::Error;
+    type Future = Answering<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
+        match self.check(&request) {
+            Ok(()) => Box::pin(self.inner.call(request)),
+            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
+        }
+    }
+}
+
+impl<S> CheckedService<S> {
+    fn check(&self, request: &HttpRequest<Body>) -> Result<(), Status> {
+        let peer = request.extensions().get::<Peer>();
+        let peer = peer.ok_or_else(|| Status::internal("a call without a connection"))?;
+        if let Some((identity, serial)) = &peer.identity
+            && self.denied.read().is_ok_and(|denied| denied.contains(serial))
+        {
+            let who = format!("{} ({}) was expelled from this cluster", identity.name, identity.role);
+            return Err(Status::permission_denied(who));
+        }
+        if let Err(why) = roles::may(request.uri().path(), peer.identity()) {
+            let address: SocketAddr = peer.address;
+            tracing::warn!(%address, why, "a call was refused");
+            return Err(match peer.identity {
+                None => Status::unauthenticated(why),
+                Some(_) => Status::permission_denied(why),
+            });
+        }
+        // A stranger that enrols stays one: its time is short.
+        if peer.identity.is_some() && !peer.admit() {
+            return Err(Status::resource_exhausted("there are too many members: raise the limit"));
+        }
+        Ok(())
+    }
+}

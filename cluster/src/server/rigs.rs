@@ -1,0 +1,156 @@
+//! What rigs call: one stream for as long as they are there, a new certificate, and the text of a run.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use shoal_proto::wire::raw::rigs_server::Rigs;
+use shoal_proto::wire::raw::{Chunk, FileWanted, Papers, RenewRequest, Words};
+use shoal_proto::wire::CHUNK_BYTES_MAX;
+use shoal_trust::Identity;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Rim, enrolment};
+use crate::door::Peer;
+use crate::harbour::{Inbound, Outgoing};
+use crate::state::SessionId;
+use crate::words::FromRig;
+
+/// Orders on their way to one rig. More means that it does not read.
+const OUTBOX: usize = 64;
+
+/// A hello takes milliseconds.
+const HELLO: Duration = Duration::from_secs(10);
+
+pub(super) struct Attending(Rim);
+
+impl Attending {
+    pub(super) fn new(rim: Rim) -> Self {
+        Self(rim)
+    }
+}
+
+/// Who calls: `roles` has made sure that it is a member.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Identity, Status> {
+    let peer = request.extensions().get::<Peer>();
+    let identity = peer.and_then(Peer::identity).cloned();
+    identity.ok_or_else(|| Status::unauthenticated("no certificate was shown"))
+}
+
+#[tonic::async_trait]
+impl Rigs for Attending {
+    type AttendStream = Pin<Box<dyn Stream<Item = Result<Words, Status>> + Send>>;
+    type FetchStream = ReceiverStream<Result<Chunk, Status>>;
+
+    async fn attend(
+        &self,
+        request: Request<Streaming<Words>>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let rig = caller(&request)?.name.to_string();
+        let session = SessionId(self.0.next_session());
+        let (outbox, outgoing) = mpsc::channel(OUTBOX);
+        let inbox = self.0.inbox.clone();
+        let messages = request.into_inner();
+        tokio::spawn(async move {
+            let why = hear(messages, (session, rig), outbox, &inbox).await;
+            // Fails when the harbour has ended, which needs no news then.
+            let _ = inbox.send(Inbound::RigGone { session, why }).await;
+        });
+        let outgoing = ReceiverStream::new(outgoing).map(|outgoing| match outgoing {
+            Outgoing::Tell(message) => {
+                let json = serde_json::to_string(&message);
+                let json = json.map_err(|error| Status::internal(error.to_string()))?;
+                Ok(Words { json })
+            }
+            Outgoing::Close(reason) => Err(Status::failed_precondition(reason)),
+        });
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Papers>, Status> {
+        let identity = caller(&request)?;
+        let RenewRequest { request_pem } = request.into_inner();
+        let renewed = |reply| Inbound::Renew { identity, request_pem, reply };
+        self.0.ask(renewed).await?.map(enrolment::told).map_err(Status::invalid_argument)
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<FileWanted>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let rig = caller(&request)?.name.to_string();
+        let FileWanted { run, name } = request.into_inner();
+        let path = self.0.ask(|reply| Inbound::File { rig, run, name, reply }).await?;
+        let path = path.map_err(Status::permission_denied)?;
+        let (chunks, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            if let Err(error) = send(path, &chunks).await {
+                let _ = chunks.send(Err(Status::unavailable(error.to_string()))).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Reads a rig's stream to its end, and says why it came.
+async fn hear(
+    mut messages: Streaming<Words>,
+    (session, rig): (SessionId, String),
+    outbox: mpsc::Sender<Outgoing>,
+    inbox: &mpsc::Sender<Inbound>,
+) -> String {
+    let first = timeout(HELLO, messages.message()).await;
+    let Ok(mut message) = first else { return "it said no hello in time".to_owned() };
+    let mut outbox = Some(outbox);
+    loop {
+        let words = match message {
+            Ok(Some(words)) => words,
+            Ok(None) => return "it hung up".to_owned(),
+            Err(status) => return status.message().to_owned(),
+        };
+        let message_of_rig = match serde_json::from_str::<FromRig>(&words.json) {
+            Ok(message) => message,
+            Err(error) => {
+                let why = format!("a message that cannot be understood: {error}");
+                if let Some(outbox) = &outbox {
+                    let _ = outbox.send(Outgoing::Close(why.clone())).await;
+                }
+                return why;
+            }
+        };
+        let inbound = match outbox.take() {
+            Some(outbox) => Inbound::RigCame {
+                session,
+                rig: rig.clone(),
+                first: message_of_rig,
+                outbox,
+            },
+            None => Inbound::RigSays { session, message: message_of_rig },
+        };
+        if inbox.send(inbound).await.is_err() {
+            return "the coordinator ends".to_owned();
+        }
+        message = messages.message().await;
+    }
+}
+
+async fn send(
+    path: PathBuf,
+    chunks: &mpsc::Sender<Result<Chunk, Status>>,
+) -> io::Result<()> {
+    let mut file = tokio::fs::File::open(path).await?;
+    loop {
+        let mut bytes = vec![0; CHUNK_BYTES_MAX];
+        let read = file.read(&mut bytes).await?;
+        bytes.truncate(read);
+        if read == 0 || chunks.send(Ok(Chunk { bytes })).await.is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Who may join: tokens by the hash of their secret, with an end and so many uses; and certificates that count no
+//! more.
+
+use serde::{Deserialize, Serialize};
+use shoal_trust::Role;
+
+use super::{Cluster, Key};
+use crate::words::TokenStatus;
+
+/// Tokens that are kept at most: whoever wants more revokes some.
+const TOKENS_MAX: usize = 1_000;
+
+/// What is written down of a token: nothing that lets anybody join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    pub hash: String,
+    pub role: String,
+    pub uses_left: u32,
+    /// Seconds of the calendar.
+    pub expires: u64,
+}
+
+impl TokenRecord {
+    fn is_good(&self, unix: u64) -> bool {
+        self.uses_left > 0 && unix < self.expires
+    }
+
+    pub(super) fn status(&self, id: &str, unix: u64) -> TokenStatus {
+        TokenStatus {
+            id: id.to_owned(),
+            role: self.role.clone(),
+            uses_left: self.uses_left,
+            seconds_left: self.expires as i64 - unix as i64,
+        }
+    }
+}
+
+impl Cluster {
+    /// Keeps a new token; those that are over are forgotten first.
+    pub fn add_token(&mut self, id: &str, record: TokenRecord, unix: u64) -> Result<TokenStatus, String> {
+        let over: Vec<String> =
+            self.tokens.iter().filter(|(_, token)| !token.is_good(unix)).map(|(id, _)| id.clone()).collect();
+        for id in over {
+            self.remove_token(&id);
+        }
+        if self.tokens.len() >= TOKENS_MAX {
+            return Err(format!("there are {TOKENS_MAX} tokens already: revoke some"));
+        }
+        let status = record.status(id, unix);
+        self.tokens.insert(id.to_owned(), record);
+        self.changed.insert(Key::Token(id.to_owned()));
+        Ok(status)
+    }
+
+    pub(super) fn remove_token(&mut self, id: &str) -> bool {
+        self.changed.insert(Key::Token(id.to_owned()));
+        self.tokens.remove(id).is_some()
+    }
+
+    /// Takes one use of a token, if `matches` says that its secret fits the hash. The role it gives. Whatever is
+    /// wrong is the same to whoever asks: nothing is said of it.
+    pub fn use_token(&mut self, id: &str, unix: u64, matches: impl FnOnce(&str) -> bool) -> Option<Role> {
+        let token = self.tokens.get_mut(id)?;
+        if !matches(&token.hash) || !token.is_good(unix) {
+            return None;
+        }
+        let role = token.role.parse().ok()?;
+        token.uses_left -= 1;
+        self.changed.insert(Key::Token(id.to_owned()));
+        Some(role)
+    }
+
+    /// A certificate was signed for a rig: the one before it still counts, until it ends.
+    pub fn rig_has(&mut self, rig: &str, serial: &str) {
+        serial.clone_into(&mut self.rigs.entry(rig.to_owned()).or_default().serial);
+        self.changed.insert(Key::Rig(rig.to_owned()));
+    }
+
+    /// A certificate counts no more; whoever would be past their end anyway are forgotten.
+    pub(super) fn deny(&mut self, serial: &str, until: u64, unix: u64) {
+        let past: Vec<String> =
+            self.denied.iter().filter(|(_, until)| **until < unix).map(|(serial, _)| serial.clone()).collect();
+        for serial in past {
+            self.denied.remove(&serial);
+            self.changed.insert(Key::Denied(serial));
+        }
+        self.denied.insert(serial.to_owned(), until);
+        self.changed.insert(Key::Denied(serial.to_owned()));
+    }
+}

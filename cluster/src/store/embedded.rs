@@ -1,0 +1,123 @@
+//! The file of its own: redb, a copy-on-write tree. Each change is one transaction, durable before it is
+//! answered; a crash leaves the one before or the one after.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{Change, Store, StoreError};
+
+const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cluster");
+
+const HASH_BYTES: usize = 32;
+
+/// One file.
+#[derive(Debug)]
+pub struct Embedded {
+    path: PathBuf,
+    /// Closed after a failed write: redb wants to be opened anew then.
+    database: Option<Database>,
+}
+
+impl Embedded {
+    /// Opens the file, or makes it, for this process alone.
+    ///
+    /// # Errors
+    /// Another process has it, it is damaged, or the disk does not let us.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut store = Self { path: path.to_path_buf(), database: None };
+        store.database()?;
+        Ok(store)
+    }
+
+    fn database(&mut self) -> Result<&Database, StoreError> {
+        if self.database.is_none() {
+            let opened = Database::create(&self.path);
+            let opened = opened.map_err(|error| failed(&self.path, "opening it", &error))?;
+            self.database = Some(opened);
+        }
+        Ok(self.database.as_ref().expect("it was just opened"))
+    }
+
+    fn try_write(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let writing = |error: &dyn std::error::Error| failed(&path, "writing", error);
+        let transaction = self.database()?.begin_write().map_err(|error| writing(&error))?;
+        {
+            let table = transaction.open_table(TABLE);
+            let mut table = table.map_err(|error| writing(&error))?;
+            for (key, value) in changes {
+                let done = match value {
+                    Some(value) => table.insert(key.as_str(), sealed(key, value).as_slice()),
+                    None => table.remove(key.as_str()),
+                };
+                done.map_err(|error| writing(&error))?;
+            }
+        }
+        transaction.commit().map_err(|error| writing(&error))
+    }
+}
+
+impl Store for Embedded {
+    fn load(&mut self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let path = self.path.clone();
+        let reading = |error: &dyn std::error::Error| failed(&path, "reading", error);
+        let transaction = self.database()?.begin_read().map_err(|error| reading(&error))?;
+        let table = match transaction.open_table(TABLE) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(reading(&error)),
+        };
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(|error| reading(&error))? {
+            let (key, value) = entry.map_err(|error| reading(&error))?;
+            let (key, value) = (key.value().to_owned(), value.value());
+            let opened = unsealed(&key, value).map_err(|why| StoreError::Damaged {
+                path: path.clone(),
+                key: key.clone(),
+                why: why.to_owned(),
+            })?;
+            records.push((key, opened.to_vec()));
+        }
+        Ok(records)
+    }
+
+    fn write(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let written = self.try_write(changes);
+        if written.is_err() {
+            self.database = None;
+        }
+        written
+    }
+
+    fn place(&self) -> PathBuf {
+        self.path.clone()
+    }
+}
+
+/// The value behind its hash, which covers the key as well: a record cannot stand in another's place.
+fn sealed(key: &str, value: &[u8]) -> Vec<u8> {
+    let mut bytes = hash(key, value).to_vec();
+    bytes.extend_from_slice(value);
+    bytes
+}
+
+fn unsealed<'a>(key: &str, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
+    let (found, value) = bytes.split_at_checked(HASH_BYTES).ok_or("it is too short")?;
+    if hash(key, value) != *found {
+        return Err("it does not fit its hash");
+    }
+    Ok(value)
+}
+
+fn hash(key: &str, value: &[u8]) -> [u8; HASH_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key.as_bytes());
+    hasher.update(value);
+    *hasher.finalize().as_bytes()
+}
+
+fn failed(path: &Path, doing: &'static str, why: &dyn std::error::Error) -> StoreError {
+    StoreError::Database { path: path.to_path_buf(), doing, why: why.to_string() }
+}

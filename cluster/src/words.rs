@@ -1,0 +1,328 @@
+//! What is said in a cluster: by whoever looks after it, by its rigs, and by the launchers of its runs. Words
+//! only; what they lead to is in `state`. On the wire they are JSON, one object a message or a line.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use shoal_coordinator::control;
+use shoal_plan::job::Job;
+use shoal_plan::plan::{RunId, WorkerId};
+
+/// Of these words. Another one's are not understood.
+pub const VERSION: u32 = 1;
+
+/// The largest manifest that is taken.
+pub const MANIFEST_BYTES_MAX: usize = 1 << 20;
+
+/// One question or order of a person.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// Rigs and jobs.
+    Overview,
+    /// Train this, or train it further.
+    Apply(Manifest),
+    /// Of a run under way: its status, or an order. A stop also takes a job out of the queue.
+    Run { job: String, ask: control::Ask },
+    /// Forget a job that is not under way. Its files stay.
+    Remove { job: String },
+    /// A rig gets no more jobs; what it does goes on.
+    Cordon { rig: String },
+    Uncordon { rig: String },
+    /// A rig hands over what it does, and gets no more.
+    Drain { rig: String, force: bool },
+    /// A rig's certificate counts no more.
+    Expel { rig: String },
+    Tokens,
+    CreateToken(NewToken),
+    RevokeToken { id: String },
+}
+
+/// A job as it was written, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Its whole path: relative paths in it start at its directory, on the coordinator's machine.
+    pub file: String,
+    pub text: String,
+    /// `KEY=VALUE` below `spec`.
+    pub overrides: Vec<String>,
+    /// Say what would happen, and let nothing happen.
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// `worker`, `viewer` or `admin`.
+    pub role: String,
+    /// How often somebody may join with it.
+    pub uses: u32,
+    pub seconds: u64,
+}
+
+/// To one question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Overview(Box<Overview>),
+    /// What a run's coordinator says.
+    Run(control::Answer),
+    /// What happens now, as a sentence.
+    Done(String),
+    /// A job that was applied: what is different, a line each, and what happens now.
+    Applied {
+        job: String,
+        changes: Vec<String>,
+        what: String,
+    },
+    /// Nothing has changed: why, and what would help.
+    Refused(String),
+    /// The manifest is wrong: where, and what was wanted.
+    Wrong(String),
+    /// There is no such job, rig or token.
+    Unknown(String),
+    Tokens(Vec<TokenStatus>),
+    /// The only time that it is shown.
+    Token {
+        token: String,
+        status: TokenStatus,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    pub cluster: String,
+    pub version: String,
+    pub rigs: Vec<RigStatus>,
+    pub jobs: Vec<JobStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RigStatus {
+    pub name: String,
+    pub is: RigIs,
+    pub facts: Facts,
+    /// What it does, or did when it was heard last.
+    pub job: Option<String>,
+    pub worker: Option<WorkerId>,
+    pub cordoned: bool,
+    pub heard_seconds_ago: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RigIs {
+    Free,
+    Busy,
+    Away,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    pub name: String,
+    pub phase: JobPhase,
+    /// Why it waits, or how it ended.
+    pub why: Option<String>,
+    /// The run's directory, on the coordinator's machine.
+    pub directory: Option<String>,
+    pub rigs: BTreeMap<WorkerId, String>,
+    /// Of a run under way, once its coordinator has answered.
+    pub run: Option<Box<control::Status>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobPhase {
+    Queued,
+    /// Its launcher reads the text and looks for checkpoints.
+    Starting,
+    Running,
+    Finished,
+    Stopped,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenStatus {
+    pub id: String,
+    pub role: String,
+    pub uses_left: u32,
+    /// Negative: it is over.
+    pub seconds_left: i64,
+}
+
+/// What a rig says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    pub version: String,
+    pub host: String,
+    pub cores: u32,
+    pub memory_mb: u64,
+    pub disk_free_mb: u64,
+    pub gpus: Vec<Gpu>,
+    /// Where other rigs reach it.
+    pub address: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    pub name: String,
+    pub memory_mb: u64,
+}
+
+/// What a rig's process for a run is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Post {
+    pub run: RunId,
+    pub worker: WorkerId,
+}
+
+/// From a rig.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromRig {
+    /// The first, and only the first.
+    Hello {
+        version: u32,
+        facts: Facts,
+        /// What still runs there.
+        running: Vec<Post>,
+    },
+    /// Every second.
+    Heartbeat { disk_free_mb: u64 },
+    Started { post: Post, pid: u32 },
+    /// A process has ended: its wait status, as the system has it.
+    Exited { post: Post, pid: u32, status: i32 },
+    /// It could not be started: why.
+    NotStarted { post: Post, why: String },
+    /// Lines of a process's log.
+    Log { post: Post, text: String },
+    /// It goes for now: its person wants it back.
+    Leaving { reason: String },
+}
+
+/// To a rig.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToRig {
+    /// Fetch the text, and start a process.
+    Start(Box<Order>),
+    /// A process is to hand over its cells and go.
+    Leave { post: Post },
+    /// A process is to end now.
+    Kill { post: Post },
+    /// Nothing more is to be done for this run.
+    Over { run: RunId },
+}
+
+/// What a rig is to start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    pub post: Post,
+    /// The job's name: names its files on the rig.
+    pub name: String,
+    pub job: Job,
+    /// In hexadecimal.
+    pub secret: String,
+    /// The text, as files of the run's directory `data`.
+    pub files: Vec<DataFile>,
+}
+
+/// A file that a rig needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    pub name: String,
+    pub bytes: u64,
+    /// 64 lower-case hexadecimal digits.
+    pub blake3: String,
+}
+
+/// From a launcher, a line each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromLauncher {
+    /// The first, and only the first: the job it is for.
+    Here { name: String },
+    /// A run's coordinator listens here, on this machine. Said again over each new connection.
+    Open(Box<Opened>),
+    /// A worker's process is wanted once more.
+    Start { worker: WorkerId },
+    /// A rig's processes have died too often: another rig may try.
+    GivenUp { worker: WorkerId, why: String },
+    /// All processes of the run are to end now.
+    Kill,
+    /// The last.
+    Ended(LaunchEnd),
+}
+
+/// How a launcher ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LaunchEnd {
+    Finished,
+    /// It has written a checkpoint.
+    Stopped,
+    /// Its last words.
+    Failed(String),
+}
+
+/// A run that is under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opened {
+    pub run: RunId,
+    /// In hexadecimal.
+    pub secret: String,
+    pub address: SocketAddr,
+    pub files: Vec<DataFile>,
+}
+
+/// To a launcher, a line each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToLauncher {
+    Exited { worker: WorkerId, pid: u32, status: i32 },
+    /// No rig has it: it waits for one.
+    Unseated { worker: WorkerId, why: String },
+    Seated { worker: WorkerId, rig: String },
+    /// Write a checkpoint and end.
+    Stop,
+}
+
+impl fmt::Display for JobPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queued => "queued",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl fmt::Display for RigIs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "free",
+            Self::Busy => "busy",
+            Self::Away => "away",
+        })
+    }
+}
+
+impl JobPhase {
+    /// Whether a launcher is at it, or to be.
+    pub fn is_under_way(self) -> bool {
+        matches!(self, Self::Starting | Self::Running)
+    }
+}

@@ -1,0 +1,219 @@
+//! Verbs of a cluster: the coordinator's, a rig's, and those of the people who look after it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::steering::Form;
+use super::{LogFormat, Manifest};
+
+pub(super) const STAND_EXAMPLES: &str = "\
+Examples:
+  shoal coordinator
+  shoal coordinator --listen 10.0.0.1:7400
+  shoal token create
+
+Without --listen only this machine is served. Everything lies in --state: the authority's key, the store, and a
+directory for each job's run.";
+
+pub(super) const JOIN_EXAMPLES: &str = "\
+Examples:
+  shoal worker --join 10.0.0.1:7400 --token-file token
+  SHOAL_TOKEN=shoal1... shoal worker --join 10.0.0.1:7400 --name attic
+  shoal worker
+
+Later starts need neither address nor token: both are in --state. SIGTERM and Ctrl-C hand over what the rig does, and go.";
+
+pub(super) const APPLY_EXAMPLES: &str = "\
+Examples:
+  shoal apply job.yaml
+  shoal apply job.yaml --dry-run
+  shoal apply job.yaml --set training.steps=2000
+
+Paths in the manifest are paths of the coordinator's machine. Exit codes: 0 applied, 2 wrong manifest, 3 the
+coordinator cannot be reached, 4 refused, 6 with --dry-run: something would change.";
+
+pub(super) const OVERVIEW_EXAMPLES: &str = "\
+Examples:
+  shoal ps
+  shoal ps -o json | jq '.rigs[] | select(.is == \"away\")'";
+
+pub(super) const LOGS_EXAMPLES: &str = "\
+Examples:
+  shoal logs small
+  shoal logs small -f --log worker-2
+  shoal logs small --log coordinator --tail 100000";
+
+/// Which cluster.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Home {
+    /// Which cluster: a name below ~/.config/shoal/clusters, or a directory
+    #[arg(long, env = "SHOAL_CLUSTER", default_value = "default", value_name = "NAME|DIRECTORY")]
+    pub cluster: PathBuf,
+}
+
+impl Home {
+    /// Where no option says otherwise.
+    pub(crate) fn usual() -> Self {
+        let given = std::env::var_os("SHOAL_CLUSTER").filter(|given| !given.is_empty());
+        Self { cluster: given.unwrap_or_else(|| "default".into()).into() }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stand {
+    /// Where rigs and people reach it
+    #[arg(long, env = "SHOAL_LISTEN", default_value = "127.0.0.1:7400", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Everything of the cluster [default: ~/.local/state/shoal/cluster]
+    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    pub state: Option<PathBuf>,
+    /// What the cluster is called, in certificates; of the first start
+    #[arg(long, default_value = "shoal", value_name = "NAME")]
+    pub name: String,
+    /// How long rigs' certificates are good; they are renewed when two thirds are over
+    #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES")]
+    pub certificate_minutes: u64,
+    #[command(flatten)]
+    pub home: Home,
+    /// Form of the log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// The cluster's coordinator; needed once
+    #[arg(long, env = "SHOAL_JOIN", value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    /// A file that holds the token; needed once. Or the variable SHOAL_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// What the rig is called [default: the machine's name]
+    #[arg(long, env = "SHOAL_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where other rigs reach this one [default: the address from which it reaches the coordinator]
+    #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
+    pub advertise: Option<IpAddr>,
+    /// Everything of the rig [default: ~/.local/state/shoal/rig]
+    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    pub state: Option<PathBuf>,
+    /// Compute threads, whatever the job says; 0: as the job says
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: u32,
+    /// Give way while a program of this name runs, or a file is there (anything with a slash); may be repeated
+    #[arg(long, value_name = "PROGRAM|FILE")]
+    pub yield_to: Vec<String>,
+    /// Form of the log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token, and show it this once
+    Create(NewToken),
+    /// Tokens that are good still
+    Ls(Overview),
+    /// A token lets nobody in any more; who is in stays
+    Revoke {
+        id: String,
+        #[command(flatten)]
+        home: Home,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewToken {
+    /// For whom: worker (a rig), viewer (looks), or admin (may do everything)
+    #[arg(long, default_value = "worker")]
+    pub role: String,
+    /// How often somebody may join with it
+    #[arg(long, default_value_t = 1)]
+    pub uses: u32,
+    /// How long it is good
+    #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES")]
+    pub minutes: u64,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// The cluster's coordinator
+    #[arg(value_name = "HOST:PORT")]
+    pub address: String,
+    /// A file that holds the token, of role admin or viewer. Or the variable SHOAL_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// What you are called
+    #[arg(long, env = "USER", value_name = "NAME")]
+    pub name: String,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub manifest: Manifest,
+    /// Say what would happen, and let nothing happen
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Overview {
+    /// How to show it
+    #[arg(short, long, default_value = "table")]
+    pub output: Form,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The job
+    pub job: String,
+    /// out (what its launcher says), launch, coordinator, or worker-N
+    #[arg(long, default_value = "out")]
+    pub log: String,
+    /// Go on with what is added
+    #[arg(short, long)]
+    pub follow: bool,
+    /// The last so many bytes
+    #[arg(long, default_value_t = 16 << 10, value_name = "BYTES")]
+    pub tail: u64,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RigNamed {
+    /// The rig
+    pub rig: String,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Expel {
+    /// The rig
+    pub rig: String,
+    /// It cannot be undone: only a new token lets the rig back
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub home: Home,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveJob {
+    /// The job
+    pub job: String,
+    #[command(flatten)]
+    pub home: Home,
+}

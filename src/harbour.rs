@@ -1,0 +1,255 @@
+//! The verb `coordinator`: a cluster's, with its authority, its store, its queue, and a launcher for each run.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use shoal_cluster::store::Embedded;
+use shoal_cluster::{ClientError, Ended, JOBS, Launch, Launchers, Limits, SOCKET, STORE, Settings};
+use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
+use tokio::process::Command;
+
+use crate::exit::Stopped;
+use crate::people;
+use crate::signals::Signals;
+use crate::terminal::note;
+use crate::{cli, launch, logging, run_dir};
+
+/// In the state directory: the authority, and what it is called.
+const AUTHORITY: &str = "authority";
+const NAME: &str = "name";
+
+/// The certificate of whoever made the cluster.
+const ADMIN_LIFE: Duration = Duration::from_hours(365 * 24);
+
+/// A socket's path may have this many bytes.
+const SOCKET_PATH_MAX: usize = 100;
+
+/// Runs that do not end within this, when the coordinator is asked to go, are left to the next one.
+const REST: Duration = Duration::from_mins(2);
+
+pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
+    let directory = match &args.state {
+        Some(directory) => directory.clone(),
+        None => people::xdg("XDG_STATE_HOME", ".local/state")?.join("shoal/cluster"),
+    };
+    let directory = std::path::absolute(&directory).context("finding the state directory")?;
+    private(&directory)?;
+    let _lock = lock(&directory)?;
+    logging::to_standard_error(args.log_format, (&directory, None), || (0, 0));
+    let (cluster, authority) = authority(&directory, &args.name)?;
+    let port = TcpListener::bind(args.listen).map_err(|error| {
+        Stopped::Input(format!("cannot listen on {}: {error}; --listen names another", args.listen))
+    })?;
+    let address = port.local_addr().context("asking for the port")?;
+    let admin = known_as_admin(args, &authority, address)?;
+    let store = Embedded::open(&directory.join(STORE)).map_err(|error| Stopped::Input(error.to_string()))?;
+    let program = std::env::current_exe().context("finding this program's own file")?;
+    let launchers =
+        Launching { program, directory: directory.clone(), log_format: args.log_format };
+    let settings = Settings {
+        cluster: cluster.clone(),
+        authority,
+        directory: directory.clone(),
+        life: Duration::from_secs(args.certificate_minutes.max(1) * 60),
+        limits: Limits::USUAL,
+    };
+    fs::create_dir_all(directory.join(JOBS)).context("making the directory of jobs")?;
+    let runtime = launch::event_loop()?;
+    runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let running = shoal_cluster::serve(settings, port, Box::new(store), Box::new(launchers));
+        let mut running = running.context("starting the cluster's coordinator")?;
+        note(&told(&cluster, address, &directory, admin.as_deref()));
+        tokio::select! {
+            _ = &mut running.ended => {
+                return Err(anyhow::anyhow!("the coordinator has ended by itself: its log says why").into());
+            }
+            signal = signals.next() => {
+                note(&format!("{signal}: runs write a checkpoint and end; once more ends at once"));
+                tokio::select! {
+                    () = running.rest() => note("all runs have stopped: they go on with the next coordinator"),
+                    () = tokio::time::sleep(REST) => note("some run goes on by itself: the next coordinator finds it"),
+                    again = signals.next() => note(&format!("{again}: runs go on by themselves for a while")),
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn told(cluster: &Name, address: SocketAddr, directory: &Path, admin: Option<&Path>) -> String {
+    let mut text = format!("cluster {cluster}: rigs and people reach it at {address}\n");
+    if address.ip().is_loopback() {
+        text.push_str("  only from this machine: --listen ADDRESS:PORT lets others in\n");
+    }
+    text.push_str(&format!("  state: {}\n", directory.display()));
+    if let Some(admin) = admin {
+        text.push_str(&format!("  you are its admin: {}\n", admin.display()));
+    }
+    text.push_str("  a rig joins with: shoal token create; shoal worker --join HOST:PORT --token-file FILE");
+    text
+}
+
+/// Makes a directory for this user alone, or makes sure that it is one.
+pub(crate) fn private(directory: &Path) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.with_context(|| format!("making {}", directory.display()))?;
+    let mode = fs::metadata(directory).with_context(|| format!("looking at {}", directory.display()))?;
+    let mode = mode.permissions().mode() & 0o777;
+    if mode & 0o022 != 0 {
+        anyhow::bail!(
+            "{} may be written to by others (mode {mode:03o}): chmod 700 {}",
+            directory.display(),
+            directory.display()
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn lock(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("lock");
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "{} is in use by another process of shoal: stop it, or choose another --state",
+            directory.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
+/// The cluster's authority, made by the first start.
+fn authority(directory: &Path, wanted: &str) -> Result<(Name, Authority), Stopped> {
+    let wrong = |error: shoal_trust::TrustError| Stopped::Input(error.to_string());
+    let socket = directory.join(SOCKET);
+    if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(Stopped::Input(format!(
+            "{} is too long for the path of a socket (at most {SOCKET_PATH_MAX} bytes): choose a shorter --state",
+            socket.display()
+        )));
+    }
+    let (place, name) = (directory.join(AUTHORITY), directory.join(NAME));
+    if place.exists() {
+        let known = fs::read_to_string(&name).with_context(|| format!("reading {}", name.display()))?;
+        let cluster: Name = known.trim().parse().map_err(wrong)?;
+        return Ok((cluster, Authority::open(&place).map_err(wrong)?));
+    }
+    let cluster: Name = wanted.parse().map_err(wrong)?;
+    let made = Authority::create(&cluster, now()).map_err(wrong)?;
+    run_dir::write_atomically(&name, format!("{cluster}\n").as_bytes())?;
+    made.save(&place).map_err(wrong)?;
+    Ok((cluster, made))
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates have dates")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Whoever has the authority's key may be anybody: the user of this process is made known as admin, unless that
+/// was done before.
+fn known_as_admin(
+    args: &cli::Stand,
+    authority: &Authority,
+    address: SocketAddr,
+) -> Result<Option<PathBuf>, Stopped> {
+    let directory = people::directory(&args.home)?;
+    let reached = if address.ip().is_unspecified() {
+        SocketAddr::from(([127, 0, 0, 1], address.port()))
+    } else {
+        address
+    };
+    let is_ours = |known: &Credentials| known.pin() == authority.pin() && !known.is_due(now());
+    let there = directory.join("key.pem").exists();
+    if there {
+        match Credentials::open(&directory) {
+            Ok(known) if is_ours(&known) => {}
+            Ok(known) if known.pin() != authority.pin() => {
+                note(&format!(
+                    "{} is of another cluster and stays: --cluster names another place for this one",
+                    directory.display()
+                ));
+                return Ok(None);
+            }
+            Ok(_) | Err(_) => sign_in(&directory, authority)?,
+        }
+    } else {
+        sign_in(&directory, authority)?;
+    }
+    people::remember(&directory, &reached.to_string())?;
+    Ok(Some(directory))
+}
+
+fn sign_in(directory: &Path, authority: &Authority) -> Result<(), Stopped> {
+    let signed = || -> Result<(), ClientError> {
+        let name: Name = "admin".parse()?;
+        let request = Request::new(&name)?;
+        let identity = Identity { name, role: Role::Admin };
+        let signed = authority.sign(request.pem(), &identity, ADMIN_LIFE, now())?;
+        let credentials =
+            Credentials::new(authority.certificate_pem(), &signed.certificate_pem, request)?;
+        Ok(credentials.save(directory)?)
+    };
+    Ok(signed()?)
+}
+
+/// Starts launchers: processes that outlive this one.
+struct Launching {
+    program: PathBuf,
+    directory: PathBuf,
+    log_format: cli::LogFormat,
+}
+
+impl Launchers for Launching {
+    fn launch(&mut self, launch: Launch) -> Result<Ended, String> {
+        self.start(&launch).map_err(|error| format!("{error:#}"))
+    }
+}
+
+impl Launching {
+    fn start(&self, launch: &Launch) -> anyhow::Result<Ended> {
+        let Launch { name, manifest, first, .. } = launch;
+        let run_dir = self.directory.join(JOBS).join(name);
+        let logs = run_dir.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
+        let text = self.directory.join(JOBS).join(format!("{name}.yaml"));
+        run_dir::write_atomically(&text, manifest.text.as_bytes())?;
+        let log = logs.join("out.log");
+        let out = File::create(&log).with_context(|| format!("opening {}", log.display()))?;
+        let mut command = std::process::Command::new(&self.program);
+        command.arg("launch").arg(&manifest.file).arg("--text").arg(&text);
+        for change in &manifest.overrides {
+            command.args(["--set", change]);
+        }
+        command
+            .arg("--run-dir")
+            .arg(&run_dir)
+            .arg("--cluster")
+            .arg(self.directory.join(SOCKET))
+            .args(["--first", &first.to_string()])
+            .args(["--log-format", self.log_format.name()])
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("sharing the log")?)
+            .stderr(out)
+            // Ctrl-C here asks launchers over their lines; and what kills this process leaves them be.
+            .process_group(0);
+        let mut child = Command::from(command).spawn().context("starting a launcher")?;
+        Ok(Box::pin(async move {
+            match child.wait().await {
+                Ok(status) => format!("{status}"),
+                Err(error) => format!("it cannot be waited for: {error}"),
+            }
+        }))
+    }
+}

@@ -1,0 +1,292 @@
+//! The verb `worker`: this machine as a rig of a cluster. It attends the coordinator, fetches the text of runs,
+//! and keeps a process for the run it has a seat in. What it decides is only how to stay in touch.
+
+mod facts;
+mod posts;
+
+use std::fs;
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use shoal_cluster::words::{FromRig, ToRig, VERSION};
+use shoal_cluster::{Attending, Client, ClientError};
+use shoal_trust::{Credentials, Name};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::clock::Stopwatch;
+use crate::exit::Stopped;
+use crate::people::{self, read_token};
+use crate::signals::Signals;
+use crate::terminal::note;
+use crate::{cli, harbour, launch, logging, run_dir};
+use posts::{Posts, Told};
+
+/// In the rig's state directory.
+const CERTIFICATE: &str = "certificate";
+const REMEMBERED: &str = "rig.json";
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How often processes are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Between two attempts to reach the coordinator: longer each time.
+const RETRY: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the certificate is to be renewed.
+const RENEW_LOOK: Duration = Duration::from_secs(2);
+
+/// Processes that were asked to hand over get so long.
+const HAND_OVER_SECONDS: f64 = 60.0;
+
+/// What need not be said again.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    address: String,
+}
+
+/// One rig.
+pub(crate) struct Rig {
+    pub(crate) address: String,
+    pub(crate) name: Name,
+    pub(crate) directory: PathBuf,
+    pub(crate) certificate: PathBuf,
+    advertise: Option<IpAddr>,
+    pub(crate) threads: u32,
+    pub(crate) yield_to: Vec<String>,
+    pub(crate) log_format: cli::LogFormat,
+}
+
+/// Why a rig stops to attend.
+enum Ended {
+    /// Somebody wants the machine back.
+    Asked,
+    Broken(ClientError),
+}
+
+pub(crate) fn work(args: &cli::Join) -> Result<(), Stopped> {
+    let directory = match &args.state {
+        Some(directory) => directory.clone(),
+        None => people::xdg("XDG_STATE_HOME", ".local/state")?.join("shoal/rig"),
+    };
+    let directory = std::path::absolute(&directory).context("finding the state directory")?;
+    harbour::private(&directory)?;
+    let _lock = harbour::lock(&directory)?;
+    logging::to_standard_error(args.log_format, (&directory, None), || (0, 0));
+    let runtime = launch::event_loop()?;
+    let rig = runtime.block_on(joined(args, directory))?;
+    note(&format!("rig {} of the cluster at {}", rig.name, rig.address));
+    runtime.block_on(rig.attend())
+}
+
+/// Joins, unless that was done before.
+async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
+    let certificate = directory.join(CERTIFICATE);
+    let remembered = remembered(&directory)?;
+    let address = args.join.clone().or(remembered.map(|known| known.address));
+    let address = address.ok_or_else(|| {
+        Stopped::Input("this machine has joined no cluster yet: --join HOST:PORT and --token-file FILE".into())
+    })?;
+    let credentials = if certificate.join("key.pem").exists() {
+        Credentials::open(&certificate).map_err(ClientError::from)?
+    } else {
+        let token = read_token(args.token_file.as_deref())?;
+        let wanted = args.name.clone().unwrap_or_else(facts::host);
+        let name = wanted.parse().map_err(ClientError::from)?;
+        shoal_cluster::join(&address, &token, &name, &certificate).await?
+    };
+    let name = credentials.identity().name.clone();
+    if let Some(wanted) = args.name.as_ref().filter(|wanted| **wanted != name.to_string()) {
+        return Err(Stopped::Input(format!(
+            "this rig is called {name} in its certificate, and --name says {wanted}: to join anew under another name, \
+             remove {}",
+            certificate.display()
+        )));
+    }
+    let text = serde_json::to_string(&Remembered { address: address.clone() });
+    let text = text.context("writing what is to be remembered")?;
+    run_dir::write_atomically(&directory.join(REMEMBERED), text.as_bytes())?;
+    Ok(Rig {
+        address,
+        name,
+        directory,
+        certificate,
+        advertise: args.advertise,
+        threads: args.threads,
+        yield_to: args.yield_to.clone(),
+        log_format: args.log_format,
+    })
+}
+
+fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped> {
+    let path = directory.join(REMEMBERED);
+    match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| {
+            Stopped::Input(format!("{} is damaged ({error}): remove it and say --join", path.display()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Stopped::Input(format!("{}: {error}", path.display()))),
+    }
+}
+
+impl Rig {
+    /// Until somebody wants the machine back. A coordinator that is away is waited for: what runs here goes on.
+    async fn attend(&self) -> Result<(), Stopped> {
+        let mut signals = Signals::listen()?;
+        let (mut posts, mut told) = Posts::new(self.program()?);
+        let mut pause = RETRY;
+        loop {
+            let ended = match self.session(&mut posts).await {
+                Ok((client, attending)) => {
+                    pause = RETRY;
+                    note(&format!("attending {}", self.address));
+                    self.serve(client, attending, (&mut posts, &mut told), &mut signals).await
+                }
+                Err(error) => Ended::Broken(error),
+            };
+            match ended {
+                Ended::Asked => return Ok(()),
+                Ended::Broken(error @ ClientError::Refused { .. }) => {
+                    posts.kill_all();
+                    return Err(error.into());
+                }
+                Ended::Broken(error) => note(&format!("{error}; trying again")),
+            }
+            let watch = Stopwatch::start();
+            while watch.seconds() < pause.as_secs_f64() {
+                tokio::select! {
+                    () = sleep(LOOK) => {}
+                    signal = signals.next() => {
+                        note(&format!("{signal}: the coordinator is away, so nothing is handed over"));
+                        return Ok(());
+                    }
+                }
+                posts.look();
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn program(&self) -> Result<PathBuf, Stopped> {
+        Ok(std::env::current_exe().context("finding this program's own file")?)
+    }
+
+    async fn session(&self, posts: &mut Posts) -> Result<(Client, Attending), ClientError> {
+        let credentials = Credentials::open(&self.certificate)?;
+        let client = Client::connect(&self.address, &credentials).await?;
+        let hello = FromRig::Hello {
+            version: VERSION,
+            facts: facts::here(&self.directory, Some(self.reached_at())),
+            running: posts.running(),
+        };
+        let attending = client.attend(hello).await?;
+        Ok((client, attending))
+    }
+
+    /// Where other rigs reach this one: as the person says, else from where packets to the coordinator leave.
+    pub(crate) fn reached_at(&self) -> IpAddr {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        if let Some(advertise) = self.advertise {
+            return advertise;
+        }
+        let route = || -> std::io::Result<IpAddr> {
+            let mut found = self.address.to_socket_addrs()?;
+            let to = found.next().ok_or(std::io::ErrorKind::NotFound)?;
+            let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+            // No packet is sent: the system only says which address it would use.
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(to)?;
+            Ok(socket.local_addr()?.ip())
+        };
+        route().unwrap_or(loopback)
+    }
+
+    async fn serve(
+        &self,
+        client: Client,
+        mut attending: Attending,
+        (posts, told): (&mut Posts, &mut tokio::sync::mpsc::Receiver<Told>),
+        signals: &mut Signals,
+    ) -> Ended {
+        let mut heartbeat = interval(HEARTBEAT);
+        let mut look = interval(LOOK);
+        let mut renew = interval(RENEW_LOOK);
+        for ticks in [&mut heartbeat, &mut look, &mut renew] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        let mut leaving: Option<Stopwatch> = None;
+        loop {
+            let word = tokio::select! {
+                next = attending.next() => match next {
+                    Ok(word) => {
+                        self.hear(word, posts, &client);
+                        continue;
+                    }
+                    Err(error) => return Ended::Broken(error),
+                },
+                Some(told) = told.recv() => posts.told(told),
+                _at = look.tick() => {
+                    if let Some(since) = leaving
+                        && (posts.is_empty() || since.seconds() > HAND_OVER_SECONDS)
+                    {
+                        posts.kill_all();
+                        return Ended::Asked;
+                    }
+                    posts.look();
+                    continue;
+                }
+                _at = heartbeat.tick() => {
+                    Some(FromRig::Heartbeat { disk_free_mb: facts::disk_free_mb(&self.directory) })
+                }
+                _at = renew.tick() => {
+                    self.renew(&client).await;
+                    None
+                }
+                signal = signals.next() => {
+                    if leaving.replace(Stopwatch::start()).is_some() {
+                        posts.kill_all();
+                        return Ended::Asked;
+                    }
+                    note(&format!("{signal}: handing over; once more ends at once"));
+                    Some(FromRig::Leaving { reason: signal.to_string() })
+                }
+            };
+            if let Some(word) = word
+                && attending.outbox.send(word).await.is_err()
+            {
+                let (address, why) = (self.address.clone(), "the stream has ended".to_owned());
+                return Ended::Broken(ClientError::Unreachable { address, why });
+            }
+        }
+    }
+
+    fn hear(&self, word: ToRig, posts: &mut Posts, client: &Client) {
+        match word {
+            ToRig::Start(order) => posts.start(self, *order, client),
+            ToRig::Leave { post } => posts.ask_to_leave(&post),
+            ToRig::Kill { post } => posts.kill(&post),
+            ToRig::Over { run } => posts.over(&run),
+        }
+    }
+
+    async fn renew(&self, client: &Client) {
+        let due = Credentials::open(&self.certificate).map(|known| known.is_due(now()));
+        if !matches!(due, Ok(true)) {
+            return;
+        }
+        match client.renew(&self.name, &self.certificate).await {
+            Ok(_) => tracing::info!("the certificate was renewed"),
+            Err(error) => tracing::warn!(%error, "the certificate cannot be renewed yet"),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates have dates")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}

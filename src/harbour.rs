@@ -56,7 +56,7 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
         cluster: cluster.clone(),
         authority,
         directory: directory.clone(),
-        life: Duration::from_secs(args.certificate_minutes.max(1) * 60),
+        life: args.certificate_life,
         limits: Limits::USUAL,
     };
     fs::create_dir_all(directory.join(JOBS)).context("making the directory of jobs")?;

@@ -181,7 +181,7 @@ pub(crate) fn token(verb: &cli::Token) -> Result<(), Stopped> {
             let new = NewToken {
                 role: args.role.clone(),
                 uses: args.uses,
-                seconds: args.minutes.saturating_mul(60),
+                seconds: args.ttl.as_secs(),
             };
             match Cluster::reach(&args.home)?.ask(&Ask::CreateToken(new))? {
                 Answer::Token { token, status } => {

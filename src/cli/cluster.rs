@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -73,8 +74,8 @@ pub(crate) struct Stand {
     #[arg(long, default_value = "shoal", value_name = "NAME")]
     pub name: String,
     /// How long rigs' certificates are good; they are renewed when two thirds are over
-    #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES")]
-    pub certificate_minutes: u64,
+    #[arg(long, default_value = "24h", value_parser = life, value_name = "TIME")]
+    pub certificate_life: Duration,
     #[command(flatten)]
     pub home: Home,
     /// Form of the log lines
@@ -133,8 +134,8 @@ pub(crate) struct NewToken {
     #[arg(long, default_value_t = 1)]
     pub uses: u32,
     /// How long it is good
-    #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES")]
-    pub minutes: u64,
+    #[arg(long, default_value = "24h", value_parser = life, value_name = "TIME")]
+    pub ttl: Duration,
     #[command(flatten)]
     pub home: Home,
 }
@@ -216,4 +217,38 @@ pub(crate) struct RemoveJob {
     pub job: String,
     #[command(flatten)]
     pub home: Home,
+}
+
+/// `90s`, `15m`, `24h` or `7d`.
+fn life(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: want a number and s, m, h or d, such as 24h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number = text.strip_suffix(unit).unwrap_or_default();
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(seconds) {
+        Some(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_numbers_with_a_unit() {
+        let seconds = |text: &str| life(text).map(|life| life.as_secs());
+        assert_eq!((seconds("90s"), seconds("15m")), (Ok(90), Ok(900)));
+        assert_eq!((seconds("24h"), seconds("7d")), (Ok(86_400), Ok(604_800)));
+        for text in ["", "h", "0s", "-1s", "1.5h", "10", "1w", "h1", "99999999999999999999d", "é"] {
+            assert!(life(text).unwrap_err().contains("such as 24h"), "{text}");
+        }
+    }
 }

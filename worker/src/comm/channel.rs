@@ -21,7 +21,7 @@ use super::handshake::{Refusal, decided, is_pause};
 use super::trust::Trust;
 
 /// Bytes that are encrypted, or taken from the socket, at a time: several records, and small enough to
-/// stay in the cache. Found by `examples/link.rs`.
+/// stay in the cache. No other size was tried.
 const CHUNK_BYTES: usize = 128 << 10;
 
 /// What a refused dialer may still say before it reads why.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::{BufRead, Read};
+use std::net::Ipv4Addr;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         worker: WorkerId(args.id),
         run_dir: args.run_dir,
         threads: args.threads,
+        bind: Ipv4Addr::LOCALHOST.into(),
+        advertise: Ipv4Addr::LOCALHOST.into(),
+        trust: None,
         yielding: yielding::watch(
             args.yield_to.iter().map(String::as_str).map(Sight::of).collect(),
         ),

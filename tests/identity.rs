@@ -127,6 +127,7 @@ fn train(job: &Job, run_dir: &Path, n_workers: u32) -> Run {
                 me: *me,
                 hosts: plan.hosts.clone(),
                 peers: peers.clone(),
+                trust: None,
             };
             let (cells, inputs) = (plan.cells_of(*me), Arc::clone(&inputs));
             thread::spawn(move || host(membership, listener, &cells, &inputs))

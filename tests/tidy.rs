@@ -14,7 +14,7 @@ const LINES_MAX: usize = 500;
 const ARROWS: [(&str, &[&str]); 16] = [
     ("plan", &[]),
     ("kernels", &[]),
-    ("proto", &["plan"]),
+    ("proto", &["plan", "trust"]),
     ("trust", &[]),
     ("data", &["plan"]),
     ("model", &["kernels", "plan"]),
@@ -23,7 +23,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("eval", &["plan", "kernels", "model", "weights"]),
     ("infer", &["plan", "data", "kernels", "model", "weights"]),
     ("store", &["plan"]),
-    ("worker", &["proto", "plan", "data", "kernels", "model", "weights"]),
+    ("worker", &["proto", "plan", "trust", "data", "kernels", "model", "weights"]),
     ("bench", &["plan", "kernels", "model"]),
     ("standin", &[]),
     ("standin/driver", &["standin"]),
@@ -85,7 +85,7 @@ const UNSAFE: [&str; 11] = [
 ];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 13] = [
+const CLOCK: [&str; 14] = [
     "coordinator/src/conductor.rs",
     "src/clock.rs",
     "coordinator/src/server",
@@ -95,6 +95,7 @@ const CLOCK: [&str; 13] = [
     "worker/src/client",
     "worker/src/comm",
     "worker/src/metrics", // time is what they measure
+    "worker/examples/",
     "kernels/examples/",
     "model/examples/",
     "examples/",

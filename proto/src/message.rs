@@ -11,6 +11,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
+use shoal_trust::Name;
 
 /// What a worker says. A session begins with `Hello`, and says it once.
 #[derive(Clone, Debug, PartialEq)]
@@ -234,6 +235,8 @@ pub struct Assign {
     /// Where the state of each cell after `standing` is found, in cell order: one for each, or none
     /// at all, and then it comes from the checkpoint or from the seed.
     pub sources: Vec<Source>,
+    /// The name in the certificate of every worker in `vaults`; none where nobody has a certificate.
+    pub names: BTreeMap<WorkerId, Name>,
 }
 
 /// A snapshot in some worker's memory.

@@ -9,6 +9,7 @@ use std::net::{AddrParseError, SocketAddr};
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
+use shoal_trust::TrustError;
 
 use crate::message::{FailureKind, FromWorker, Hello, Resuming};
 
@@ -70,6 +71,8 @@ pub enum WireError {
     Count { field: &'static str, got: usize, want: String },
     #[error("{field} is not an address")]
     Address { field: &'static str, source: AddrParseError },
+    #[error("{field} has a name that is none")]
+    Name { field: &'static str, source: TrustError },
     #[error("assign.job_json is not a job of this version")]
     Job { source: serde_json::Error },
 }

@@ -12,9 +12,11 @@
 //! call of every endpoint returns an error that names the worker at fault, and the peers are told.
 //! A collective that was cut short may have changed its buffer: nothing of the step may be kept.
 //!
-//! What is not here: encryption. Members prove that they know the run's secret when they connect,
-//! and each frame is checksummed against accidents, but bytes travel in clear: loopback only.
+//! **Strangers.** Members prove that they know the run's secret when they connect, and each frame is
+//! checksummed against accidents. With a `Trust` all of that happens inside TLS, and both ends are whom
+//! their certificates name; without one bytes travel in clear, on loopback only.
 
+pub(crate) mod channel;
 mod collective;
 pub(crate) mod deadline;
 mod frame;
@@ -23,8 +25,9 @@ mod link;
 mod mesh;
 mod opening;
 #[cfg(test)]
-mod proof;
+pub(crate) mod proof;
 mod threads;
+pub(crate) mod trust;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -34,6 +37,7 @@ use shoal_plan::plan::WorkerId;
 
 pub use frame::Operation;
 pub use mesh::{Endpoint, Membership, Mesh, Timeouts};
+pub use trust::Trust;
 
 /// One cell's view of the others. A group is a list of distinct cells with this one among them, the
 /// same list in the same order on every member; members call the same collectives in the same

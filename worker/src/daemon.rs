@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use shoal_plan::job::{Gather, Job};
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, Hello, Secret, Source};
+use shoal_trust::TrustError;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 pub use crate::client::Gate;
 pub use crate::client::courier::{Courier, CourierError};
 use crate::client::{self, Incoming, Link};
+use crate::comm::Trust;
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason, Prepared};
 use crate::vault::{Held, Vault};
@@ -41,6 +43,12 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Compute threads. Not zero.
     pub threads: usize,
+    /// Where the other workers' connections are taken.
+    pub bind: IpAddr,
+    /// At which address the others reach this worker.
+    pub advertise: IpAddr,
+    /// How workers know each other; needed to leave this machine.
+    pub trust: Option<Trust>,
     /// Why somebody else needs this machine, while that is so.
     pub yielding: watch::Receiver<Option<String>>,
 }
@@ -70,6 +78,8 @@ pub struct Assignment {
     pub courier: Option<Courier>,
     /// Listens on the address that the peers know.
     pub listener: TcpListener,
+    /// With the names of this plan.
+    pub trust: Option<Trust>,
     pub threads: usize,
 }
 
@@ -109,8 +119,22 @@ pub trait EngineFactory: Send {
 pub enum DaemonError {
     #[error("the coordinator {address} is not on this machine: without TLS nothing leaves it")]
     NotLoopback { address: SocketAddr },
-    #[error("opening a port for the other workers on 127.0.0.1")]
-    Listen { source: io::Error },
+    #[error("opening a port for the other workers on {bind}")]
+    Listen { bind: IpAddr, source: io::Error },
+    #[error(
+        "other workers would reach this one at {address}, in clear: without certificates nothing \
+         leaves this machine; join a cluster with a token first, or use 127.0.0.1"
+    )]
+    InClear { address: IpAddr },
+    #[error("{address} is no address that others can dial: advertise one of this machine's")]
+    Nowhere { address: IpAddr },
+    #[error("this worker's credentials in {} are of no use", path.display())]
+    Credentials { path: PathBuf, source: TrustError },
+    #[error(
+        "the coordinator's plan goes by certificates, and this worker has none: join the cluster with \
+         a token first"
+    )]
+    NoCredentials,
     #[error("the coordinator at {address} did not answer within {waited_ms} ms")]
     Silent { address: String, waited_ms: u128 },
     #[error("the coordinator at {address} refused: {why}")]
@@ -133,17 +157,21 @@ pub async fn run(
     wanted_back: impl Future<Output = String>,
 ) -> Result<ExitReason, DaemonError> {
     let (mut parent_gone, wanted_back) = (pin!(parent_gone), pin!(wanted_back));
-    let listen = |source| DaemonError::Listen { source };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(listen)?;
+    check_network(&options)?;
+    let (bind, at) = (options.bind, |port| SocketAddr::new(options.advertise, port));
+    let listen = |source| DaemonError::Listen { bind, source };
+    let listener = TcpListener::bind((bind, 0)).map_err(listen)?;
     let (tell, held) = mpsc::unbounded_channel();
-    let vault = Vault::open(&options.run, &options.secret, options.worker, tell).map_err(listen)?;
+    let network = (bind, options.trust.clone());
+    let vault = Vault::open(&options.run, &options.secret, options.worker, network, tell);
+    let vault = vault.map_err(listen)?;
     let hello = Hello {
         run: options.run.clone(),
         worker: options.worker,
-        data_address: listener.local_addr().map_err(listen)?,
+        data_address: at(listener.local_addr().map_err(listen)?.port()),
         pid: std::process::id(),
         threads: options.threads as u32,
-        vault_address: vault.address(),
+        vault_address: at(vault.address().port()),
         resuming: None,
     };
     let link = tokio::select! {
@@ -169,6 +197,21 @@ pub async fn run(
         exit,
     };
     daemon.work(parent_gone, wanted_back).await
+}
+
+/// Whether what others can reach is for members alone, and they can reach it at all.
+fn check_network(options: &Options) -> Result<(), DaemonError> {
+    let Options { bind, advertise, ref trust, .. } = *options;
+    if advertise.is_unspecified() {
+        return Err(DaemonError::Nowhere { address: advertise });
+    }
+    let Some(trust) = trust else {
+        let others = [bind, advertise].into_iter().find(|address| !address.is_loopback());
+        return others.map_or(Ok(()), |address| Err(DaemonError::InClear { address }));
+    };
+    let path = &trust.credentials;
+    let opened = trust.open().map(drop);
+    opened.map_err(|source| DaemonError::Credentials { path: path.clone(), source })
 }
 
 struct Daemon<F> {
@@ -313,7 +356,13 @@ impl<F: EngineFactory> Daemon<F> {
     }
 
     fn assignment(&self, assign: Assign) -> Result<Assignment, DaemonError> {
-        let Assign { run, plan, job, peers, resume_from, standing, vaults, sources } = assign;
+        let Assign { run, plan, job, peers, resume_from, standing, vaults, sources, names } =
+            assign;
+        let (bind, trust) = (self.options.bind, self.options.trust.as_ref());
+        if trust.is_none() && !names.is_empty() {
+            return Err(DaemonError::NoCredentials);
+        }
+        self.vault.meet(&names);
         let listener = self.listener.try_clone();
         let courier = (job.checkpoint.gather == Gather::Coordinator).then(|| Courier {
             coordinator: self.options.join.clone(),
@@ -337,7 +386,8 @@ impl<F: EngineFactory> Daemon<F> {
             sources,
             run_dir: self.options.run_dir.clone(),
             courier,
-            listener: listener.map_err(|source| DaemonError::Listen { source })?,
+            listener: listener.map_err(|source| DaemonError::Listen { bind, source })?,
+            trust: trust.map(|trust| trust.naming(&names)),
             threads: self.options.threads,
         })
     }

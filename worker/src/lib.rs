@@ -14,4 +14,5 @@ pub mod vault;
 
 mod client;
 
+pub use comm::Trust;
 pub use shoal_proto::Secret;

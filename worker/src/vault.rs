@@ -7,8 +7,8 @@
 //! nothing queues up.
 //!
 //! Anybody of the run may ask for what is held (`serve`), whatever generation it is at. Who does not
-//! know the run's secret is refused before anything is allocated for it. Bytes travel in clear:
-//! loopback only, as the data plane.
+//! know the run's secret is refused before anything is allocated for it. Bytes travel in TLS where workers
+//! have certificates, and in clear on loopback otherwise, as on the data plane.
 
 mod copies;
 mod keep;
@@ -21,7 +21,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,9 +31,11 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::Secret;
+use shoal_trust::Name;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::handshake::Identity;
+use crate::comm::trust::Trust;
 use store::Store;
 pub(crate) use store::{Snapshot, Terms};
 
@@ -94,6 +96,8 @@ struct Owner {
 /// What handles and threads share.
 struct Shared {
     identity: Identity,
+    /// With the names of all plans so far.
+    trust: Mutex<Option<Trust>>,
     me: WorkerId,
     store: Mutex<Store>,
     /// Own cells whose newest snapshot is not stored and copied yet.
@@ -108,17 +112,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Vault {
-    /// Listens on a port of its own on loopback. What comes to be held is told through `events`.
+    /// Listens on a port of its own at `bind`. What comes to be held is told through `events`.
     pub fn open(
         run: &RunId,
         secret: &Secret,
         me: WorkerId,
+        (bind, trust): (IpAddr, Option<Trust>),
         events: UnboundedSender<Held>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = TcpListener::bind((bind, 0))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             identity: Identity::of_vault(run, secret.bytes(), me),
+            trust: Mutex::new(trust),
             me,
             store: Mutex::new(Store::new()),
             busy: Mutex::default(),
@@ -138,9 +144,15 @@ impl Vault {
         Ok(Self(Arc::new(Owner { shared, keep: Mutex::new(keep), copy: copies, address })))
     }
 
-    /// Where the other workers reach it.
+    /// Where it listens: where the other workers reach it, unless that is any address.
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// Who is who in a plan that is in force, or may come.
+    pub(crate) fn meet(&self, names: &BTreeMap<WorkerId, Name>) {
+        let mut trust = lock(&self.0.shared.trust);
+        *trust = trust.take().map(|trust| trust.naming(names));
     }
 
     /// A new plan: from now on snapshots of its generation alone are taken, and what it cannot go on
@@ -257,7 +269,13 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Release);
         // The listener's thread wakes up and looks.
-        drop(TcpStream::connect(self.address));
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            let v4 = address.is_ipv4();
+            let here = if v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            address.set_ip(here);
+        }
+        drop(TcpStream::connect(address));
     }
 }
 

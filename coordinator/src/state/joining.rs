@@ -1,6 +1,8 @@
 //! How a worker comes in, at the start or under way, and how its session is taken up again; how a
 //! plan goes out and training starts.
 
+use std::collections::BTreeMap;
+
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_proto::{Assign, Hello, Resuming, ToWorker};
 
@@ -217,6 +219,7 @@ impl State {
             standing,
             vaults,
             sources,
+            names: BTreeMap::new(),
         })
     }
 

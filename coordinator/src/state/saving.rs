@@ -172,6 +172,7 @@ impl State {
                 standing: saved.start,
                 vaults: assigned.vaults,
                 sources: assigned.sources,
+                names: BTreeMap::new(),
             })
         });
         let mut stragglers = Stragglers::default();

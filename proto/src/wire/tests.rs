@@ -130,7 +130,9 @@ fn assign() -> Assign {
     let source =
         |cell| Source { worker: WorkerId(cell % 2), cell: CellId(cell), blake3: blake3.clone() };
     let sources = (0..4).map(source).collect();
-    Assign { run, plan, job, peers, resume_from, standing: standing(), vaults, sources }
+    let names = [(WorkerId(0), "rig-a"), (WorkerId(1), "Rig.b")];
+    let names = names.map(|(id, name)| (id, name.parse().unwrap())).into();
+    Assign { run, plan, job, peers, resume_from, standing: standing(), vaults, sources, names }
 }
 
 #[test]
@@ -193,6 +195,7 @@ fn what_the_coordinator_says_arrives_unchanged() {
         ToWorker::Assign(Box::new(assign())),
         ToWorker::Assign(Box::new(Assign { resume_from: None, ..assign() })),
         ToWorker::Assign(Box::new(Assign { sources: vec![], ..assign() })),
+        ToWorker::Assign(Box::new(Assign { names: BTreeMap::new(), ..assign() })),
         ToWorker::Start { generation },
         ToWorker::Edge { generation },
         ToWorker::Released { generation },
@@ -342,6 +345,20 @@ fn an_assignment_that_does_not_fit_together_is_refused() {
         |a| a.sources[1].cell = 4,
         "assign.sources.cell is cell-4: want a cell of plan.grid",
     );
+    refuses_assign(
+        |a| drop(a.names.insert(7, "rig-c".into())),
+        "assign.names is worker-7: want a worker with a vault",
+    );
+    refuses_assign(
+        |a| drop(a.names.pop_first()),
+        "assign.names is an incomplete list: want one of worker-0",
+    );
+    for name in ["", "..", "a/b", "a\u{1b}[2J", &"n".repeat(64)] {
+        refuses_assign(
+            |a| drop(a.names.insert(1, name.into())),
+            "assign.names has a name that is none",
+        );
+    }
     for axis in [0, u32::MAX] {
         refuses_assign(
             |a| plan_of(a).grid.as_mut().unwrap().replicas = axis,

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use shoal_plan::grid::{CellId, Grid};
 use shoal_plan::plan::{Generation, Plan, StagePlan, WorkerId};
+use shoal_trust::Name;
 
 use super::{
     WireError, address, finite, hash, present, raw, readable, reports, run_id, shortened, value,
@@ -83,7 +84,8 @@ impl TryFrom<raw::Assign> for Assign {
         let vaults = vaults(raw.vaults, &peers)?;
         let sources = sources(raw.sources, plan.grid, &vaults)?;
         let resume_from = raw.resume_from;
-        Ok(Self { run, plan, job, peers, resume_from, standing, vaults, sources })
+        let names = names(raw.names, &vaults)?;
+        Ok(Self { run, plan, job, peers, resume_from, standing, vaults, sources, names })
     }
 }
 
@@ -99,6 +101,7 @@ impl From<Assign> for raw::Assign {
             standing: Some(assign.standing.into()),
             vaults: assign.vaults.iter().map(|(worker, at)| (worker.0, at.to_string())).collect(),
             sources: assign.sources.into_iter().map(raw_source).collect(),
+            names: assign.names.iter().map(|(worker, name)| (worker.0, name.to_string())).collect(),
         }
     }
 }
@@ -116,6 +119,29 @@ fn vaults(
         return Err(value("assign.vaults", "an incomplete list", &format!("one of {worker}")));
     }
     Ok(vaults)
+}
+
+/// Of every worker that others may have to do with, or of none.
+fn names(
+    raw: BTreeMap<u32, String>,
+    vaults: &BTreeMap<WorkerId, SocketAddr>,
+) -> Result<BTreeMap<WorkerId, Name>, WireError> {
+    let mut names = BTreeMap::new();
+    for (worker, text) in raw {
+        let worker = WorkerId(worker);
+        if !vaults.contains_key(&worker) {
+            return Err(value("assign.names", worker, "a worker with a vault"));
+        }
+        let name =
+            text.parse().map_err(|source| WireError::Name { field: "assign.names", source })?;
+        names.insert(worker, name);
+    }
+    match vaults.keys().find(|worker| !names.contains_key(worker)) {
+        Some(worker) if !names.is_empty() => {
+            Err(value("assign.names", "an incomplete list", &format!("one of {worker}")))
+        }
+        Some(_) | None => Ok(names),
+    }
 }
 
 /// One for each cell of the grid, in vaults that are known; or none.

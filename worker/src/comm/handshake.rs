@@ -1,6 +1,7 @@
 //! The first words of a connection between two workers: each proves that it knows the run's secret
 //! and belongs to the same run and generation, before anything else is read or allocated. Vaults begin
-//! with the same words under another magic, and without a generation.
+//! with the same words under another magic, and without a generation. Where workers have certificates
+//! these words are said inside TLS, and the id that is claimed must be the certificate's.
 //!
 //! 1. dialer: magic, version, hash of the run, generation, its id, the id it wants, 32 random bytes
 //! 2. acceptor: "go on" and 32 random bytes, or a refusal in words
@@ -9,10 +10,10 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 
+use super::channel::{self, Channel};
 use super::deadline::Deadline;
 
 /// Opens a connection of the data plane.
@@ -51,7 +52,7 @@ impl<T: ToString> From<T> for Refusal {
     }
 }
 
-fn decided(reason: String) -> Refusal {
+pub(super) fn decided(reason: String) -> Refusal {
     Refusal { decided: true, reason }
 }
 
@@ -107,7 +108,7 @@ impl Identity {
 
 /// Opens a connection to `peer`.
 pub(crate) fn dial(
-    stream: &TcpStream,
+    channel: &Channel,
     identity: &Identity,
     peer: WorkerId,
     deadline: Deadline,
@@ -120,14 +121,14 @@ pub(crate) fn dial(
         nonce: nonce()?,
     }
     .encode(identity.magic);
-    write(stream, &hello, deadline)?;
-    read_verdict(stream, deadline)?;
+    write(channel, &hello, deadline)?;
+    read_verdict(channel, deadline)?;
     let mut their_nonce = [0; 32];
-    read(stream, &mut their_nonce, deadline)?;
-    write(stream, identity.proof("dialer", &hello, &their_nonce).as_bytes(), deadline)?;
-    read_verdict(stream, deadline)?;
+    read(channel, &mut their_nonce, deadline)?;
+    write(channel, identity.proof("dialer", &hello, &their_nonce).as_bytes(), deadline)?;
+    read_verdict(channel, deadline)?;
     let mut proof = [0; 32];
-    read(stream, &mut proof, deadline)?;
+    read(channel, &mut proof, deadline)?;
     // `Hash` compares in constant time.
     if blake3::Hash::from_bytes(proof) != identity.proof("acceptor", &hello, &their_nonce) {
         return Err(decided(format!("{peer} does not know the run's secret")));
@@ -138,35 +139,35 @@ pub(crate) fn dial(
 /// Answers a connection. `claim` decides, once the peer has proved who it is, whether it is wanted.
 /// On an error the peer has been told the reason and the connection is of no more use.
 pub(crate) fn accept(
-    stream: &TcpStream,
+    channel: &Channel,
     identity: &Identity,
     claim: impl FnOnce(WorkerId) -> Result<(), String>,
     deadline: Deadline,
 ) -> Result<WorkerId, Refusal> {
     let mut bytes = [0; HELLO_BYTES];
-    read(stream, &mut bytes, deadline)?;
+    read(channel, &mut bytes, deadline)?;
     let hello = match Hello::decode(&bytes, identity.magic) {
         Ok(hello) => hello,
-        Err(reason) => return refuse(stream, reason, deadline),
+        Err(reason) => return refuse(channel, reason, deadline),
     };
-    if let Some(reason) = identity.objection(&hello) {
-        return refuse(stream, reason, deadline);
+    if let Some(reason) = identity.objection(&hello).or_else(|| channel.objection(hello.from)) {
+        return refuse(channel, reason, deadline);
     }
     let nonce = nonce()?;
     let mut answer = vec![GO_ON];
     answer.extend_from_slice(&nonce);
-    write(stream, &answer, deadline)?;
+    write(channel, &answer, deadline)?;
     let mut proof = [0; 32];
-    read(stream, &mut proof, deadline)?;
+    read(channel, &mut proof, deadline)?;
     if blake3::Hash::from_bytes(proof) != identity.proof("dialer", &bytes, &nonce) {
-        return refuse(stream, "it does not know the run's secret".into(), deadline);
+        return refuse(channel, "it does not know the run's secret".into(), deadline);
     }
     if let Err(reason) = claim(hello.from) {
-        return refuse(stream, reason, deadline);
+        return refuse(channel, reason, deadline);
     }
     let mut answer = vec![GO_ON];
     answer.extend_from_slice(identity.proof("acceptor", &bytes, &nonce).as_bytes());
-    write(stream, &answer, deadline)?;
+    write(channel, &answer, deadline)?;
     Ok(hello.from)
 }
 
@@ -206,58 +207,62 @@ impl Hello {
     }
 }
 
-fn refuse(stream: &TcpStream, reason: String, deadline: Deadline) -> Result<WorkerId, Refusal> {
+fn refuse(channel: &Channel, reason: String, deadline: Deadline) -> Result<WorkerId, Refusal> {
     let text = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
     let mut bytes = vec![REFUSED];
     bytes.extend_from_slice(&(text.len() as u16).to_le_bytes());
     bytes.extend_from_slice(text);
     // The peer may be gone already; the reason to refuse it stays the same.
-    let _ = write(stream, &bytes, deadline);
+    let _ = write(channel, &bytes, deadline);
     Err(decided(reason))
 }
 
-fn read_verdict(stream: &TcpStream, deadline: Deadline) -> Result<(), Refusal> {
+fn read_verdict(channel: &Channel, deadline: Deadline) -> Result<(), Refusal> {
     let mut verdict = [0];
-    read(stream, &mut verdict, deadline)?;
+    read(channel, &mut verdict, deadline)?;
     match verdict[0] {
         GO_ON => Ok(()),
         REFUSED => {
             let mut length = [0; 2];
-            read(stream, &mut length, deadline)?;
+            read(channel, &mut length, deadline)?;
             let length = usize::from(u16::from_le_bytes(length)).min(REASON_BYTES_MAX);
             let mut reason = vec![0; length];
-            read(stream, &mut reason, deadline)?;
+            read(channel, &mut reason, deadline)?;
             Err(decided(format!("refused: {}", printable(&reason))))
         }
         other => Err(decided(format!("the peer answered the handshake with {other}, want 0 or 1"))),
     }
 }
 
-fn read(mut stream: &TcpStream, bytes: &mut [u8], deadline: Deadline) -> Result<(), Refusal> {
+fn read(mut channel: &Channel, bytes: &mut [u8], deadline: Deadline) -> Result<(), Refusal> {
     let mut done = 0;
     while done < bytes.len() {
         let left = deadline.left().ok_or("the handshake took too long")?;
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut bytes[done..]) {
+        channel.stream().set_read_timeout(Some(left))?;
+        match channel.read(&mut bytes[done..]) {
             Ok(0) => return Err("the connection closed during the handshake".into()),
             Ok(n) => done += n,
             Err(error) if is_pause(error.kind()) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                return Err(channel::refused(&error).unwrap_or_else(|| error.into()));
+            }
         }
     }
     Ok(())
 }
 
-fn write(mut stream: &TcpStream, bytes: &[u8], deadline: Deadline) -> Result<(), Refusal> {
+fn write(mut channel: &Channel, bytes: &[u8], deadline: Deadline) -> Result<(), Refusal> {
     let mut done = 0;
     while done < bytes.len() {
         let left = deadline.left().ok_or("the handshake took too long")?;
-        stream.set_write_timeout(Some(left))?;
-        match stream.write(&bytes[done..]) {
+        channel.stream().set_write_timeout(Some(left))?;
+        match channel.write(&bytes[done..]) {
             Ok(0) => return Err("the connection closed during the handshake".into()),
             Ok(n) => done += n,
             Err(error) if is_pause(error.kind()) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                return Err(channel::refused(&error).unwrap_or_else(|| error.into()));
+            }
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, WorkerId};
 
 use super::CommError;
+use super::channel::Channel;
 use super::frame::{self, Operation};
 
 /// The first failure: whose, and why. `None` is this worker's own decision.
@@ -70,7 +71,7 @@ struct Inbox {
 
 /// One connection.
 pub(super) struct Link {
-    pub(super) stream: TcpStream,
+    pub(super) channel: Channel,
     outbox: Mutex<VecDeque<Outgoing>>,
     changed: Condvar,
     /// The peer has said goodbye.
@@ -110,7 +111,7 @@ impl Shared {
         generation: Generation,
         hosts: Vec<WorkerId>,
         silence: Duration,
-        streams: BTreeMap<WorkerId, TcpStream>,
+        channels: BTreeMap<WorkerId, Channel>,
     ) -> Self {
         let cells = || (0..hosts.len() as u32).map(CellId);
         let inboxes = cells()
@@ -118,8 +119,8 @@ impl Shared {
             .flat_map(|to| cells().filter(move |from| *from != to).map(move |from| (from, to)))
             .map(|pair| (pair, Inbox::default()))
             .collect();
-        let link = |stream| Link {
-            stream,
+        let link = |channel| Link {
+            channel,
             outbox: Mutex::default(),
             changed: Condvar::new(),
             departed: AtomicBool::new(false),
@@ -132,9 +133,9 @@ impl Shared {
             failure: OnceLock::new(),
             closing: AtomicBool::new(false),
             inboxes,
-            threads_running: Mutex::new(2 * streams.len()),
+            threads_running: Mutex::new(2 * channels.len()),
             thread_ended: Condvar::new(),
-            links: streams.into_iter().map(|(peer, stream)| (peer, link(stream))).collect(),
+            links: channels.into_iter().map(|(peer, channel)| (peer, link(channel))).collect(),
         }
     }
 
@@ -181,7 +182,7 @@ impl Shared {
 
     fn cut(&self) {
         for link in self.links.values() {
-            let _ = link.stream.shutdown(Shutdown::Both);
+            let _ = link.channel.stream().shutdown(Shutdown::Both);
         }
     }
 

@@ -15,6 +15,7 @@ use super::frame::Operation;
 use super::handshake::Identity;
 use super::link::{Failure, Outgoing, Shared};
 use super::threads::WRITE_PAUSE;
+use super::trust::Trust;
 use super::{CommError, Traffic, opening};
 
 /// Who belongs to the mesh, and how members know each other.
@@ -29,6 +30,8 @@ pub struct Membership {
     pub hosts: Vec<WorkerId>,
     /// Where each worker listens for data; its own entry is not needed.
     pub peers: BTreeMap<WorkerId, SocketAddr>,
+    /// Without it connections are in clear.
+    pub trust: Option<Trust>,
 }
 
 impl fmt::Debug for Membership {
@@ -39,6 +42,7 @@ impl fmt::Debug for Membership {
             .field("me", &self.me)
             .field("hosts", &self.hosts)
             .field("peers", &self.peers)
+            .field("trust", &self.trust)
             .finish_non_exhaustive()
     }
 }
@@ -120,15 +124,17 @@ impl Mesh {
         timeouts: Timeouts,
         is_off: &dyn Fn() -> bool,
     ) -> Result<Self, CommError> {
-        let Membership { run, secret, generation, me, hosts, peers } = membership;
+        let Membership { run, secret, generation, me, hosts, peers, trust } = membership;
         let mut members: BTreeSet<WorkerId> = hosts.iter().copied().collect();
         if !members.remove(&me) {
             members.clear();
         }
         let addresses = members.iter().map(|peer| (*peer, peers.get(peer).copied())).collect();
         let identity = Identity::new(&run, &secret, generation, me);
-        let streams = opening::connect_all(identity, &addresses, listener, &timeouts, is_off)?;
-        for (peer, stream) in &streams {
+        let members = (identity, trust);
+        let channels = opening::connect_all(members, &addresses, listener, &timeouts, is_off)?;
+        for (peer, channel) in &channels {
+            let stream = channel.stream();
             let tuned = stream
                 .set_nodelay(true)
                 .and_then(|()| stream.set_read_timeout(None))
@@ -141,7 +147,7 @@ impl Mesh {
                 silent: Vec::new(),
             })?;
         }
-        let shared = Arc::new(Shared::new(me, generation, hosts, timeouts.silence, streams));
+        let shared = Arc::new(Shared::new(me, generation, hosts, timeouts.silence, channels));
         let threads = shared.peers().flat_map(|peer| spawn_threads(&shared, peer)).collect();
         Ok(Self { shared, me, shutdown: timeouts.shutdown, taken: Mutex::default(), threads })
     }

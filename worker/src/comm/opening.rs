@@ -14,10 +14,12 @@ use std::time::Duration;
 use shoal_plan::plan::WorkerId;
 
 use super::CommError;
+use super::channel::Channel;
 use super::deadline::Deadline;
 use super::handshake::{self, Identity, Refusal};
 use super::link::is_silence;
 use super::mesh::Timeouts;
+use super::trust::Trust;
 
 /// Unfinished handshakes at a time. Connections beyond are closed unread.
 const HANDSHAKES_MAX: usize = 64;
@@ -32,7 +34,7 @@ const LOOKS: u32 = 4;
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
 enum Event {
-    Joined(WorkerId, TcpStream),
+    Joined(WorkerId, Channel),
     /// From whom, if that is known, and why.
     Refused(Option<WorkerId>, Refusal),
     /// For too long no packet of it came through.
@@ -43,6 +45,7 @@ enum Event {
 /// What the threads of one opening share.
 struct Opening {
     identity: Identity,
+    trust: Option<Trust>,
     /// Who may dial us and has not yet.
     wanted: Mutex<BTreeSet<WorkerId>>,
     handshakes: AtomicUsize,
@@ -54,16 +57,17 @@ struct Opening {
 
 /// One open, proven connection to each of `peers`; an address is needed for those with a lower id.
 pub(super) fn connect_all(
-    identity: Identity,
+    (identity, trust): (Identity, Option<Trust>),
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     listener: TcpListener,
     timeouts: &Timeouts,
     is_off: &dyn Fn() -> bool,
-) -> Result<BTreeMap<WorkerId, TcpStream>, CommError> {
+) -> Result<BTreeMap<WorkerId, Channel>, CommError> {
     let me = identity.me();
     let higher: BTreeSet<_> = peers.keys().copied().filter(|peer| *peer > me).collect();
     let opening = Arc::new(Opening {
         identity,
+        trust,
         wanted: Mutex::new(higher.clone()),
         handshakes: AtomicUsize::new(0),
         over: AtomicBool::new(false),
@@ -100,7 +104,7 @@ fn gather(
     inbox: &mpsc::Receiver<Event>,
     (deadline, timeouts): (Deadline, &Timeouts),
     is_off: &dyn Fn() -> bool,
-) -> Result<BTreeMap<WorkerId, TcpStream>, CommError> {
+) -> Result<BTreeMap<WorkerId, Channel>, CommError> {
     let mut joined = BTreeMap::new();
     // By whom, if that is known. A connection that merely broke hides no decision.
     let mut refusals: BTreeMap<Option<WorkerId>, Refusal> = BTreeMap::new();
@@ -114,8 +118,8 @@ fn gather(
             event => event.and_then(Result::ok),
         };
         match event {
-            Some(Event::Joined(peer, stream)) => {
-                joined.insert(peer, stream);
+            Some(Event::Joined(peer, channel)) => {
+                joined.insert(peer, channel);
             }
             Some(Event::Refused(from, refusal)) => {
                 if refusal.decided || refusals.get(&from).is_none_or(|known| !known.decided) {
@@ -174,7 +178,7 @@ fn accept_all(opening: &Arc<Opening>, listener: &TcpListener, events: &mpsc::Sen
                     let answered = answer(&opening, stream);
                     opening.handshakes.fetch_sub(1, Ordering::AcqRel);
                     let _ = events.send(match answered {
-                        Ok((peer, stream)) => Event::Joined(peer, stream),
+                        Ok((peer, channel)) => Event::Joined(peer, channel),
                         Err(refusal) => Event::Refused(None, refusal),
                     });
                 });
@@ -185,8 +189,10 @@ fn accept_all(opening: &Arc<Opening>, listener: &TcpListener, events: &mpsc::Sen
     }
 }
 
-fn answer(opening: &Opening, stream: TcpStream) -> Result<(WorkerId, TcpStream), Refusal> {
+fn answer(opening: &Opening, stream: TcpStream) -> Result<(WorkerId, Channel), Refusal> {
     stream.set_nonblocking(false)?;
+    let deadline = opening.deadline.within(opening.handshake);
+    let channel = Channel::accept(stream, opening.trust.as_ref(), deadline)?;
     let wanted = || opening.wanted.lock().unwrap_or_else(PoisonError::into_inner);
     let mut claimed = None;
     let claim = |peer| {
@@ -196,9 +202,8 @@ fn answer(opening: &Opening, stream: TcpStream) -> Result<(WorkerId, TcpStream),
         claimed = Some(peer);
         Ok(())
     };
-    let deadline = opening.deadline.within(opening.handshake);
-    match handshake::accept(&stream, &opening.identity, claim, deadline) {
-        Ok(peer) => Ok((peer, stream)),
+    match handshake::accept(&channel, &opening.identity, claim, deadline) {
+        Ok(peer) => Ok((peer, channel)),
         Err(refusal) => {
             // It broke after its claim: the place is free again.
             wanted().extend(claimed);
@@ -267,8 +272,13 @@ fn dial(opening: &Opening, peer: WorkerId, address: Option<SocketAddr>) -> Event
         Err(error) => return refused(format!("connecting to {address}: {error}")),
     };
     let deadline = opening.deadline.within(opening.handshake);
-    match handshake::dial(&stream, &opening.identity, peer, deadline) {
-        Ok(()) => Event::Joined(peer, stream),
+    let dialed =
+        Channel::dial(stream, opening.trust.as_ref(), peer, deadline).and_then(|channel| {
+            handshake::dial(&channel, &opening.identity, peer, deadline)?;
+            Ok(channel)
+        });
+    match dialed {
+        Ok(channel) => Event::Joined(peer, channel),
         Err(refusal) => Event::Refused(Some(peer), refusal),
     }
 }

@@ -1,8 +1,10 @@
-//! Proof of what `comm` promises, over real connections: equal bits for any hosting, and, in
+//! Proof of what `comm` promises, over real connections of both kinds: equal bits for any hosting, and, in
 //! `faults` and `ends`, an error that names the worker at fault, everywhere, for whatever goes wrong.
 
 mod ends;
 mod faults;
+pub(crate) mod over;
+mod strangers;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -12,6 +14,7 @@ use std::time::Duration;
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 
+use self::over::{Over, over_both};
 use super::{Comm, Endpoint, Membership, Mesh, Sum, Timeouts};
 
 const SECRET: [u8; 32] = [7; 32];
@@ -53,7 +56,12 @@ fn run_id() -> RunId {
     RunId("00112233445566778899aabbccddeeff".into())
 }
 
-fn membership(me: WorkerId, hosting: &[u32], peers: &BTreeMap<WorkerId, SocketAddr>) -> Membership {
+fn membership(
+    over: &Over,
+    me: WorkerId,
+    hosting: &[u32],
+    peers: &BTreeMap<WorkerId, SocketAddr>,
+) -> Membership {
     Membership {
         run: run_id(),
         secret: SECRET,
@@ -61,6 +69,7 @@ fn membership(me: WorkerId, hosting: &[u32], peers: &BTreeMap<WorkerId, SocketAd
         me,
         hosts: hosting.iter().map(|host| WorkerId(*host)).collect(),
         peers: peers.clone(),
+        trust: over.trust(me),
     }
 }
 
@@ -78,11 +87,11 @@ fn listen(hosting: &[u32]) -> (BTreeMap<WorkerId, TcpListener>, BTreeMap<WorkerI
 }
 
 /// Opens the mesh of every worker; `hosting[cell]` is the worker of a cell.
-fn open(hosting: &[u32], timeouts: Timeouts) -> BTreeMap<WorkerId, Mesh> {
+fn open(over: &Over, hosting: &[u32], timeouts: Timeouts) -> BTreeMap<WorkerId, Mesh> {
     let (listeners, peers) = listen(hosting);
     thread::scope(|scope| {
         let open = |(me, listener)| {
-            let membership = membership(me, hosting, &peers);
+            let membership = membership(over, me, hosting, &peers);
             (me, scope.spawn(move || Mesh::open(membership, listener, timeouts).unwrap()))
         };
         let opening: Vec<_> = listeners.into_iter().map(open).collect();
@@ -115,8 +124,7 @@ fn bits(data: &[f32]) -> Vec<u32> {
     data.iter().map(|value| value.to_bits()).collect()
 }
 
-#[test]
-fn an_all_reduce_has_the_same_bits_on_one_worker_two_or_four() {
+fn an_all_reduce_has_the_same_bits_on_one_worker_two_or_four(over: &Over) {
     let group = cells(&[0, 1, 2, 3]);
     for n in [0, 1, 3, 127, 1000, 40_001] {
         let part = |cell: CellId| -> Vec<f32> {
@@ -129,7 +137,7 @@ fn an_all_reduce_has_the_same_bits_on_one_worker_two_or_four() {
             want.iter_mut().zip(part(*cell)).for_each(|(sum, value)| *sum += value);
         }
         for hosting in [[0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 2, 3]] {
-            let sums = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+            let sums = run_cells(&open(over, &hosting, TIMEOUTS), &hosting, |endpoint| {
                 let mut data = part(endpoint.cell());
                 endpoint.all_reduce(&group, Sum::F32(&mut data)).unwrap();
                 data
@@ -200,8 +208,7 @@ fn play(endpoint: &mut Endpoint, n_cells: u64, seed: u64) -> Vec<Vec<u8>> {
     got
 }
 
-#[test]
-fn random_programs_on_random_hostings_give_the_bytes_of_one_process() {
+fn random_programs_on_random_hostings_give_the_bytes_of_one_process(over: &Over) {
     for seed in 0..12 {
         let mut dice = Dice(seed);
         let n_cells = 1 + dice.next() % 8;
@@ -209,16 +216,15 @@ fn random_programs_on_random_hostings_give_the_bytes_of_one_process() {
         let n_workers = 1 + dice.next() % n_cells;
         let hosting: Vec<u32> = alone.iter().map(|_| dice.below(n_workers) as u32).collect();
         let play = |endpoint: &mut Endpoint| play(endpoint, n_cells, seed);
-        let want = run_cells(&open(&alone, TIMEOUTS), &alone, play);
-        let got = run_cells(&open(&hosting, TIMEOUTS), &hosting, play);
+        let want = run_cells(&open(over, &alone, TIMEOUTS), &alone, play);
+        let got = run_cells(&open(over, &hosting, TIMEOUTS), &hosting, play);
         assert!(got == want, "seed {seed}, hosted {hosting:?}");
     }
 }
 
-#[test]
-fn traffic_counts_what_leaves_the_cell_and_what_leaves_the_worker() {
+fn traffic_counts_what_leaves_the_cell_and_what_leaves_the_worker(over: &Over) {
     let hosting = [0, 0, 1];
-    let traffic = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+    let traffic = run_cells(&open(over, &hosting, TIMEOUTS), &hosting, |endpoint| {
         let parts = vec![vec![1; 10], vec![2; 20], vec![]];
         endpoint.all_to_all(&cells(&[0, 1, 2]), parts).unwrap();
         endpoint.traffic()
@@ -229,3 +235,9 @@ fn traffic_counts_what_leaves_the_cell_and_what_leaves_the_worker() {
         .collect();
     assert_eq!(counts, [(20, 20, 0, 10), (10, 40, 0, 20), (30, 0, 30, 0)]);
 }
+
+over_both!(
+    an_all_reduce_has_the_same_bits_on_one_worker_two_or_four,
+    random_programs_on_random_hostings_give_the_bytes_of_one_process,
+    traffic_counts_what_leaves_the_cell_and_what_leaves_the_worker,
+);

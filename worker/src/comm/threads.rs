@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 
+use super::channel::Channel;
 use super::frame::{FrameError, HEADER_BYTES, Header, Operation};
 use super::handshake::{is_pause, printable};
 use super::link::{Failure, Link, Message, Next, Outgoing, Shared, is_silence};
@@ -37,20 +38,20 @@ impl Shared {
                         // A peer that stopped on purpose has said why: the reader may know more.
                         self.wait_for_end(link, REASON_WAIT);
                         self.fail(Failure::broken(peer, "sending to it: ", &error));
-                        let _ = link.stream.shutdown(Shutdown::Both);
+                        let _ = link.channel.stream().shutdown(Shutdown::Both);
                         break;
                     }
                 }
                 Next::SayGoodbye => {
                     // A peer that is gone already needs none.
                     let _ = self.write_frame(link, &Outgoing::control(Operation::Goodbye, vec![]));
-                    let _ = link.stream.shutdown(Shutdown::Write);
+                    let _ = link.channel.stream().shutdown(Shutdown::Write);
                     break;
                 }
                 Next::SayAbort(failure) => {
                     let bytes = failure.encode(self.me);
                     let _ = self.write_frame(link, &Outgoing::control(Operation::Abort, bytes));
-                    let _ = link.stream.shutdown(Shutdown::Both);
+                    let _ = link.channel.stream().shutdown(Shutdown::Both);
                     break;
                 }
             }
@@ -80,7 +81,7 @@ impl Shared {
         // Drops what is empty from the front, here and after every write.
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
-            match (&link.stream).write_vectored(parts) {
+            match (&link.channel).write_vectored(parts) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     IoSlice::advance_slices(&mut parts, n);
@@ -101,7 +102,7 @@ impl Shared {
     /// The body of a connection's reader thread.
     pub(super) fn read_until_over(&self, peer: WorkerId) {
         let link = self.link(peer);
-        match self.read_frames(peer, &link.stream) {
+        match self.read_frames(peer, &link.channel) {
             Ok(()) => {
                 self.departs(link);
             }
@@ -111,9 +112,9 @@ impl Shared {
     }
 
     /// Reads until the peer's goodbye.
-    fn read_frames(&self, peer: WorkerId, stream: &TcpStream) -> Result<(), Failure> {
+    fn read_frames(&self, peer: WorkerId, channel: &Channel) -> Result<(), Failure> {
         let blame = |cause: String| Failure::of(peer, cause);
-        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, channel);
         let mut next_sequence: BTreeMap<(CellId, CellId), u64> = BTreeMap::new();
         loop {
             let (header, bytes) = read_frame(&mut reader).map_err(|broken| match broken {

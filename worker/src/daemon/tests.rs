@@ -7,7 +7,10 @@ use shoal_proto::{FailureKind, FromWorker, ToWorker};
 
 use super::*;
 use crate::client::tests::FakeCoordinator;
+use crate::comm::proof::over::Over;
 use crate::session::tests::assign;
+
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Says ready at once, does one step when told to begin, and finishes when told to stop.
 struct Puppets {
@@ -81,6 +84,9 @@ fn options(coordinator: &FakeCoordinator) -> Options {
         worker: WorkerId(0),
         run_dir: std::env::temp_dir(),
         threads: 1,
+        bind: LOOPBACK,
+        advertise: LOOPBACK,
+        trust: None,
         yielding: watch::channel(None).1,
     }
 }
@@ -171,4 +177,62 @@ async fn a_worker_whose_parent_is_gone_ends_even_before_it_has_joined() {
     let reason =
         run(options, Puppets { dropped }, parent_gone, std::future::pending()).await.unwrap();
     assert_eq!(reason, ExitReason::ParentGone);
+}
+
+#[tokio::test]
+async fn nothing_leaves_this_machine_in_clear() {
+    let coordinator = FakeCoordinator::start().await;
+    let any: IpAddr = "0.0.0.0".parse().unwrap();
+    let rig: IpAddr = "192.0.2.7".parse().unwrap();
+    let plain = || options(&coordinator);
+    let gone = Trust { credentials: "not/there".into(), names: BTreeMap::new() };
+    for (options, want) in [
+        (Options { bind: any, ..plain() }, "reach this one at 0.0.0.0, in clear"),
+        (Options { advertise: rig, ..plain() }, "reach this one at 192.0.2.7, in clear"),
+        (Options { advertise: any, ..plain() }, "0.0.0.0 is no address that others can dial"),
+        (Options { bind: any, trust: Some(gone), ..plain() }, "credentials in not/there"),
+    ] {
+        let (dropped, _) = std_mpsc::channel();
+        let (never, nobody) = (std::future::pending(), std::future::pending());
+        let refused = run(options, Puppets { dropped }, never, nobody).await;
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_with_certificates_is_reached_where_it_says() {
+    let over = Over::tls();
+    let mut coordinator = FakeCoordinator::start().await;
+    let (bind, advertise) = ("0.0.0.0".parse().unwrap(), "192.0.2.7".parse().unwrap());
+    let trust = over.trust(WorkerId(0));
+    let options = Options { bind, advertise, trust, ..options(&coordinator) };
+    let (dropped, _was_dropped) = std_mpsc::channel();
+    let daemon = tokio::spawn(async move {
+        let (never, nobody) = (std::future::pending(), std::future::pending());
+        run(options, Puppets { dropped }, never, nobody).await.unwrap()
+    });
+    let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+    assert_eq!((hello.data_address.ip(), hello.vault_address.ip()), (advertise, advertise));
+    coordinator.say(ToWorker::Leave { reason: "done".into() });
+    assert_eq!(daemon.await.unwrap(), ExitReason::Left { reason: "done".into() });
+}
+
+#[tokio::test]
+async fn a_plan_that_goes_by_certificates_is_not_carried_out_without_one() {
+    let mut coordinator = FakeCoordinator::start().await;
+    let options = options(&coordinator);
+    let (dropped, _was_dropped) = std_mpsc::channel();
+    let daemon = tokio::spawn(async move {
+        let (never, nobody) = (std::future::pending(), std::future::pending());
+        run(options, Puppets { dropped }, never, nobody).await.unwrap_err()
+    });
+    let FromWorker::Hello(hello) = coordinator.next().await else { panic!("want a hello") };
+    let mut assign = assign("r", Generation(1));
+    assign.peers.insert(WorkerId(0), hello.data_address);
+    assign.vaults.insert(WorkerId(0), hello.vault_address);
+    assign.names.insert(WorkerId(0), "rig-0".parse().unwrap());
+    coordinator.say(ToWorker::Received { messages: 0 });
+    coordinator.say(ToWorker::Assign(assign));
+    assert!(matches!(daemon.await.unwrap(), DaemonError::NoCredentials));
 }

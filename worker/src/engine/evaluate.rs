@@ -206,6 +206,7 @@ pub(super) mod tests {
             me,
             hosts: plan.hosts.clone(),
             peers: BTreeMap::new(),
+            trust: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mesh = Mesh::open(membership, listener, Timeouts::default()).unwrap();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::devices::Devices;
 use crate::metrics::Peaks;
 use crate::vault::{Held, Vault};
 
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const STEPS: u64 = 9;
 
 fn job(grid: (u32, u32, u32)) -> Job {
@@ -115,7 +116,8 @@ impl Fleet {
     fn come(&mut self, worker: u32) {
         let me = WorkerId(worker);
         let (tell, held) = unbounded_channel();
-        let vault = Vault::open(&RunId("proof".into()), &self.secret, me, tell).unwrap();
+        let vault =
+            Vault::open(&RunId("proof".into()), &self.secret, me, (LOOPBACK, None), tell).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let engines = CellEngines::new(
             Metrics::new(worker, "proof", Peaks::default()).unwrap(),
@@ -175,6 +177,7 @@ impl Fleet {
                 run_dir: self.run_dir.path().to_path_buf(),
                 courier: None,
                 listener: worker.listener.try_clone().unwrap(),
+                trust: None,
                 threads: 1,
             };
             let (tell, events) = unbounded_channel();
@@ -401,6 +404,7 @@ fn an_engine_is_replaced_though_a_peer_never_came_or_stopped_for_good() {
         run_dir: fleet.run_dir.path().to_path_buf(),
         courier: None,
         listener: worker.listener.try_clone().unwrap(),
+        trust: None,
         threads: 1,
     };
     let (tell, mut events) = unbounded_channel();

@@ -33,6 +33,7 @@ pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
         standing: at(4),
         vaults: BTreeMap::new(),
         sources: vec![],
+        names: BTreeMap::new(),
     })
 }
 

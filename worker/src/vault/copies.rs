@@ -16,6 +16,7 @@ use shoal_proto::Source;
 use super::store::Snapshot;
 use super::wire::{Fault, Head, Kind, Line, PATIENCE};
 use super::{Shared, Vault, VaultError, lock};
+use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake;
 
@@ -72,8 +73,8 @@ impl Shared {
         let Snapshot { standing, blake3, ref bytes } = **snapshot;
         let is_over = || self.is_past(generation);
         let send = || {
-            let stream = self.dial(worker, address)?;
-            let mut line = Line::new(&stream, &is_over)?;
+            let channel = self.dial(worker, address)?;
+            let mut line = Line::new(&channel, &is_over)?;
             let (kind, n) = (Kind::Put, bytes.len() as u64);
             line.send_head(&Head { kind, generation, cell, standing, bytes: n, blake3 })?;
             line.verdict()?;
@@ -88,16 +89,19 @@ impl Shared {
     }
 
     /// A connection to a worker's vault, past the handshake.
-    fn dial(&self, worker: WorkerId, address: SocketAddr) -> Result<TcpStream, Fault> {
+    fn dial(&self, worker: WorkerId, address: SocketAddr) -> Result<Channel, Fault> {
         let lost = |error: &dyn std::fmt::Display| Fault::Lost(error.to_string());
         let stream = TcpStream::connect_timeout(&address, CONNECT).map_err(|error| lost(&error))?;
         let deadline = Deadline::after(CONNECT);
-        let greeted = handshake::dial(&stream, &self.identity, worker, deadline);
+        let trust = lock(&self.trust).clone();
+        let greeted = Channel::dial(stream, trust.as_ref(), worker, deadline).and_then(|channel| {
+            handshake::dial(&channel, &self.identity, worker, deadline)?;
+            Ok(channel)
+        });
         greeted.map_err(|refusal| {
             let told = if refusal.decided { Fault::Refused } else { Fault::Lost };
             told(refusal.reason)
-        })?;
-        Ok(stream)
+        })
     }
 
     /// One try to get a snapshot from another worker's vault.
@@ -108,8 +112,8 @@ impl Shared {
         n_bytes: u64,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Snapshot, Fault> {
-        let stream = self.dial(worker, address)?;
-        let mut line = Line::new(&stream, is_over)?;
+        let channel = self.dial(worker, address)?;
+        let mut line = Line::new(&channel, is_over)?;
         line.send_head(wanted)?;
         line.verdict()?;
         let head = line.recv_head()?;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown};
 use std::time::Duration;
 
 use shoal_proto::Source;
@@ -11,8 +11,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::wire::{Fault, Head, Kind, Line};
 use super::*;
+use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake;
+use crate::comm::proof::over::{Over, over_both};
 
 const G1: Generation = Generation(1);
 const CELL: CellId = CellId(4);
@@ -28,10 +30,12 @@ fn run() -> RunId {
 }
 
 /// Vaults of so many workers. Cell 4 is worker 0's, and all may hold it.
-fn open(n: u32, secret: &Secret) -> Vec<Place> {
+fn open(over: &Over, n: u32, secret: &Secret) -> Vec<Place> {
     let place = |id| {
         let (tell, held) = unbounded_channel();
-        let vault = Vault::open(&run(), secret, WorkerId(id), tell).unwrap();
+        let me = WorkerId(id);
+        let network = (Ipv4Addr::LOCALHOST.into(), over.trust(me));
+        let vault = Vault::open(&run(), secret, me, network, tell).unwrap();
         vault.begin(terms(G1, None));
         Place { vault, held }
     };
@@ -82,10 +86,9 @@ fn settled(place: &Place) {
     }
 }
 
-#[test]
-fn a_snapshot_is_stored_copied_and_fetched_by_who_needs_it() {
+fn a_snapshot_is_stored_copied_and_fetched_by_who_needs_it(over: &Over) {
     let secret = Secret::random().unwrap();
-    let mut places = open(3, &secret);
+    let mut places = open(over, 3, &secret);
     let targets = BTreeMap::from([(WorkerId(1), places[1].vault.address())]);
     for step in [10, 20, 30] {
         let vault = &places[0].vault;
@@ -99,26 +102,26 @@ fn a_snapshot_is_stored_copied_and_fetched_by_who_needs_it() {
     for place in &places {
         place.vault.begin(terms(Generation(2), Some(20)));
     }
-    let (what, over) = ((Generation(2), CELL, at(20)), || false);
+    let (what, goes_on) = ((Generation(2), CELL, at(20)), || false);
     let address = Some(places[1].vault.address());
     let vault = &places[2].vault;
-    let got = vault.fetch(what, (&source(1, 20), address), N, &over).unwrap();
+    let got = vault.fetch(what, (&source(1, 20), address), N, &goes_on).unwrap();
     assert!(got.bytes == state(20) && got.standing == at(20));
     // It is held here now: nobody is asked again.
-    let again = vault.fetch(what, (&source(9, 20), None), N, &over).unwrap();
+    let again = vault.fetch(what, (&source(9, 20), None), N, &goes_on).unwrap();
     assert!(Arc::ptr_eq(&got, &again));
     // What the plan does not go on from is gone, and who asks is told what there is.
     let what = (Generation(2), CELL, at(30));
-    let error = vault.fetch(what, (&source(1, 30), address), N, &over).err().unwrap().to_string();
+    let error =
+        vault.fetch(what, (&source(1, 30), address), N, &goes_on).err().unwrap().to_string();
     let want = "worker-1 refused the snapshot of cell-4 after step 30: it does not hold step 30 of \
                 cell-4; steps of it that it holds: 20";
     assert_eq!(error, want);
 }
 
-#[test]
-fn a_copy_that_is_there_already_is_not_sent_again() {
+fn a_copy_that_is_there_already_is_not_sent_again(over: &Over) {
     let secret = Secret::random().unwrap();
-    let mut places = open(2, &secret);
+    let mut places = open(over, 2, &secret);
     let targets = BTreeMap::from([(WorkerId(1), places[1].vault.address())]);
     let vault = places[0].vault.clone();
     let stored = vault.store((G1, CELL, at(5)), N, write(5)).unwrap();
@@ -134,17 +137,20 @@ fn a_copy_that_is_there_already_is_not_sent_again() {
 }
 
 /// The first words of a visitor, and the line after them.
-fn visit(vault: &Vault, identity: &Identity, peer: u32) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(vault.address()).unwrap();
+fn visit(over: &Over, place: &Place, identity: &Identity, peer: u32) -> Result<Channel, String> {
+    let stream = TcpStream::connect(place.vault.address()).unwrap();
     let deadline = Deadline::after(Duration::from_secs(10));
-    let greeted = handshake::dial(&stream, identity, WorkerId(peer), deadline);
-    greeted.map(|()| stream).map_err(|refusal| refusal.reason)
+    let pair = (identity.me(), place.vault.0.shared.me);
+    let greeted = over.dial(stream, pair, deadline).and_then(|channel| {
+        handshake::dial(&channel, identity, WorkerId(peer), deadline)?;
+        Ok(channel)
+    });
+    greeted.map_err(|refusal| refusal.reason)
 }
 
-#[test]
-fn strangers_and_members_of_the_data_plane_are_not_let_in() {
+fn strangers_and_members_of_the_data_plane_are_not_let_in(over: &Over) {
     let secret = Secret::random().unwrap();
-    let places = open(1, &secret);
+    let places = open(over, 1, &secret);
     let vault = &places[0].vault;
     let me = WorkerId(1);
     let other = Secret::random().unwrap();
@@ -154,7 +160,7 @@ fn strangers_and_members_of_the_data_plane_are_not_let_in() {
         (Identity::of_vault(&run(), secret.bytes(), me), 3, "it looks for worker-3"),
         (Identity::new(&run(), secret.bytes(), G1, me), 0, "does not speak this port's protocol"),
     ] {
-        let refusal = visit(vault, &identity, peer).unwrap_err();
+        let refusal = visit(over, &places[0], &identity, peer).unwrap_err();
         assert!(refusal.contains(want), "{refusal}");
     }
     // One that says nothing, one that says nonsense, one that hangs up: nobody waits for them.
@@ -162,13 +168,12 @@ fn strangers_and_members_of_the_data_plane_are_not_let_in() {
     TcpStream::connect(vault.address()).unwrap().write_all(&[0x16; 400]).unwrap();
     TcpStream::connect(vault.address()).unwrap().shutdown(Shutdown::Both).unwrap();
     let identity = Identity::of_vault(&run(), secret.bytes(), me);
-    visit(vault, &identity, 0).unwrap();
+    visit(over, &places[0], &identity, 0).unwrap();
 }
 
-#[test]
-fn a_wrong_secret_is_named_by_who_wants_a_snapshot() {
-    let places = open(1, &Secret::random().unwrap());
-    let foreign = open(1, &Secret::random().unwrap());
+fn a_wrong_secret_is_named_by_who_wants_a_snapshot(over: &Over) {
+    let places = open(over, 1, &Secret::random().unwrap());
+    let foreign = open(over, 1, &Secret::random().unwrap());
     let what = (G1, CELL, at(10));
     let address = Some(places[0].vault.address());
     let fetched = foreign[0].vault.fetch(what, (&source(0, 10), address), N, &|| false);
@@ -177,20 +182,24 @@ fn a_wrong_secret_is_named_by_who_wants_a_snapshot() {
 }
 
 /// Sends one snapshot by hand, with `change` made to its bytes on the way, and says how it went.
-fn put(place: &Place, identity: &Identity, head: &Head, bytes: &[u8]) -> Result<(), Fault> {
-    let stream = visit(&place.vault, identity, 1).unwrap();
-    let over = || false;
-    let mut line = Line::new(&stream, &over)?;
+fn put(
+    over: &Over,
+    place: &Place,
+    identity: &Identity,
+    (head, bytes): (&Head, &[u8]),
+) -> Result<(), Fault> {
+    let channel = visit(over, place, identity, 1).unwrap();
+    let goes_on = || false;
+    let mut line = Line::new(&channel, &goes_on)?;
     line.send_head(head)?;
     line.verdict()?;
     line.send_body(bytes)?;
     line.verdict()
 }
 
-#[test]
-fn a_copy_that_is_not_wanted_or_arrives_damaged_is_refused_in_words() {
+fn a_copy_that_is_not_wanted_or_arrives_damaged_is_refused_in_words(over: &Over) {
     let secret = Secret::random().unwrap();
-    let mut places = open(2, &secret);
+    let mut places = open(over, 2, &secret);
     let from = |worker| Identity::of_vault(&run(), secret.bytes(), WorkerId(worker));
     let bytes = state(10);
     let head = Head {
@@ -202,10 +211,10 @@ fn a_copy_that_is_not_wanted_or_arrives_damaged_is_refused_in_words() {
         blake3: blake3::hash(&bytes),
     };
     let refused = |place: &Place, worker, head: &Head, bytes: &[u8]| match put(
+        over,
         place,
         &from(worker),
-        head,
-        bytes,
+        (head, bytes),
     ) {
         Err(Fault::Refused(why)) => why,
         other => panic!("want a refusal, got {other:?}"),
@@ -225,7 +234,7 @@ fn a_copy_that_is_not_wanted_or_arrives_damaged_is_refused_in_words() {
     }
     // Nothing of all this is held; and the place is free for the right one.
     assert!(lock(&place.vault.0.shared.store).get(CELL, 10).is_err());
-    assert!(put(place, &from(0), &head, &bytes).is_ok());
+    assert!(put(over, place, &from(0), (&head, &bytes)).is_ok());
     assert_eq!(heard(&mut places[1]), (10, CELL, hash(10)));
 }
 
@@ -256,14 +265,13 @@ fn between(
     address
 }
 
-#[test]
-fn a_donor_that_dies_midway_and_a_byte_that_flips_are_told_apart() {
+fn a_donor_that_dies_midway_and_a_byte_that_flips_are_told_apart(over: &Over) {
     let secret = Secret::random().unwrap();
-    let places = open(2, &secret);
+    let places = open(over, 2, &secret);
     places[0].vault.store((G1, CELL, at(10)), N, write(10)).unwrap();
     let (what, vault) = ((G1, CELL, at(10)), &places[1].vault);
-    let fetch = |address, over: &dyn Fn() -> bool| {
-        vault.fetch(what, (&source(0, 10), Some(address)), N, over)
+    let fetch = |address, is_over: &dyn Fn() -> bool| {
+        vault.fetch(what, (&source(0, 10), Some(address)), N, is_over)
     };
     let flips = between(&places[0].vault, |passed, bytes| {
         if (passed..passed + bytes.len()).contains(&400_000) {
@@ -271,9 +279,13 @@ fn a_donor_that_dies_midway_and_a_byte_that_flips_are_told_apart() {
         }
         true
     });
-    let error = fetch(flips, &|| false).err().unwrap();
-    assert!(matches!(&error, VaultError::Damaged { worker: WorkerId(0), .. }), "{error}");
-    assert!(error.to_string().contains("cell-4 after step 10 from worker-0 is damaged"), "{error}");
+    let error = fetch(flips, &|| matches!(over, Over::Tls(_))).err().unwrap();
+    let want = match over {
+        Over::Plain => "cell-4 after step 10 from worker-0 is damaged",
+        // A record that was changed is not even read.
+        Over::Tls(_) => "cannot decrypt peer's message",
+    };
+    assert!(error.to_string().contains(want), "{error}");
     // Cut off again and again, until whoever waits for it has had enough.
     let dies = between(&places[0].vault, |passed, _| passed < 400_000);
     let asked = std::cell::Cell::new(0);
@@ -290,10 +302,9 @@ fn a_donor_that_dies_midway_and_a_byte_that_flips_are_told_apart() {
     assert!(fetch(places[0].vault.address(), &|| false).is_ok());
 }
 
-#[test]
-fn a_copy_nobody_takes_is_given_up_and_a_new_plan_does_not_wait_for_it() {
+fn a_copy_nobody_takes_is_given_up_and_a_new_plan_does_not_wait_for_it(over: &Over) {
     let secret = Secret::random().unwrap();
-    let places = open(1, &secret);
+    let places = open(over, 1, &secret);
     let vault = &places[0].vault;
     // Listens, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -310,4 +321,35 @@ fn a_copy_nobody_takes_is_given_up_and_a_new_plan_does_not_wait_for_it() {
         thread::park_timeout(Duration::from_millis(1));
     }
     assert!(lock(&vault.0.shared.store).get(CELL, 20).is_ok(), "it is held here all the same");
+}
+
+over_both!(
+    a_snapshot_is_stored_copied_and_fetched_by_who_needs_it,
+    a_copy_that_is_there_already_is_not_sent_again,
+    strangers_and_members_of_the_data_plane_are_not_let_in,
+    a_wrong_secret_is_named_by_who_wants_a_snapshot,
+    a_copy_that_is_not_wanted_or_arrives_damaged_is_refused_in_words,
+    a_donor_that_dies_midway_and_a_byte_that_flips_are_told_apart,
+    a_copy_nobody_takes_is_given_up_and_a_new_plan_does_not_wait_for_it,
+);
+
+#[test]
+fn a_worker_whose_certificate_is_not_known_or_another_s_gets_nothing_until_the_plan_names_it() {
+    let over = Over::tls();
+    let secret = Secret::random().unwrap();
+    let places = open(&over, 1, &secret);
+    let vault = &places[0].vault;
+    let identity = Identity::of_vault(&run(), secret.bytes(), WorkerId(1));
+    let all = over.trust(WorkerId(0)).unwrap().names;
+    lock(&vault.0.shared.trust).as_mut().unwrap().names.clear();
+    let refusal = visit(&over, &places[0], &identity, 0).unwrap_err();
+    assert_eq!(refusal, "refused: the plan has no certificate's name for worker-1");
+    let mut wrong = all.clone();
+    wrong.insert(WorkerId(1), all[&WorkerId(2)].clone());
+    vault.meet(&wrong);
+    let refusal = visit(&over, &places[0], &identity, 0).unwrap_err();
+    let want = "refused: worker-1 is the worker rig-2, and its certificate says rig-1";
+    assert_eq!(refusal, want);
+    vault.meet(&all);
+    visit(&over, &places[0], &identity, 0).unwrap();
 }

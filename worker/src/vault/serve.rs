@@ -11,6 +11,7 @@ use shoal_plan::plan::WorkerId;
 use super::store::Snapshot;
 use super::wire::{Fault, Head, Kind, Line};
 use super::{Shared, lock};
+use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake;
 
@@ -41,7 +42,7 @@ pub(super) fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
         }
         let (shared, running) = (Arc::clone(shared), Arc::clone(&conversations));
         let talk = move || {
-            shared.converse(&stream);
+            shared.converse(stream);
             running.fetch_sub(1, Ordering::AcqRel);
         };
         if thread::Builder::new().name("vault-talk".to_owned()).spawn(talk).is_err() {
@@ -52,17 +53,22 @@ pub(super) fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
 
 impl Shared {
     /// One connection: who it is, what it wants, and that.
-    fn converse(&self, stream: &TcpStream) {
+    fn converse(&self, stream: TcpStream) {
         // Any member may come; whose cells it may bring is the store's to say.
         let deadline = Deadline::after(HANDSHAKE);
-        let peer = match handshake::accept(stream, &self.identity, |_| Ok(()), deadline) {
-            Ok(peer) => peer,
+        let trust = lock(&self.trust).clone();
+        let let_in = Channel::accept(stream, trust.as_ref(), deadline).and_then(|channel| {
+            let peer = handshake::accept(&channel, &self.identity, |_| Ok(()), deadline)?;
+            Ok((peer, channel))
+        });
+        let (peer, channel) = match let_in {
+            Ok(let_in) => let_in,
             Err(refusal) => {
                 return tracing::debug!(why = refusal.reason, "a visitor was not let in");
             }
         };
         let is_over = || self.is_over();
-        let served = Line::new(stream, &is_over).and_then(|mut line| {
+        let served = Line::new(&channel, &is_over).and_then(|mut line| {
             let head = line.recv_head()?;
             match head.kind {
                 Kind::Put => self.take(&mut line, peer, &head),

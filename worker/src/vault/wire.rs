@@ -9,13 +9,13 @@
 //! its blake3 32, zero 19, crc32c of the 124 bytes before 4.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::Generation;
 use shoal_plan::standing::{Best, Standing};
 
+use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake::{is_pause, printable};
 
@@ -127,17 +127,18 @@ fn field<const N: usize>(bytes: &[u8; HEAD_BYTES], at: usize) -> [u8; N] {
 
 /// A connection on which nobody waits longer than `PATIENCE` without a byte, nor when it is over.
 pub(super) struct Line<'a> {
-    stream: &'a TcpStream,
+    channel: &'a Channel,
     is_over: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Line<'a> {
-    pub(super) fn new(stream: &'a TcpStream, is_over: &'a dyn Fn() -> bool) -> Result<Self, Fault> {
+    pub(super) fn new(channel: &'a Channel, is_over: &'a dyn Fn() -> bool) -> Result<Self, Fault> {
+        let stream = channel.stream();
         let tuned = (stream.set_nodelay(true))
             .and_then(|()| stream.set_read_timeout(Some(PAUSE)))
             .and_then(|()| stream.set_write_timeout(Some(PAUSE)));
         tuned.map_err(|error| Fault::Lost(error.to_string()))?;
-        Ok(Self { stream, is_over })
+        Ok(Self { channel, is_over })
     }
 
     pub(super) fn send_head(&mut self, head: &Head) -> Result<(), Fault> {
@@ -201,13 +202,13 @@ impl<'a> Line<'a> {
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), Fault> {
-        let mut stream = self.stream;
-        self.moved(bytes.len(), |done| stream.read(&mut bytes[done..]))
+        let mut channel = self.channel;
+        self.moved(bytes.len(), |done| channel.read(&mut bytes[done..]))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let mut stream = self.stream;
-        self.moved(bytes.len(), |done| stream.write(&bytes[done..]))
+        let mut channel = self.channel;
+        self.moved(bytes.len(), |done| channel.write(&bytes[done..]))
     }
 
     /// Moves so many bytes, by calls that begin after those `done` and say how many more they moved.

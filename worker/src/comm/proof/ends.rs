@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::over::{Over, over_both};
 use super::*;
 use crate::comm::CommError;
 use crate::comm::deadline::Deadline;
@@ -14,10 +15,9 @@ const HOUR: Duration = Duration::from_hours(1);
 const HOURS: Timeouts =
     Timeouts { join: HOUR, link: HOUR, handshake: HOUR, silence: HOUR, shutdown: HOUR };
 
-#[test]
-fn a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes() {
+fn a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes(over: &Over) {
     let hosting = [0, 0, 0, 1];
-    let mut meshes = open(&hosting, HOURS);
+    let mut meshes = open(over, &hosting, HOURS);
     let (lost, computed) = (meshes.remove(&WorkerId(1)).unwrap(), Barrier::new(2));
     let mut errors = Vec::new();
     thread::scope(|scope| {
@@ -48,15 +48,16 @@ fn a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes() {
     drop(lost);
 }
 
-#[test]
-fn a_peer_that_takes_nothing_holds_up_neither_the_end_nor_the_tear_down() {
+fn a_peer_that_takes_nothing_holds_up_neither_the_end_nor_the_tear_down(over: &Over) {
     let hosting = [0, 1];
     let (mut listeners, peers) = listen(&hosting);
     let (address, listener) = (peers[&WorkerId(0)], listeners.remove(&WorkerId(0)).unwrap());
-    let membership = membership(WorkerId(0), &hosting, &peers);
+    let membership = membership(over, WorkerId(0), &hosting, &peers);
     let opening = thread::spawn(move || Mesh::open(membership, listener, HOURS).unwrap());
     // Proves who it is, and is stopped then: it reads nothing, says nothing, and stays connected.
     let stopped = TcpStream::connect(address).unwrap();
+    let pair = (WorkerId(1), WorkerId(0));
+    let stopped = over.dial(stopped, pair, Deadline::after(HOUR)).unwrap();
     let identity = Identity::new(&run_id(), &SECRET, Generation(1), WorkerId(1));
     handshake::dial(&stopped, &identity, WorkerId(0), Deadline::after(HOUR)).unwrap();
     let mesh = opening.join().unwrap();
@@ -70,14 +71,13 @@ fn a_peer_that_takes_nothing_holds_up_neither_the_end_nor_the_tear_down() {
     drop(stopped);
 }
 
-#[test]
-fn an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_next() {
+fn an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_next(over: &Over) {
     let hosting = [0, 1];
     let (mut listeners, peers) = listen(&hosting);
     let listener = listeners.remove(&WorkerId(0)).unwrap();
     let of = |me, generation| Membership {
         generation: Generation(generation),
-        ..membership(WorkerId(me), &hosting, &peers)
+        ..membership(over, WorkerId(me), &hosting, &peers)
     };
     let off = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -102,3 +102,9 @@ fn an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_nex
     drop(dialer);
     leaving.join().unwrap();
 }
+
+over_both!(
+    a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes,
+    a_peer_that_takes_nothing_holds_up_neither_the_end_nor_the_tear_down,
+    an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_next,
+);

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
+use super::over::{Over, over_both};
 use super::*;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake::{self, Identity};
@@ -21,10 +22,9 @@ fn reduce_until_lost(endpoint: &mut Endpoint, n_cells: u32) -> CommError {
     }
 }
 
-#[test]
-fn a_lost_peer_stops_every_endpoint_with_its_name() {
+fn a_lost_peer_stops_every_endpoint_with_its_name(over: &Over) {
     let hosting = [0, 1, 1, 2];
-    let meshes = open(&hosting, TIMEOUTS);
+    let meshes = open(over, &hosting, TIMEOUTS);
     let errors = run_cells(&meshes, &hosting, |endpoint| {
         if endpoint.cell() == CellId(3) {
             for _ in 0..20 {
@@ -50,10 +50,9 @@ fn a_lost_peer_stops_every_endpoint_with_its_name() {
     }
 }
 
-#[test]
-fn a_poisoned_mesh_tells_its_peers_why() {
+fn a_poisoned_mesh_tells_its_peers_why(over: &Over) {
     let hosting = [0, 1, 2];
-    let meshes = open(&hosting, TIMEOUTS);
+    let meshes = open(over, &hosting, TIMEOUTS);
     let errors = run_cells(&meshes, &hosting, |endpoint| match endpoint.cell() {
         CellId(1) => {
             meshes[&WorkerId(1)].poison("the loss is not finite");
@@ -71,10 +70,9 @@ fn a_poisoned_mesh_tells_its_peers_why() {
     }
 }
 
-#[test]
-fn leaving_in_good_order_delivers_what_was_sent_and_then_says_so() {
+fn leaving_in_good_order_delivers_what_was_sent_and_then_says_so(over: &Over) {
     let hosting = [0, 1];
-    let mut meshes = open(&hosting, TIMEOUTS);
+    let mut meshes = open(over, &hosting, TIMEOUTS);
     let mesh = meshes.remove(&WorkerId(1)).unwrap();
     let payload = Dice(5).bytes(3_000_000);
     thread::scope(|scope| {
@@ -90,15 +88,14 @@ fn leaving_in_good_order_delivers_what_was_sent_and_then_says_so() {
     });
 }
 
-#[test]
-fn a_silent_peer_and_a_different_operation_are_errors() {
+fn a_silent_peer_and_a_different_operation_are_errors(over: &Over) {
     let hosting = [0, 1];
-    let meshes = open(&hosting, Timeouts { silence: Duration::from_millis(50), ..TIMEOUTS });
+    let meshes = open(over, &hosting, Timeouts { silence: Duration::from_millis(50), ..TIMEOUTS });
     let error = meshes[&WorkerId(0)].endpoint(CellId(0)).recv(CellId(1)).unwrap_err();
     let want = "send of cell-0: nothing came from cell-1 on worker-1 for 0.05 s";
     assert_eq!(error.to_string(), want);
 
-    let errors = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+    let errors = run_cells(&open(over, &hosting, TIMEOUTS), &hosting, |endpoint| {
         let other = CellId(1 - endpoint.cell().0);
         if other == CellId(0) {
             endpoint.send(other, vec![1]).unwrap();
@@ -115,10 +112,9 @@ fn a_silent_peer_and_a_different_operation_are_errors() {
     }
 }
 
-#[test]
-fn parts_of_another_length_are_refused() {
+fn parts_of_another_length_are_refused(over: &Over) {
     let hosting = [0, 1];
-    let errors = run_cells(&open(&hosting, TIMEOUTS), &hosting, |endpoint| {
+    let errors = run_cells(&open(over, &hosting, TIMEOUTS), &hosting, |endpoint| {
         let mut data = vec![1.0; 10 + 2 * endpoint.cell().0 as usize];
         endpoint.all_reduce(&cells(&[0, 1]), Sum::F32(&mut data)).unwrap_err().to_string()
     });
@@ -126,20 +122,21 @@ fn parts_of_another_length_are_refused() {
 }
 
 /// Dials `address` as worker 1 of a mesh that may not be the right one, and says what came of it.
-fn dial_as(address: SocketAddr, identity: &Identity, peer: u32) -> Result<(), String> {
+fn dial_as(over: &Over, address: SocketAddr, identity: &Identity, peer: u32) -> Result<(), String> {
     let stream = TcpStream::connect(address).unwrap();
-    let dialed =
-        handshake::dial(&stream, identity, WorkerId(peer), Deadline::after(TIMEOUTS.handshake));
+    let deadline = Deadline::after(TIMEOUTS.handshake);
+    let dialed = over
+        .dial(stream, (identity.me(), WorkerId(0)), deadline)
+        .and_then(|channel| handshake::dial(&channel, identity, WorkerId(peer), deadline));
     dialed.map_err(|refusal| refusal.reason)
 }
 
-#[test]
-fn strangers_are_refused_in_words_and_the_wait_goes_on() {
+fn strangers_are_refused_in_words_and_the_wait_goes_on(over: &Over) {
     let hosting = [0, 1];
     let (mut listeners, peers) = listen(&hosting);
     let address = peers[&WorkerId(0)];
     let listener = listeners.remove(&WorkerId(0)).unwrap();
-    let acceptor = membership(WorkerId(0), &hosting, &peers);
+    let acceptor = membership(over, WorkerId(0), &hosting, &peers);
     let acceptor = thread::spawn(move || Mesh::open(acceptor, listener, TIMEOUTS).unwrap());
 
     let (run, me) = (run_id(), WorkerId(1));
@@ -153,7 +150,7 @@ fn strangers_are_refused_in_words_and_the_wait_goes_on() {
         (identity(&run, &SECRET, 1, me), 5, "refused: it looks for worker-5, this is worker-0"),
         (identity(&run, &SECRET, 1, WorkerId(9)), 0, "refused: worker-9 is connected already or"),
     ] {
-        let refusal = dial_as(address, &identity, peer).unwrap_err();
+        let refusal = dial_as(over, address, &identity, peer).unwrap_err();
         assert!(refusal.starts_with(want), "{refusal}");
     }
     // One that says nothing, one that says nonsense, one that hangs up: nobody waits for them.
@@ -163,22 +160,23 @@ fn strangers_are_refused_in_words_and_the_wait_goes_on() {
     TcpStream::connect(address).unwrap().shutdown(Shutdown::Both).unwrap();
 
     let listener = listeners.remove(&WorkerId(1)).unwrap();
-    let dialer = Mesh::open(membership(WorkerId(1), &hosting, &peers), listener, TIMEOUTS).unwrap();
+    let dialer =
+        Mesh::open(membership(over, WorkerId(1), &hosting, &peers), listener, TIMEOUTS).unwrap();
     let acceptor = acceptor.join().unwrap();
     dialer.endpoint(CellId(1)).send(CellId(0), vec![42]).unwrap();
     assert_eq!(acceptor.endpoint(CellId(0)).recv(CellId(1)), Ok(vec![42]));
 }
 
-#[test]
-fn a_mesh_that_does_not_come_together_names_who_is_missing_and_why() {
+fn a_mesh_that_does_not_come_together_names_who_is_missing_and_why(over: &Over) {
     let hosting = [0, 1, 2];
     let (mut listeners, peers) = listen(&hosting);
     let short = Timeouts { join: Duration::from_secs(1), ..TIMEOUTS };
     let first = listeners.remove(&WorkerId(0)).unwrap();
-    let wrong = Membership { secret: [9; 32], ..membership(WorkerId(1), &hosting, &peers) };
+    let wrong = Membership { secret: [9; 32], ..membership(over, WorkerId(1), &hosting, &peers) };
     let second = listeners.remove(&WorkerId(1)).unwrap();
     let joining = thread::spawn(move || Mesh::open(wrong, second, short).unwrap_err());
-    let error = Mesh::open(membership(WorkerId(0), &hosting, &peers), first, short).unwrap_err();
+    let error =
+        Mesh::open(membership(over, WorkerId(0), &hosting, &peers), first, short).unwrap_err();
     assert_eq!(error.unreachable(), [WorkerId(1), WorkerId(2)]);
     let error = error.to_string();
     let want = "data plane: worker-0 waited 1 s for worker-1, worker-2";
@@ -198,8 +196,7 @@ fn black_hole() -> (Socket, Vec<TcpStream>, SocketAddr) {
     (socket, waiting, address)
 }
 
-#[test]
-fn a_peer_that_answers_no_packet_is_not_waited_for_whoever_dials_whom() {
+fn a_peer_that_answers_no_packet_is_not_waited_for_whoever_dials_whom(over: &Over) {
     let hosting = [0, 1];
     let short = Timeouts { link: Duration::from_millis(400), ..TIMEOUTS };
     for (me, peer) in [(0, 1), (1, 0)].map(|(me, peer)| (WorkerId(me), WorkerId(peer))) {
@@ -207,22 +204,25 @@ fn a_peer_that_answers_no_packet_is_not_waited_for_whoever_dials_whom() {
         let (_socket, _waiting, address) = black_hole();
         peers.insert(peer, address);
         let listener = listeners.remove(&me).unwrap();
-        let error = Mesh::open(membership(me, &hosting, &peers), listener, short).unwrap_err();
+        let error =
+            Mesh::open(membership(over, me, &hosting, &peers), listener, short).unwrap_err();
         assert_eq!(error.unreachable(), [peer]);
         let want = format!("{me} waited 0.4 s for {peer}, from which no packet comes back");
         assert!(error.to_string().contains(&want), "{error}");
     }
 }
 
-#[test]
-fn a_peer_that_lets_others_connect_and_says_nothing_is_named_when_the_patience_is_over() {
+fn a_peer_that_lets_others_connect_and_says_nothing_is_named_when_the_patience_is_over(
+    over: &Over,
+) {
     let hosting = [0, 1];
     let short =
         Timeouts { join: Duration::from_millis(900), link: Duration::from_millis(400), ..TIMEOUTS };
     for (me, peer) in [(0, 1), (1, 0)].map(|(me, peer)| (WorkerId(me), WorkerId(peer))) {
         let (mut listeners, peers) = listen(&hosting);
         let listener = listeners.remove(&me).unwrap();
-        let error = Mesh::open(membership(me, &hosting, &peers), listener, short).unwrap_err();
+        let error =
+            Mesh::open(membership(over, me, &hosting, &peers), listener, short).unwrap_err();
         assert_eq!(error.unreachable(), [peer], "{error}");
         assert!(error.to_string().contains(&format!("{me} waited 0.9 s for {peer}")), "{error}");
     }
@@ -253,23 +253,30 @@ fn corrupting_proxy(target: SocketAddr, clean: usize) -> SocketAddr {
     address
 }
 
-#[test]
-fn a_corrupted_byte_is_noticed_wherever_it_is() {
+fn a_corrupted_byte_is_noticed_wherever_it_is(over: &Over) {
     const HANDSHAKE_BYTES: usize = 90 + 32;
     let hosting = [0, 1];
-    // In the header, in the payload, in a later frame's sequence number.
-    for (at, want) in
-        [(10, "header was corrupted"), (60, "message was corrupted"), (48 + 5000 + 30, "header")]
-    {
+    let places = match over {
+        // In the header, in the payload, in a later frame's sequence number.
+        Over::Plain => [
+            (HANDSHAKE_BYTES + 10, "header was corrupted"),
+            (HANDSHAKE_BYTES + 60, "message was corrupted"),
+            (HANDSHAKE_BYTES + 48 + 5000 + 30, "header"),
+        ],
+        // In the records of the first frame and of the second: the certificates take less than 2000.
+        Over::Tls(_) => [3000, 5000, 9000].map(|at| (at, "cannot decrypt peer's message")),
+    };
+    for (at, want) in places {
         let (mut listeners, mut peers) = listen(&hosting);
         let honest = peers[&WorkerId(0)];
-        peers.insert(WorkerId(0), corrupting_proxy(honest, HANDSHAKE_BYTES + at));
+        peers.insert(WorkerId(0), corrupting_proxy(honest, at));
         let listener = listeners.remove(&WorkerId(0)).unwrap();
-        let acceptor = membership(WorkerId(0), &hosting, &peers);
+        let acceptor = membership(over, WorkerId(0), &hosting, &peers);
         let acceptor = thread::spawn(move || Mesh::open(acceptor, listener, TIMEOUTS).unwrap());
         let listener = listeners.remove(&WorkerId(1)).unwrap();
         let dialer =
-            Mesh::open(membership(WorkerId(1), &hosting, &peers), listener, TIMEOUTS).unwrap();
+            Mesh::open(membership(over, WorkerId(1), &hosting, &peers), listener, TIMEOUTS)
+                .unwrap();
         let acceptor = acceptor.join().unwrap();
         let mut sender = dialer.endpoint(CellId(1));
         let mut receiver = acceptor.endpoint(CellId(0));
@@ -278,6 +285,19 @@ fn a_corrupted_byte_is_noticed_wherever_it_is() {
         let error = (0..2).find_map(|_| receiver.recv(CellId(1)).err()).unwrap().to_string();
         assert!(error.contains("worker-1 was lost") && error.contains(want), "{error}");
         let told = sender.recv(CellId(0)).unwrap_err().to_string();
-        assert!(told.contains("worker-0"), "{told}");
+        assert!(told.contains("worker-0 was lost"), "{told}");
     }
 }
+
+over_both!(
+    a_lost_peer_stops_every_endpoint_with_its_name,
+    a_poisoned_mesh_tells_its_peers_why,
+    leaving_in_good_order_delivers_what_was_sent_and_then_says_so,
+    a_silent_peer_and_a_different_operation_are_errors,
+    parts_of_another_length_are_refused,
+    strangers_are_refused_in_words_and_the_wait_goes_on,
+    a_mesh_that_does_not_come_together_names_who_is_missing_and_why,
+    a_peer_that_answers_no_packet_is_not_waited_for_whoever_dials_whom,
+    a_peer_that_lets_others_connect_and_says_nothing_is_named_when_the_patience_is_over,
+    a_corrupted_byte_is_noticed_wherever_it_is,
+);

@@ -59,7 +59,8 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
-    check_machine(&run_dir, &loaded, args.force)?;
+    let devices = Devices::choose(&loaded)?;
+    check_machine(&run_dir, (&loaded, &devices), args.force)?;
     let runtime = event_loop()?;
     let store = mirror::open(&runtime, job, &loaded.directory)?;
     if let Some(store) = &store {
@@ -72,7 +73,6 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
     }
-    let devices = Devices::choose(&loaded)?;
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded, &devices)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
@@ -88,14 +88,18 @@ pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
 }
 
 /// Refuses a launch that this machine is too small for, before anything is started.
-fn check_machine(run_dir: &RunDir, loaded: &Loaded, force: bool) -> Result<(), Stopped> {
+fn check_machine(
+    run_dir: &RunDir,
+    (loaded, devices): (&Loaded, &Devices),
+    force: bool,
+) -> Result<(), Stopped> {
     let taken = preflight::taken_ports(loaded.job());
     if !taken.is_empty() {
         let what = format!("ports that are taken already: {taken:?}");
         let help = "choose another, or 0 for any free ones";
         return Err(loaded.error_at("spec.metrics.port", &what, help));
     }
-    let needs = Needs::of(loaded.job(), &loaded.plan, loaded.text_bytes());
+    let needs = Needs::of(loaded.job(), &loaded.plan, (loaded.text_bytes(), devices.are_gpus()));
     let short = needs.short_of(&Has::here(run_dir.path()));
     if short.is_empty() {
         return Ok(());

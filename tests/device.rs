@@ -48,6 +48,35 @@ fn is_clean(standin: &StandIn) {
     reports.iter().for_each(shoal_standin_driver::report::Report::assert_clean);
 }
 
+/// What each cell's memory was planned to be, and the most of it that was in use, as the workers' logs say: at the end of
+/// every plan, cell by cell.
+fn memory_in_use(place: &Place, run: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for worker in 0.. {
+        let log = place.run_dir(run).join(format!("logs/worker-{worker}.log"));
+        let Ok(text) = std::fs::read_to_string(log) else { break };
+        for line in
+            text.lines().filter(|line| line.contains("the most memory of a GPU that a cell"))
+        {
+            let number =
+                |name: &str| line.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
+            found.push((number("planned=").unwrap(), number("bytes=").unwrap()));
+        }
+    }
+    found
+}
+
+/// Cells have taken all that was planned for them and no byte more, and the launch has told the sum.
+#[track_caller]
+fn used_as_planned(place: &Place, run: &str, ended: &Ended) {
+    let memory = memory_in_use(place, run);
+    assert_eq!(memory.len(), 4, "of four cells: {memory:?}");
+    for (planned, used) in &memory {
+        assert_eq!(used, planned, "{memory:?}");
+    }
+    assert!(ended.out.contains("\n  memory of cells: worker-0 "), "{}", ended.out);
+}
+
 /// Figures that a GPU and a CPU must agree on, by step: losses, and the gradients' norm.
 fn figures(place: &Place, run: &str) -> Vec<[f64; 2]> {
     let lines = place.losses(run).into_iter();
@@ -81,6 +110,7 @@ fn undisturbed() -> &'static (Vec<String>, Vec<[f64; 2]>) {
         let told = "device: cuda:0 NVIDIA GeForce RTX 4090, 16.0MB each: worker-0, worker-1";
         assert!(ended.out.contains(told), "{}", ended.out);
         is_clean(&standin);
+        used_as_planned(&place, "run", &ended);
         (place.losses("run"), figures(&place, "run"))
     })
 }

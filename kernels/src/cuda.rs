@@ -37,7 +37,7 @@ pub mod router;
 pub mod swiglu;
 pub mod window;
 
-pub use self::arena::{Arena, Block, Usage};
+pub use self::arena::{Arena, Block, Kinds, Meter, Usage};
 pub use self::check::Rows;
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};

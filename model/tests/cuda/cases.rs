@@ -119,7 +119,7 @@ pub(crate) fn options(precision: Precision) -> StageOptions {
 
 pub(crate) fn gpu(device: &Device, bytes: usize) -> Gpu {
     let kernels = Arc::new(Kernels::load(device).unwrap());
-    Gpu::new(device, &kernels, bytes).unwrap()
+    Gpu::new(device, &kernels, ("a cell's memory", bytes)).unwrap()
 }
 
 fn whole(config: &ModelConfig, precision: Precision) -> Stage {

@@ -77,6 +77,9 @@ impl Devices {
         if job.training.precision == Precision::F32 {
             return Self::cpu("precision f32 is the CPU's alone");
         }
+        if job.training.precision == Precision::Fp8 && !job.training.scales.are_alike() {
+            return Self::cpu("FP8 scales of two formats are the CPU's alone");
+        }
         let cards = match look() {
             Ok(cards) if cards.is_empty() => return Self::cpu("this machine has no GPU"),
             Ok(cards) => cards,
@@ -196,6 +199,8 @@ impl fmt::Display for Devices {
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::numerics::ScaleFormat;
+
     use super::*;
 
     fn card(ordinal: usize) -> Card {
@@ -244,6 +249,10 @@ mod tests {
         ] {
             assert_eq!(found, Devices::cpu(why));
         }
+        let mut mixed = fp8.clone();
+        mixed.training.scales.gradients = ScaleFormat::Fp32;
+        let found = Devices::automatic(&mixed, || Ok::<_, String>(vec![Ok(card(0))]));
+        assert_eq!(found, Devices::cpu("FP8 scales of two formats are the CPU's alone"));
         let mut f32 = fp8;
         f32.training.precision = Precision::F32;
         let found = Devices::automatic(&f32, || Ok::<_, String>(vec![Ok(card(0))]));

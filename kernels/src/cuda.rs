@@ -20,6 +20,7 @@ mod given;
 pub mod image;
 mod memory;
 mod module;
+mod staging;
 mod stream;
 
 pub mod adamw;
@@ -43,4 +44,5 @@ pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};
 pub use self::memory::{Address, Buffer, Slice};
 pub use self::module::{Argument, Arguments, Function, Grid, Module};
+pub use self::staging::{Fetch, Staging};
 pub use self::stream::{Event, Stream};

@@ -110,6 +110,19 @@ impl Device {
         Self(Arc::new(Context { ordinal: 0, device: 0, raw, arch, properties }))
     }
 
+    pub(super) fn is_imagined(&self) -> bool {
+        self.0.raw.is_none()
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.0
+    }
+
+    /// The device of something that was made on it.
+    pub(super) fn of(context: &Arc<Context>) -> Self {
+        Self(Arc::clone(context))
+    }
+
     pub fn ordinal(&self) -> usize {
         self.0.ordinal
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys;
 
+use super::Device;
 use super::device::Context;
 use super::driver::OrFail;
 use super::error::DeviceError;
@@ -48,6 +49,10 @@ impl Stream {
 
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
+    }
+
+    pub(super) fn device(&self) -> Device {
+        Device::of(&self.context)
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use shoal_kernels::cuda::quantise::Shape;
 use shoal_kernels::cuda::{
-    Arena, Block, Device, DeviceError, Meter, Rows, Slice, Stream, Usage, adamw, attention,
-    cross_entropy, dispatch, elementwise, embedding, gemm, quantise, reduce, rmsnorm, rope, router,
-    swiglu, window,
+    Arena, Block, Device, DeviceError, Fetch, Meter, Rows, Slice, Staging, Stream, Usage, adamw,
+    attention, cross_entropy, dispatch, elementwise, embedding, gemm, quantise, reduce, rmsnorm,
+    rope, router, swiglu, window,
 };
 use shoal_kernels::linear::{self, Math};
 use shoal_kernels::{DType, Quantized, ScaleFormat, Tensor, Tiling};
@@ -19,12 +19,16 @@ use super::matrix::{Matrix, Operand, Tiles};
 use super::parameters::{GroupId, Parameters, Weight};
 use super::room::{Extent, Room};
 
+/// Bytes that cross between host and device in one go: some tenths of a millisecond of PCIe.
+const PART: usize = 4 << 20;
+
 /// A cell's part of a device. A clone is the same.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub(super) stream: Arc<Stream>,
     pub(super) arena: Arena,
     pub(super) kernels: Arc<Kernels>,
+    staging: Arc<Staging>,
     room: Option<Room>,
 }
 
@@ -84,7 +88,8 @@ impl Gpu {
     ) -> Result<Self, DeviceError> {
         let stream = Arc::new(device.stream()?);
         let arena = Arena::new(device, what, bytes)?;
-        Ok(Self { stream, arena, kernels: Arc::clone(kernels), room: None })
+        let staging = Arc::new(Staging::new(device, PART)?);
+        Ok(Self { stream, arena, kernels: Arc::clone(kernels), staging, room: None })
     }
 
     /// A device that is none, with all the memory there may be.
@@ -92,7 +97,8 @@ impl Gpu {
         let device = Device::imagined();
         let kernels = Arc::new(Kernels::load(&device)?);
         let stream = Arc::new(device.stream()?);
-        Ok(Self { stream, arena: Arena::imagined(&device)?, kernels, room: None })
+        let staging = Arc::new(Staging::new(&device, PART)?);
+        Ok(Self { stream, arena: Arena::imagined(&device)?, kernels, staging, room: None })
     }
 
     /// The same for a cell that takes as much as it may ever have to hold at each place. Without, as much as there is.
@@ -193,14 +199,14 @@ impl Gpu {
     ) -> Result<Matrix, DeviceError> {
         let extent = Extent { rows: x.rows(), room };
         let matrix = self.matrix(what, x.dtype(), (extent, x.cols()))?;
-        self.stream.upload(matrix.slice(), x.bytes())?;
+        self.write(matrix.slice(), x.bytes())?;
         Ok(matrix)
     }
 
     /// Bytes of the host.
     pub(super) fn upload_bytes(&self, what: &'static str, x: &[u8]) -> Result<Block, DeviceError> {
         let block = self.block(what, x.len())?;
-        self.stream.upload(block.all(), x)?;
+        self.write(block.all(), x)?;
         Ok(block)
     }
 
@@ -212,29 +218,49 @@ impl Gpu {
         room: usize,
     ) -> Result<Block, DeviceError> {
         let block = self.rows(what, Extent { rows: x.len(), room }, size_of::<T>())?;
-        self.stream.upload(block.all(), bytemuck::cast_slice(x))?;
+        self.write(block.all(), bytemuck::cast_slice(x))?;
         Ok(block)
     }
 
     /// Waits for everything queued so far.
     pub(super) fn download(&self, x: &Matrix) -> Result<Tensor, DeviceError> {
-        let bytes: Vec<u8> = self.download_all(x.slice())?;
+        self.fetched(self.fetch(x)?, x)
+    }
+
+    /// Begins to bring a matrix to the host. Nothing that is queued from now on is waited for.
+    pub(super) fn fetch<'a>(&self, x: &'a Matrix) -> Result<Fetch<'a>, DeviceError> {
+        self.staging.fetch(&self.stream, x.slice())
+    }
+
+    /// The matrix that was fetched.
+    pub(super) fn fetched(&self, fetch: Fetch<'_>, x: &Matrix) -> Result<Tensor, DeviceError> {
         let shape = [x.rows, x.cols];
-        Ok(Tensor::from_bytes(x.dtype, &shape, &bytes)
-            .expect("a matrix has the bytes of its shape"))
+        self.staging.fetched(fetch, |bytes| {
+            Tensor::from_bytes(x.dtype, &shape, bytes).expect("a matrix has the bytes of its shape")
+        })
+    }
+
+    /// Copies bytes of the host. They have been read when this returns.
+    pub(super) fn write(&self, to: Slice<'_>, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.staging.upload(&self.stream, to, bytes)
+    }
+
+    /// Copies bytes to the host. Waits for everything queued so far.
+    pub(super) fn read(&self, from: Slice<'_>, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.staging.download(&self.stream, from, bytes)
     }
 
     /// Waits for everything queued so far.
     pub(super) fn download_all<T: Pod>(&self, x: Slice<'_>) -> Result<Vec<T>, DeviceError> {
         let mut values = vec![T::zeroed(); x.bytes() / size_of::<T>()];
-        self.stream.download(x, bytemuck::cast_slice_mut(&mut values))?;
+        self.read(x, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
 
     /// The one number of a block. Waits for everything queued so far.
     pub(super) fn number<T: Pod>(&self, x: &Block) -> Result<T, DeviceError> {
         let mut value = T::zeroed();
-        self.stream.download(x.all(), bytemuck::bytes_of_mut(&mut value))?;
+        self.read(x.all(), bytemuck::bytes_of_mut(&mut value))?;
         Ok(value)
     }
 
@@ -534,8 +560,8 @@ impl Gpu {
                 let form = (Tiling::Row, x.scales().format());
                 let extent = Extent { rows: x.rows(), room };
                 let codes = self.codes(what, form, (extent, x.cols()))?;
-                self.stream.upload(codes.codes.all(), x.codes())?;
-                self.stream.upload(codes.scales.all(), x.scales().bytes())?;
+                self.write(codes.codes.all(), x.codes())?;
+                self.write(codes.scales.all(), x.scales().bytes())?;
                 Operand::Fp8(codes)
             }
         })

@@ -139,11 +139,12 @@ impl Moe {
         let (sums, experts) =
             experts::forward((gpu, p), &self.experts, received, self.local_experts())?;
         run.check(&sums, NonFinite::forward(layer, format!("layer {layer} experts forward")))?;
-        let sums = gpu.download(&sums)?;
+        let fetch = gpu.fetch(&sums)?;
         // While rows travel.
         let shared = self.shared.map(|ffn| ffn.forward((gpu, p), &n, (None, None), DType::F32));
         let (also, shared) = shared.transpose()?.unzip();
 
+        let sums = gpu.fetched(fetch, &sums)?;
         let replies = dispatch::split_rows(&sums, experts.rows_from(), &vec![0; sent.len()]);
         let incoming = run.all_to_all(layer, "combine", replies)?;
         let mut values = Vec::with_capacity(sent.len());
@@ -213,7 +214,7 @@ impl Moe {
         let room = if gpu.room().is_some() { tokens.room * most } else { rows };
         let what = "rows returned by experts";
         let returned = gpu.matrix(what, dtype, (Extent { rows, room }, d))?;
-        gpu.stream.upload(returned.slice(), &bytes)?;
+        gpu.write(returned.slice(), &bytes)?;
         let first: Vec<u32> = first.iter().map(|at| *at as u32).collect();
         let terms: Vec<u32> =
             places.iter().map(|(shard, row)| starts[*shard as usize] as u32 + row).collect();
@@ -248,7 +249,7 @@ impl Moe {
         let (d_sums, d_pairs) =
             experts::backward_input((gpu, p), &self.experts, kept.experts, d_rows, deferred)?;
         run.check(&d_sums, NonFinite::backward(layer, format!("layer {layer} backward, experts")))?;
-        let d_sums = gpu.download(&d_sums)?;
+        let fetch = gpu.fetch(&d_sums)?;
         // While rows travel.
         let shared = self.shared.zip(kept.shared).map(|(ffn, shared)| {
             let gradients = ffn.backward_input((gpu, p), &shared, (None, None), &d_y_operand)?;
@@ -257,6 +258,7 @@ impl Moe {
         });
         let shared = shared.transpose()?;
 
+        let d_sums = gpu.fetched(fetch, &d_sums)?;
         let mut replies = dispatch::split_rows(&d_sums, &rows_from, &pairs_from);
         dispatch::place_gate_gradients(&mut replies, &d_pairs, &pairs_from);
         let incoming = run.all_to_all(layer, "gradient combine", replies)?;

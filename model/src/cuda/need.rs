@@ -8,7 +8,7 @@ use shoal_kernels::adamw::AdamStep;
 use shoal_kernels::cuda::Kinds;
 use shoal_kernels::{DType, Tensor};
 use shoal_plan::grid::CellId;
-use shoal_plan::job::{Job, Precision};
+use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
 use shoal_plan::schedule::{Slot, Work};
 
@@ -39,11 +39,9 @@ impl Need {
     /// Of a cell of a plan.
     ///
     /// # Errors
-    /// Precision f32, which a GPU does not have; sizes that no kernel takes.
+    /// A precision that a GPU does not have; sizes that no kernel takes.
     pub fn of(job: &Job, plan: &Plan, id: CellId) -> Result<Self, Error> {
-        if job.training.precision == Precision::F32 {
-            return Err(Error::Precision);
-        }
+        StageOptions::from(&job.training).check_gpu()?;
         let mut cell = Imagined::new(job, plan, id)?;
         for microbatches in step_lengths(job) {
             cell.step(job, plan, microbatches)?;

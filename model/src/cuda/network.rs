@@ -35,6 +35,8 @@ pub(crate) struct Network {
     gpu: Gpu,
     cut: Cut,
     parameters: Parameters,
+    /// Whether the host has the masters, moments and average that are here.
+    host_has_all: bool,
     /// On the first stage.
     embedding: Option<GroupId>,
     layers: Vec<Layer>,
@@ -72,8 +74,9 @@ impl Network {
         arithmetic: Arithmetic,
         host: &host::Parameters,
     ) -> Result<Self, Error> {
-        let network = Self::blank(gpu, cut, arithmetic, host.options())?;
+        let mut network = Self::blank(gpu, cut, arithmetic, host.options())?;
         network.parameters.push(&network.gpu, host)?;
+        network.host_has_all = true;
         Ok(network)
     }
 
@@ -103,6 +106,7 @@ impl Network {
             balances: Vec::new(),
             turns,
             findings,
+            host_has_all: false,
             parameters: p,
             cut: cut.clone(),
             gpu,
@@ -272,9 +276,14 @@ impl Network {
         Ok(self.parameters.fetch_gradients(&self.gpu, host)?)
     }
 
-    /// Copies masters, moments and average to the host, to be written down.
-    pub(crate) fn fetch(&self, host: &mut host::Parameters) -> Result<(), Error> {
-        Ok(self.parameters.fetch(&self.gpu, host)?)
+    /// Copies masters, moments and average to the host, to be written down, unless it has them: a step may have both a
+    /// checkpoint and a snapshot behind it.
+    pub(crate) fn fetch(&mut self, host: &mut host::Parameters) -> Result<(), Error> {
+        if !self.host_has_all {
+            self.parameters.fetch(&self.gpu, host)?;
+            self.host_has_all = true;
+        }
+        Ok(())
     }
 
     /// AdamW with the gradients that the host has. Returns a checksum of the masters.
@@ -289,6 +298,7 @@ impl Network {
 
     /// The same with the gradients that are here.
     pub(super) fn optimise(&mut self, adam: &AdamStep, decay: f32) -> Result<u64, Error> {
+        self.host_has_all = false;
         let sum = self.parameters.step(&self.gpu, adam, decay)?;
         self.findings.clear(&self.gpu)?;
         Ok(sum)

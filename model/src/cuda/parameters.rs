@@ -167,7 +167,7 @@ fn upload(
 ) -> Result<(), DeviceError> {
     for Run { host, device, len } in runs {
         let bytes = &from[host * size..(host + len) * size];
-        gpu.stream.upload(to.slice(device * size..(device + len) * size), bytes)?;
+        gpu.write(to.slice(device * size..(device + len) * size), bytes)?;
     }
     Ok(())
 }
@@ -182,7 +182,7 @@ fn download(
 ) -> Result<(), DeviceError> {
     for Run { host, device, len } in runs {
         let bytes = &mut to[host * size..(host + len) * size];
-        gpu.stream.download(from.slice(device * size..(device + len) * size), bytes)?;
+        gpu.read(from.slice(device * size..(device + len) * size), bytes)?;
     }
     Ok(())
 }

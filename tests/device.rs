@@ -220,7 +220,6 @@ fn a_device_that_is_not_there_is_refused_before_anything_starts() {
     // A card that is there and does not do.
     for (variable, value, words) in [
         ("SHOAL_STANDIN_DRIVER", "11.4", "driver too old for this PTX: has CUDA 11.4, needs 12.4"),
-        ("SHOAL_STANDIN_COMPUTE_MODE", "exclusive", "is not free: its compute mode is exclusive"),
         ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited", "is not free: its compute mode is prohibited"),
         ("SHOAL_STANDIN_MEMORY", "1MiB", "out of memory on the GPU: the cells"),
     ] {

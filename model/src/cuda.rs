@@ -29,6 +29,7 @@ mod parameters;
 mod room;
 mod run;
 mod tail;
+mod transfers;
 
 pub use self::gpu::{Gpu, Kernels};
 pub use self::need::Need;

@@ -1,12 +1,16 @@
-//! Which of this machine's GPUs each worker computes on, decided before anything is started.
+//! Which of this machine's GPUs each worker computes on, and whether its cells fit there, decided before anything is
+//! started.
+
+mod fit;
 
 use std::fmt::{self, Write};
 
 use shoal_plan::device::{DeviceChoice, deal};
 use shoal_plan::job::{Job, Precision, Workers};
-use shoal_plan::plan::WorkerId;
+use shoal_plan::plan::{Plan, WorkerId};
 use shoal_worker::devices::{Card, Share};
 
+use self::fit::{Load, Needs};
 use crate::exit::Stopped;
 use crate::manifest::Loaded;
 use crate::progress::short;
@@ -20,13 +24,24 @@ const USUAL_PERCENT: usize = 90;
 pub(crate) struct Devices {
     /// By worker; empty: the CPU.
     shares: Vec<Vec<Share>>,
+    cards: Vec<Card>,
     /// For people: the names of GPUs, or why there is none.
     told: String,
 }
 
 impl Devices {
-    /// Looks at the machine's GPUs, if the job may use them, and deals them out.
+    /// Looks at the machine's GPUs, if the job may use them, and deals them out to workers whose cells fit there.
     pub(crate) fn choose(loaded: &Loaded) -> Result<Self, Stopped> {
+        let mut devices = Self::dealt(loaded)?;
+        let help = "lower spec.training.microbatch or sequence, take more stages, expert shards or GPUs, raise \
+                    spec.workers.device_mb, or train with `device: cpu`";
+        devices
+            .fit(loaded.job(), &loaded.plan)
+            .map_err(|problem| loaded.error_at("spec.workers.device", &problem, help))?;
+        Ok(devices)
+    }
+
+    fn dealt(loaded: &Loaded) -> Result<Self, Stopped> {
         let job = loaded.job();
         match &job.workers.device {
             DeviceChoice::Cpu => Ok(Self::cpu("spec.workers.device")),
@@ -78,6 +93,9 @@ impl Devices {
         if job.training.precision == Precision::F32 {
             return Self::cpu("precision f32 is the CPU's alone");
         }
+        if job.training.precision == Precision::Fp8 && !job.training.scales.are_alike() {
+            return Self::cpu("FP8 scales of two formats are the CPU's alone");
+        }
         let cards = match look() {
             Ok(cards) if cards.is_empty() => return Self::cpu("this machine has no GPU"),
             Ok(cards) => cards,
@@ -98,7 +116,66 @@ impl Devices {
     }
 
     pub(crate) fn cpu(why: &str) -> Self {
-        Self { shares: Vec::new(), told: format!("device: CPU ({why})") }
+        let (shares, cards) = (Vec::new(), Vec::new());
+        Self { shares, cards, told: format!("device: CPU ({why})") }
+    }
+
+    /// Whether workers compute on GPUs.
+    pub(crate) fn are_gpus(&self) -> bool {
+        !self.shares.is_empty()
+    }
+
+    /// Adds what the cells need to what is told, or says why they do not fit.
+    fn fit(&mut self, job: &Job, plan: &Plan) -> Result<(), String> {
+        if !self.are_gpus() {
+            return Ok(());
+        }
+        let needs = Needs::of(job, plan)?;
+        let loads = needs.loads(plan, &self.shares);
+        let mb = |bytes: usize| format!("{}B", short(bytes as f64));
+        if let Some(load) = loads.iter().find(|load| load.share.bytes < load.bytes) {
+            return Err(format!(
+                "out of memory on the GPU: the cells of {} need {} of cuda:{}, of which they may have {}: {}",
+                load.worker,
+                mb(load.bytes),
+                load.share.ordinal,
+                mb(load.share.bytes),
+                needs.told(load)
+            ));
+        }
+        for card in &self.cards {
+            let here: Vec<&Load> =
+                loads.iter().filter(|load| load.share.ordinal == card.ordinal).collect();
+            let bytes = here.iter().map(|load| load.bytes).sum();
+            if card.free_bytes < bytes {
+                let told: Vec<String> = here.iter().map(|load| needs.told(load)).collect();
+                return Err(format!(
+                    "out of memory on the GPU: the cells need {} of cuda:{}, of which {} are free, other programs \
+                     have the rest: {}",
+                    mb(bytes),
+                    card.ordinal,
+                    mb(card.free_bytes),
+                    told.join("; ")
+                ));
+            }
+        }
+        let each: Vec<String> = loads
+            .iter()
+            .map(|load| {
+                format!("{} {} on cuda:{}", load.worker, mb(load.bytes), load.share.ordinal)
+            })
+            .collect();
+        let _ = write!(self.told, "\n  memory of cells: {}", each.join(", "));
+        if let Some((left, load)) = needs.after_losses(job, &self.shares) {
+            let (need, may) = (mb(load.bytes), mb(load.share.bytes));
+            let _ = write!(
+                self.told,
+                "\n  with {left} left the cells of {} would need {need} of cuda:{}, of which they may have {may}: the run \
+                 would end there; raise workers.min above {left}, and it waits for workers instead",
+                load.worker, load.share.ordinal
+            );
+        }
+        Ok(())
     }
 
     fn over(workers: &Workers, cards: &[Card]) -> Self {
@@ -120,7 +197,8 @@ impl Devices {
             format!("cuda:{} {}, {each}B each: {}", card.ordinal, card.name, with.join(", "))
         });
         let told: Vec<String> = told.collect();
-        Self { shares, told: format!("device: {}", told.join("; ")) }
+        let told = format!("device: {}", told.join("; "));
+        Self { shares, cards: cards.to_vec(), told }
     }
 
     /// Of one worker.
@@ -137,10 +215,13 @@ impl fmt::Display for Devices {
 
 #[cfg(test)]
 mod tests {
+    use shoal_plan::numerics::ScaleFormat;
+
     use super::*;
 
     fn card(ordinal: usize) -> Card {
-        Card { ordinal, name: format!("RTX {ordinal}"), memory_bytes: 24_000_000_000 }
+        let (memory_bytes, free_bytes) = (24_000_000_000, 23_000_000_000);
+        Card { ordinal, name: format!("RTX {ordinal}"), memory_bytes, free_bytes }
     }
 
     fn job(local: u32, device_mb: u64) -> Job {
@@ -184,6 +265,10 @@ mod tests {
         ] {
             assert_eq!(found, Devices::cpu(why));
         }
+        let mut mixed = fp8.clone();
+        mixed.training.scales.gradients = ScaleFormat::Fp32;
+        let found = Devices::automatic(&mixed, || Ok::<_, String>(vec![Ok(card(0))]));
+        assert_eq!(found, Devices::cpu("FP8 scales of two formats are the CPU's alone"));
         let mut f32 = fp8;
         f32.training.precision = Precision::F32;
         let found = Devices::automatic(&f32, || Ok::<_, String>(vec![Ok(card(0))]));

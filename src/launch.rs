@@ -79,7 +79,11 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
         note("to train further raise training.steps; to start over add --fresh");
         return Ok(());
     }
-    check_machine(&run_dir, &loaded, args)?;
+    let devices = match over {
+        Some(_) => Devices::cpu("each rig says for itself"),
+        None => Devices::choose(&loaded)?,
+    };
+    check_machine(&run_dir, (&loaded, &devices), args)?;
     let runtime = event_loop()?;
     let store = mirror::open(&runtime, job, &loaded.directory)?;
     if let Some(store) = &store {
@@ -92,10 +96,6 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     if resume_from.is_none() {
         initial::check(job, &loaded.directory)?;
     }
-    let devices = match over {
-        Some(_) => Devices::cpu("each rig says for itself"),
-        None => Devices::choose(&loaded)?,
-    };
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded, &devices)?;
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
@@ -112,14 +112,18 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
 }
 
 /// Refuses a launch that this machine is too small for, before anything is started.
-fn check_machine(run_dir: &RunDir, loaded: &Loaded, args: &cli::Launch) -> Result<(), Stopped> {
+fn check_machine(
+    run_dir: &RunDir,
+    (loaded, devices): (&Loaded, &Devices),
+    args: &cli::Launch,
+) -> Result<(), Stopped> {
     let taken = preflight::taken_ports(loaded.job());
     if !taken.is_empty() {
         let what = format!("ports that are taken already: {taken:?}");
         let help = "choose another, or 0 for any free ones";
         return Err(loaded.error_at("spec.metrics.port", &what, help));
     }
-    let needs = Needs::of(loaded.job(), &loaded.plan, loaded.text_bytes());
+    let needs = Needs::of(loaded.job(), &loaded.plan, (loaded.text_bytes(), devices.are_gpus()));
     let mut has = Has::here(run_dir.path());
     if args.cluster.is_some() {
         // The workers are elsewhere.

@@ -38,9 +38,14 @@ pub(crate) struct Has {
 }
 
 impl Needs {
-    /// For all workers of this plan on one machine. `text_bytes` become tokens.
-    pub(crate) fn of(job: &Job, plan: &Plan, text_bytes: u64) -> Self {
-        let cells: u64 = plan.grid.cells().map(|id| cell_bytes(job, plan, id).total()).sum();
+    /// For all workers of this plan on one machine. `text_bytes` become tokens. With `gpus`, activations are there, and
+    /// what cells keep here are the parameters, moments and gradients.
+    pub(crate) fn of(job: &Job, plan: &Plan, (text_bytes, gpus): (u64, bool)) -> Self {
+        let of = |id| {
+            let bytes = cell_bytes(job, plan, id);
+            if gpus { bytes.total() - bytes.activations } else { bytes.total() }
+        };
+        let cells: u64 = plan.grid.cells().map(of).fold(0, u64::saturating_add);
         let snapshots = vault_bytes(job, plan).into_values().fold(0, u64::saturating_add);
         let workers = u64::from(job.workers.local);
         let parameters = arithmetic::parameters(&job.model).total;
@@ -175,7 +180,7 @@ mod tests {
         change(&mut job);
         let workers: Vec<WorkerId> = (0..job.workers.local).map(WorkerId).collect();
         let plan = make_plan(&job, &workers, Generation(1)).unwrap();
-        Needs::of(&job, &plan, 1_000_000)
+        Needs::of(&job, &plan, (1_000_000, false))
     }
 
     #[test]
@@ -205,6 +210,17 @@ mod tests {
     }
 
     #[test]
+    fn activations_on_a_gpu_are_no_memory_of_the_machine() {
+        let job = Job::example();
+        let plan = make_plan(&job, &[WorkerId(0)], Generation(1)).unwrap();
+        let of = |gpus| Needs::of(&job, &plan, (0, gpus)).memory_bytes;
+        let activations: u64 =
+            plan.grid.cells().map(|id| cell_bytes(&job, &plan, id).activations).sum();
+        assert!(0 < activations);
+        assert_eq!(of(false) - of(true), activations);
+    }
+
+    #[test]
     fn the_plan_says_what_snapshots_take_here_and_what_is_not_known() {
         let shown = |change: &dyn Fn(&mut Job), free| {
             let mut job = Job::example();
@@ -212,7 +228,7 @@ mod tests {
             change(&mut job);
             let workers: Vec<WorkerId> = (0..job.workers.local).map(WorkerId).collect();
             let plan = make_plan(&job, &workers, Generation(1)).unwrap();
-            (snapshots(&job, &plan, free), Needs::of(&job, &plan, 0).snapshot_bytes)
+            (snapshots(&job, &plan, free), Needs::of(&job, &plan, (0, false)).snapshot_bytes)
         };
         let (text, bytes) = shown(&|_| {}, Some(7_000_000_000));
         let head = format!(

@@ -48,6 +48,35 @@ fn is_clean(standin: &StandIn) {
     reports.iter().for_each(shoal_standin_driver::report::Report::assert_clean);
 }
 
+/// What each cell's memory was planned to be, and the most of it that was in use, as the workers' logs say: at the end of
+/// every plan, cell by cell.
+fn memory_in_use(place: &Place, run: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for worker in 0.. {
+        let log = place.run_dir(run).join(format!("logs/worker-{worker}.log"));
+        let Ok(text) = std::fs::read_to_string(log) else { break };
+        for line in
+            text.lines().filter(|line| line.contains("the most memory of a GPU that a cell"))
+        {
+            let number =
+                |name: &str| line.split(name).nth(1)?.split_whitespace().next()?.parse().ok();
+            found.push((number("planned=").unwrap(), number("bytes=").unwrap()));
+        }
+    }
+    found
+}
+
+/// Cells have taken all that was planned for them and no byte more, and the launch has told the sum.
+#[track_caller]
+fn used_as_planned(place: &Place, run: &str, ended: &Ended) {
+    let memory = memory_in_use(place, run);
+    assert_eq!(memory.len(), 4, "of four cells: {memory:?}");
+    for (planned, used) in &memory {
+        assert_eq!(used, planned, "{memory:?}");
+    }
+    assert!(ended.out.contains("\n  memory of cells: worker-0 "), "{}", ended.out);
+}
+
 /// Figures that a GPU and a CPU must agree on, by step: losses, and the gradients' norm.
 fn figures(place: &Place, run: &str) -> Vec<[f64; 2]> {
     let lines = place.losses(run).into_iter();
@@ -81,6 +110,7 @@ fn undisturbed() -> &'static (Vec<String>, Vec<[f64; 2]>) {
         let told = "device: cuda:0 NVIDIA GeForce RTX 4090, 16.0MB each: worker-0, worker-1";
         assert!(ended.out.contains(told), "{}", ended.out);
         is_clean(&standin);
+        used_as_planned(&place, "run", &ended);
         (place.losses("run"), figures(&place, "run"))
     })
 }
@@ -131,13 +161,6 @@ fn fails(place: &Place, failure: &str, words: &[&str]) -> Ended {
 #[test]
 fn a_card_that_fails_ends_the_run_by_name_and_it_goes_on_elsewhere() {
     let place = Place::new("device-fails", &manifest(STEPS));
-    fails(&place, "alloc:1", &["worker-", "out of memory on the GPU: a cell's memory wants 16000"]);
-    fails(&place, "launch:embedding_forward", &["worker-", "GPU: ", "LAUNCH_FAILED"]);
-    fails(
-        &place,
-        "cuMemcpyDtoHAsync_v2:9:out_of_memory",
-        &["worker-", "GPU: cuMemcpyDtoHAsync", "OUT_OF_MEMORY"],
-    );
     // In the midst of training: what is committed stays, and another device goes on from the checkpoint.
     fails(
         &place,
@@ -150,6 +173,33 @@ fn a_card_that_fails_ends_the_run_by_name_and_it_goes_on_elsewhere() {
     assert!(ended.err.contains("continuing after step "), "{committed}: {}", ended.err);
     assert!(ended.err.contains("a GPU and a CPU agree within rounding"), "{}", ended.err);
     agree(&figures(&place, "run"), &undisturbed().1);
+}
+
+/// Every way in which the stand-in fails a call, on its way to the first step. The calls are those that a worker makes; the
+/// launcher's own are in the test below.
+#[test]
+fn whatever_a_card_refuses_is_told_by_its_name() {
+    let place = Place::new("device-refuses", &manifest(STEPS));
+    for (failure, words) in [
+        ("alloc:1", "out of memory on the GPU: the memory of cell-"),
+        ("launch:7", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("launch:embedding_forward", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("lost:400", "CUDA_ERROR_DEVICE_UNAVAILABLE"),
+        ("lost:400:unknown", "CUDA_ERROR_UNKNOWN"),
+        ("cuLaunchKernel:3:launch_out_of_resources", "GPU: cuLaunchKernel: CUDA_ERROR_LAUNCH_OUT"),
+        ("cuMemHostAlloc:2:out_of_memory", "GPU: cuMemHostAlloc: CUDA_ERROR_OUT_OF_MEMORY"),
+        ("cuMemcpyHtoDAsync_v2:3:unknown", "GPU: cuMemcpyHtoDAsync: CUDA_ERROR_UNKNOWN"),
+        ("cuMemcpyDtoHAsync_v2:9:unknown", "GPU: cuMemcpyDtoHAsync: CUDA_ERROR_UNKNOWN"),
+        ("cuMemsetD8Async:2:unknown", "GPU: cuMemsetD8Async: CUDA_ERROR_UNKNOWN"),
+        ("cuStreamCreate:2:unknown", "GPU: cuStreamCreate: CUDA_ERROR_UNKNOWN"),
+        ("cuStreamWaitEvent:1:unknown", "GPU: cuStreamWaitEvent: CUDA_ERROR_UNKNOWN"),
+        ("cuEventCreate:1:unknown", "GPU: cuEventCreate: CUDA_ERROR_UNKNOWN"),
+        ("cuEventRecord:5:unknown", "GPU: cuEventRecord: CUDA_ERROR_UNKNOWN"),
+        ("cuEventSynchronize:5:unknown", "GPU: cuEventSynchronize: CUDA_ERROR_UNKNOWN"),
+    ] {
+        let ended = fails(&place, failure, &["worker-", words]);
+        assert!(place.losses("run").is_empty(), "{failure}: {}", ended.err);
+    }
 }
 
 #[test]
@@ -166,6 +216,18 @@ fn a_device_that_is_not_there_is_refused_before_anything_starts() {
             launch(&place, &standin, "run", &["--set", &device]).ended_within(PATIENCE_SECONDS);
         assert_eq!(ended.code, Some(2), "{}", ended.err);
         assert!(ended.err.contains(words) && ended.err.contains("workers.device"), "{}", ended.err);
+    }
+    // A card that is there and does not do.
+    for (variable, value, words) in [
+        ("SHOAL_STANDIN_DRIVER", "11.4", "driver too old for this PTX: has CUDA 11.4, needs 12.4"),
+        ("SHOAL_STANDIN_COMPUTE_MODE", "prohibited", "is not free: its compute mode is prohibited"),
+        ("SHOAL_STANDIN_MEMORY", "1MiB", "out of memory on the GPU: the cells"),
+    ] {
+        let standin = card("4090").set(variable, value);
+        let cuda = ["--set", "workers.device=cuda"];
+        let ended = launch(&place, &standin, "run", &cuda).ended_within(PATIENCE_SECONDS);
+        assert_eq!(ended.code, Some(2), "{variable}={value}: {}", ended.err);
+        assert!(ended.err.contains(words), "{variable}={value}: {}", ended.err);
     }
     let f32 = ["--set", "workers.device=cuda", "--set", "training.precision=f32"];
     let ended = launch(&place, &card("4090"), "run", &f32).ended_within(PATIENCE_SECONDS);
@@ -193,6 +255,49 @@ fn every_card_in_every_precision_is_the_cpu_within_rounding() {
         assert_eq!(ended.code, Some(0), "{pair}: {}", ended.err);
         is_clean(&standin);
         agree(&figures(&place, "run"), &cpu);
+    }
+}
+
+/// The plan of a cell's memory holds under every schedule and for cells of every kind, alone or with others.
+#[test]
+fn memory_is_what_was_planned_whatever_the_schedule() {
+    let place = Place::new("device-memory", &manifest(2));
+    for (run, settings) in [
+        ("zero-bubble", &["parallelism.schedule=zb-h1", "training.precision=bf16"][..]),
+        (
+            "interleaved",
+            &[
+                "parallelism.schedule=interleaved",
+                "parallelism.chunks=2",
+                "model.num_hidden_layers=4",
+                "training.ema=0.9",
+            ][..],
+        ),
+        ("uneven", &["training.batch=5", "training.microbatch=2", "training.sequence=24"][..]),
+    ] {
+        let standin = card("4090");
+        let settings: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
+        let ended = launch(&place, &standin, run, &settings).ended_within(SECONDS);
+        assert_eq!(ended.code, Some(0), "{run}: {}", ended.err);
+        is_clean(&standin);
+        used_as_planned(&place, run, &ended);
+    }
+}
+
+/// What does not fit is refused by the sizes of its largest parts, before a worker is started.
+#[test]
+fn cells_that_do_not_fit_are_refused_with_what_they_need() {
+    let place = Place::new("device-small", &manifest(2));
+    let little = ["--set", "workers.device_mb=1", "--force"];
+    let ended = launch(&place, &card("4090"), "run", &little).ended_within(PATIENCE_SECONDS);
+    assert_eq!(ended.code, Some(2), "{}", ended.err);
+    for words in [
+        "out of memory on the GPU: the cells of worker-0 need ",
+        " of cuda:0, of which they may have 500.0kB: cell-",
+        "masters ",
+        "lower spec.training.microbatch",
+    ] {
+        assert!(ended.err.contains(words), "want {words:?} in:\n{}", ended.err);
     }
 }
 

@@ -20,6 +20,7 @@ mod given;
 pub mod image;
 mod memory;
 mod module;
+mod staging;
 mod stream;
 
 pub mod adamw;
@@ -37,10 +38,11 @@ pub mod router;
 pub mod swiglu;
 pub mod window;
 
-pub use self::arena::{Arena, Block, Usage};
+pub use self::arena::{Arena, Block, Kinds, Meter, Usage};
 pub use self::check::Rows;
 pub use self::device::{Device, Properties};
 pub use self::error::{DeviceError, Version};
 pub use self::memory::{Address, Buffer, Slice};
 pub use self::module::{Argument, Arguments, Function, Grid, Module};
+pub use self::staging::{Fetch, Staging};
 pub use self::stream::{Event, Stream};

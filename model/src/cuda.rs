@@ -6,6 +6,9 @@
 //! it: the same batch gives the same losses, gradients and parameters within what BF16 and the order of sums allow
 //! (`tests/cuda.rs`). Precision f32 is the host's alone.
 //!
+//! What a cell needs there is known beforehand: `need` goes through its steps on a device that is none, in the same code,
+//! and counts.
+//!
 //! Names, shapes and snapshots are the host's `Parameters`, which stay the other end of every copy: gradients come back to
 //! them to be summed over cells, and masters and moments to be written down.
 
@@ -20,10 +23,15 @@ mod matrix;
 mod mla;
 mod moe;
 mod mtp;
+mod need;
 mod network;
 mod parameters;
+mod room;
 mod run;
 mod tail;
+mod transfers;
 
 pub use self::gpu::{Gpu, Kernels};
+pub use self::need::Need;
 pub(crate) use self::network::Network;
+pub use self::room::Room;

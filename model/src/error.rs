@@ -59,4 +59,11 @@ pub enum Error {
     /// The reference precision on a GPU.
     #[error("precision f32 runs on the CPU alone: choose bf16 or fp8, or the device cpu")]
     Precision,
+
+    /// Products on a GPU have both sides' scales in one format.
+    #[error(
+        "FP8 scales of two formats (training.scales) run on the CPU alone: choose one for weights, activations and \
+         gradients, or the device cpu"
+    )]
+    Scales,
 }

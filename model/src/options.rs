@@ -3,6 +3,8 @@
 use shoal_plan::job::{Precision, Training};
 use shoal_plan::numerics::{Moments, ParameterGroup, Scales};
 
+use crate::error::Error;
+
 /// How a stage computes and what its optimizer keeps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageOptions {
@@ -33,6 +35,15 @@ impl From<&Training> for StageOptions {
 }
 
 impl StageOptions {
+    /// Whether a GPU can compute so.
+    pub(crate) fn check_gpu(&self) -> Result<(), Error> {
+        match self.precision {
+            Precision::F32 => Err(Error::Precision),
+            Precision::Fp8 if !self.scales.are_alike() => Err(Error::Scales),
+            Precision::Fp8 | Precision::Bf16 => Ok(()),
+        }
+    }
+
     /// The defaults: power-of-two scales, BF16 moments, norms not decayed, no average.
     pub fn new(precision: Precision, seed: u64) -> Self {
         Self {

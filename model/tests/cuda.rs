@@ -8,6 +8,8 @@
 
 #[path = "cuda/cases.rs"]
 mod cases;
+#[path = "cuda/need.rs"]
+mod need;
 #[path = "cuda/shards.rs"]
 mod shards;
 
@@ -20,7 +22,7 @@ use shoal_standin_driver::testing::StandIn;
 /// What cargo runs when nothing is asked for: the stand-in takes minutes for all of it. Words choose more: `step` is in most
 /// names, and `-- a` in all of them.
 const CARD: &str = "4090";
-const CHOSEN: [&str; 2] = ["in fp8", "NaN"];
+const CHOSEN: [&str; 3] = ["in fp8", "NaN", "memory: "];
 
 /// Those that words are tried on: one of each kind that has an image of its own.
 const CARDS: [&str; 4] = ["4090", "3090", "5090", "h100"];

@@ -62,6 +62,20 @@ impl Job {
         self.division_of(self.training.batch.into())
     }
 
+    /// The most sequences that a cell of a column ever works on at a time, in training and in evaluations.
+    pub fn sequences_at_most(&self, column: u32) -> u64 {
+        let windows = self.evaluation.tokens_max / u64::from(self.training.sequence);
+        let sequences = u128::from(windows.max(1).max(self.training.batch.into()));
+        let shares = &self.division.shares;
+        let (share, total) = match shares.get(column as usize) {
+            Some(share) => (*share, shares.iter().copied().map(u128::from).sum()),
+            None => (1, u128::from(self.grid.columns())),
+        };
+        // By largest remainder nobody has more than its quota, rounded up.
+        let most = (sequences * u128::from(share)).div_ceil(total);
+        most.min(self.training.microbatch.into()) as u64
+    }
+
     /// How any number of sequences is divided over the columns: a step's, or the windows of an
     /// evaluation.
     pub fn division_of(&self, sequences: u64) -> BatchDivision {
@@ -169,6 +183,37 @@ mod tests {
 
     fn ramp(batch_start: u32, batch: u32, batch_ramp_steps: u64) -> Training {
         Training { batch, batch_start, batch_ramp_steps, ..Job::example().training }
+    }
+
+    #[test]
+    fn no_step_and_no_evaluation_has_more_sequences_in_a_microbatch_than_said() {
+        let mut state = 5;
+        for _ in 0..200 {
+            let mut job = Job::example();
+            let mut draw = |n| random(&mut state, n) as u32;
+            job.grid = Grid { stages: 1, expert_shards: 1 + draw(3), replicas: 1 + draw(3) };
+            job.training.microbatch = 1 + draw(5);
+            job.training.batch = 1 + draw(40);
+            job.training.batch_start = draw(2) * (1 + draw(u64::from(job.training.batch)));
+            job.training.batch_ramp_steps = 7;
+            let columns = job.grid.columns();
+            if draw(2) == 0 {
+                job.division.shares = (0..columns).map(|_| 1 + draw(4)).collect();
+            }
+            let windows = u64::from(draw(30));
+            job.evaluation.tokens_max = windows * u64::from(job.training.sequence);
+            let steps = (1..9).map(|step| job.division_at(step));
+            let sets = (1..=windows.max(1)).map(|windows| job.division_of(windows));
+            for division in steps.chain(sets) {
+                for column in 0..columns {
+                    let most = job.sequences_at_most(column);
+                    assert!(division.largest_microbatch(column) <= most, "{job:?}");
+                }
+            }
+        }
+        let mut job = Job::example();
+        (job.training.batch, job.training.microbatch, job.evaluation.tokens_max) = (6, 9, 0);
+        assert_eq!(job.sequences_at_most(0), 6, "no more than there are");
     }
 
     #[test]

@@ -62,6 +62,13 @@ pub struct Scales {
     pub gradients: ScaleFormat,
 }
 
+impl Scales {
+    /// Whether all classes have one format, as products on a GPU want it.
+    pub fn are_alike(&self) -> bool {
+        self.weights == self.activations && self.activations == self.gradients
+    }
+}
+
 /// Parameters that weight decay may leave alone. Biases of routers are no parameters: they never
 /// decay.
 #[derive(

@@ -1,13 +1,18 @@
-//! The GPUs of a worker. Each is opened once for the life of the process. All cells that are put on one share its
-//! memory and its queue: a plan that brings more cells, or takes some away, divides nothing anew.
+//! The GPUs of a worker. Each is opened once for the life of the process. A cell that is put on one has memory of its own
+//! there, exactly as much as was planned for it, and a queue of its own; both go when the cell goes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shoal_kernels::cuda::{Device, DeviceError, Usage};
+use shoal_kernels::cuda::{Device, DeviceError, Meter, Usage};
 use shoal_model::Stage;
-use shoal_model::cuda::{Gpu, Kernels};
+pub use shoal_model::cuda::Need;
+use shoal_model::cuda::{Gpu, Kernels, Room};
+use shoal_plan::grid::CellId;
+use shoal_plan::job::Job;
+use shoal_plan::plan::Plan;
 
 /// A GPU of this machine that can train.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub struct Card {
     pub ordinal: usize,
     pub name: String,
     pub memory_bytes: usize,
+    /// What nobody has of it at this moment.
+    pub free_bytes: usize,
 }
 
 impl Card {
@@ -35,8 +42,14 @@ impl Card {
         let device = Device::open(ordinal)?;
         let properties = device.properties();
         let (name, memory_bytes) = (properties.name.clone(), properties.memory_bytes);
-        Ok(Self { ordinal, name, memory_bytes })
+        let (free_bytes, _) = device.memory()?;
+        Ok(Self { ordinal, name, memory_bytes, free_bytes })
     }
+}
+
+/// Which of a worker's GPUs its `nth` cell is put on, of so many.
+pub fn card_of(nth: usize, cards: usize) -> usize {
+    nth % cards.max(1)
 }
 
 /// What of a machine's GPU a worker may have.
@@ -75,8 +88,8 @@ struct Opened {
     share: Share,
     device: Device,
     kernels: Arc<Kernels>,
-    /// Taken when the first cell comes, given back when the worker gives way to its machine's owner.
-    gpu: Mutex<Option<Gpu>>,
+    /// Memory of every cell that was ever put here, the last time it was.
+    cells: Mutex<BTreeMap<CellId, Meter>>,
 }
 
 impl Devices {
@@ -95,47 +108,59 @@ impl Devices {
                 mb,
                 "cells are computed on a GPU"
             );
-            Ok(Opened { share: *share, device, kernels, gpu: Mutex::new(None) })
+            Ok(Opened { share: *share, device, kernels, cells: Mutex::default() })
         };
         Ok(Self(Arc::new(shares.iter().map(open).collect::<Result<_, _>>()?)))
     }
 
-    /// Moves a cell's stages to the worker's `nth` GPU, counted round, if it has any. Stages that are on one stay there.
-    pub(crate) fn place(&self, nth: usize, stages: &mut [Stage]) -> Result<(), shoal_model::Error> {
-        let Some(opened) = self.0.get(nth % self.0.len().max(1)) else { return Ok(()) };
-        for stage in stages.iter_mut().filter(|stage| stage.gpu().is_none()) {
-            stage.move_to(opened.gpu()?)?;
+    /// Moves the stages of a cell, the worker's `nth`, to one of its GPUs, if it has any. Stages that are on one stay there.
+    pub(crate) fn place(
+        &self,
+        (nth, id): (usize, CellId),
+        stages: &mut [Stage],
+        (job, plan): (&Job, &Plan),
+    ) -> Result<(), shoal_model::Error> {
+        let Some(opened) = self.0.get(card_of(nth, self.0.len())) else { return Ok(()) };
+        if stages.iter().all(|stage| stage.gpu().is_some()) {
+            return Ok(());
         }
-        Ok(())
+        // What is half there goes first: all stages of a cell lie in one piece of memory.
+        stages.iter_mut().for_each(Stage::leave_device);
+        let gpu = opened.take(id, Need::of(job, plan, id)?.bytes)?;
+        let gpu = gpu.with_room(Room::of(job, plan, id));
+        stages.iter_mut().try_for_each(|stage| stage.move_to(gpu.clone()))
     }
 
-    /// Gives the memory of each GPU back, as soon as no cell is in it.
-    pub(crate) fn release(&self) {
-        for opened in self.0.iter() {
-            *opened.lock() = None;
-        }
-    }
-
-    /// How much of each GPU's share is in use, and was at most.
-    pub fn usage(&self) -> Vec<(usize, Usage)> {
-        let usage = |opened: &Opened| Some((opened.share.ordinal, opened.lock().as_ref()?.usage()));
-        self.0.iter().filter_map(usage).collect()
+    /// How much of its memory each cell uses, and used at most: with the GPU it is on, or was on last.
+    pub fn usage(&self) -> Vec<(usize, CellId, Usage)> {
+        let of = |opened: &Opened| -> Vec<_> {
+            let usage = |(id, meter): (&CellId, &Meter)| (opened.share.ordinal, *id, meter.usage());
+            opened.lock().iter().map(usage).collect()
+        };
+        self.0.iter().flat_map(of).collect()
     }
 }
 
 impl Opened {
-    fn gpu(&self) -> Result<Gpu, DeviceError> {
-        let mut gpu = self.lock();
-        if let Some(gpu) = &*gpu {
-            return Ok(gpu.clone());
+    /// Memory for a cell, within the worker's share.
+    fn take(&self, id: CellId, bytes: usize) -> Result<Gpu, DeviceError> {
+        let what = format!("the memory of {id}");
+        // Held until the memory is there: cells come at the same time.
+        let mut cells = self.lock();
+        let live = cells.values().filter(|meter| meter.is_live());
+        let used: usize = live.map(|meter| meter.usage().total).sum();
+        let total = self.share.bytes;
+        let free = total.saturating_sub(used);
+        if free < bytes {
+            return Err(DeviceError::OutOfMemory { what, bytes, free, total });
         }
-        let made = Gpu::new(&self.device, &self.kernels, self.share.bytes)?;
-        *gpu = Some(made.clone());
-        Ok(made)
+        let gpu = Gpu::new(&self.device, &self.kernels, (&what, bytes))?;
+        cells.insert(id, gpu.meter());
+        Ok(gpu)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Gpu>> {
-        // It is set in one go.
-        self.gpu.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CellId, Meter>> {
+        // It is changed in one go.
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

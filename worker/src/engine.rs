@@ -239,7 +239,6 @@ impl EngineFactory for CellEngines {
     fn release(&self) {
         self.call_off_preparing();
         self.kept.retain(&[]);
-        self.devices.release();
     }
 }
 
@@ -338,12 +337,13 @@ fn conduct(
     for thread in threads {
         drop(thread.join());
     }
-    for (gpu, Usage { high_water, total, .. }) in devices.usage() {
+    for (gpu, cell, Usage { high_water, total, .. }) in devices.usage() {
         tracing::info!(
             gpu,
+            %cell,
             bytes = high_water,
-            of = total,
-            "the most memory of a GPU in use so far"
+            planned = total,
+            "the most memory of a GPU that a cell had in use"
         );
     }
     Ok(())

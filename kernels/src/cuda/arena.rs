@@ -4,13 +4,17 @@
 //! thousands of times. Here both are a change of a list. Ranges are found first fit, by address, and join their free
 //! neighbours: the same takes and returns give the same addresses on every run.
 //!
+//! **What a cell needs is found by taking it.** An arena of an imagined device ([`Arena::imagined`]) has no end; whoever does
+//! there what is going to be done elsewhere reads from its [`Usage`] how many bytes that wants, gaps included, to the byte.
+//! For that a block may take more room than it has bytes: as much as it would have at most.
+//!
 //! **A range that was given back may be taken at once, on the host's clock.** Work of one stream runs in order, so what is
 //! queued for its next owner runs after what is queued for the last. Whoever lets another stream read or write a block
 //! makes the first stream wait for that ([`super::Stream::wait`]) before the block is dropped.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::memory::{Buffer, Slice};
 use super::{Device, DeviceError};
@@ -25,25 +29,37 @@ pub struct Arena(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     buffer: Buffer,
-    ranges: Mutex<Ranges>,
+    ranges: Arc<Mutex<Ranges>>,
+}
+
+/// Says how much of an arena was in use, also when its memory is given back.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    arena: Weak<Shared>,
+    ranges: Arc<Mutex<Ranges>>,
 }
 
 /// Part of an arena; given back when it is dropped.
 #[derive(Debug)]
 pub struct Block {
     arena: Arc<Shared>,
+    what: &'static str,
     start: usize,
     bytes: usize,
+    room: usize,
 }
 
 /// How much of an arena is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub used: usize,
-    /// The most that was ever in use.
+    /// Where the last byte that was ever in use ends: an arena of so many bytes is enough.
     pub high_water: usize,
     pub total: usize,
 }
+
+/// Bytes by what they are for.
+pub type Kinds = BTreeMap<&'static str, usize>;
 
 impl Arena {
     /// `bytes` of a device, rounded up to the alignment of blocks. `what` is named when there is no room.
@@ -53,7 +69,15 @@ impl Arena {
     pub fn new(device: &Device, what: &str, bytes: usize) -> Result<Self, DeviceError> {
         let total = bytes.next_multiple_of(ALIGNMENT);
         let buffer = device.buffer(what, total)?;
-        Ok(Self(Arc::new(Shared { buffer, ranges: Mutex::new(Ranges::new(total)) })))
+        Ok(Self(Arc::new(Shared { buffer, ranges: Arc::new(Mutex::new(Ranges::new(total))) })))
+    }
+
+    /// One that never ends, of a device that is none.
+    ///
+    /// # Errors
+    /// None: the signature is the other's.
+    pub fn imagined(device: &Device) -> Result<Self, DeviceError> {
+        Self::new(device, "an imagined arena", usize::MAX / 2)
     }
 
     /// `bytes` whose content is undefined, aligned to 256.
@@ -61,25 +85,62 @@ impl Arena {
     /// # Errors
     /// When no free range is as long: names `what`, what it needs and what there is.
     pub fn take(&self, what: &'static str, bytes: usize) -> Result<Block, DeviceError> {
+        self.take_room(what, bytes, bytes)
+    }
+
+    /// The same, of `bytes` that take the room of `room`: what is free afterwards does not hang on how many there are.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn take_room(
+        &self,
+        what: &'static str,
+        bytes: usize,
+        room: usize,
+    ) -> Result<Block, DeviceError> {
+        assert!(bytes <= room, "{what} has {bytes} bytes and was to have {room} at most");
         let mut ranges = self.0.ranges();
-        let Some(start) = ranges.take(bytes.next_multiple_of(ALIGNMENT)) else {
+        let Some(start) = ranges.take(what, room.next_multiple_of(ALIGNMENT)) else {
             let (free, largest) = ranges.free();
             let total = ranges.total;
-            return Err(DeviceError::ArenaFull { what, bytes, free, largest, total });
+            return Err(DeviceError::ArenaFull { what, bytes: room, free, largest, total });
         };
-        Ok(Block { arena: Arc::clone(&self.0), start, bytes })
+        Ok(Block { arena: Arc::clone(&self.0), what, start, bytes, room })
     }
 
     pub fn usage(&self) -> Usage {
-        let ranges = self.0.ranges();
-        Usage { used: ranges.used, high_water: ranges.high_water, total: ranges.total }
+        self.0.ranges().usage()
     }
+
+    /// What was in use when most was.
+    pub fn fullest(&self) -> Kinds {
+        self.0.ranges().fullest.clone()
+    }
+
+    pub fn meter(&self) -> Meter {
+        Meter { arena: Arc::downgrade(&self.0), ranges: Arc::clone(&self.0.ranges) }
+    }
+}
+
+impl Meter {
+    /// Whether the memory is still taken.
+    pub fn is_live(&self) -> bool {
+        self.arena.strong_count() > 0
+    }
+
+    pub fn usage(&self) -> Usage {
+        locked(&self.ranges).usage()
+    }
+}
+
+fn locked(ranges: &Mutex<Ranges>) -> MutexGuard<'_, Ranges> {
+    // A list is changed in calls that do not panic between two changes.
+    ranges.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
-        // A list is changed in calls that do not panic between two changes.
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ranges)
     }
 }
 
@@ -102,7 +163,8 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.arena.ranges().give(self.start, self.bytes.next_multiple_of(ALIGNMENT));
+        let room = self.room.next_multiple_of(ALIGNMENT);
+        self.arena.ranges().give(self.what, self.start, room);
     }
 }
 
@@ -113,16 +175,23 @@ struct Ranges {
     used: usize,
     high_water: usize,
     total: usize,
+    kinds: Kinds,
+    fullest: Kinds,
 }
 
 impl Ranges {
     fn new(total: usize) -> Self {
         let free = (total > 0).then_some((0, total)).into_iter().collect();
-        Self { free, used: 0, high_water: 0, total }
+        let (kinds, fullest) = (Kinds::new(), Kinds::new());
+        Self { free, used: 0, high_water: 0, total, kinds, fullest }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { used: self.used, high_water: self.high_water, total: self.total }
     }
 
     /// The start of the first free range that is long enough.
-    fn take(&mut self, bytes: usize) -> Option<usize> {
+    fn take(&mut self, what: &'static str, bytes: usize) -> Option<usize> {
         if bytes == 0 {
             return Some(0);
         }
@@ -132,15 +201,20 @@ impl Ranges {
             self.free.insert(start + bytes, length - bytes);
         }
         self.used += bytes;
-        self.high_water = self.high_water.max(self.used);
+        *self.kinds.entry(what).or_default() += bytes;
+        if self.high_water < start + bytes {
+            self.high_water = start + bytes;
+            self.fullest.clone_from(&self.kinds);
+        }
         Some(start)
     }
 
-    fn give(&mut self, start: usize, bytes: usize) {
+    fn give(&mut self, what: &'static str, start: usize, bytes: usize) {
         if bytes == 0 {
             return;
         }
         self.used -= bytes;
+        *self.kinds.entry(what).or_default() -= bytes;
         let (mut start, mut length) = (start, bytes);
         if let Some((&before, &its_length)) = self.free.range(..start).next_back()
             && before + its_length == start
@@ -169,18 +243,19 @@ mod tests {
     #[test]
     fn ranges_are_taken_first_fit_and_join_when_they_come_back() {
         let mut ranges = Ranges::new(1024);
-        assert_eq!(ranges.take(256), Some(0));
-        assert_eq!(ranges.take(512), Some(256));
-        assert_eq!(ranges.take(0), Some(0), "nothing takes no room");
-        assert_eq!(ranges.take(512), None);
+        assert_eq!(ranges.take("some", 256), Some(0));
+        assert_eq!(ranges.take("some", 512), Some(256));
+        assert_eq!(ranges.take("some", 0), Some(0), "nothing takes no room");
+        assert_eq!(ranges.take("some", 512), None);
         assert_eq!(ranges.free(), (256, 256));
-        ranges.give(0, 256);
+        ranges.give("some", 0, 256);
         assert_eq!(ranges.free(), (512, 256), "the free ones are no neighbours");
-        ranges.give(256, 512);
+        ranges.give("some", 256, 512);
         assert_eq!((ranges.free(), ranges.free.len()), ((1024, 1024), 1));
         assert_eq!((ranges.used, ranges.high_water), (0, 768));
-        assert_eq!(ranges.take(1024), Some(0));
-        assert_eq!(Ranges::new(0).take(256), None);
+        assert_eq!(ranges.take("some", 1024), Some(0));
+        assert_eq!(ranges.fullest, Kinds::from([("some", 1024)]));
+        assert_eq!(Ranges::new(0).take("some", 256), None);
     }
 
     /// Against a plain table of who has which 256 bytes.
@@ -196,7 +271,7 @@ mod tests {
                 let cells = 1 + random.below(9) as usize;
                 let fits =
                     table.windows(cells).position(|window| window.iter().all(Option::is_none));
-                let start = ranges.take(cells * 256);
+                let start = ranges.take("some", cells * 256);
                 assert_eq!(start, fits.map(|cell| cell * 256), "first fit by address");
                 if let Some(start) = start {
                     table[start / 256..][..cells].fill(Some(owner));
@@ -208,7 +283,7 @@ mod tests {
                 let mine = &mut table[start / 256..][..cells];
                 assert!(mine.iter().all(|cell| *cell == Some(owner)));
                 mine.fill(None);
-                ranges.give(start, cells * 256);
+                ranges.give("some", start, cells * 256);
             }
             let used = table.iter().flatten().count() * 256;
             assert_eq!((ranges.used, ranges.free().0), (used, CELLS * 256 - used));

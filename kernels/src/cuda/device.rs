@@ -36,7 +36,8 @@ pub struct Device(Arc<Context>);
 pub(super) struct Context {
     ordinal: usize,
     device: sys::CUdevice,
-    raw: sys::CUcontext,
+    /// None of a device that is imagined.
+    raw: Option<sys::CUcontext>,
     arch: Arch,
     properties: Properties,
 }
@@ -86,10 +87,40 @@ impl Device {
                 capability,
             });
         }
-        let raw = retain(ordinal, device, &properties)?;
+        let raw = Some(retain(ordinal, device, &properties)?);
         let opened = Self(Arc::new(Context { ordinal, device, raw, arch, properties }));
         opened.0.bind()?;
         Ok(opened)
+    }
+
+    /// A device that is none, for whoever wants to know what work would take before there is any. Every call succeeds at
+    /// once and does nothing: memory has addresses and no bytes, what is copied to the host stays as it was there, and
+    /// nothing runs.
+    pub fn imagined() -> Self {
+        let version = Version::from_driver(0);
+        let properties = Properties {
+            name: "an imagined device".to_owned(),
+            compute_capability: (8, 9),
+            memory_bytes: usize::MAX,
+            multiprocessors: 1,
+            shared_bytes_max: u32::MAX,
+            driver: version,
+        };
+        let (arch, raw) = (Arch::Sm89, None);
+        Self(Arc::new(Context { ordinal: 0, device: 0, raw, arch, properties }))
+    }
+
+    pub(super) fn is_imagined(&self) -> bool {
+        self.0.raw.is_none()
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.0
+    }
+
+    /// The device of something that was made on it.
+    pub(super) fn of(context: &Arc<Context>) -> Self {
+        Self(Arc::clone(context))
     }
 
     pub fn ordinal(&self) -> usize {
@@ -107,7 +138,9 @@ impl Device {
 
     /// Free and total bytes of its memory, other processes' included.
     pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
-        self.0.bind()?;
+        if !self.0.bind()? {
+            return Ok((usize::MAX, usize::MAX));
+        }
         result::mem_get_info().or_fail("cuMemGetInfo")
     }
 
@@ -134,7 +167,9 @@ impl Device {
     /// Loads the kernels of one `.cu` file.
     pub fn load(&self, program: &Program) -> Result<Module, DeviceError> {
         let name = format!("{} for {}", program.name(), self.0.arch);
-        Module::new(&self.0, &name, &program.ptx(self.0.arch)?)
+        // Nobody compiles an imagined device's, and it would take most of a plan's time to unpack.
+        let ptx = if self.0.raw.is_some() { program.ptx(self.0.arch)? } else { String::new() };
+        Module::new(&self.0, &name, &ptx)
     }
 
     /// Loads PTX from elsewhere: a test's variant of a kernel.
@@ -149,14 +184,18 @@ impl Device {
 }
 
 impl Context {
-    /// Makes this context the calling thread's.
-    pub(super) fn bind(&self) -> Result<(), DeviceError> {
+    /// Makes this context the calling thread's. False of a device that is imagined: there is nothing to call.
+    pub(super) fn bind(&self) -> Result<bool, DeviceError> {
+        let Some(raw) = self.raw else { return Ok(false) };
         // SAFETY: the context is retained until `self` is dropped.
-        unsafe { result::ctx::set_current(self.raw) }.or_fail("cuCtxSetCurrent")
+        unsafe { result::ctx::set_current(raw) }.or_fail("cuCtxSetCurrent")?;
+        Ok(true)
     }
 
     pub(super) fn synchronise(&self) -> Result<(), DeviceError> {
-        self.bind()?;
+        if !self.bind()? {
+            return Ok(());
+        }
         result::ctx::synchronize().or_fail("cuCtxSynchronize")
     }
 
@@ -167,6 +206,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.raw.is_none() {
+            return;
+        }
         // SAFETY: retained once in `open`, released once here; everything made in it holds an `Arc` of it.
         // A device that is lost cannot be closed either, and whoever used it has been told.
         let _ = unsafe { result::primary_ctx::release(self.device) };

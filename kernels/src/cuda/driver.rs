@@ -12,7 +12,7 @@ use super::error::{DeviceError, Version};
 use super::image::Arch;
 
 /// Every function of libcuda that is called, by the name cudarc looks up.
-const SYMBOLS: [&str; 33] = [
+const SYMBOLS: [&str; 35] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorString",
@@ -28,6 +28,8 @@ const SYMBOLS: [&str; 33] = [
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",

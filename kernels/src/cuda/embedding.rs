@@ -47,14 +47,15 @@ const fn bytes(words: usize) -> usize {
 }
 
 impl Tokens {
-    /// Checks and sorts `ids`, each a row of a table of `vocabulary`, and copies them to the device.
+    /// Checks and sorts `ids`, each a row of a table of `vocabulary`, and copies them to the device. Takes the room of
+    /// `room` ids, of which no two are alike, whatever there are.
     ///
     /// # Errors
     /// An id beyond the table; no room in the arena; what the driver says.
     pub fn new(
         arena: &Arena,
         stream: &Stream,
-        ids: &[u32],
+        (ids, room): (&[u32], usize),
         vocabulary: usize,
     ) -> Result<Self, DeviceError> {
         const CHECK: Check = Check("embedding tokens");
@@ -77,7 +78,8 @@ impl Tokens {
         starts.push(ids.len() as u32);
         let (len, touched) = (ids.len(), rows.len());
         let words: Vec<u32> = [ids, &order, &rows, &starts].concat();
-        let block = arena.take("token ids", bytes(words.len()))?;
+        let room = bytes(4 * room.max(len) + 1);
+        let block = arena.take_room("token ids", bytes(words.len()), room)?;
         stream.upload(block.all(), bytemuck::cast_slice(&words))?;
         Ok(Self { words: block, len, touched, vocabulary })
     }

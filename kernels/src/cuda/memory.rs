@@ -12,6 +12,9 @@ use super::device::Context;
 use super::driver::OrFail;
 use super::error::DeviceError;
 
+/// Where memory of an imagined device begins: anywhere, as well aligned as the driver's.
+const IMAGINED: u64 = 1 << 20;
+
 /// Bytes on a device. Dropping it waits for the device, so that no kernel is left writing into it.
 #[derive(Debug)]
 pub struct Buffer {
@@ -38,10 +41,12 @@ impl Buffer {
         what: &str,
         bytes: usize,
     ) -> Result<Self, DeviceError> {
-        context.bind()?;
+        let is_there = context.bind()?;
         let address = if bytes == 0 {
             // The driver refuses an allocation of nothing.
             0
+        } else if !is_there {
+            IMAGINED
         } else {
             // SAFETY: the context is current; freed once, in `drop`.
             match unsafe { result::malloc_sync(bytes) } {
@@ -73,7 +78,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.bytes == 0 {
+        if self.bytes == 0 || matches!(self.context.bind(), Ok(false)) {
             return;
         }
         // A lost device cannot be waited for; whoever used it has been told.

@@ -144,7 +144,10 @@ arguments!(A B C D E F G H I J K L M N O P Q S);
 
 impl Module {
     pub(super) fn new(context: &Arc<Context>, name: &str, ptx: &str) -> Result<Self, DeviceError> {
-        context.bind()?;
+        if !context.bind()? {
+            let (context, name, ptx) = (Arc::clone(context), name.to_owned(), String::new());
+            return Ok(Self(Arc::new(Loaded { context, raw: ptr::null_mut(), name, ptx })));
+        }
         let refused = |problem: String| DeviceError::Image { image: name.to_owned(), problem };
         let text = CString::new(ptx)
             .map_err(|error| refused(format!("a zero byte at {}", error.nul_position())))?;
@@ -184,6 +187,10 @@ impl Module {
         shared_bytes: u32,
     ) -> Result<Function<A>, DeviceError> {
         let loaded = &*self.0;
+        if !loaded.context.bind()? {
+            let (module, raw) = (self.clone(), ptr::null_mut());
+            return Ok(Function { module, raw, shared_bytes, takes: PhantomData });
+        }
         let refused = |problem| DeviceError::Image { image: loaded.name.clone(), problem };
         let got = parameters(&loaded.ptx, name)
             .ok_or_else(|| refused(format!("it has no kernel {name}")))?;
@@ -191,7 +198,6 @@ impl Module {
             let want = A::PTX.iter().map(|&name| name.to_owned()).collect();
             return Err(DeviceError::Signature { kernel: name.to_owned(), want, got });
         }
-        loaded.context.bind()?;
         let symbol = CString::new(name).map_err(|_| refused("a name with a zero byte".into()))?;
         // SAFETY: the module is loaded until `self.0` is dropped.
         let raw = unsafe { result::module::get_function(loaded.raw, symbol) }
@@ -215,6 +221,9 @@ impl Module {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
+        if matches!(self.context.bind(), Ok(false)) {
+            return;
+        }
         // A kernel may still run. A lost device cannot be waited for; whoever used it has been told.
         let _ = self.context.synchronise();
         // SAFETY: loaded in `new`, unloaded once; functions keep it alive.
@@ -236,10 +245,9 @@ impl<A: Arguments> Function<A> {
     ) -> Result<(), DeviceError> {
         let context = &self.module.0.context;
         assert!(Arc::ptr_eq(context, stream.context()), "launch: a stream of another device");
-        if grid.blocks.contains(&0) {
+        if grid.blocks.contains(&0) || !context.bind()? {
             return Ok(());
         }
-        context.bind()?;
         let ([x, y, z], threads) = (grid.blocks, (grid.threads, 1, 1));
         let (raw, shared, queue) = (self.raw, self.shared_bytes, stream.raw());
         let launched = arguments.with(|pointers| {

@@ -1,11 +1,13 @@
 //! Order of work on a device, all of it explicit.
 #![expect(unsafe_code, reason = "calls the driver")]
 
+use std::ptr;
 use std::sync::Arc;
 
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys;
 
+use super::Device;
 use super::device::Context;
 use super::driver::OrFail;
 use super::error::DeviceError;
@@ -37,13 +39,20 @@ unsafe impl Sync for Event {}
 
 impl Stream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
-        context.bind()?;
-        let raw = result::stream::create(StreamKind::NonBlocking).or_fail("cuStreamCreate")?;
+        let raw = if context.bind()? {
+            result::stream::create(StreamKind::NonBlocking).or_fail("cuStreamCreate")?
+        } else {
+            ptr::null_mut()
+        };
         Ok(Self { context: Arc::clone(context), raw })
     }
 
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
+    }
+
+    pub(super) fn device(&self) -> Device {
+        Device::of(&self.context)
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {
@@ -56,7 +65,9 @@ impl Stream {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: `to` is inside a live buffer. The source is pageable memory, which the driver has copied
         // away before it returns (API synchronisation behaviour, "Memcpy", asynchronous).
         unsafe { result::memcpy_htod_async(to.address().0, bytes, self.raw) }
@@ -69,7 +80,9 @@ impl Stream {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: `from` is inside a live buffer; `bytes` is borrowed until the wait below is over.
         unsafe { result::memcpy_dtoh_async(bytes, from.address().0, self.raw) }
             .or_fail("cuMemcpyDtoHAsync")?;
@@ -83,7 +96,9 @@ impl Stream {
         if to.bytes() == 0 {
             return Ok(());
         }
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         let (to, from, bytes) = (to.address().0, from.address().0, from.bytes());
         // SAFETY: both are inside live buffers.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) }.or_fail("cuMemcpyDtoDAsync")
@@ -94,7 +109,9 @@ impl Stream {
         if to.bytes() == 0 {
             return Ok(());
         }
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: `to` is inside a live buffer.
         unsafe { result::memset_d8_async(to.address().0, byte, to.bytes(), self.raw) }
             .or_fail("cuMemsetD8Async")
@@ -102,14 +119,18 @@ impl Stream {
 
     /// Marks this point of the stream; an earlier mark of the same event is forgotten.
     pub fn record(&self, event: &Event) -> Result<(), DeviceError> {
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: both are live and of this context.
         unsafe { result::event::record(event.raw, self.raw) }.or_fail("cuEventRecord")
     }
 
     /// Later work of this stream waits on the device until `event` is reached; the host does not wait.
     pub fn wait(&self, event: &Event) -> Result<(), DeviceError> {
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are live; an event of another device may be waited for.
         unsafe { result::stream::wait_event(self.raw, event.raw, flags) }
@@ -118,7 +139,9 @@ impl Stream {
 
     /// Waits until all its work has run. What a kernel did wrong since the last wait is reported here.
     pub fn synchronise(&self) -> Result<(), DeviceError> {
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: the stream is live.
         unsafe { result::stream::synchronize(self.raw) }.or_fail("cuStreamSynchronize")
     }
@@ -126,7 +149,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let _ = self.context.bind();
+        if matches!(self.context.bind(), Ok(false)) {
+            return;
+        }
         // SAFETY: created in `new`, destroyed once; the driver lets queued work finish.
         let _ = unsafe { result::stream::destroy(self.raw) };
     }
@@ -134,7 +159,9 @@ impl Drop for Stream {
 
 impl Event {
     pub(super) fn new(context: &Arc<Context>, timing: bool) -> Result<Self, DeviceError> {
-        context.bind()?;
+        if !context.bind()? {
+            return Ok(Self { context: Arc::clone(context), raw: ptr::null_mut() });
+        }
         let flags = if timing {
             sys::CUevent_flags::CU_EVENT_DEFAULT
         } else {
@@ -146,14 +173,18 @@ impl Event {
 
     /// The host waits until it is reached.
     pub fn synchronise(&self) -> Result<(), DeviceError> {
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(());
+        }
         // SAFETY: the event is live.
         unsafe { result::event::synchronize(self.raw) }.or_fail("cuEventSynchronize")
     }
 
     /// Milliseconds of device time from `earlier` to this; both from `timing_event`, both reached.
     pub fn ms_since(&self, earlier: &Event) -> Result<f32, DeviceError> {
-        self.context.bind()?;
+        if !self.context.bind()? {
+            return Ok(0.0);
+        }
         // SAFETY: both are live.
         unsafe { result::event::elapsed(earlier.raw, self.raw) }.or_fail("cuEventElapsedTime")
     }
@@ -161,7 +192,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let _ = self.context.bind();
+        if matches!(self.context.bind(), Ok(false)) {
+            return;
+        }
         // SAFETY: created in `new`, destroyed once; a stream that waits for it still will.
         let _ = unsafe { result::event::destroy(self.raw) };
     }

@@ -44,7 +44,7 @@ fn ids(random: &mut Random, tokens: usize, vocabulary: usize) -> Vec<u32> {
 /// Token ids on the device.
 fn tokens(gpu: &Gpu, ids: &[u32], vocabulary: usize) -> Result<Tokens, DeviceError> {
     let arena = Arena::new(&gpu.device, "token ids", 16 * ids.len() + 4).unwrap();
-    Tokens::new(&arena, &gpu.stream, ids, vocabulary)
+    Tokens::new(&arena, &gpu.stream, (ids, 0), vocabulary)
 }
 
 fn forward(gpu: &Gpu, (t, v, d): (usize, usize, usize)) -> Result<(), String> {

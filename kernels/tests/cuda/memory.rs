@@ -2,7 +2,7 @@
 
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::window::Columns;
-use shoal_kernels::cuda::{Arena, DeviceError};
+use shoal_kernels::cuda::{Arena, DeviceError, Staging};
 
 use super::gpu::{Case, Gpu, same_bytes};
 
@@ -20,6 +20,7 @@ const WINDOWS: [(usize, [usize; 2], [usize; 2], usize); 8] = [
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![Case::new("arena: what is given back is taken again", arena)];
+    cases.push(Case::new("staging: bytes go up and come down, part by part", staging));
     cases.extend(WINDOWS.map(|window| {
         Case::new(format!("window {window:?}"), move |gpu| columns_are_moved(gpu, window))
     }));
@@ -49,6 +50,30 @@ fn arena(gpu: &Gpu) -> Result<(), String> {
     let usage = arena.usage();
     if (usage.used, usage.high_water, usage.total) != (768, 768, 1024) {
         return Err(format!("{usage:?}"));
+    }
+    Ok(())
+}
+
+/// More parts than there are slots, up and down by turns; what is fetched is what was there when it was asked for, though
+/// work that is queued later overwrites something else first.
+fn staging(gpu: &Gpu) -> Result<(), String> {
+    let staging = Staging::new(&gpu.device, 1000).unwrap();
+    let mut random = Random::new(gpu.seed);
+    for bytes in [0, 1, 999, 1000, 1001, 4000, 9500] {
+        let buffer = gpu.device.buffer("bytes", 2 * bytes).unwrap();
+        let (here, there) = (buffer.slice(0..bytes), buffer.slice(bytes..2 * bytes));
+        let values: Vec<u8> = (0..bytes).map(|_| random.below(255) as u8).collect();
+        staging.upload(&gpu.stream, here, &values).unwrap();
+        gpu.stream.copy(there, here).unwrap();
+        let fetch = staging.fetch(&gpu.stream, there).unwrap();
+        let mut got = vec![0; bytes];
+        gpu.stream.fill(here, 7).unwrap();
+        staging.download(&gpu.stream, here, &mut got).unwrap();
+        same_bytes("after the fill", &got, &vec![7; bytes])?;
+        let fetched = staging.fetched(fetch, <[u8]>::to_vec).unwrap();
+        same_bytes("fetched", &fetched, &values)?;
+        staging.download(&gpu.stream, there, &mut got).unwrap();
+        same_bytes("downloaded", &got, &values)?;
     }
     Ok(())
 }

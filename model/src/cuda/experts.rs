@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use shoal_kernels::DType;
 use shoal_kernels::cuda::{Block, DeviceError, dispatch, gemm, swiglu};
+use shoal_kernels::linear;
 
 use super::ffn::{Ffn, FfnKept};
 use super::gpu::Gpu;
 use super::halves::{Cached, Deferred};
 use super::matrix::{Matrix, Operand};
 use super::parameters::Parameters;
+use super::room::Extent;
 use crate::moe::Received;
 
 /// Rows of an expert begin at multiples of this, so that no tile of 128 x 1 has rows of two.
@@ -24,17 +26,22 @@ pub(super) struct Gathered {
     experts: usize,
     /// Of each row the received row that it is a copy of, or none: u32.
     sources: Block,
-    rows: usize,
+    rows: Extent,
     /// Of each received row where its terms begin, and the rows that these are: u32.
     first: Block,
     terms: Block,
-    received: usize,
+    received: Extent,
     /// Of each pair of a received row and an expert, in the order in which they came, its row.
     places: Vec<u32>,
 }
 
 impl Gathered {
-    pub(super) fn new(gpu: &Gpu, received: &Received, experts: usize) -> Result<Self, DeviceError> {
+    /// Of `experts`, of which each token chooses `top_k` of all there are.
+    pub(super) fn new(
+        gpu: &Gpu,
+        received: &Received,
+        (experts, top_k): (usize, usize),
+    ) -> Result<Self, DeviceError> {
         let pairs = received.experts();
         let mut counts = vec![0; experts];
         for expert in pairs {
@@ -60,15 +67,22 @@ impl Gathered {
             }
         }
         let first: Vec<u32> = first.iter().map(|at| *at as u32).collect();
-        let upload = |what, words: &[u32]| gpu.upload_bytes(what, bytemuck::cast_slice(words));
+        let received = gpu.received_extent(first.len() - 1);
+        let (mut rows, mut room) = (Extent::from(rows), places.len());
+        if let Some(most) = gpu.room() {
+            room = most.pairs(experts, top_k);
+            // Of each expert that has any row, up to one tile less one are none.
+            rows.room = (room + (TILE - 1) * experts.min(room)) / TILE * TILE;
+        }
+        let upload = |what, words: &[u32], room| gpu.upload_words(what, words, room);
         Ok(Self {
-            ranges: upload("the rows of experts", &ranges)?,
+            ranges: upload("the rows of experts", &ranges, 2 * experts)?,
             experts,
-            sources: upload("the sources of rows", &sources)?,
+            sources: upload("the sources of rows", &sources, rows.room)?,
             rows,
-            received: first.len() - 1,
-            first: upload("the terms of rows", &first)?,
-            terms: upload("the terms of rows", &places)?,
+            received,
+            first: upload("the terms of rows", &first, received.room + 1)?,
+            terms: upload("the terms of rows", &places, room)?,
             places,
         })
     }
@@ -90,7 +104,7 @@ impl Gathered {
 
     /// What belongs to pairs, by row; zero in gaps.
     fn by_row(&self, pairs: &[f32]) -> Vec<f32> {
-        let mut rows = vec![0.0; self.rows];
+        let mut rows = vec![0.0; self.rows.rows];
         for (place, value) in self.places.iter().zip(pairs) {
             rows[*place as usize] = *value;
         }
@@ -121,6 +135,16 @@ impl ExpertsKept {
         &self.rows_from
     }
 
+    /// Gradients of what the rows' experts gave, as they came.
+    pub(super) fn upload_gradients(
+        &self,
+        gpu: &Gpu,
+        d_rows: &linear::Operand,
+    ) -> Result<Operand, DeviceError> {
+        let room = self.gathered.received.room;
+        gpu.upload_operand("gradients received by experts", d_rows, room)
+    }
+
     /// Pairs of a row and an expert by source cell.
     pub(super) fn pairs_from(&self) -> &[usize] {
         &self.pairs_from
@@ -132,12 +156,14 @@ pub(super) fn forward(
     (gpu, p): (&Gpu, &Parameters),
     ffn: &Ffn,
     received: Received,
-    experts: usize,
+    experts: (usize, usize),
 ) -> Result<(Matrix, ExpertsKept), DeviceError> {
-    let rows = Arc::new(gpu.upload_operand("rows received by experts", &received.rows)?);
+    let room = gpu.received_extent(received.rows.rows()).room;
+    let rows = gpu.upload_operand("rows received by experts", &received.rows, room)?;
+    let rows = Arc::new(rows);
     let gathered = Arc::new(Gathered::new(gpu, &received, experts)?);
     let gates = gathered.by_row(received.gates());
-    let gates = gpu.upload_bytes("gates of rows", bytemuck::cast_slice(&gates))?;
+    let gates = gpu.upload_words("gates of rows", &gates, gathered.rows.room)?;
     let x = gathered.gather(gpu, &rows)?;
     let by_expert = (Some(gates.all()), Some(gathered.groups()));
     let (y, activations) = ffn.forward((gpu, p), &x, by_expert, DType::F32)?;
@@ -157,7 +183,7 @@ pub(super) fn backward_input(
 ) -> Result<(Matrix, Vec<f32>), DeviceError> {
     let ExpertsKept { rows, gathered, gates, activations, .. } = kept;
     let d_y = gathered.gather(gpu, &d_rows)?;
-    let d_gates = gpu.block("gradients of gates", gathered.rows * 4)?;
+    let d_gates = gpu.rows("gradients of gates", gathered.rows, 4)?;
     let both = swiglu::Gates { gates: gates.all(), d_gates: d_gates.all() };
     let by_expert = (Some(both), Some(gathered.groups()));
     let gradients = ffn.backward_input((gpu, p), &activations, by_expert, &d_y)?;

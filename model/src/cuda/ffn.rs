@@ -62,7 +62,7 @@ impl Ffn {
         let (h, kept) = match self.arithmetic.input {
             Math::F32 => panic!("precision f32 stays on the CPU"),
             Math::Bf16 => {
-                let h = gpu.matrix("the output of SwiGLU", DType::Bf16, (g.rows, g.cols))?;
+                let h = gpu.matrix("the output of SwiGLU", DType::Bf16, (g.extent(), g.cols))?;
                 let hidden = swiglu::Hidden::Bf16(h.slice());
                 gpu.kernels.swiglu.forward(&gpu.stream, inputs, hidden, shape)?;
                 (Operand::Bf16(h), FfnKept { g: Operand::Bf16(g), u: Operand::Bf16(u) })
@@ -93,7 +93,7 @@ impl Ffn {
         let shape = Shape { rows: d_h.rows, cols: d_h.cols };
         let (h, d_g, d_u) = match (&kept.g, &kept.u) {
             (Operand::Bf16(g), Operand::Bf16(u)) => {
-                let plain = |what| gpu.matrix(what, DType::Bf16, (d_h.rows, d_h.cols));
+                let plain = |what| gpu.matrix(what, DType::Bf16, (d_h.extent(), d_h.cols));
                 let (h, d_g, d_u) = (
                     plain("the output of SwiGLU")?,
                     plain("a gradient of SwiGLU")?,
@@ -154,7 +154,7 @@ impl Ffn {
 /// Room for codes of a matrix's shape.
 fn like(gpu: &Gpu, what: &'static str, x: &Matrix, math: Math) -> Result<Tiles, DeviceError> {
     let Math::Fp8(format) = math else { panic!("precision fp8 has FP8 on all sides") };
-    gpu.codes(what, (Tiling::Row, format), (x.rows, x.cols))
+    gpu.codes(what, (Tiling::Row, format), (x.extent(), x.cols))
 }
 
 /// A dense layer's feed-forward as a residual block: x + ffn(norm(x)).

@@ -30,14 +30,20 @@ impl Findings {
         finding: NonFinite,
     ) -> Result<(), DeviceError> {
         let at = self.places.len();
-        if at == self.blocks.len() * PLACES {
+        self.reserve(gpu, at + 1)?;
+        self.places.push(finding);
+        let place = self.blocks[at / PLACES].slice(at % PLACES * 8..(at % PLACES + 1) * 8);
+        gpu.kernels.reduce.first_nonfinite(&gpu.stream, x.vector(), place, x.len())
+    }
+
+    /// Takes memory for so many checks in all, where it is not there.
+    pub(super) fn reserve(&mut self, gpu: &Gpu, checks: usize) -> Result<(), DeviceError> {
+        while self.blocks.len() * PLACES < checks {
             let block = gpu.block("places of findings", PLACES * 8)?;
             gpu.stream.fill(block.all(), 0xff)?;
             self.blocks.push(block);
         }
-        self.places.push(finding);
-        let place = self.blocks[at / PLACES].slice(at % PLACES * 8..(at % PLACES + 1) * 8);
-        gpu.kernels.reduce.first_nonfinite(&gpu.stream, x.vector(), place, x.len())
+        Ok(())
     }
 
     /// Records a place found on the host, if it is the first.

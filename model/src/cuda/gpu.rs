@@ -1,22 +1,25 @@
-//! One cell's device: a queue, memory of its own, and what the network does there.
+//! One cell's device: a queue, memory of its own, planned to the byte, and what the network does there.
 //!
 //! Everything is queued on one stream, so that a matrix may be dropped as soon as its last reader is queued
 //! (`shoal_kernels::cuda::Arena`). Nothing waits for the device but `download`.
 
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use shoal_kernels::cuda::quantise::Shape;
 use shoal_kernels::cuda::{
-    Arena, Block, Device, DeviceError, Rows, Slice, Stream, adamw, attention, cross_entropy,
-    dispatch, elementwise, embedding, gemm, quantise, reduce, rmsnorm, rope, router, swiglu,
-    window,
+    Arena, Block, Device, DeviceError, Meter, Rows, Slice, Staging, Stream, Usage, adamw,
+    attention, cross_entropy, dispatch, elementwise, embedding, gemm, quantise, reduce, rmsnorm,
+    rope, router, swiglu, window,
 };
-use shoal_kernels::linear::{self, Math};
-use shoal_kernels::{DType, Quantized, ScaleFormat, Tensor, Tiling};
+use shoal_kernels::linear::Math;
+use shoal_kernels::{DType, ScaleFormat, Tiling};
 
 use super::matrix::{Matrix, Operand, Tiles};
 use super::parameters::{GroupId, Parameters, Weight};
+use super::room::{Extent, Room};
+
+/// Bytes that cross between host and device in one go: some tenths of a millisecond of PCIe.
+const PART: usize = 4 << 20;
 
 /// A cell's part of a device. A clone is the same.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct Gpu {
     pub(super) stream: Arc<Stream>,
     pub(super) arena: Arena,
     pub(super) kernels: Arc<Kernels>,
+    pub(super) staging: Arc<Staging>,
+    room: Option<Room>,
 }
 
 /// Every kernel of the network, loaded once for a device: the driver compiles them.
@@ -71,23 +76,80 @@ impl Kernels {
 }
 
 impl Gpu {
-    /// `bytes` of a device for one cell.
+    /// `bytes` of a device for one cell, which `what` names when there is no room for them.
     ///
     /// # Errors
-    /// When the device has no room for them.
-    pub fn new(device: &Device, kernels: &Arc<Kernels>, bytes: usize) -> Result<Self, DeviceError> {
+    /// When the device has less.
+    pub fn new(
+        device: &Device,
+        kernels: &Arc<Kernels>,
+        (what, bytes): (&str, usize),
+    ) -> Result<Self, DeviceError> {
         let stream = Arc::new(device.stream()?);
-        let arena = Arena::new(device, "a cell's memory", bytes)?;
-        Ok(Self { stream, arena, kernels: Arc::clone(kernels) })
+        let arena = Arena::new(device, what, bytes)?;
+        let staging = Arc::new(Staging::new(device, PART)?);
+        Ok(Self { stream, arena, kernels: Arc::clone(kernels), staging, room: None })
+    }
+
+    /// A device that is none, with all the memory there may be.
+    pub(super) fn imagined() -> Result<Self, DeviceError> {
+        let device = Device::imagined();
+        let kernels = Arc::new(Kernels::load(&device)?);
+        let stream = Arc::new(device.stream()?);
+        let staging = Arc::new(Staging::new(&device, PART)?);
+        Ok(Self { stream, arena: Arena::imagined(&device)?, kernels, staging, room: None })
+    }
+
+    /// The same for a cell that takes as much as it may ever have to hold at each place. Without, as much as there is.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { room: Some(room), ..self }
+    }
+
+    pub(super) fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
+    /// Of a microbatch.
+    pub(super) fn tokens_extent(&self, rows: usize) -> Extent {
+        Extent { rows, room: self.room.map_or(rows, |room| room.tokens) }
+    }
+
+    /// Sequences of a microbatch, each of one token at least.
+    pub(super) fn sequences_extent(&self, tokens: Extent) -> Extent {
+        Extent {
+            rows: tokens.rows,
+            room: self.room.map_or(tokens.rows, |room| room.tokens / room.sequence.max(1)),
+        }
+    }
+
+    /// Of what a shard was sent.
+    pub(super) fn received_extent(&self, rows: usize) -> Extent {
+        Extent { rows, room: self.room.map_or(rows, |room| room.received) }
     }
 
     /// How much of its memory is in use, and was at most.
-    pub fn usage(&self) -> shoal_kernels::cuda::Usage {
+    pub fn usage(&self) -> Usage {
         self.arena.usage()
+    }
+
+    /// Says so also when the cell is gone.
+    pub fn meter(&self) -> Meter {
+        self.arena.meter()
     }
 
     pub(super) fn block(&self, what: &'static str, bytes: usize) -> Result<Block, DeviceError> {
         self.arena.take(what, bytes)
+    }
+
+    /// So many bytes for each row.
+    pub(super) fn rows(
+        &self,
+        what: &'static str,
+        Extent { rows, room }: Extent,
+        bytes: usize,
+    ) -> Result<Block, DeviceError> {
+        self.arena.take_room(what, rows * bytes, room * bytes)
     }
 
     /// Numbers that are going to be written.
@@ -95,10 +157,22 @@ impl Gpu {
         &self,
         what: &'static str,
         dtype: DType,
-        (rows, cols): (usize, usize),
+        (extent, cols): (Extent, usize),
     ) -> Result<Matrix, DeviceError> {
-        let block = Arc::new(self.block(what, rows * cols * dtype.size())?);
-        Ok(Matrix { rows, cols, dtype, block })
+        let block = Arc::new(self.rows(what, extent, cols * dtype.size())?);
+        let Extent { rows, room } = extent;
+        Ok(Matrix { rows, room, cols, dtype, block })
+    }
+
+    /// FP32 numbers for each of so many heads, and of these one for each token: [heads, T].
+    pub(super) fn by_head(
+        &self,
+        what: &'static str,
+        heads: usize,
+        tokens: Extent,
+    ) -> Result<Matrix, DeviceError> {
+        let block = Arc::new(self.rows(what, tokens, 4 * heads)?);
+        Ok(Matrix { rows: heads, room: heads, cols: tokens.rows, dtype: DType::F32, block })
     }
 
     /// Tiles that are going to be written.
@@ -106,48 +180,13 @@ impl Gpu {
         &self,
         what: &'static str,
         (tiling, format): (Tiling, ScaleFormat),
-        (rows, cols): (usize, usize),
+        (extent, cols): (Extent, usize),
     ) -> Result<Tiles, DeviceError> {
-        let codes = Arc::new(self.block(what, rows * cols)?);
-        let bytes = Shape { rows, cols }.scale_bytes(tiling, format);
-        let scales = Arc::new(self.block(what, bytes)?);
-        Ok(Tiles { rows, cols, format, codes, scales })
-    }
-
-    /// A tensor of the host. Its bytes have been read when this returns.
-    pub(super) fn upload(&self, what: &'static str, x: &Tensor) -> Result<Matrix, DeviceError> {
-        let matrix = self.matrix(what, x.dtype(), (x.rows(), x.cols()))?;
-        self.stream.upload(matrix.slice(), x.bytes())?;
-        Ok(matrix)
-    }
-
-    /// Bytes of the host.
-    pub(super) fn upload_bytes(&self, what: &'static str, x: &[u8]) -> Result<Block, DeviceError> {
-        let block = self.block(what, x.len())?;
-        self.stream.upload(block.all(), x)?;
-        Ok(block)
-    }
-
-    /// Waits for everything queued so far.
-    pub(super) fn download(&self, x: &Matrix) -> Result<Tensor, DeviceError> {
-        let bytes: Vec<u8> = self.download_all(x.slice())?;
-        let shape = [x.rows, x.cols];
-        Ok(Tensor::from_bytes(x.dtype, &shape, &bytes)
-            .expect("a matrix has the bytes of its shape"))
-    }
-
-    /// Waits for everything queued so far.
-    pub(super) fn download_all<T: Pod>(&self, x: Slice<'_>) -> Result<Vec<T>, DeviceError> {
-        let mut values = vec![T::zeroed(); x.bytes() / size_of::<T>()];
-        self.stream.download(x, bytemuck::cast_slice_mut(&mut values))?;
-        Ok(values)
-    }
-
-    /// The one number of a block. Waits for everything queued so far.
-    pub(super) fn number<T: Pod>(&self, x: &Block) -> Result<T, DeviceError> {
-        let mut value = T::zeroed();
-        self.stream.download(x.all(), bytemuck::bytes_of_mut(&mut value))?;
-        Ok(value)
+        let Extent { rows, room } = extent;
+        let codes = Arc::new(self.rows(what, extent, cols)?);
+        let bytes = |rows| Shape { rows, cols }.scale_bytes(tiling, format);
+        let scales = Arc::new(self.arena.take_room(what, bytes(rows), bytes(room))?);
+        Ok(Tiles { rows, room, cols, format, codes, scales })
     }
 
     /// BF16 activations in the form of a Linear's input. In BF16 these are the same numbers, not a copy.
@@ -157,7 +196,7 @@ impl Gpu {
             Math::Bf16 => Ok(Operand::Bf16(x.clone())),
             Math::Fp8(format) => {
                 let form = (Tiling::Row, format);
-                let codes = self.codes("the input of a Linear", form, (x.rows, x.cols))?;
+                let codes = self.codes("the input of a Linear", form, (x.extent(), x.cols))?;
                 self.kernels.quantise.rows(
                     &self.stream,
                     x.slice(),
@@ -177,7 +216,8 @@ impl Gpu {
         norm: rmsnorm::Norm,
         math: Math,
     ) -> Result<Operand, DeviceError> {
-        let (shape, what) = ((norm.rows, norm.cols), "the output of a norm");
+        let shape = (self.tokens_extent(norm.rows), norm.cols);
+        let what = "the output of a norm";
         let (y, tiles) = match math {
             Math::F32 => panic!("precision f32 stays on the CPU"),
             Math::Bf16 => (Some(self.matrix(what, DType::Bf16, shape)?), None),
@@ -211,7 +251,7 @@ impl Gpu {
         out: DType,
         groups: Option<gemm::Groups<'_>>,
     ) -> Result<Matrix, DeviceError> {
-        let y = self.matrix("the output of a Linear", out, (x.rows(), w.n))?;
+        let y = self.matrix("the output of a Linear", out, (x.extent(), w.n))?;
         self.zero_gaps(&y, groups)?;
         let (to, shape) = (y.output(false), w.shape(x.rows()));
         self.kernels.gemm.forward(&self.stream, x.side(), w.side(), to, shape, groups)?;
@@ -241,7 +281,7 @@ impl Gpu {
         out: DType,
         groups: Option<gemm::Groups<'_>>,
     ) -> Result<Matrix, DeviceError> {
-        let dx = self.matrix("the gradient of a Linear's input", out, (dy.rows(), w.k))?;
+        let dx = self.matrix("the gradient of a Linear's input", out, (dy.extent(), w.k))?;
         self.zero_gaps(&dx, groups)?;
         let (to, shape) = (dx.output(false), w.shape(dy.rows()));
         self.kernels.gemm.input_grad(&self.stream, dy.side(), w.side(), to, shape, groups)?;
@@ -287,7 +327,8 @@ impl Gpu {
     pub(super) fn by_columns(&self, x: &Operand) -> Result<Operand, DeviceError> {
         let Operand::Fp8(by_row) = x else { return Ok(x.clone()) };
         let form = (Tiling::Column, by_row.format);
-        let codes = self.codes("a side of a weight gradient", form, (by_row.rows, by_row.cols))?;
+        let size = (x.extent(), by_row.cols);
+        let codes = self.codes("a side of a weight gradient", form, size)?;
         let (from, to, shape) = (by_row.slices(), codes.slices(), codes.shape());
         self.kernels.quantise.requantise_columns(&self.stream, from, to, shape)?;
         Ok(Operand::Fp8(codes))
@@ -301,7 +342,7 @@ impl Gpu {
 
     /// FP32 sums rounded to BF16.
     pub(super) fn rounded(&self, x: &Matrix) -> Result<Matrix, DeviceError> {
-        let y = self.matrix("a rounded sum", DType::Bf16, (x.rows, x.cols))?;
+        let y = self.matrix("a rounded sum", DType::Bf16, (x.extent(), x.cols))?;
         self.kernels.elementwise.cast(&self.stream, x.vector(), y.vector(), x.len())?;
         Ok(y)
     }
@@ -315,7 +356,9 @@ impl Gpu {
         dx: Rows<'_>,
         residual: Option<Slice<'_>>,
     ) -> Result<(), DeviceError> {
-        let scratch = self.block("partial sums of a norm", norm.scratch_bytes())?;
+        let most = rmsnorm::Norm { rows: self.tokens_extent(norm.rows).room, ..norm };
+        let (bytes, room) = (norm.scratch_bytes(), most.scratch_bytes());
+        let scratch = self.arena.take_room("partial sums of a norm", bytes, room)?;
         let upstream = rmsnorm::Upstream { x, gain: p.master(gain), dy, residual };
         let gradients = rmsnorm::Gradients { dx, d_gain: p.gradient(gain), scratch: scratch.all() };
         self.kernels.rmsnorm.backward(&self.stream, upstream, gradients, norm)
@@ -331,7 +374,8 @@ impl Gpu {
         d_y: &Matrix,
     ) -> Result<Matrix, DeviceError> {
         let d_n = self.rounded(d_n)?;
-        let d_x = self.matrix("the gradient of a block's input", DType::Bf16, (x.rows, x.cols))?;
+        let size = (x.extent(), x.cols);
+        let d_x = self.matrix("the gradient of a block's input", DType::Bf16, size)?;
         let sides = (x.packed(), d_n.packed());
         self.norm_backward(p, (gain, norm), sides, d_x.packed(), Some(d_y.slice()))?;
         Ok(d_x)
@@ -357,6 +401,7 @@ impl Gpu {
         ids: &[u32],
         vocabulary: usize,
     ) -> Result<embedding::Tokens, DeviceError> {
+        let ids = (ids, self.tokens_extent(ids.len()).room);
         embedding::Tokens::new(&self.arena, &self.stream, ids, vocabulary)
     }
 
@@ -369,7 +414,8 @@ impl Gpu {
     ) -> Result<Matrix, DeviceError> {
         let weight = p.weight(table);
         let gemm::Operand::Bf16(values) = weight.side() else { panic!("a table is never in FP8") };
-        let y = self.matrix("embedded tokens", DType::Bf16, (tokens.len(), weight.k))?;
+        let size = (self.tokens_extent(tokens.len()), weight.k);
+        let y = self.matrix("embedded tokens", DType::Bf16, size)?;
         self.kernels.embedding.forward(&self.stream, values, tokens, y.slice(), weight.k)?;
         Ok(y)
     }
@@ -391,7 +437,7 @@ impl Gpu {
         &self,
         x: &Operand,
         index: Slice<'_>,
-        rows: usize,
+        rows: Extent,
     ) -> Result<Operand, DeviceError> {
         let (what, cols) = ("rows by expert", x.cols());
         let out = match x {
@@ -400,7 +446,7 @@ impl Gpu {
                 Operand::Fp8(self.codes(what, (Tiling::Row, x.format), (rows, cols))?)
             }
         };
-        let moved = dispatch::Moved { from: x.rows(), to: rows, columns: cols };
+        let moved = dispatch::Moved { from: x.rows(), to: rows.rows, columns: cols };
         self.kernels.dispatch.gather_rows(&self.stream, x.side(), out.side(), index, moved)?;
         Ok(out)
     }
@@ -411,7 +457,7 @@ impl Gpu {
         &self,
         x: &Matrix,
         (first, terms): (Slice<'_>, Slice<'_>),
-        rows: usize,
+        rows: Extent,
         also: Option<&Matrix>,
         out: DType,
     ) -> Result<Matrix, DeviceError> {
@@ -419,42 +465,9 @@ impl Gpu {
         let terms = dispatch::Terms { first, index: terms };
         let from = dispatch::Values { values: x.slice(), dtype: x.dtype };
         let to = dispatch::Values { values: y.slice(), dtype: out };
-        let moved = dispatch::Moved { from: x.rows, to: rows, columns: x.cols };
+        let moved = dispatch::Moved { from: x.rows, to: rows.rows, columns: x.cols };
         let also = also.map(Matrix::slice);
         self.kernels.dispatch.sum_rows(&self.stream, from, terms, also, to, moved)?;
         Ok(y)
-    }
-
-    /// An operand of the host.
-    pub(super) fn upload_operand(
-        &self,
-        what: &'static str,
-        x: &linear::Operand,
-    ) -> Result<Operand, DeviceError> {
-        Ok(match x {
-            linear::Operand::F32(_) => panic!("precision f32 stays on the CPU"),
-            linear::Operand::Bf16(x) => Operand::Bf16(self.upload(what, x)?),
-            linear::Operand::Fp8(x) => {
-                let form = (Tiling::Row, x.scales().format());
-                let codes = self.codes(what, form, (x.rows(), x.cols()))?;
-                self.stream.upload(codes.codes.all(), x.codes())?;
-                self.stream.upload(codes.scales.all(), x.scales().bytes())?;
-                Operand::Fp8(codes)
-            }
-        })
-    }
-
-    /// Waits for everything queued so far.
-    pub(super) fn download_operand(&self, x: &Operand) -> Result<linear::Operand, DeviceError> {
-        Ok(match x {
-            Operand::Bf16(x) => linear::Operand::Bf16(self.download(x)?),
-            Operand::Fp8(x) => {
-                let codes: Vec<u8> = self.download_all(x.codes.all())?;
-                let scales: Vec<u8> = self.download_all(x.scales.all())?;
-                let form = (Tiling::Row, x.format);
-                let read = Quantized::from_parts((x.rows, x.cols), form, &codes, &scales);
-                linear::Operand::Fp8(read)
-            }
-        })
     }
 }

@@ -8,10 +8,14 @@ use shoal_kernels::cuda::window::Columns;
 use shoal_kernels::cuda::{Block, Rows, Slice, gemm, rmsnorm};
 use shoal_kernels::{DType, ScaleFormat};
 
+use super::room::Extent;
+
 /// Row-major, without gaps. A clone is the same numbers; they live in their cell's arena as long as any of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Matrix {
     pub(super) rows: usize,
+    /// Rows that take room.
+    pub(super) room: usize,
     pub(super) cols: usize,
     pub(super) dtype: DType,
     pub(super) block: Arc<Block>,
@@ -21,6 +25,8 @@ pub(crate) struct Matrix {
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles {
     pub(super) rows: usize,
+    /// Rows that take room.
+    pub(super) room: usize,
     pub(super) cols: usize,
     pub(super) format: ScaleFormat,
     pub(super) codes: Arc<Block>,
@@ -38,6 +44,10 @@ pub(crate) enum Operand {
 impl Matrix {
     pub(super) fn slice(&self) -> Slice<'_> {
         self.block.all()
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        Extent { rows: self.rows, room: self.room }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -93,6 +103,13 @@ impl Operand {
         match self {
             Self::Bf16(x) => x.rows,
             Self::Fp8(x) => x.rows,
+        }
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        match self {
+            Self::Bf16(x) => x.extent(),
+            Self::Fp8(x) => Extent { rows: x.rows, room: x.room },
         }
     }
 

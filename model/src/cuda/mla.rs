@@ -72,13 +72,15 @@ struct Heads {
 pub(super) struct Turns(BTreeMap<usize, Arc<Block>>);
 
 impl Turns {
-    fn of(&mut self, gpu: &Gpu, shape: &HeadShape) -> Result<Arc<Block>, DeviceError> {
-        if let Some(turns) = self.0.get(&shape.tokens_per_sequence) {
+    pub(super) fn of(&mut self, gpu: &Gpu, shape: &HeadShape) -> Result<Arc<Block>, DeviceError> {
+        // One table of the longest sequence serves all; it is there from the beginning.
+        let tokens = gpu.room().map_or(shape.tokens_per_sequence, |room| room.sequence);
+        if let Some(turns) = self.0.get(&tokens) {
             return Ok(Arc::clone(turns));
         }
-        let turns = shape.turns(shape.tokens_per_sequence);
+        let turns = shape.turns(tokens);
         let turns = Arc::new(gpu.upload_bytes("rotary turns", bytemuck::cast_slice(&turns))?);
-        self.0.insert(shape.tokens_per_sequence, Arc::clone(&turns));
+        self.0.insert(tokens, Arc::clone(&turns));
         Ok(turns)
     }
 }
@@ -120,8 +122,9 @@ impl Mla {
         let latents = self.latents(gpu, p, &x)?;
         let heads = self.heads(gpu, p, &latents, shape, turns)?;
         let s = self.attention_shape(shape);
-        let o = gpu.matrix("the output of attention", DType::Bf16, (x.rows, s.heads * s.value))?;
-        let lse = gpu.matrix("log-sum-exp of attention", DType::F32, (s.heads, x.rows))?;
+        let size = (x.extent(), s.heads * s.value);
+        let o = gpu.matrix("the output of attention", DType::Bf16, size)?;
+        let lse = gpu.by_head("log-sum-exp of attention", s.heads, x.extent())?;
         let results = (o.slice(), lse.slice());
         gpu.kernels.attention.forward(&gpu.stream, heads.inputs(), results, &s)?;
         let y =
@@ -176,7 +179,7 @@ impl Mla {
         let kv = gpu.linear(p.weight(self.kv_b), &latents.after, DType::Bf16)?;
         let s = head_shape(&self.config, shape.tokens);
         let (t, qk, rank) = (q.rows, s.nope + s.rope, self.rank());
-        let k_rope = gpu.matrix("the rotated key", DType::Bf16, (t, s.rope))?;
+        let k_rope = gpu.matrix("the rotated key", DType::Bf16, (q.extent(), s.rope))?;
         let (to, from) = (k_rope.window(s.rope, 0), latents.kv.window(rank + s.rope, rank));
         gpu.kernels.window.copy(&gpu.stream, to, from, (t, 2 * s.rope))?;
         let turns = turns.of(gpu, &s)?;
@@ -213,7 +216,7 @@ impl Mla {
             (Query::LowRank { a, norm, b }, Some((low, after))) => {
                 let d_after = half.linear(b, after, &d_q, DType::Bf16)?;
                 let d_low =
-                    gpu.matrix("the gradient of a latent", DType::Bf16, (low.rows, low.cols))?;
+                    gpu.matrix("the gradient of a latent", DType::Bf16, (low.extent(), low.cols))?;
                 half.norm(norm, low.packed(), &d_after, d_low.packed())?;
                 half.linear(a, Arc::clone(&n), &d_low, DType::F32)?
             }
@@ -240,12 +243,12 @@ impl Mla {
     ) -> Result<(Matrix, Matrix, Matrix), DeviceError> {
         let s = head_shape(&self.config, shape.tokens);
         let (t, qk, rank) = (d_o.rows, s.nope + s.rope, self.rank());
-        let like = |what, like: &Matrix| gpu.matrix(what, DType::Bf16, (like.rows, like.cols));
+        let like = |what, like: &Matrix| gpu.matrix(what, DType::Bf16, (like.extent(), like.cols));
         let d_q = like("the gradient of queries", &heads.q)?;
         let d_kv_b = like("the gradient of keys and values", &heads.kv)?;
         let what = "gradients of the rotated key";
-        let d_k_rope = gpu.matrix(what, DType::Bf16, (t, s.heads * s.rope))?;
-        let delta = gpu.matrix("row sums of attention", DType::F32, (s.heads, t))?;
+        let d_k_rope = gpu.matrix(what, DType::Bf16, (d_o.extent(), s.heads * s.rope))?;
+        let delta = gpu.by_head("row sums of attention", s.heads, d_o.extent())?;
         let outputs =
             attention::Outputs { o: kept.o.slice(), lse: kept.lse.slice(), d_o: d_o.slice() };
         let gradients = attention::Gradients {
@@ -261,7 +264,8 @@ impl Mla {
         let turns = turns.of(gpu, &s)?;
         let queries = rotated(t, &s, (s.heads, s.heads * qk, qk));
         kernels.rope.turn_back(stream, d_q.rows_from(s.nope).slice, turns.all(), queries)?;
-        let d_kv = gpu.matrix("the gradient of latents", DType::Bf16, (t, rank + s.rope))?;
+        let d_kv =
+            gpu.matrix("the gradient of latents", DType::Bf16, (d_o.extent(), rank + s.rope))?;
         let keys = rotated(t, &s, (s.heads, s.heads * s.rope, s.rope));
         let turned = (d_k_rope.slice(), turns.all());
         kernels.rope.sum_back(stream, turned, d_kv.rows_from(rank), keys)?;

@@ -15,6 +15,7 @@ use super::gpu::Gpu;
 use super::halves::{Cached, Deferred};
 use super::matrix::{Matrix, Operand};
 use super::parameters::{GroupId, Parameters};
+use super::room::Extent;
 use super::run::Run;
 use crate::arithmetic::Arithmetic;
 use crate::cut::Cut;
@@ -136,13 +137,14 @@ impl Moe {
             .map_err(|(shard, problem)| self.malformed("dispatch", shard, problem))?;
         messages::give(incoming);
         let (sums, experts) =
-            experts::forward((gpu, p), &self.experts, received, self.local.len())?;
+            experts::forward((gpu, p), &self.experts, received, self.local_experts())?;
         run.check(&sums, NonFinite::forward(layer, format!("layer {layer} experts forward")))?;
-        let sums = gpu.download(&sums)?;
+        let fetch = gpu.fetch(&sums)?;
         // While rows travel.
         let shared = self.shared.map(|ffn| ffn.forward((gpu, p), &n, (None, None), DType::F32));
         let (also, shared) = shared.transpose()?.unzip();
 
+        let sums = gpu.fetched(fetch, &sums)?;
         let replies = dispatch::split_rows(&sums, experts.rows_from(), &vec![0; sent.len()]);
         let incoming = run.all_to_all(layer, "combine", replies)?;
         let mut values = Vec::with_capacity(sent.len());
@@ -156,7 +158,7 @@ impl Moe {
             values.push(returned);
         }
         messages::give(incoming);
-        let y = self.by_token(gpu, (&sent, &values), (x.rows, also.as_ref()), DType::Bf16)?;
+        let y = self.by_token(gpu, (&sent, &values), (x.extent(), also.as_ref()), DType::Bf16)?;
         gpu.add(&y, &x)?;
         Ok((y, MoeKept { x, n, routing, chosen, sent, experts, shared }))
     }
@@ -169,20 +171,21 @@ impl Moe {
         (n, tokens): (&Matrix, usize),
     ) -> Result<Routing, DeviceError> {
         let shape = router_shape(&self.config, tokens);
-        let (t, e, k) = (n.rows, shape.experts, shape.top_k);
-        let sequences = t / tokens.max(1);
+        let (t, e, k) = (n.extent(), shape.experts, shape.top_k);
+        // With room for as many sequences as there may be tokens: an evaluation's need not be as long.
+        let sequences = Extent { rows: n.rows / tokens.max(1), ..gpu.sequences_extent(n.extent()) };
         let routing = Routing {
-            scores: gpu.block("scores of the router", 4 * t * e)?,
-            chosen: gpu.block("chosen experts", 4 * t * k)?,
-            gates: gpu.block("gates", 4 * t * k)?,
+            scores: gpu.rows("scores of the router", t, 4 * e)?,
+            chosen: gpu.rows("chosen experts", t, 4 * k)?,
+            gates: gpu.rows("gates", t, 4 * k)?,
             counts: gpu.block("counts of experts", 4 * e)?,
-            load: gpu.block("load of experts", 4 * sequences * e)?,
+            load: gpu.rows("load of experts", sequences, 4 * e)?,
             balance: Arc::new(gpu.block("the balance loss", 8)?),
         };
         let bias = gpu.upload_bytes("router biases", bytemuck::cast_slice(bias))?;
-        let terms = gpu.block("terms of the balance loss", 4 * t)?;
+        let terms = gpu.rows("terms of the balance loss", t, 4)?;
         let inputs = (n.slice(), p.master(self.router), bias.all());
-        let size = router::Size { t, d: n.cols };
+        let size = router::Size { t: n.rows, d: n.cols };
         let out = routing.slices();
         gpu.kernels.router.forward(&gpu.stream, inputs, out, terms.all(), size, &shape)?;
         Ok(routing)
@@ -193,10 +196,12 @@ impl Moe {
         &self,
         gpu: &Gpu,
         (sent, values): (&[Outgoing], &[Tensor]),
-        (tokens, also): (usize, Option<&Matrix>),
+        (tokens, also): (Extent, Option<&Matrix>),
         out: DType,
     ) -> Result<Matrix, DeviceError> {
-        let (first, places) = dispatch::returned(sent, tokens);
+        let (first, places) = dispatch::returned(sent, tokens.rows);
+        // A token has a row in each shard, unless it chooses fewer experts than there are shards.
+        let most = sent.len().min(self.config.num_experts_per_tok as usize);
         let (d, dtype) = self.row_shape();
         // All shards' rows one after the other.
         let mut starts = Vec::with_capacity(values.len());
@@ -206,13 +211,16 @@ impl Moe {
             bytes.extend_from_slice(value.bytes());
         }
         let rows = bytes.len() / (d * dtype.size()).max(1);
-        let block = Arc::new(gpu.upload_bytes("rows returned by experts", &bytes)?);
-        let returned = Matrix { rows, cols: d, dtype, block };
+        let room = if gpu.room().is_some() { tokens.room * most } else { rows };
+        let what = "rows returned by experts";
+        let returned = gpu.matrix(what, dtype, (Extent { rows, room }, d))?;
+        gpu.write(returned.slice(), &bytes)?;
         let first: Vec<u32> = first.iter().map(|at| *at as u32).collect();
         let terms: Vec<u32> =
             places.iter().map(|(shard, row)| starts[*shard as usize] as u32 + row).collect();
-        let first = gpu.upload_bytes("the terms of tokens", bytemuck::cast_slice(&first))?;
-        let terms = gpu.upload_bytes("the terms of tokens", bytemuck::cast_slice(&terms))?;
+        let what = "the terms of tokens";
+        let first = gpu.upload_words(what, &first, tokens.room + 1)?;
+        let terms = gpu.upload_words(what, &terms, room)?;
         gpu.sum_rows(&returned, (first.all(), terms.all()), tokens, also, out)
     }
 
@@ -236,12 +244,12 @@ impl Moe {
         let d_rows = dispatch::read_operand(&incoming, &rows_from, &form)
             .map_err(|(shard, problem)| self.malformed("gradient dispatch", shard, problem))?;
         messages::give(incoming);
-        let d_rows = Arc::new(gpu.upload_operand("gradients received by experts", &d_rows)?);
+        let d_rows = Arc::new(kept.experts.upload_gradients(gpu, &d_rows)?);
         let pairs_from = kept.experts.pairs_from().to_vec();
         let (d_sums, d_pairs) =
             experts::backward_input((gpu, p), &self.experts, kept.experts, d_rows, deferred)?;
         run.check(&d_sums, NonFinite::backward(layer, format!("layer {layer} backward, experts")))?;
-        let d_sums = gpu.download(&d_sums)?;
+        let fetch = gpu.fetch(&d_sums)?;
         // While rows travel.
         let shared = self.shared.zip(kept.shared).map(|(ffn, shared)| {
             let gradients = ffn.backward_input((gpu, p), &shared, (None, None), &d_y_operand)?;
@@ -250,6 +258,7 @@ impl Moe {
         });
         let shared = shared.transpose()?;
 
+        let d_sums = gpu.fetched(fetch, &d_sums)?;
         let mut replies = dispatch::split_rows(&d_sums, &rows_from, &pairs_from);
         dispatch::place_gate_gradients(&mut replies, &d_pairs, &pairs_from);
         let incoming = run.all_to_all(layer, "gradient combine", replies)?;
@@ -268,7 +277,7 @@ impl Moe {
         }
         messages::give(incoming);
         let returned = (&kept.sent[..], &values[..]);
-        let d_n = self.by_token(gpu, returned, (d_y.rows, shared.as_ref()), DType::F32)?;
+        let d_n = self.by_token(gpu, returned, (d_y.extent(), shared.as_ref()), DType::F32)?;
         let decided = (&kept.x, &kept.routing, &d_gates[..]);
         Ok(self.backward_router_and_norm(p, decided, (&d_n, d_y), run)?)
     }
@@ -284,8 +293,9 @@ impl Moe {
         let gpu = run.gpu;
         let shape = router_shape(&self.config, run.shape.tokens);
         let n = gpu.plain_norm(p, self.norm, x.norm(self.config.rms_norm_eps), x.packed())?;
-        let d_gates = gpu.upload_bytes("gradients of gates", bytemuck::cast_slice(d_gates))?;
-        let d_logits = gpu.block("gradients of the router", 4 * x.rows * shape.experts)?;
+        let room = x.room * self.config.num_experts_per_tok as usize;
+        let d_gates = gpu.upload_words("gradients of gates", d_gates, room)?;
+        let d_logits = gpu.rows("gradients of the router", x.extent(), 4 * shape.experts)?;
         let back = router::Back { d_gates: d_gates.all(), balance_weight: run.scale.balance };
         let out = router::Gradients {
             dx: d_n.slice(),
@@ -298,6 +308,11 @@ impl Moe {
         let decided = routing.slices();
         gpu.kernels.router.backward(&gpu.stream, read, decided, back, out, size, &shape)?;
         gpu.norm_backward_onto(p, self.norm, x.norm(self.config.rms_norm_eps), (x, d_n), d_y)
+    }
+
+    /// How many experts are here, and how many each token chooses.
+    fn local_experts(&self) -> (usize, usize) {
+        (self.local.len(), self.config.num_experts_per_tok as usize)
     }
 
     /// Width and dtype of the rows that come back.

@@ -75,7 +75,7 @@ impl Mtp {
         let inputs = gpu.tokens(inputs, p.weight(self.embedding).n)?;
         let e = gpu.embedded(p, self.embedding, &inputs)?;
         let (d, sizes) = (hidden.cols, hidden.norm(self.eps));
-        let eh = gpu.matrix("embedding and hidden", DType::Bf16, (hidden.rows, 2 * d))?;
+        let eh = gpu.matrix("embedding and hidden", DType::Bf16, (hidden.extent(), 2 * d))?;
         let norm = |x: &Matrix, gain, first| {
             let inputs = (x.packed(), p.master(gain), None);
             gpu.kernels.rmsnorm.forward(&gpu.stream, inputs, Some(eh.rows_from(first)), None, sizes)
@@ -110,7 +110,7 @@ impl Mtp {
         deferred: &mut Vec<Deferred>,
     ) -> Result<Matrix, Error> {
         let (gpu, sizes) = (run.gpu, hidden.norm(self.eps));
-        let like = |what| gpu.matrix(what, DType::Bf16, (hidden.rows, hidden.cols));
+        let like = |what| gpu.matrix(what, DType::Bf16, (hidden.extent(), hidden.cols));
         let d_x = like("the gradient of a module's layer")?;
         let sides = (kept.x.packed(), d_normed.packed());
         gpu.norm_backward(p, (self.norm, sizes), sides, d_x.packed(), None)?;

@@ -23,7 +23,9 @@ use crate::cut::Cut;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::findings::NonFinite;
+use crate::mla::head_shape;
 use crate::names::{self, EMBEDDING};
+use crate::options::StageOptions;
 use crate::parameters as host;
 use crate::stage::{Evaluated, LossScale, Losses};
 
@@ -33,6 +35,8 @@ pub(crate) struct Network {
     gpu: Gpu,
     cut: Cut,
     parameters: Parameters,
+    /// Whether the host has the masters, moments and average that are here.
+    host_has_all: bool,
     /// On the first stage.
     embedding: Option<GroupId>,
     layers: Vec<Layer>,
@@ -70,23 +74,47 @@ impl Network {
         arithmetic: Arithmetic,
         host: &host::Parameters,
     ) -> Result<Self, Error> {
+        let mut network = Self::blank(gpu, cut, arithmetic, host.options())?;
+        network.parameters.push(&network.gpu, host)?;
+        network.host_has_all = true;
+        Ok(network)
+    }
+
+    /// Room for a stage, with nothing in it.
+    pub(super) fn blank(
+        gpu: Gpu,
+        cut: &Cut,
+        arithmetic: Arithmetic,
+        options: &StageOptions,
+    ) -> Result<Self, Error> {
         let config = Arc::new(cut.config.clone());
-        let p = Parameters::new(&gpu, &names::specifications(cut), arithmetic, host)?;
+        let p = Parameters::blank(&gpu, &names::specifications(cut), arithmetic, options)?;
         let layer = |number| Layer::new(&p, &config, arithmetic, cut, number);
+        let (mut turns, mut findings) = (Turns::default(), Findings::default());
+        // What outlives a step is taken before any: then each begins with the same bytes free.
+        if let Some(room) = gpu.room() {
+            turns.of(&gpu, &head_shape(&config, room.sequence))?;
+            findings.reserve(&gpu, room.microbatches * checks(cut))?;
+        }
         Ok(Self {
             embedding: cut.first.then(|| p.id(EMBEDDING)),
             layers: cut.layers.clone().map(layer).collect(),
             tail: cut.last.then(|| Tail::new(&p, &config, arithmetic, cut)),
-            turns: Turns::default(),
             kept: BTreeMap::new(),
             deferred: BTreeMap::new(),
             losses: Vec::new(),
             balances: Vec::new(),
-            findings: Findings::default(),
+            turns,
+            findings,
+            host_has_all: false,
             parameters: p,
             cut: cut.clone(),
             gpu,
         })
+    }
+
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
@@ -173,7 +201,8 @@ impl Network {
                 tail.backward_input(p, kept, &mut run, &mut layer_deferred)?
             }
             (Some(d_output), None, None) => {
-                gpu.upload("the gradient from the next stage", d_output)?
+                let room = gpu.tokens_extent(d_output.rows()).room;
+                gpu.upload("the gradient from the next stage", d_output, room)?
             }
             (_, Some(_) | None, Some(_) | None) => panic!("only the last stage has heads"),
         };
@@ -247,9 +276,14 @@ impl Network {
         Ok(self.parameters.fetch_gradients(&self.gpu, host)?)
     }
 
-    /// Copies masters, moments and average to the host, to be written down.
-    pub(crate) fn fetch(&self, host: &mut host::Parameters) -> Result<(), Error> {
-        Ok(self.parameters.fetch(&self.gpu, host)?)
+    /// Copies masters, moments and average to the host, to be written down, unless it has them: a step may have both a
+    /// checkpoint and a snapshot behind it.
+    pub(crate) fn fetch(&mut self, host: &mut host::Parameters) -> Result<(), Error> {
+        if !self.host_has_all {
+            self.parameters.fetch(&self.gpu, host)?;
+            self.host_has_all = true;
+        }
+        Ok(())
     }
 
     /// AdamW with the gradients that the host has. Returns a checksum of the masters.
@@ -259,7 +293,13 @@ impl Network {
         adam: &AdamStep,
     ) -> Result<u64, Error> {
         self.parameters.push_gradients(&self.gpu, host)?;
-        let sum = self.parameters.step(&self.gpu, adam, host.average_decay())?;
+        self.optimise(adam, host.average_decay())
+    }
+
+    /// The same with the gradients that are here.
+    pub(super) fn optimise(&mut self, adam: &AdamStep, decay: f32) -> Result<u64, Error> {
+        self.host_has_all = false;
+        let sum = self.parameters.step(&self.gpu, adam, decay)?;
         self.findings.clear(&self.gpu)?;
         Ok(sum)
     }
@@ -297,6 +337,13 @@ impl Kept {
     }
 }
 
+/// How many times a microbatch is looked at for what is not finite, at most: at both ends of a stage, at each layer's
+/// output, after its attention and its experts, and in the heads, in each direction.
+fn checks(cut: &Cut) -> usize {
+    let modules = cut.mtp_layers().len();
+    2 * (1 + 3 * (cut.layers.len() + modules)) + if cut.last { 3 + 3 * modules } else { 0 }
+}
+
 fn bias<'a>(biases: &Biases<'a>, layer: &Layer) -> Option<&'a [f32]> {
     biases.get(&layer.number()).copied()
 }
@@ -310,7 +357,10 @@ fn enter(
     input: Option<&Tensor>,
 ) -> Result<(Matrix, Option<embedding::Tokens>), Error> {
     Ok(match (input, embedding) {
-        (Some(x), None) => (gpu.upload("hidden states from the previous stage", x)?, None),
+        (Some(x), None) => {
+            let room = gpu.tokens_extent(x.rows()).room;
+            (gpu.upload("hidden states from the previous stage", x, room)?, None)
+        }
         (None, Some(id)) => {
             let tokens = gpu.tokens(batch.inputs, p.weight(id).n)?;
             (gpu.embedded(p, id, &tokens)?, Some(tokens))

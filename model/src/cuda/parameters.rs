@@ -17,6 +17,7 @@ use super::gpu::Gpu;
 use super::layout::{Group, Layout, Run};
 use crate::arithmetic::Arithmetic;
 use crate::names::{Role, Specification};
+use crate::options::StageOptions;
 use crate::parameters::{self as host, Class};
 
 /// A Linear's weight `(N, K)`, or those of several experts `(E, N, K)`, as products read it.
@@ -166,7 +167,7 @@ fn upload(
 ) -> Result<(), DeviceError> {
     for Run { host, device, len } in runs {
         let bytes = &from[host * size..(host + len) * size];
-        gpu.stream.upload(to.slice(device * size..(device + len) * size), bytes)?;
+        gpu.write(to.slice(device * size..(device + len) * size), bytes)?;
     }
     Ok(())
 }
@@ -181,26 +182,26 @@ fn download(
 ) -> Result<(), DeviceError> {
     for Run { host, device, len } in runs {
         let bytes = &mut to[host * size..(host + len) * size];
-        gpu.stream.download(from.slice(device * size..(device + len) * size), bytes)?;
+        gpu.read(from.slice(device * size..(device + len) * size), bytes)?;
     }
     Ok(())
 }
 
 impl Parameters {
-    /// Room for everything that `host` has, and its numbers.
-    pub(super) fn new(
+    /// Room for everything; `push` brings the numbers.
+    pub(super) fn blank(
         gpu: &Gpu,
         specifications: &[Specification],
         arithmetic: Arithmetic,
-        host: &host::Parameters,
+        options: &StageOptions,
     ) -> Result<Self, DeviceError> {
         let layout = Layout::of(specifications);
-        let moments = match host.options().moments {
+        let moments = match options.moments {
             numerics::Moments::Bf16 => DType::Bf16,
             numerics::Moments::F32 => DType::F32,
         };
-        let kind = (moments, host.is_averaged());
-        let excluded = &host.options().weight_decay_exclude;
+        let kind = (moments, 0.0 < options.ema_decay);
+        let excluded = &options.weight_decay_exclude;
         let decays = layout.groups.iter().map(|group| {
             let group = specifications[group.members.start].group();
             !group.is_some_and(|group| excluded.contains(&group))
@@ -214,7 +215,7 @@ impl Parameters {
             Weight::new(gpu, group, math).map(Some)
         };
         let ids = layout.groups.iter().enumerate();
-        let parameters = Self {
+        Ok(Self {
             ids: ids.map(|(i, group)| (group.name.clone(), GroupId(i))).collect(),
             weights: layout.groups.iter().map(weight).collect::<Result<_, _>>()?,
             decays: decays.collect(),
@@ -225,9 +226,7 @@ impl Parameters {
             ],
             moments,
             layout,
-        };
-        parameters.push(gpu, host)?;
-        Ok(parameters)
+        })
     }
 
     /// The handle of a group that must be there, by the name of its first parameter.

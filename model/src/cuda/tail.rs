@@ -12,6 +12,7 @@ use super::halves::Deferred;
 use super::matrix::Matrix;
 use super::mtp::{Mtp, MtpKept};
 use super::parameters::{GroupId, Parameters};
+use super::room::Extent;
 use super::run::Run;
 use crate::arithmetic::Arithmetic;
 use crate::batch::Batch;
@@ -141,7 +142,7 @@ impl Tail {
             gpu.add(&d_n, &behind)?;
         }
         let d_x =
-            gpu.matrix("the gradient of the last layer", DType::Bf16, (d_n.rows, d_n.cols))?;
+            gpu.matrix("the gradient of the last layer", DType::Bf16, (d_n.extent(), d_n.cols))?;
         let (sides, norm) = ((kept.x.packed(), d_n.packed()), d_n.norm(self.eps));
         gpu.norm_backward(p, (self.norm, norm), sides, d_x.packed(), None)?;
         run.check(&d_x, NonFinite::backward(self.layer, "heads backward"))?;
@@ -185,8 +186,9 @@ impl Tail {
     ) -> Result<(Block, Matrix), Error> {
         let gpu = run.gpu;
         let loss = Loss::new(gpu, p.weight(self.head).n, n, targets)?;
-        let d_n = gpu.matrix("the gradient of what a head read", DType::Bf16, (n.rows, n.cols))?;
-        let d_logits = gpu.block("gradients of logits", loss.logits.bytes() / 2)?;
+        let size = (n.extent(), n.cols);
+        let d_n = gpu.matrix("the gradient of what a head read", DType::Bf16, size)?;
+        let d_logits = gpu.rows("gradients of logits", loss.alive, 2 * loss.shape.v)?;
         let gradients =
             cross_entropy::Gradients { scale, d_h: d_n.output(false), dw: p.gradient(self.head) };
         let room = cross_entropy::Room { logits: loss.logits.all(), d_logits: d_logits.all() };
@@ -211,18 +213,22 @@ struct Loss {
     losses: Matrix,
     total: Block,
     logits: Block,
+    /// Rows of logits.
+    alive: Extent,
     shape: cross_entropy::Shape,
 }
 
 impl Loss {
     fn new(gpu: &Gpu, vocabulary: usize, n: &Matrix, targets: &[u32]) -> Result<Self, DeviceError> {
         let shape = cross_entropy::Shape { t: n.rows, d: n.cols, v: vocabulary };
-        let alive = (LOGITS / vocabulary.max(1)).clamp(1, n.rows.max(1));
+        let most = |rows: usize| (LOGITS / vocabulary.max(1)).clamp(1, rows.max(1));
+        let alive = Extent { rows: most(n.rows), room: most(n.room) };
         Ok(Self {
-            targets: gpu.upload_bytes("targets", bytemuck::cast_slice(targets))?,
-            losses: gpu.matrix("losses", DType::F32, (n.rows, 1))?,
+            targets: gpu.upload_words("targets", targets, n.room)?,
+            losses: gpu.matrix("losses", DType::F32, (n.extent(), 1))?,
             total: gpu.block("a sum of losses", 8)?,
-            logits: gpu.block("logits", alive * vocabulary * 4)?,
+            logits: gpu.rows("logits", alive, 4 * vocabulary)?,
+            alive,
             shape,
         })
     }

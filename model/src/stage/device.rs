@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernels::tensor::Tensor;
-use shoal_plan::job::Precision;
 
 use super::{Evaluated, LossScale, Stage};
 use crate::batch::{Batch, BatchShape};
@@ -32,12 +31,10 @@ impl Stage {
     /// From now on passes and updates run on a GPU. To be called when the parameters are loaded and no step is under way.
     ///
     /// # Errors
-    /// Precision f32, which the GPU does not have; too little memory; what the device says.
+    /// A precision that the GPU does not have; too little memory; what the device says.
     pub fn move_to(&mut self, gpu: Gpu) -> Result<(), Error> {
         assert!(self.kept.is_empty() && self.deferred.is_empty(), "a step is under way");
-        if self.parameters.options().precision == Precision::F32 {
-            return Err(Error::Precision);
-        }
+        self.parameters.options().check_gpu()?;
         let network = Network::new(gpu, &self.cut, self.arithmetic, &self.parameters)?;
         self.device = Some(Placed(Arc::new(Mutex::new(network))));
         Ok(())

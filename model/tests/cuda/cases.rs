@@ -12,11 +12,11 @@ use shoal_model::{
 use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
-use super::shards;
+use super::{need, shards};
 
 type Case = (&'static str, fn(&Device));
 
-pub(crate) const ALL: [Case; 9] = [
+pub(crate) const ALL: [Case; 12] = [
     ("a step in bf16", |device| some_steps(device, &small(), Precision::Bf16, 1)),
     ("two steps in fp8", |device| some_steps(device, &small(), Precision::Fp8, 2)),
     ("sizes that are no round numbers, bf16", |device| {
@@ -32,6 +32,9 @@ pub(crate) const ALL: [Case; 9] = [
     ("a shard on the GPU beside one on the CPU", shards::mixed_group),
     ("a NaN is named", a_nan_is_named),
     ("memory: the same in every step, and too little of it", memory),
+    ("memory: as much as was planned", need::planned),
+    ("memory: no byte more than is needed", need::no_byte_too_much),
+    ("memory: the host gets once what has not changed", need::fetched_once),
 ];
 
 /// Rows of whole tiles and of parts, a dense layer and one of experts, a low-rank query, a module. As little as has all
@@ -119,7 +122,7 @@ pub(crate) fn options(precision: Precision) -> StageOptions {
 
 pub(crate) fn gpu(device: &Device, bytes: usize) -> Gpu {
     let kernels = Arc::new(Kernels::load(device).unwrap());
-    Gpu::new(device, &kernels, bytes).unwrap()
+    Gpu::new(device, &kernels, ("a cell's memory", bytes)).unwrap()
 }
 
 fn whole(config: &ModelConfig, precision: Precision) -> Stage {

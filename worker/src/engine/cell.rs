@@ -311,7 +311,7 @@ pub(super) fn run(
     let mut step = 0;
     let ended = Cell::with(Arc::clone(inputs), Box::new(comm), ways).and_then(|mut cell| {
         step = cell.standing.step + 1;
-        devices.place(nth, &mut cell.trainer.chunks)?;
+        devices.place((nth, id), &mut cell.trainer.chunks, (&inputs.job, &inputs.plan))?;
         cell.trainer.watch = Some(watch.clone());
         cell.watch = Some(watch);
         if let Some(snapshot) = &cell.started_from {

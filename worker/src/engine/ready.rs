@@ -61,7 +61,7 @@ fn build(
         .map_err(EngineError::from)
         .and_then(|snapshot| {
             layout.fill(&mut stages, &options, &snapshot.bytes)?;
-            Ok(devices.place(nth, &mut stages)?)
+            Ok(devices.place((nth, cell), &mut stages, (job, plan))?)
         });
     let state = filled.is_ok().then(|| source.blake3.clone());
     kept.put(cell, Built { layout, options, stages, state: state.clone() });

@@ -16,6 +16,7 @@ use shoal_kernels::cuda::{
 };
 use shoal_model::cuda;
 use shoal_plan::gpus::{self, Gpu};
+use shoal_plan::job::Precision;
 
 pub use self::peak::{CardPeak, Unit};
 pub(crate) use self::room::Side;
@@ -223,6 +224,15 @@ impl Card {
         end.synchronise()?;
         Ok(f64::from(end.ms_since(start)?) / 1e3 / runs as f64)
     }
+}
+
+/// Refuses what a GPU does not compute in.
+pub(crate) fn has(precision: Precision) -> Result<(), Error> {
+    if precision != Precision::F32 {
+        return Ok(());
+    }
+    let (got, want) = ("f32".to_owned(), "bf16 or fp8: f32 is the CPU's alone".to_owned());
+    Err(Error::Option { what: "precision", got, want })
 }
 
 /// How many runs make a sample of `wanted` seconds when one takes `one`.

@@ -13,7 +13,7 @@ use shoal_plan::arithmetic::{flops_per_token, parameters};
 use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
-use crate::cuda::Card;
+use crate::cuda::{self, Card};
 use crate::{Error, Meter, median, timed};
 
 /// Steps before the clock starts: pages are fresh and caches empty.
@@ -151,10 +151,7 @@ impl Cell {
         meter: &dyn Meter,
     ) -> Result<Trained, Error> {
         self.check()?;
-        if self.precision == Precision::F32 {
-            let (got, want) = ("f32".to_owned(), "bf16 or fp8: f32 is the CPU's alone".to_owned());
-            return Err(Error::Option { what: "precision", got, want });
-        }
+        cuda::has(self.precision)?;
         let mut run = Run::new(self);
         let model = |source| Error::Model { step: 0, source };
         run.stage.move_to(card.part(bytes)?).map_err(model)?;

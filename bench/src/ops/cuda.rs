@@ -15,7 +15,7 @@ use shoal_plan::job::Precision;
 
 use super::Shapes;
 use crate::Error;
-use crate::cuda::{Card, CardPeak, Effort, Unit};
+use crate::cuda::{self, Card, CardPeak, Effort, Unit};
 
 /// One operation, measured. Seconds are of one run: the median of the samples, and their range.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -68,10 +68,7 @@ impl Shapes {
         effort: &Effort,
     ) -> Result<Vec<Measured>, Error> {
         self.check()?;
-        if self.precision == Precision::F32 {
-            let (got, want) = ("f32".to_owned(), "bf16 or fp8: f32 is the CPU's alone".to_owned());
-            return Err(Error::Option { what: "precision", got, want });
-        }
+        cuda::has(self.precision)?;
         let mut bench = Bench { shapes: self, card, peak, effort, rows: Vec::new() };
         products::each(&mut bench)?;
         heads::each(&mut bench)?;

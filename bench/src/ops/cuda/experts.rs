@@ -78,8 +78,8 @@ impl Layout {
         })
     }
 
-    fn groups(&self) -> Option<gemm::Groups<'_>> {
-        Some(gemm::Groups { ranges: self.ranges.all(), experts: self.experts })
+    fn groups(&self) -> gemm::Groups<'_> {
+        gemm::Groups { ranges: self.ranges.all(), experts: self.experts }
     }
 }
 
@@ -127,7 +127,7 @@ fn products(
         let bytes = e * (tk + nk) + y_dtype.size() as f64 * tn;
         bench.measure(work("forward", bytes), || {
             let (x, w, y) = (x.operand(), w.operand(), over(&y, y_dtype));
-            gemm.forward(stream, x, w, y, shape, layout.groups())
+            gemm.forward(stream, x, w, y, shape, Some(layout.groups()))
         })?;
         drop((x, y));
         let dy = card.side("gradients of experts", (t, n), (math, Tiling::Row))?;
@@ -135,14 +135,14 @@ fn products(
         let bytes = e * (tn + nk) + dx_dtype.size() as f64 * tk;
         bench.measure(work("d_x", bytes), || {
             let (dy, w, dx) = (dy.operand(), w.operand(), over(&dx, dx_dtype));
-            gemm.input_grad(stream, dy, w, dx, shape, layout.groups())
+            gemm.input_grad(stream, dy, w, dx, shape, Some(layout.groups()))
         })?;
     }
     let x = card.side("rows of experts", (t, k), (math, Tiling::Column))?;
     let dy = card.side("gradients of experts", (t, n), (math, Tiling::Column))?;
     let dw = card.zeros("gradients of experts' weights", 4 * experts * n * k)?;
     bench.measure(work("d_w", e * (tk + tn) + 8.0 * nk), || {
-        gemm.weight_grad(stream, dy.operand(), x.operand(), onto(&dw), shape, layout.groups())
+        gemm.weight_grad(stream, dy.operand(), x.operand(), onto(&dw), shape, Some(layout.groups()))
     })
 }
 

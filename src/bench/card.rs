@@ -63,6 +63,7 @@ pub(super) fn bench(
     quick: bool,
     output: Output,
 ) -> Result<(), Stopped> {
+    shapes.check_on()?;
     let effort = effort(quick);
     let peak = CardPeak::measure(card, &effort)?;
     let operations = shapes.measure_on(card, &peak, &effort)?;

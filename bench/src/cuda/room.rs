@@ -96,11 +96,10 @@ impl Card {
         (experts, rows, cols): (usize, usize, usize),
         math: Math,
     ) -> Result<Side, DeviceError> {
+        let whole = self.side(what, (experts * rows, cols), (math, Tiling::Block))?;
+        // Blocks do not cross from one matrix into the next, so that there may be more of them.
+        let Side::Fp8(codes, _) = whole else { return Ok(whole) };
         let one = Shape { rows, cols }.scale_bytes(Tiling::Block, ScaleFormat::Pow2);
-        let Side::Fp8(codes, _) = self.side(what, (experts * rows, cols), (math, Tiling::Block))?
-        else {
-            return self.side(what, (experts * rows, cols), (math, Tiling::Block));
-        };
         let scales = self.device.buffer(what, experts * one)?;
         self.stream.fill(scales.all(), SCALE)?;
         Ok(Side::Fp8(codes, scales))

@@ -1,13 +1,15 @@
 //! Every operation of a training step on a GPU by itself, at the shapes that a network gives it, against the card's peaks.
 //!
-//! The list follows `model/src/cuda/`, as the list of the CPU follows `model/`: rows say how often a step runs them. Left out
-//! are the narrow ones among their kind: norms of latents, quantising of what is not as wide as the model. Launches between
-//! which nothing is moved but lists of numbers are not there either.
+//! The list follows `model/src/cuda/`, as the list of the CPU follows `model/`: rows say how often a step runs them. Every kernel
+//! of a step is there; left out are some narrow uses of them (quantising of latents, sums over multi-token-prediction modules)
+//! and uploads of a few numbers.
 
 mod experts;
+mod forms;
 mod heads;
 mod products;
 mod streams;
+mod update;
 
 use serde::Serialize;
 use shoal_kernels::cuda::DeviceError;
@@ -67,8 +69,7 @@ impl Shapes {
         peak: &CardPeak,
         effort: &Effort,
     ) -> Result<Vec<Measured>, Error> {
-        self.check()?;
-        cuda::has(self.precision)?;
+        self.check_on()?;
         let mut bench = Bench { shapes: self, card, peak, effort, rows: Vec::new() };
         products::each(&mut bench)?;
         heads::each(&mut bench)?;
@@ -76,7 +77,20 @@ impl Shapes {
             experts::each(&mut bench)?;
         }
         streams::each(&mut bench)?;
+        if self.precision == Precision::Fp8 {
+            forms::each(&mut bench)?;
+        }
+        update::each(&mut bench)?;
         Ok(bench.rows)
+    }
+
+    /// Whether a GPU computes these at all.
+    ///
+    /// # Errors
+    /// Precision f32, a batch of nothing.
+    pub fn check_on(&self) -> Result<(), Error> {
+        self.check()?;
+        cuda::has(self.precision)
     }
 
     /// The tensor cores that a Linear runs on.

@@ -2,7 +2,7 @@
 //! each with an equal share of the rows.
 
 use shoal_kernels::compare::Random;
-use shoal_kernels::cuda::{Buffer, DeviceError, dispatch, gemm, router};
+use shoal_kernels::cuda::{Buffer, DeviceError, Slice, dispatch, gemm, router};
 use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, Tiling};
 use shoal_model::router_shape;
@@ -217,6 +217,10 @@ fn gather(bench: &mut Bench<'_>, layout: &Layout) -> Result<(), DeviceError> {
     })
 }
 
+fn of(values: Slice<'_>, dtype: DType) -> dispatch::Values<'_> {
+    dispatch::Values { values, dtype }
+}
+
 /// What experts gave for each row that came, and what came back for each token.
 fn sums(bench: &mut Bench<'_>, layout: &Layout) -> Result<(), DeviceError> {
     let (card, t, d) = (bench.card, bench.shapes.rows(), bench.shapes.d());
@@ -225,7 +229,6 @@ fn sums(bench: &mut Bench<'_>, layout: &Layout) -> Result<(), DeviceError> {
     let pairs = t * bench.shapes.model.num_experts_per_tok as usize;
     let values = card.noise("what experts gave", DType::F32, layout.rows * d)?;
     let sums = card.zeros("sums of rows", 2 * t * d)?;
-    let of = |values, dtype| dispatch::Values { values, dtype };
     let bytes = 4 * pairs * d + 2 * t * d;
     bench.stream(("sums over experts", format!("{pairs} x {d}")), times, bytes, || {
         let terms = dispatch::Terms { first: layout.first.all(), index: layout.terms.all() };
@@ -233,17 +236,23 @@ fn sums(bench: &mut Bench<'_>, layout: &Layout) -> Result<(), DeviceError> {
         let moved = dispatch::Moved { from: layout.rows, to: t, columns: d };
         kernels.sum_rows(stream, from, terms, None, to, moved)
     })?;
-    // One shard, and the shared expert's.
+    // One shard, and the shared expert's; forward to BF16, backward to FP32.
     let each: Vec<u32> = (0..=t as u32).collect();
     let each = words(card, "the terms of tokens", &each)?;
     let returned = card.noise("rows returned", DType::Bf16, t * d)?;
     let also = card.noise("what the shared expert gave", DType::F32, t * d)?;
-    bench.stream(("sums over shards", format!("{t} x {d}")), times, 8 * t * d, || {
-        let terms = dispatch::Terms { first: each.all(), index: each.slice(0..4 * t) };
-        let (from, to) = (of(returned.all(), DType::Bf16), of(sums.all(), DType::Bf16));
-        let moved = dispatch::Moved { from: t, to: t, columns: d };
-        kernels.sum_rows(stream, from, terms, Some(also.all()), to, moved)
-    })
+    let names = ["sums over shards", "sums over shards, back"];
+    for (name, dtype) in names.into_iter().zip([DType::Bf16, DType::F32]) {
+        let sums = card.zeros("sums of rows", dtype.size() * t * d)?;
+        let bytes = (6 + dtype.size()) * t * d;
+        bench.stream((name, format!("{t} x {d}")), times / 2, bytes, || {
+            let terms = dispatch::Terms { first: each.all(), index: each.slice(0..4 * t) };
+            let (from, to) = (of(returned.all(), DType::Bf16), of(sums.all(), dtype));
+            let moved = dispatch::Moved { from: t, to: t, columns: d };
+            kernels.sum_rows(stream, from, terms, Some(also.all()), to, moved)
+        })?;
+    }
+    Ok(())
 }
 
 /// Rows between the card and the host, which hands them on: in the form of inputs one way, BF16 the other. The host's memory is

@@ -1,18 +1,15 @@
-//! What only passes over memory on a GPU: norms, activations, sums, quantising, checks, the update.
+//! What only passes over memory on a GPU: norms, activations, sums, checks, the embedding.
 
-use shoal_kernels::adamw::AdamStep;
 use shoal_kernels::cuda::elementwise::Vector;
 use shoal_kernels::cuda::quantise::Shape;
 use shoal_kernels::cuda::rmsnorm::{Gradients, Norm, Upstream};
 use shoal_kernels::cuda::swiglu::{Gates, Hidden, Sides};
-use shoal_kernels::cuda::{DeviceError, Rows, adamw, embedding};
+use shoal_kernels::cuda::{Buffer, DeviceError, Rows, Slice, embedding};
 use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, Tiling};
-use shoal_plan::arithmetic::parameters;
-use shoal_plan::job::Precision;
 
-use super::{Bench, Work, experts};
-use crate::cuda::{Side, Unit};
+use super::{Bench, experts};
+use crate::cuda::Side;
 use crate::ops::linears::element;
 use crate::train::random_tokens;
 
@@ -23,40 +20,79 @@ pub(super) fn each(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
     for (name, rows, cols, times, gated) in activations(bench) {
         swiglu(bench, (name, times), (rows, cols), gated)?;
     }
-    embeddings(bench)?;
-    if bench.shapes.precision == Precision::Fp8 {
-        forms(bench)?;
-    }
-    update(bench)
+    embeddings(bench)
 }
 
-/// In the form of a Linear's input.
+/// In the form of a Linear's input, and where a router reads them, which is told again backward, in BF16; of latents; and back.
 fn norms(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
-    let (card, math) = (bench.card, bench.shapes.math());
-    let (t, d) = (bench.shapes.rows(), bench.shapes.d());
-    let norm = Norm { rows: t, cols: d, eps: bench.shapes.model.rms_norm_eps };
-    let noise = |what| card.noise(what, DType::Bf16, t * d);
-    let (x, dy, residual) = (noise("x")?, noise("dy")?, noise("a residual")?);
-    let (gain, d_gain) = (card.noise("a gain", DType::F32, d)?, card.zeros("d_gain", 4 * d)?);
-    let (dx, scratch) = (card.zeros("dx", 2 * t * d)?, card.zeros("sums", norm.scratch_bytes())?);
-    let y = card.side("y", (t, d), (math, Tiling::Row))?;
+    let (shapes, math) = (bench.shapes, bench.shapes.math());
+    let (d, layers, moe) = (shapes.d(), shapes.layers(), shapes.moe_layers());
+    let rank = shapes.model.kv_lora_rank as usize;
+    let low = shapes.model.q_lora_rank.map(|rank| rank as usize);
+    norm(bench, ("rmsnorm forward", math), d, 2 * layers - moe)?;
+    norm(bench, ("rmsnorm forward, router", Math::Bf16), d, 2 * moe + 1)?;
+    norm(bench, ("rmsnorm forward, latents", math), rank, layers)?;
+    if let Some(rank) = low {
+        norm(bench, ("rmsnorm forward, queries", math), rank, layers)?;
+    }
+    norm_back(bench, ("rmsnorm backward", true), d, 2 * layers + 1)?;
+    norm_back(bench, ("rmsnorm backward, latents", false), rank, layers)?;
+    match low {
+        Some(rank) => norm_back(bench, ("rmsnorm backward, queries", false), rank, layers),
+        None => Ok(()),
+    }
+}
+
+fn norm(
+    bench: &mut Bench<'_>,
+    (name, math): (&str, Math),
+    cols: usize,
+    times: usize,
+) -> Result<(), DeviceError> {
+    let (card, t) = (bench.card, bench.shapes.rows());
+    let norm = Norm { rows: t, cols, eps: bench.shapes.model.rms_norm_eps };
+    let x = card.noise("x", DType::Bf16, t * cols)?;
+    let gain = card.noise("a gain", DType::F32, cols)?;
+    let y = card.side("y", (t, cols), (math, Tiling::Row))?;
     let (kernels, stream) = (&card.kernels.rmsnorm, &card.stream);
-    let (shape, times) = (format!("{t} x {d}"), 2 * bench.shapes.layers() + 1);
-    let rows = |buffer| Rows::packed(buffer, d);
-    let bytes = ((2.0 + element(math)) * (t * d) as f64) as usize;
-    bench.stream(("rmsnorm forward", shape.clone()), times, bytes, || {
-        let from = (rows(x.all()), gain.all(), None);
+    let bytes = ((2.0 + element(math)) * (t * cols) as f64) as usize;
+    bench.stream((name, format!("{t} x {cols}")), times, bytes, || {
+        let from = (Rows::packed(x.all(), cols), gain.all(), None);
         match &y {
-            Side::Bf16(y) => kernels.forward(stream, from, Some(rows(y.all())), None, norm),
+            Side::Bf16(y) => {
+                kernels.forward(stream, from, Some(Rows::packed(y.all(), cols)), None, norm)
+            }
             y @ Side::Fp8(..) => kernels.forward(stream, from, None, Some(y.codes()), norm),
         }
-    })?;
-    bench.stream(("rmsnorm backward", shape), times, 8 * t * d, || {
-        let residual = Some(residual.all());
+    })
+}
+
+fn norm_back(
+    bench: &mut Bench<'_>,
+    (name, onto_residual): (&str, bool),
+    cols: usize,
+    times: usize,
+) -> Result<(), DeviceError> {
+    let (card, t) = (bench.card, bench.shapes.rows());
+    let norm = Norm { rows: t, cols, eps: bench.shapes.model.rms_norm_eps };
+    let noise = |what| card.noise(what, DType::Bf16, t * cols);
+    let (x, dy, residual) = (noise("x")?, noise("dy")?, noise("a residual")?);
+    let (gain, d_gain) = (card.noise("a gain", DType::F32, cols)?, card.zeros("d_gain", 4 * cols)?);
+    let (dx, scratch) =
+        (card.zeros("dx", 2 * t * cols)?, card.zeros("sums", norm.scratch_bytes())?);
+    let (kernels, stream) = (&card.kernels.rmsnorm, &card.stream);
+    let rows = |slice| Rows::packed(slice, cols);
+    let bytes = if onto_residual { 8 } else { 6 } * t * cols;
+    bench.stream((name, format!("{t} x {cols}")), times, bytes, || {
+        let residual = onto_residual.then(|| residual.all());
         let from = Upstream { x: rows(x.all()), gain: gain.all(), dy: rows(dy.all()), residual };
         let (d_gain, scratch) = (d_gain.all(), scratch.all());
         kernels.backward(stream, from, Gradients { dx: rows(dx.all()), d_gain, scratch }, norm)
     })
+}
+
+fn vector(slice: Slice<'_>, dtype: DType) -> Vector<'_> {
+    Vector { slice, dtype }
 }
 
 /// Residual adds, FP32 sums rounded, and looks for what is not finite.
@@ -66,7 +102,6 @@ fn elements(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
     // What is added is zero: a sum of many runs stays finite.
     let (sum, zero) = (card.noise("a sum", DType::Bf16, n)?, card.zeros("zeros", 2 * n)?);
     let (wide, place) = (card.noise("a wide sum", DType::F32, n)?, card.zeros("a place", 8)?);
-    let vector = |slice, dtype| Vector { slice, dtype };
     let (kernels, stream) = (&card.kernels, &card.stream);
     bench.stream(("residual add", shape.clone()), 2 * layers, 6 * n, || {
         let (sum, x) = (vector(sum.all(), DType::Bf16), vector(zero.all(), DType::Bf16));
@@ -76,9 +111,18 @@ fn elements(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
         let (x, y) = (vector(wide.all(), DType::F32), vector(sum.all(), DType::Bf16));
         kernels.elementwise.cast(stream, x, y, n)
     })?;
-    bench.stream(("look for what is not finite", shape), 4 * layers, 2 * n, || {
-        kernels.reduce.first_nonfinite(stream, vector(sum.all(), DType::Bf16), place.all(), n)
-    })
+    let (moe, heads) = (bench.shapes.moe_layers(), 1 + mtp(bench));
+    let mut look = |name, x: &Buffer, dtype: DType, times| {
+        bench.stream((name, shape.clone()), times, dtype.size() * n, || {
+            kernels.reduce.first_nonfinite(stream, vector(x.all(), dtype), place.all(), n)
+        })
+    };
+    look("look for what is not finite", &sum, DType::Bf16, 4 * layers + 2 * moe)?;
+    look("the same in FP32", &wide, DType::F32, heads)
+}
+
+fn mtp(bench: &Bench<'_>) -> usize {
+    bench.shapes.model.num_nextn_predict_layers as usize
 }
 
 type Activation = (&'static str, usize, usize, usize, bool);
@@ -167,78 +211,4 @@ fn embeddings(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
     bench.stream(("embedding backward", shape), 1, (2 * t + 8 * touched) * d, || {
         kernels.backward(stream, &tokens, y.all(), d_table.all(), d)
     })
-}
-
-/// Quantising by itself, of what is as wide as the model: gradients of both blocks and what experts read; and the other way
-/// round for the weight half, of what several Linears read once.
-fn forms(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
-    let (card, math) = (bench.card, bench.shapes.math());
-    let (t, d) = (bench.shapes.rows(), bench.shapes.d());
-    let (size, shape) = (Shape { rows: t, cols: d }, format!("{t} x {d}"));
-    let (layers, moe) = (bench.shapes.layers(), bench.shapes.moe_layers());
-    let x = card.noise("x", DType::Bf16, t * d)?;
-    let by_row = card.side("tiles", (t, d), (math, Tiling::Row))?;
-    let by_column = card.side("tiles", (t, d), (math, Tiling::Column))?;
-    let (kernels, stream) = (&card.kernels.quantise, &card.stream);
-    bench.stream(("quantise 1 x 128", shape.clone()), 2 * layers + moe, 3 * t * d, || {
-        kernels.rows(stream, x.all(), by_row.codes(), size)
-    })?;
-    bench.stream(("128 x 1 from 1 x 128", shape), 4 * layers, 2 * t * d, || {
-        kernels.requantise_columns(stream, by_row.codes(), by_column.codes(), size)
-    })
-}
-
-/// The update, and gradients on their way to the host, which sums them over cells, and back. On part of the parameters where
-/// there are many.
-fn update(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
-    let (card, is_fp8) = (bench.card, bench.shapes.precision == Precision::Fp8);
-    let total = parameters(&bench.shapes.model).total as usize;
-    // Whole blocks of 128 x 128.
-    let cols = 1024;
-    let rows = (total.min(bench.effort.parameters_max) / cols).next_multiple_of(128).max(128);
-    let (n, math) = (rows * cols, bench.shapes.math());
-    let times = total.div_ceil(n);
-    let shape = format!("{:.1} M of {:.1} M", n as f64 / 1e6, total as f64 / 1e6);
-    let masters = card.noise("masters", DType::F32, n)?;
-    let gradients = card.zeros("gradients", 4 * n)?;
-    let (first, second) = (card.zeros("moments", 2 * n)?, card.zeros("moments", 2 * n)?);
-    let weight = card.side("weights", (rows, cols), (math, Tiling::Block))?;
-    let adam = AdamStep {
-        lr: 1e-3,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        step: 1,
-        grad_scale: 1.0,
-    };
-    let (kernels, stream) = (&card.kernels.adamw, &card.stream);
-    let bytes = if is_fp8 { 25 } else { 26 } * n;
-    bench.stream(("adamw", shape.clone()), times, bytes, || {
-        let state = adamw::State {
-            masters: masters.all(),
-            first: first.all(),
-            second: second.all(),
-            moments: DType::Bf16,
-            gradients: gradients.all(),
-            average: None,
-            checksum: None,
-        };
-        let weight = match &weight {
-            Side::Bf16(copy) => adamw::Weight::Bf16(copy.all(), n),
-            weight @ Side::Fp8(..) => adamw::Weight::Fp8(weight.codes(), Shape { rows, cols }),
-        };
-        kernels.step(stream, state, weight, &adam)
-    })?;
-    let mut host = vec![0; 4 * n];
-    let work = |name: &str| Work {
-        name: name.to_owned(),
-        shape: shape.clone(),
-        times,
-        flops: 0.0,
-        bytes: 4.0 * n as f64,
-        bound: Unit::Link,
-    };
-    bench.measure(work("gradients to the host"), || stream.download(gradients.all(), &mut host))?;
-    bench.measure(work("gradients from the host"), || stream.upload(gradients.all(), &host))
 }

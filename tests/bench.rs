@@ -131,7 +131,9 @@ fn on_a_gpu_every_operation_of_a_step_is_measured() {
         assert!((report["sum_seconds"].as_f64().unwrap() / all - 1.0).abs() < 1e-9);
 
         // Whole steps launch nothing else, but what fills a stage when it moves to a card.
-        let args = [&args[..], &["--steps", "1", "--device-mb", "300"]].concat();
+        let few = ["--batch", "1", "--tokens", "8", "--mtp", "1", "--threads", "1"];
+        let args = ["--precision", precision, "--steps", "1", "--device-mb", "300"];
+        let args = [&few[..], &args].concat();
         let (report, of_steps) = measured_on_card("4090", &[&["train"], &args[..]].concat());
         positive(&report, &["tokens_per_second", "gflops", "share_of_peak", "device_bytes"]);
         assert_eq!(report["device"]["name"], "NVIDIA GeForce RTX 4090");

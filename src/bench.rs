@@ -1,5 +1,6 @@
 //! `shoal bench`: measures what this machine does with a model, and prints it.
 
+mod card;
 mod decode;
 mod growth;
 mod meter;
@@ -37,7 +38,10 @@ impl From<Error> for Stopped {
     fn from(error: Error) -> Self {
         match error {
             Error::Option { .. } | Error::Text { .. } => Self::Input(error.to_string()),
-            Error::NonFinite { .. } | Error::Model { .. } => Self::Failed(error.into()),
+            Error::NoDevice(_) => Self::Input(format!("--device: {error}")),
+            Error::NonFinite { .. } | Error::Model { .. } | Error::Device(_) => {
+                Self::Failed(error.into())
+            }
         }
     }
 }

@@ -17,11 +17,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
 use shoal_worker::devices::Share;
 
+pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Preset, Sizes, Train};
+pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use cluster::{
     Apply, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
 };
-pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Sizes, Train};
-pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
 pub(crate) use plan::{Plan, PlanOutput};

@@ -3,9 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use shoal_standin_driver::testing::StandIn;
 
 fn shoal(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_shoal")).arg("bench").args(args).output().unwrap()
@@ -71,6 +73,109 @@ fn without_a_word_every_operation_is_measured() {
     assert!(has("q_b forward") && has("experts down d_w") && has("attention backward"));
 }
 
+/// A bench on a card that the stand-in driver makes of the CPU; `--quick`, or it would take hours.
+fn on_card(standin: &StandIn, args: &[&str]) -> Output {
+    let mut command = standin.command(env!("CARGO_BIN_EXE_shoal"));
+    command.arg("bench").args(args).args(["--device", "cuda"]).output().unwrap()
+}
+
+/// The report of it, if all went well on the card, too, and the kernels that ran.
+fn measured_on_card(card: &str, args: &[&str]) -> (Value, BTreeSet<String>) {
+    let standin = StandIn::new().cards(card).seed(1);
+    let ended = on_card(&standin, &[args, &["--quick", "-o", "json"]].concat());
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let seen = standin.report();
+    seen.assert_clean();
+    (serde_json::from_slice(&ended.stdout).unwrap(), seen.launches.into_keys().collect())
+}
+
+const FEW_ON_CARD: [&str; 4] = ["--batch", "2", "--tokens", "16"];
+
+/// The sizes that the report has of every operation belong together.
+#[track_caller]
+fn belongs_together(row: &Value, peak: &Value) {
+    positive(row, &["seconds", "bytes", "times", "share_of_peak"]);
+    let number = |key: &str| row[key].as_f64().unwrap();
+    let (fastest, slowest) = (number("fastest_seconds"), number("slowest_seconds"));
+    assert!(fastest <= number("seconds") && number("seconds") <= slowest, "{row}");
+    let (rate, of) = match row["bound"].as_str().unwrap() {
+        "bf16_products" => ("gflops", "stated_bf16_gflops"),
+        "fp8_products" => ("gflops", "stated_fp8_gflops"),
+        "f32_products" => ("gflops", "stated_f32_gflops"),
+        "memory" => ("gigabytes_per_second", "copy_gigabytes_per_second"),
+        "link" => ("gigabytes_per_second", "stated_link_gigabytes_per_second"),
+        other => panic!("{other}"),
+    };
+    let share = number(rate) / peak[of].as_f64().unwrap();
+    assert!((number("share_of_peak") / share - 1.0).abs() < 1e-9, "{row}");
+}
+
+#[test]
+fn on_a_gpu_every_operation_of_a_step_is_measured() {
+    for precision in ["fp8", "bf16"] {
+        let args = [&FEW_ON_CARD[..], &["--precision", precision]].concat();
+        let (report, of_operations) = measured_on_card("4090", &args);
+        let device = &report["device"];
+        assert_eq!(device["name"], "NVIDIA GeForce RTX 4090");
+        assert_eq!((&device["catalogue"], &device["image"]), (&"RTX4090".into(), &"sm_89".into()));
+        assert_eq!((&device["ordinal"], &device["compute_capability"]), (&0.into(), &"8.9".into()));
+        positive(device, &["memory_bytes", "multiprocessors"]);
+        assert_eq!(report["effort"]["rounds"], 1);
+        let peak = &report["peak"];
+        positive(peak, &["bf16_product_gflops", "fp8_product_gflops", "product_side"]);
+        assert!((peak["stated_fp8_gflops"].as_f64().unwrap() - 330_300.0).abs() < 1.0);
+        let operations = report["operations"].as_array().unwrap();
+        for row in operations {
+            belongs_together(row, peak);
+        }
+        let sum = |row: &Value| row["seconds"].as_f64().unwrap() * row["times"].as_f64().unwrap();
+        let all: f64 = operations.iter().map(sum).sum();
+        assert!((report["sum_seconds"].as_f64().unwrap() / all - 1.0).abs() < 1e-9);
+
+        // Whole steps launch nothing else, but what fills a stage when it moves to a card.
+        let few = ["--batch", "1", "--tokens", "8", "--mtp", "1", "--threads", "1"];
+        let args = ["--precision", precision, "--steps", "1", "--device-mb", "300"];
+        let args = [&few[..], &args].concat();
+        let (report, of_steps) = measured_on_card("4090", &[&["train"], &args[..]].concat());
+        positive(&report, &["tokens_per_second", "gflops", "share_of_peak", "device_bytes"]);
+        assert_eq!(report["device"]["name"], "NVIDIA GeForce RTX 4090");
+        assert!((report["loss_first"].as_f64().unwrap() - 5.55).abs() < 0.3, "{report}");
+        let more: Vec<&String> = of_steps.difference(&of_operations).collect();
+        assert!(more.iter().all(|kernel| kernel.starts_with("quantise_blocks")), "{more:?}");
+    }
+}
+
+#[test]
+fn the_table_of_a_gpu_says_which_card_and_of_which_peak() {
+    let standin = StandIn::new().cards("4090").seed(1);
+    let few = ["--batch", "1", "--tokens", "8", "--quick"];
+    let ended = on_card(&standin, &few);
+    let text = String::from_utf8(ended.stdout).unwrap();
+    for word in ["cuda:0 NVIDIA GeForce RTX 4090, compute", "% of BF16", "% of copy", "% of slot"] {
+        assert!(text.contains(word), "want {word:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_gpu_that_cannot_be_measured_is_said() {
+    let standin = |cards: &str| StandIn::new().cards(cards).seed(1);
+    let none = "--device: no such GPU: asked for 0, this machine has 0";
+    let cases = [
+        (standin("none"), 2, &["ops"][..], none),
+        (standin("none"), 2, &["train"], none),
+        (standin("4090").fail("init:unknown"), 2, &["ops"], "cuInit: CUDA_ERROR_UNKNOWN"),
+        (standin("4090"), 2, &["ops", "--precision", "f32"], "want bf16 or fp8"),
+        (standin("4090"), 2, &["train", "--precision", "f32"], "want bf16 or fp8"),
+        (standin("4090"), 1, &["train", "--device-mb", "1"], "on the GPU"),
+    ];
+    for (standin, code, args, wanted) in cases {
+        let ended = on_card(&standin, args);
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{args:?}: {error}");
+        assert!(error.contains(wanted) && ended.stdout.is_empty(), "want {wanted:?} in: {error}");
+    }
+}
+
 #[test]
 fn growth_has_a_row_for_every_size() {
     let report = json(&[&["growth", "--over", "layers", "--seconds", "0.01"], &FEW[..]].concat());
@@ -91,6 +196,14 @@ fn what_cannot_be_measured_is_said() {
         (&["train", "--mtp", "9"], "9"),
         (&["growth", "--seconds=-1"], "--seconds is -1"),
         (&["ops", "--precision", "int4"], "int4"),
+        // Without a driver, and with one but not so many cards.
+        (&["--device", "cuda:63"], "--device: "),
+        (&["--device", "cuda:0,1"], "want cpu, cuda, or one GPU such as cuda:1"),
+        (&["train", "--device", "auto"], "want cpu, cuda, or one GPU"),
+        (&["--device", "gpu"], "gpu"),
+        (&["--quick"], "--quick is for a GPU"),
+        (&["train", "--preset", "v2-lite-like"], "is for single operations on a GPU"),
+        (&["growth", "--preset", "v2-lite-like"], "is for single operations on a GPU"),
     ];
     for (args, wanted) in cases {
         let ended = shoal(args);

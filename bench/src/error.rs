@@ -1,5 +1,7 @@
 //! What can be wrong with what was asked for, and how a measured run can fail.
 
+use shoal_kernels::cuda::DeviceError;
+
 /// Everything that ends a measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,4 +13,9 @@ pub enum Error {
     NonFinite { step: u64, place: String },
     #[error("step {step}")]
     Model { step: u64, source: shoal_model::Error },
+    /// Nothing was measured: what is missing is the machine's.
+    #[error("{0}")]
+    NoDevice(DeviceError),
+    #[error("GPU: {0}")]
+    Device(#[from] DeviceError),
 }

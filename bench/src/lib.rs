@@ -1,9 +1,11 @@
 //! What this machine does with the network: its peaks (`peak`), single operations against them
-//! (`ops`), whole training steps (`train`), and how these grow (`growth`).
+//! (`ops`), whole training steps (`train`), and how these grow (`growth`). The first three also on a
+//! GPU (`cuda`), which has a clock of its own.
 //!
-//! Nothing here reads a clock or counts allocations: a `Meter` does. Work runs on the rayon pool of
+//! Nothing here reads the host's clock or counts allocations: a `Meter` does. Work runs on the rayon pool of
 //! the caller, so the number of threads is the caller's, too.
 
+pub mod cuda;
 mod error;
 pub mod growth;
 mod median;

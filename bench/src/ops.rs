@@ -5,6 +5,7 @@
 //! pass) says how often, so the rows add up to a step that has nothing else to do. Bytes are those of
 //! the tensors an operation reads and writes, each once.
 
+pub mod cuda;
 mod linears;
 mod others;
 
@@ -78,17 +79,22 @@ struct Operation<'a> {
 impl Shapes {
     /// Measures every operation, in the order of a step.
     pub fn measure(&self, peak: &Peak, meter: &dyn Meter) -> Result<Vec<Measured>, Error> {
+        self.check()?;
+        let mut rows = Vec::new();
+        let mut take = |operation: Operation<'_>| rows.push(operation.measure(peak, meter));
+        linears::each(self, &mut take);
+        others::each(self, &mut take);
+        Ok(rows)
+    }
+
+    fn check(&self) -> Result<(), Error> {
         for (what, got) in [("batch", self.batch), ("tokens", self.tokens)] {
             if got == 0 {
                 let (got, want) = ("0".to_owned(), "1 or more".to_owned());
                 return Err(Error::Option { what, got, want });
             }
         }
-        let mut rows = Vec::new();
-        let mut take = |operation: Operation<'_>| rows.push(operation.measure(peak, meter));
-        linears::each(self, &mut take);
-        others::each(self, &mut take);
-        Ok(rows)
+        Ok(())
     }
 
     /// T: tokens of the microbatch.

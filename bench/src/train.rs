@@ -7,11 +7,13 @@
 
 use serde::Serialize;
 use shoal_kernels::adamw::AdamStep;
+use shoal_model::cuda::Gpu;
 use shoal_model::{Alone, BatchTokens, Cut, LossScale, Losses, Stage, StageOptions, Update};
 use shoal_plan::arithmetic::{flops_per_token, parameters};
 use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
+use crate::cuda::{self, Card};
 use crate::{Error, Meter, median, timed};
 
 /// Steps before the clock starts: pages are fresh and caches empty.
@@ -72,8 +74,11 @@ pub struct Trained {
     pub loss_last: f64,
     /// Median over the measured steps; `None` if nobody counts.
     pub allocations_per_step: Option<f64>,
-    /// What the cell holds after a forward pass: parameters, optimizer, caches.
+    /// What the cell holds after a forward pass: parameters, optimizer, caches. With a GPU, what of it the host holds.
     pub held_bytes: usize,
+    /// The most of a GPU's memory that was in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<usize>,
 }
 
 /// Seconds of the parts of one step.
@@ -131,7 +136,34 @@ impl Cell {
     /// Trains and measures.
     pub fn measure(&self, length: Length, meter: &dyn Meter) -> Result<Trained, Error> {
         self.check()?;
+        self.measured(Run::new(self), length, meter)
+    }
+
+    /// The same on a GPU, in `bytes` of its memory. A step ends when the device has ended it, so that the host's clock, which
+    /// also sees what the host does, has all of it. Its parts end when they are queued.
+    ///
+    /// # Errors
+    /// As `measure`; precision f32; what the device says, too little memory among it.
+    pub fn measure_on(
+        &self,
+        (card, bytes): (&Card, Option<usize>),
+        length: Length,
+        meter: &dyn Meter,
+    ) -> Result<Trained, Error> {
+        self.check()?;
+        cuda::has(self.precision)?;
         let mut run = Run::new(self);
+        let model = |source| Error::Model { step: 0, source };
+        run.stage.move_to(card.part(bytes)?).map_err(model)?;
+        self.measured(run, length, meter)
+    }
+
+    fn measured(
+        &self,
+        mut run: Run<'_>,
+        length: Length,
+        meter: &dyn Meter,
+    ) -> Result<Trained, Error> {
         let loss_first = run.step(meter)?.0;
         for _ in 1..WARM_UP {
             run.step(meter)?;
@@ -178,6 +210,7 @@ impl Cell {
                 .collect::<Option<Vec<_>>>()
                 .map(|counts| median(&counts)),
             held_bytes: run.held_bytes,
+            device_bytes: run.stage.gpu().map(|gpu: Gpu| gpu.usage().high_water),
         })
     }
 }
@@ -239,8 +272,12 @@ impl<'a> Run<'a> {
             done.map_err(model)?;
             parts.backward += took;
         }
-        let Losses { main_sum, .. } = self.stage.take_losses();
-        let (took, done) = timed(meter, || self.update());
+        let mut main_sum = 0.0;
+        let (took, done) = timed(meter, || {
+            self.stage.settle().map_err(model)?;
+            Losses { main_sum, .. } = self.stage.take_losses();
+            self.update()
+        });
         parts.update = took;
         done?;
         Ok((main_sum / (batch * tokens) as f64, parts))

@@ -95,6 +95,18 @@ pub fn find(name: &str) -> Result<(&'static str, &'static Gpu), Option<&'static 
     })
 }
 
+/// The card whose driver calls it so: `NVIDIA H100 80GB HBM3`. Words that say no more than its memory and its socket do not
+/// matter; any other does, since `4090 D` is another card than `4090`.
+pub fn of_driver(name: &str) -> Option<(&'static str, &'static Gpu)> {
+    let is_socket = |word: &&str| word.starts_with("HBM") || word.starts_with("SXM");
+    let words: Vec<&str> = name.split([' ', '-']).filter(|word| !is_socket(word)).collect();
+    // Some cards are in the catalogue with their memory, as `A100-80`.
+    let sized: Vec<&str> = words.iter().map(|word| word.trim_end_matches("GB")).collect();
+    let unsized_words: Vec<&str> =
+        words.iter().copied().filter(|word| !word.ends_with("GB")).collect();
+    [sized, unsized_words].into_iter().find_map(|words| find(&words.join(" ")).ok())
+}
+
 /// All names, in alphabetical order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CATALOGUE.keys().map(String::as_str)
@@ -166,6 +178,21 @@ mod tests {
         assert_eq!(find("RTX4909").unwrap_err(), Some("RTX4090"));
         assert_eq!(find("3080").unwrap_err(), Some("RTX3080-10"));
         assert_eq!(find("Voodoo2").unwrap_err(), None);
+    }
+
+    #[test]
+    fn a_drivers_name_is_that_of_one_card_or_none() {
+        for (name, want) in [
+            ("NVIDIA GeForce RTX 4090", Some("RTX4090")),
+            ("NVIDIA H100 80GB HBM3", Some("H100")),
+            ("NVIDIA A100-SXM4-80GB", Some("A100-80")),
+            ("NVIDIA H200", Some("H200")),
+            ("NVIDIA GeForce RTX 4090 D", None),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+            ("NVIDIA H100 PCIe", None),
+        ] {
+            assert_eq!(of_driver(name).map(|(name, _)| name), want, "{name}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
 use super::meter::Process;
-use super::{NOISE, pool, seconds};
+use super::{NOISE, card, pool, seconds};
 use crate::cli::{self, Growth, Output};
 use crate::exit::Stopped;
 use crate::show::{json, table};
@@ -39,6 +39,7 @@ struct Row {
 }
 
 pub(super) fn bench(args: &Growth) -> Result<(), Stopped> {
+    card::without_card(args.sizes.preset, false)?;
     let (sizes, length) = (args.sizes, Length::Seconds(seconds(args.seconds)?));
     let model = ModelConfig { num_nextn_predict_layers: 0, ..sizes.preset.model() };
     let precision = Precision::from(sizes.precision);

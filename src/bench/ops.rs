@@ -6,7 +6,7 @@ use shoal_bench::peak::Peak;
 use shoal_plan::job::Precision;
 
 use super::meter::Process;
-use super::pool;
+use super::{card, pool};
 use crate::cli::{Ops, Output};
 use crate::exit::Stopped;
 use crate::show::{json, table};
@@ -33,6 +33,10 @@ pub(super) fn bench(args: &Ops) -> Result<(), Stopped> {
         batch: sizes.batch(),
         tokens: sizes.tokens(),
     };
+    if let Some(card) = card::open(&args.device)? {
+        return card::bench(&card, (&shapes, sizes.preset), args.quick, args.output);
+    }
+    card::without_card(sizes.preset, args.quick)?;
     let (pool, process) = (pool(sizes.threads)?, Process::watch());
     let peak = pool.install(|| Peak::measure(&process));
     let operations = pool.install(|| shapes.measure(&peak, &process))?;

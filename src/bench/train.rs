@@ -3,13 +3,14 @@
 use std::fs;
 
 use serde::Serialize;
+use shoal_bench::cuda::{Card, CardPeak, Description, Effort, Unit};
 use shoal_bench::peak::Peak;
 use shoal_bench::train::{Cell, Length, Trained, random_tokens};
 use shoal_plan::job::Precision;
 use shoal_plan::model::ModelConfig;
 
 use super::meter::{Process, peak_resident_bytes};
-use super::{NOISE, pool, seconds};
+use super::{NOISE, card, pool, seconds};
 use crate::cli::{Output, Sizes, Train};
 use crate::exit::Stopped;
 use crate::progress::short;
@@ -29,13 +30,54 @@ struct Report {
     text: String,
     #[serde(flatten)]
     trained: Trained,
-    peak: Peak,
+    #[serde(flatten)]
+    machine: Machine,
     /// Of the peak of the multiply-adds that this precision's products could use: BF16 where the CPU
-    /// has it (FP8 codes are exact in BF16), FP32 for f32.
+    /// has it (FP8 codes are exact in BF16), FP32 for f32; on a GPU its tensor cores for it, as stated where they are.
     share_of_peak: f64,
     peak_resident_bytes: Option<u64>,
     /// Cores kept busy by other processes meanwhile.
     others_cores: Option<f64>,
+}
+
+/// What computed, and its peaks.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Machine {
+    Cpu { peak: Peak },
+    Gpu { device: Box<Description>, effort: Effort, peak: Box<CardPeak> },
+}
+
+impl Machine {
+    fn gpu(card: &Card, effort: Effort) -> Result<Self, Stopped> {
+        let peak = Box::new(CardPeak::measure(card, &effort)?);
+        Ok(Self::Gpu { device: Box::new(card.description()), effort, peak })
+    }
+
+    /// In GFLOP/s.
+    fn peak(&self, precision: Precision) -> f64 {
+        match self {
+            Self::Cpu { peak } => peak.gflops(precision != Precision::F32),
+            Self::Gpu { peak, .. } => {
+                let fp8 = precision == Precision::Fp8;
+                let unit = if fp8 { Unit::Fp8Products } else { Unit::Bf16Products };
+                peak.of(unit).expect("products have a peak that was measured, if none is stated")
+            }
+        }
+    }
+
+    fn peaks(&self) -> String {
+        match self {
+            Self::Cpu { peak } => format!(
+                "bf16 {}, f32 {:.0} GFLOP/s; memory: read {:.1}, triad {:.1} GB/s",
+                peak.bf16_gflops.map_or("none".to_owned(), |gflops| format!("{gflops:.0}")),
+                peak.f32_gflops,
+                peak.read_gigabytes_per_second,
+                peak.triad_gigabytes_per_second
+            ),
+            Self::Gpu { peak, .. } => card::peaks(peak),
+        }
+    }
 }
 
 pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
@@ -63,11 +105,21 @@ pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
         text,
         seed: args.seed,
     };
+    let card = card::open(&args.device)?;
+    // Whole steps keep all parameters on the host, too.
+    card::without_card(preset, args.quick && card.is_none())?;
+    let device_bytes = Some(args.device_mb).filter(|mb| *mb > 0).map(|mb| mb * 1_000_000);
     let pool = pool(threads)?;
     let process = Process::watch();
-    let trained = pool.install(|| cell.measure(length, &process))?;
+    let trained = pool.install(|| match &card {
+        None => cell.measure(length, &process),
+        Some(card) => cell.measure_on((card, device_bytes), length, &process),
+    })?;
     let (others_cores, resident) = (process.others_cores(), peak_resident_bytes());
-    let peak = pool.install(|| Peak::measure(&process));
+    let machine = match &card {
+        None => Machine::Cpu { peak: pool.install(|| Peak::measure(&process)) },
+        Some(card) => Machine::gpu(card, card::effort(args.quick))?,
+    };
     let report = Report {
         preset: preset.name(),
         precision,
@@ -77,9 +129,9 @@ pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
         microbatches: cell.microbatches,
         mtp: args.mtp,
         text: args.text.as_ref().map_or("noise".to_owned(), |path| path.display().to_string()),
-        share_of_peak: trained.gflops / peak.gflops(precision != Precision::F32),
+        share_of_peak: trained.gflops / machine.peak(precision),
         trained,
-        peak,
+        machine,
         peak_resident_bytes: resident,
         others_cores,
     };
@@ -108,7 +160,7 @@ fn parts(trained: &Trained) -> String {
 }
 
 fn shown(report: &Report) -> Vec<Vec<String>> {
-    let Report { trained, peak, .. } = report;
+    let Report { trained, machine, .. } = report;
     let bytes = |bytes: u64| format!("{}B", short(bytes as f64));
     let unknown = || "unknown".to_owned();
     let rows = [
@@ -148,22 +200,16 @@ fn shown(report: &Report) -> Vec<Vec<String>> {
                 trained.flops_per_token / 1e6
             ),
         ),
-        (
-            "peak",
-            format!(
-                "bf16 {}, f32 {:.0} GFLOP/s; memory: read {:.1}, triad {:.1} GB/s",
-                peak.bf16_gflops.map_or("none".to_owned(), |gflops| format!("{gflops:.0}")),
-                peak.f32_gflops,
-                peak.read_gigabytes_per_second,
-                peak.triad_gigabytes_per_second
-            ),
-        ),
+        ("peak", machine.peaks()),
         (
             "memory",
             format!(
-                "{} at most, of which the cell holds {} after a forward pass",
+                "{} at most, of which the cell holds {} after a forward pass{}",
                 report.peak_resident_bytes.map_or_else(unknown, bytes),
-                bytes(trained.held_bytes as u64)
+                bytes(trained.held_bytes as u64),
+                trained.device_bytes.map_or_else(String::new, |used| {
+                    format!("; {} of the GPU", bytes(used as u64))
+                })
             ),
         ),
         (
@@ -176,5 +222,10 @@ fn shown(report: &Report) -> Vec<Vec<String>> {
             report.others_cores.map_or_else(unknown, |cores| format!("{cores:.2} cores busy")),
         ),
     ];
-    rows.into_iter().map(|(name, text)| vec![name.to_owned(), text]).collect()
+    let device = match machine {
+        Machine::Cpu { .. } => None,
+        Machine::Gpu { device, .. } => Some(("device", card::device(device))),
+    };
+    let rows = device.into_iter().chain(rows);
+    rows.map(|(name, text)| vec![name.to_owned(), text]).collect()
 }

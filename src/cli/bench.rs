@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use shoal_plan::device::DeviceChoice;
 use shoal_plan::model::ModelConfig;
 
 use super::{Model, Output, Precision};
@@ -13,6 +14,8 @@ Examples:
   shoal bench ops --preset small --precision fp8 --threads 1
   shoal bench train --preset small --batch 4 --tokens 512 --mtp 0 --text README.md
   shoal bench growth --preset tiny
+  shoal bench --device cuda --preset v2-lite-like --precision fp8
+  shoal bench train --device cuda:1 --preset small
   shoal bench decode runs/quickstart
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no model there (decode), 130 Ctrl-C.";
@@ -41,7 +44,7 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Measured {
-    /// Every operation at a preset's shapes, against this machine's measured peaks
+    /// Every operation at a preset's shapes, against the peaks of this machine or its GPU
     Ops(Ops),
     /// Whole training steps of a preset in this process: tokens/s, share of the peak, memory
     Train(Train),
@@ -63,19 +66,21 @@ pub(crate) struct Sizes {
     /// Compute threads; 0: one for each core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Sequences of a step; 0: 8 for tiny, 4 for small
+    /// Sequences of a step; 0: 8 for tiny, else 4
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub batch: usize,
-    /// Tokens of a sequence; 0: 256 for tiny, 512 for small
+    /// Tokens of a sequence; 0: 256 for tiny, 512 for small, else 2048
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub tokens: usize,
 }
 
-/// The presets that fit a machine without a GPU.
+/// The presets that fit a machine without a GPU, and one whose operations fit a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
     Tiny,
     Small,
+    /// Single operations on a GPU only
+    V2LiteLike,
 }
 
 impl Preset {
@@ -83,11 +88,12 @@ impl Preset {
         match self {
             Self::Tiny => "tiny",
             Self::Small => "small",
+            Self::V2LiteLike => "v2-lite-like",
         }
     }
 
     pub(crate) fn model(self) -> ModelConfig {
-        ModelConfig::preset(self.name()).expect("both names are presets")
+        ModelConfig::preset(self.name()).expect("all names are presets")
     }
 }
 
@@ -95,7 +101,7 @@ impl Sizes {
     pub(crate) fn batch(&self) -> usize {
         let usual = match self.preset {
             Preset::Tiny => 8,
-            Preset::Small => 4,
+            Preset::Small | Preset::V2LiteLike => 4,
         };
         if self.batch == 0 { usual } else { self.batch }
     }
@@ -104,6 +110,7 @@ impl Sizes {
         let usual = match self.preset {
             Preset::Tiny => 256,
             Preset::Small => 512,
+            Preset::V2LiteLike => 2048,
         };
         if self.tokens == 0 { usual } else { self.tokens }
     }
@@ -114,6 +121,12 @@ impl Sizes {
 pub(crate) struct Ops {
     #[command(flatten)]
     pub sizes: Sizes,
+    /// What computes: cpu, cuda (the first GPU) or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// On a GPU: one short sample each, to see that everything runs. Its figures say little
+    #[arg(long)]
+    pub quick: bool,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 }
@@ -123,6 +136,15 @@ pub(crate) struct Ops {
 pub(crate) struct Train {
     #[command(flatten)]
     pub sizes: Sizes,
+    /// What computes: cpu, cuda (the first GPU) or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Megabytes of a GPU to use; 0: nine tenths of what is free
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device_mb: usize,
+    /// On a GPU: peaks by one short sample each
+    #[arg(long)]
+    pub quick: bool,
     /// Multi-token-prediction modules
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=4))]
     pub mtp: u32,

@@ -8,14 +8,14 @@ use shoal_plan::job::Precision;
 use super::{Operation, Shapes, random};
 
 /// A Linear of the network.
-struct Linear {
-    name: &'static str,
-    inputs: usize,
-    outputs: usize,
+pub(super) struct Linear {
+    pub(super) name: &'static str,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
     /// Of them in a step's forward pass.
-    times: usize,
+    pub(super) times: usize,
     /// It runs forward again in the backward pass.
-    again: bool,
+    pub(super) again: bool,
 }
 
 /// Hands over every product, one after the other.
@@ -31,7 +31,7 @@ pub(super) fn each(shapes: &Shapes, take: &mut dyn FnMut(Operation<'_>)) {
     head(shapes, take);
 }
 
-fn linears(shapes: &Shapes) -> Vec<Linear> {
+pub(super) fn linears(shapes: &Shapes) -> Vec<Linear> {
     let (m, d) = (&shapes.model, shapes.d());
     let (heads, rank) = (m.num_attention_heads as usize, m.kv_lora_rank as usize);
     let (qk, rope) = (m.qk_head_dim() as usize, m.qk_rope_head_dim as usize);
@@ -64,7 +64,7 @@ fn linears(shapes: &Shapes) -> Vec<Linear> {
 }
 
 /// Bytes of an element as a Linear reads it.
-fn element(math: Math) -> f64 {
+pub(super) fn element(math: Math) -> f64 {
     match math {
         Math::F32 => 4.0,
         Math::Bf16 => 2.0,

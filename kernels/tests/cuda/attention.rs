@@ -11,7 +11,7 @@ use super::honest::{Change, GONE, Mutant, mutant};
 
 /// Heads of DeepSeek's size and of the small presets; others, down to one column; one token, whole blocks, one token
 /// more and less; nothing.
-const SHAPES: [Shape; 10] = [
+const SHAPES: [Shape; 13] = [
     shape(1, 128, 1, (128, 64, 128)),
     shape(2, 65, 2, (128, 64, 128)),
     shape(1, 129, 1, (72, 64, 64)),
@@ -22,6 +22,10 @@ const SHAPES: [Shape; 10] = [
     shape(3, 1, 2, (32, 16, 32)),
     shape(1, 33, 1, (1, 0, 1)),
     shape(0, 4, 2, (32, 16, 32)),
+    // What `.ci/cuda-predicted` counts, beside the first: one and two blocks of queries.
+    shape(1, 256, 1, (128, 64, 128)),
+    shape(1, 128, 1, (32, 16, 32)),
+    shape(1, 256, 1, (32, 16, 32)),
 ];
 
 const fn shape(

@@ -48,6 +48,9 @@ const SIZES: [(usize, usize, usize); 13] = [
     (64, 96, 0),
 ];
 
+/// Long in what each product sums over, beside the first of `SIZES`: `.ci/cuda-predicted` counts what is between.
+const LONG: usize = 1024;
+
 /// Rows of each expert.
 const EXPERTS: [&[usize]; 5] =
     [&[0, 70, 0, 129, 1, 0, 150, 0], &[0, 0, 260, 0], &[0, 0, 0], &[], &[9; 40]];
@@ -71,17 +74,27 @@ pub(crate) fn cases() -> Vec<Case> {
         .into_iter()
         .flat_map(|p| KINDS.into_iter().flat_map(move |k| tiles.map(|t| (p, k, t))))
     {
-        // Results of both dtypes, over and added, in turn.
-        let mut turn = 0;
-        let mut push = |shape, experts: Option<&'static [usize]>| {
-            let (out, accumulate) = ([DType::F32, DType::Bf16][turn / 2 % 2], turn % 2 == 1);
-            turn += 1;
+        let case = |shape, experts: Option<&'static [usize]>, (out, accumulate)| {
             let plan = Plan { product, kind, tile, shape, experts, out, accumulate };
             let Shape { t, n, k } = shape;
             let rows = experts.map_or(String::new(), |rows| format!(" {} experts", rows.len()));
             let name = format!("gemm {product:?} {kind:?} {tile:?} {t}x{n}x{k}{rows} {out:?}");
             let name = name + if accumulate { " added" } else { "" };
-            cases.push(Case::new(name, move |gpu| check(gpu, plan)));
+            Case::new(name, move |gpu| check(gpu, plan))
+        };
+        let mut long = Shape { t: 128, n: 128, k: 128 };
+        match product {
+            Product::Forward => long.k = LONG,
+            Product::InputGrad => long.n = LONG,
+            Product::WeightGrad => long.t = LONG,
+        }
+        cases.push(case(long, None, (DType::F32, false)));
+        // Results of both dtypes, over and added, in turn.
+        let mut turn = 0;
+        let mut push = |shape, experts| {
+            let form = ([DType::F32, DType::Bf16][turn / 2 % 2], turn % 2 == 1);
+            turn += 1;
+            cases.push(case(shape, experts, form));
         };
         for (t, n, k) in SIZES {
             push(Shape { t, n, k }, None);

@@ -20,7 +20,7 @@ const TINY: RouterShape = RouterShape {
 
 /// Tokens, width, shape: tiny's; groups of one; one group; more experts than lanes, as DeepSeek-V3; gates that are not
 /// normalised; one choice of three; nothing.
-fn sizes() -> [(usize, usize, RouterShape); 7] {
+fn sizes() -> [(usize, usize, RouterShape); 8] {
     [
         (129, 48, TINY),
         (12, 7, RouterShape { groups: 16, groups_kept: 5, tokens_per_sequence: 6, ..TINY }),
@@ -45,6 +45,19 @@ fn sizes() -> [(usize, usize, RouterShape); 7] {
                 groups: 8,
                 groups_kept: 4,
                 tokens_per_sequence: 3,
+                ..TINY
+            },
+        ),
+        // DeepSeek-V3's, with sums long enough for `.ci/cuda-predicted`.
+        (
+            128,
+            256,
+            RouterShape {
+                experts: 256,
+                top_k: 8,
+                groups: 8,
+                groups_kept: 4,
+                tokens_per_sequence: 64,
                 ..TINY
             },
         ),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan", "trust"]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("data", &["plan"]),
     ("model", &["kernels", "plan"]),
     ("coordinator", &["proto", "plan"]),
+    ("cluster", &["coordinator", "proto", "plan", "trust"]),
     ("weights", &["plan", "data", "kernels", "model"]),
     ("eval", &["plan", "kernels", "model", "weights"]),
     ("infer", &["plan", "data", "kernels", "model", "weights"]),
@@ -27,7 +28,22 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("bench", &["plan", "kernels", "model"]),
     ("standin", &[]),
     ("standin/driver", &["standin"]),
-    (".", &["bench", "coordinator", "worker", "store", "weights", "eval", "infer", "data", "plan"]),
+    (
+        ".",
+        &[
+            "bench",
+            "cluster",
+            "coordinator",
+            "worker",
+            "store",
+            "trust",
+            "weights",
+            "eval",
+            "infer",
+            "data",
+            "plan",
+        ],
+    ),
 ];
 
 /// What anybody's tests may use beside that.
@@ -47,8 +63,13 @@ const FORBIDDEN: [(&str, &str, &str); 6] = [
 ];
 
 /// Where gRPC may be seen: its messages stop at `proto`'s door, its calls in two rims.
-const GRPC: [&str; 6] = [
+const GRPC: [&str; 11] = [
     "proto/",
+    "cluster/src/server",
+    "cluster/src/door.rs",
+    "cluster/src/client.rs",
+    "cluster/src/roles.rs", // every call by its path
+    "trust/src/reach.rs",
     "coordinator/src/server",
     "coordinator/src/following.rs", // the launcher's end of the same service
     "coordinator/src/asking.rs",    // and another terminal's
@@ -57,7 +78,7 @@ const GRPC: [&str; 6] = [
 ];
 
 /// No waiting in here: decisions and numbers.
-const WITHOUT_TOKIO: [&str; 9] = [
+const WITHOUT_TOKIO: [&str; 10] = [
     "plan/",
     "data/",
     "kernels/",
@@ -66,6 +87,7 @@ const WITHOUT_TOKIO: [&str; 9] = [
     "eval/",
     "bench/",
     "coordinator/src/state",
+    "cluster/src/state",
     "worker/src/session",
 ];
 
@@ -85,7 +107,9 @@ const UNSAFE: [&str; 11] = [
 ];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 14] = [
+const CLOCK: [&str; 16] = [
+    "cluster/src/clock.rs",
+    "cluster/src/harbour.rs", // leases, on a clock that does not go back
     "coordinator/src/conductor.rs",
     "src/clock.rs",
     "coordinator/src/server",

@@ -87,11 +87,24 @@ pub struct RunRecord {
 /// What is to be done, in order, after what has changed was written down.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    Tell { session: SessionId, message: ToRig },
-    Close { session: SessionId, reason: String },
+    Tell {
+        session: SessionId,
+        message: ToRig,
+    },
+    Close {
+        session: SessionId,
+        reason: String,
+    },
     /// A launcher is to be started, for a run of at most so many workers that begins with so many.
-    Launch { job: JobName, most: u32, first: u32 },
-    TellLauncher { job: JobName, message: ToLauncher },
+    Launch {
+        job: JobName,
+        most: u32,
+        first: u32,
+    },
+    TellLauncher {
+        job: JobName,
+        message: ToLauncher,
+    },
     Note(String),
 }
 
@@ -154,7 +167,7 @@ impl Cluster {
         let under_way = jobs.iter().filter(|(_, job)| job.phase.is_under_way());
         let awaited_until_ms = under_way.map(|(name, _)| (name.clone(), REATTACH_MS)).collect();
         let away_since_ms = rigs.keys().map(|rig| (rig.clone(), 0)).collect();
-        Self { rigs, jobs, tokens, denied, awaited_until_ms, away_since_ms, ..Self::default() }
+        Self { rigs, jobs, tokens, denied, away_since_ms, awaited_until_ms, ..Self::default() }
     }
 
     /// What has changed and what is to be done since the last call.
@@ -291,7 +304,9 @@ impl Cluster {
 
     /// Whether this session's rig has this post.
     pub fn is_at(&self, session: SessionId, post: &Post) -> bool {
-        let Some(rig) = self.sessions.get(&session).map(|session| &session.rig) else { return false };
+        let Some(rig) = self.sessions.get(&session).map(|session| &session.rig) else {
+            return false;
+        };
         self.member(rig, &post.run.0).is_some_and(|(_, worker)| worker == post.worker)
     }
 

@@ -10,8 +10,8 @@ use shoal_proto::Secret;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::papers::unix;
 use super::Harbour;
+use crate::clock::unix;
 use crate::state::RunRecord;
 use crate::words::{Answer, Ask, JobPhase, MANIFEST_BYTES_MAX, Manifest, Overview};
 
@@ -76,19 +76,16 @@ impl Harbour {
         }
         let refused = match self.state.job(job) {
             None => Answer::Unknown(format!("there is no job {job}: `shoal ps` lists them")),
-            Some(record) => match &record.run {
-                Some(run) => {
-                    let run = run.clone();
+            Some(record) => {
+                if let Some(run) = record.run.clone() {
                     tokio::spawn(async move {
                         let _ = reply.send(put(&run, &ask, PATIENCE).await);
                     });
                     return;
                 }
-                None => {
-                    let why = record.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
-                    Answer::Refused(format!("{job} is {}{why}: nothing trains", record.phase))
-                }
-            },
+                let why = record.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+                Answer::Refused(format!("{job} is {}{why}: nothing trains", record.phase))
+            }
         };
         let _ = reply.send(refused);
     }
@@ -107,14 +104,14 @@ impl Harbour {
         }
         tokio::spawn(async move {
             let order = control::Ask::Order(Order::Drain { worker, force });
-            let answer = match put(&run, &order, PATIENCE).await {
-                Answer::Run(control::Answer::Accepted(_)) => answer,
-                Answer::Run(control::Answer::Refused(why)) => Answer::Refused(format!(
-                    "it is given no more work, but the run keeps what it has: {why}"
-                )),
-                other => other,
-            };
-            let _ = reply.send(answer);
+            let mut said = put(&run, &order, PATIENCE).await;
+            if let Answer::Run(control::Answer::Accepted(_)) = said {
+                said = answer;
+            } else if let Answer::Run(control::Answer::Refused(why)) = said {
+                let what = "it is given no more work, but the run keeps what it has";
+                said = Answer::Refused(format!("{what}: {why}"));
+            }
+            let _ = reply.send(said);
         });
     }
 

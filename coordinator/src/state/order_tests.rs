@@ -176,7 +176,8 @@ fn by_force_the_run_pauses_as_it_does_when_a_worker_goes_by_itself() {
 #[test]
 fn a_drain_while_the_others_recover_is_part_of_the_new_plan() {
     let mut settings = settings();
-    (settings.workers_wanted, settings.job.grid.stages) = (3, 3);
+    (settings.workers_wanted, settings.workers_first) = (3, 3);
+    settings.job.grid.stages = 3;
     let mut run = Run::new(settings);
     for worker in 0..3 {
         run.say(worker, hello(worker));

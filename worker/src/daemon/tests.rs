@@ -78,7 +78,7 @@ impl Drop for Puppet {
 
 fn options(coordinator: &FakeCoordinator) -> Options {
     Options {
-        join: coordinator.address,
+        join: Gate::Here(coordinator.address),
         secret: coordinator.secret.clone(),
         run: RunId("r".into()),
         worker: WorkerId(0),
@@ -172,7 +172,8 @@ async fn a_session_that_was_cut_off_is_taken_up_with_the_engine_running() {
 async fn a_worker_whose_parent_is_gone_ends_even_before_it_has_joined() {
     let coordinator = FakeCoordinator::start().await;
     let (dropped, _) = std_mpsc::channel();
-    let options = Options { join: "127.0.0.1:1".parse().unwrap(), ..options(&coordinator) };
+    let options =
+        Options { join: Gate::Here("127.0.0.1:1".parse().unwrap()), ..options(&coordinator) };
     let parent_gone = std::future::ready(());
     let reason =
         run(options, Puppets { dropped }, parent_gone, std::future::pending()).await.unwrap();

@@ -123,7 +123,7 @@ impl Place {
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
         let courier = Courier {
-            coordinator,
+            coordinator: Gate::Here(coordinator),
             secret: Secret::random().unwrap(),
             run: RunId("r".into()),
             me: WorkerId(2),

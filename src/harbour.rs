@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use shoal_cluster::store::Embedded;
-use shoal_cluster::{ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, SOCKET, STORE, Settings};
+use shoal_cluster::{
+    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, SOCKET, STORE, Settings,
+};
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::process::Command;
 

@@ -24,9 +24,11 @@ pub(crate) fn ready(status: &str) {
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// One line on what it does, for `systemctl status`.
+/// What it does, for `systemctl status`. One line: what follows a line's end would be a word of its own, and texts may
+/// come from others.
 pub(crate) fn status(text: &str) {
-    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
+    let line = text.lines().next().unwrap_or_default();
+    let _ = sd_notify::notify(&[NotifyState::Status(line)]);
 }
 
 /// On its way out.

@@ -71,6 +71,13 @@ Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/log
 (default info)."
 );
 
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(shoal completion bash)
+  shoal completion bash > ~/.local/share/bash-completion/completions/shoal
+  shoal completion zsh > ~/.zfunc/_shoal
+  shoal completion fish > ~/.config/fish/completions/shoal.fish";
+
 /// Train DeepSeek-V3-style mixture-of-experts models across worker processes.
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, after_help = EXAMPLES, after_long_help = MORE)]
@@ -153,6 +160,9 @@ pub(crate) enum Verb {
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor
     /// complete and check a manifest.
     Schema,
+    /// Print what lets a shell complete verbs and options with Tab
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion { shell: clap_complete::Shell },
     /// Stand as a cluster's coordinator: rigs join it, jobs are applied to it
     ///
     /// The first start makes the cluster: an authority that signs certificates, and a certificate for you. Runs go

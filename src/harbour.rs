@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use shoal_cluster::store::Embedded;
-use shoal_cluster::{ClientError, Ended, JOBS, Launch, Launchers, Limits, SOCKET, STORE, Settings};
+use shoal_cluster::{
+    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, SOCKET, STORE, Settings,
+};
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::process::Command;
 
 use crate::clock::calendar;
 use crate::exit::Stopped;
+use crate::notify::{self, Watchdog};
 use crate::people;
 use crate::signals::Signals;
 use crate::terminal::note;
@@ -68,13 +71,18 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
         let running = shoal_cluster::serve(settings, port, Box::new(store), Box::new(launchers));
         let mut running = running.context("starting the cluster's coordinator")?;
         note(&told(&cluster, address, &directory, admin.as_deref()));
+        notify::ready(&format!("cluster {cluster} at {address}"));
+        let pulse = running.pulse();
         tokio::select! {
             _ = &mut running.ended => {
                 return Err(anyhow::anyhow!("the coordinator has ended by itself: its log says why").into());
             }
+            () = fed(&pulse, &directory) => {}
             signal = signals.next() => {
                 note(&format!("{signal}: runs write a checkpoint and end; once more ends at once"));
+                notify::stopping("runs write checkpoints");
                 tokio::select! {
+                    () = fed(&pulse, &directory) => {}
                     () = running.rest() => note("all runs have stopped: they go on with the next coordinator"),
                     () = tokio::time::sleep(REST) => note("some run goes on by itself: the next coordinator finds it"),
                     again = signals.next() => note(&format!("{again}: runs go on by themselves for a while")),
@@ -83,6 +91,16 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
         }
         Ok(())
     })
+}
+
+/// Feeds the service manager's watchdog by turns of the cluster's loop, and does not end.
+async fn fed(pulse: &Pulse, directory: &Path) {
+    let mut watchdog = Watchdog::new(directory);
+    loop {
+        pulse.beat().await;
+        watchdog.feed();
+        tokio::time::sleep(watchdog.every()).await;
+    }
 }
 
 fn told(cluster: &Name, address: SocketAddr, directory: &Path, admin: Option<&Path>) -> String {

@@ -30,6 +30,7 @@ mod manifest;
 mod metrics;
 mod mirror;
 mod models;
+mod notify;
 mod people;
 mod plan;
 mod preflight;
@@ -54,7 +55,7 @@ mod yielding;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Verb};
 use crate::exit::Stopped;
@@ -98,6 +99,12 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Bench(verb) => bench::bench(&verb),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
+            Ok(())
+        }
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "shoal", &mut script);
+            terminal::data(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
         Verb::Coordinator(args) => harbour::stand(&args),

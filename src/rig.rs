@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use shoal_cluster::words::{FromRig, ToRig, VERSION};
 use shoal_cluster::{Attending, Client, ClientError};
 use shoal_trust::{Credentials, Name};
+use tokio::sync::mpsc::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::clock::{Stopwatch, calendar};
 use crate::exit::Stopped;
+use crate::notify::{self, Watchdog};
 use crate::people::{self, read_token};
 use crate::signals::Signals;
 use crate::terminal::note;
@@ -148,13 +150,18 @@ impl Rig {
     async fn attend(&self) -> Result<(), Stopped> {
         let mut signals = Signals::listen()?;
         let (mut posts, mut told) = Posts::new(program()?);
+        let mut watchdog = Watchdog::new(&self.directory);
+        notify::ready(&format!("looking for {}", self.address));
         let mut pause = RETRY;
         loop {
+            watchdog.feed();
             let ended = match self.session(&mut posts).await {
                 Ok((client, attending)) => {
                     pause = RETRY;
                     note(&format!("attending {}", self.address));
-                    self.serve(client, attending, (&mut posts, &mut told), &mut signals).await
+                    notify::status(&format!("attending {}", self.address));
+                    let here = (&mut posts, &mut told, &mut watchdog);
+                    self.serve(client, attending, here, &mut signals).await
                 }
                 Err(error) => Ended::Broken(error),
             };
@@ -164,7 +171,10 @@ impl Rig {
                     posts.kill_all();
                     return Err(error.into());
                 }
-                Ended::Broken(error) => note(&format!("{error}; trying again")),
+                Ended::Broken(error) => {
+                    note(&format!("{error}; trying again"));
+                    notify::status(&format!("{error}; trying again"));
+                }
             }
             let watch = Stopwatch::start();
             while watch.seconds() < pause.as_secs_f64() {
@@ -176,6 +186,7 @@ impl Rig {
                     }
                 }
                 posts.look();
+                watchdog.feed();
             }
             pause = (pause * 2).min(RETRY_MAX);
         }
@@ -215,7 +226,7 @@ impl Rig {
         &self,
         client: Client,
         mut attending: Attending,
-        (posts, told): (&mut Posts, &mut tokio::sync::mpsc::Receiver<Told>),
+        (posts, told, watchdog): (&mut Posts, &mut Receiver<Told>, &mut Watchdog),
         signals: &mut Signals,
     ) -> Ended {
         let mut heartbeat = interval(HEARTBEAT);
@@ -243,6 +254,7 @@ impl Rig {
                         return Ended::Asked;
                     }
                     posts.look();
+                    watchdog.feed();
                     continue;
                 }
                 _at = heartbeat.tick() => {
@@ -258,6 +270,7 @@ impl Rig {
                         return Ended::Asked;
                     }
                     note(&format!("{signal}: handing over; once more ends at once"));
+                    notify::stopping("handing over");
                     Some(FromRig::Leaving { reason: signal.to_string() })
                 }
             };

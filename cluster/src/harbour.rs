@@ -165,6 +165,10 @@ pub(crate) enum Inbound {
         name: String,
         how: String,
     },
+    /// Answered by the loop, which is what makes it a sign of life.
+    Alive {
+        reply: oneshot::Sender<()>,
+    },
     /// Runs are to write checkpoints and end. Answered when none is left.
     Rest {
         reply: oneshot::Sender<()>,
@@ -235,7 +239,27 @@ pub fn serve(
     Ok(Running { address, inbox, ended, _open: open })
 }
 
+/// Beats with the loop that does the work, and stops with it.
+#[derive(Debug)]
+pub struct Pulse(mpsc::Sender<Inbound>);
+
+impl Pulse {
+    /// Waits until the loop has come round; for ever, if it hangs or has ended.
+    pub async fn beat(&self) {
+        let (reply, done) = oneshot::channel();
+        let beats = self.0.send(Inbound::Alive { reply }).await.is_ok() && done.await.is_ok();
+        if !beats {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Running {
+    /// Signs of life of the loop that does the work.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.inbox.clone())
+    }
+
     /// Lets all runs write a checkpoint and end; they go on with the next process.
     pub async fn rest(&self) {
         let (reply, done) = oneshot::channel();
@@ -338,6 +362,9 @@ impl Harbour {
                 if !self.lines.contains_key(&name) {
                     self.state.launcher_lost(&name, &how);
                 }
+            }
+            Inbound::Alive { reply } => {
+                let _ = reply.send(());
             }
             Inbound::Rest { reply } => {
                 self.state.rest();

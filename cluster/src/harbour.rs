@@ -15,7 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::door::{Limits, Tls};
+use crate::fitness;
 use crate::launchers::{self, Launch, Launchers};
+use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
 use crate::store::{self, Change, Store, StoreError};
@@ -26,6 +28,7 @@ mod logs;
 mod papers;
 
 use papers::Failures;
+pub(crate) use papers::unix_ms;
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -112,6 +115,7 @@ pub(crate) enum Inbound {
     Enrol { stranger: Stranger, reply: oneshot::Sender<Result<Paper, String>> },
     Renew { identity: Identity, request_pem: String, reply: oneshot::Sender<Result<Paper, String>> },
     File { rig: String, run: String, name: String, reply: oneshot::Sender<Result<PathBuf, String>> },
+    Neighbours { rig: String, reply: oneshot::Sender<Vec<Neighbour>> },
     Member { rig: String, run: String, reply: oneshot::Sender<Result<Member, String>> },
     Ask { ask: Ask, reply: oneshot::Sender<Answer> },
     Log { job: String, log: String, reply: oneshot::Sender<Result<PathBuf, String>> },
@@ -263,6 +267,9 @@ impl Harbour {
             Inbound::File { rig, run, name, reply } => {
                 let _ = reply.send(self.file(&rig, &run, &name));
             }
+            Inbound::Neighbours { rig, reply } => {
+                let _ = reply.send(self.state.neighbours(&rig));
+            }
             Inbound::Member { rig, run, reply } => {
                 let _ = reply.send(self.member(&rig, &run));
             }
@@ -299,18 +306,16 @@ impl Harbour {
         outbox: mpsc::Sender<Outgoing>,
     ) {
         let refused = match first {
-            FromRig::Hello { version, facts, running } if version == crate::words::VERSION => {
-                self.rigs.insert(session, outbox);
-                self.state.rig_came(session, rig, facts, running);
-                return;
+            FromRig::Hello { version, facts, running, unix_ms } => {
+                let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
+                let clocks = || fitness::clocks(rig, unix_ms?, papers::unix_ms());
+                let Some(refused) = words.or_else(clocks) else {
+                    self.rigs.insert(session, outbox);
+                    self.state.rig_came(session, rig, facts, running);
+                    return;
+                };
+                refused
             }
-            FromRig::Hello { version, facts, .. } => format!(
-                "rig {rig} (shoal {}) speaks version {version} of the words of a cluster, and this coordinator \
-                 (shoal {}) speaks {}: install the same shoal on both",
-                facts.version,
-                env!("CARGO_PKG_VERSION"),
-                crate::words::VERSION
-            ),
             _ => format!("rig {rig} began without a hello"),
         };
         tracing::warn!(refused);

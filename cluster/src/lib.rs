@@ -7,8 +7,10 @@
 
 mod client;
 mod door;
+pub mod fitness;
 mod harbour;
 mod launchers;
+pub mod probing;
 mod roles;
 mod server;
 pub mod state;

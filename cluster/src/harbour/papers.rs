@@ -87,6 +87,10 @@ pub(super) fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 impl Harbour {
     pub(super) fn renew_own(&mut self) {
         if SystemTime::now() < self.own_due {

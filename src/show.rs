@@ -295,13 +295,15 @@ mod tests {
 
     #[test]
     fn what_to_try_next_is_possible_for_this_job() {
-        let manifest = cli::Manifest { file: "a.yaml".into(), overrides: vec!["x=1".to_owned()] };
+        let manifest = cli::Manifest { file: "a.yaml".into(), overrides: vec!["x=1".to_owned()], text: None };
         let args = cli::Launch {
             manifest,
             run_dir: Some("here".into()),
             log_format: cli::LogFormat::default(),
             fresh: true,
             force: false,
+            cluster: None,
+            first: None,
         };
         let text = next(&args, &tiny_job());
         let longer = "launch a.yaml --set x=1 --set training.steps=20 --run-dir here\n";

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan", "trust"]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("data", &["plan"]),
     ("model", &["kernels", "plan"]),
     ("coordinator", &["proto", "plan"]),
+    ("cluster", &["coordinator", "proto", "plan", "trust"]),
     ("weights", &["plan", "data", "kernels", "model"]),
     ("eval", &["plan", "kernels", "model", "weights"]),
     ("infer", &["plan", "data", "kernels", "model", "weights"]),
@@ -27,7 +28,13 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("bench", &["plan", "kernels", "model"]),
     ("standin", &[]),
     ("standin/driver", &["standin"]),
-    (".", &["bench", "coordinator", "worker", "store", "weights", "eval", "infer", "data", "plan"]),
+    (
+        ".",
+        &[
+            "bench", "cluster", "coordinator", "worker", "store", "weights", "eval", "infer", "data",
+            "plan", "trust",
+        ],
+    ),
 ];
 
 /// What anybody's tests may use beside that.
@@ -47,13 +54,17 @@ const FORBIDDEN: [(&str, &str, &str); 6] = [
 ];
 
 /// Where gRPC may be seen: its messages stop at `proto`'s door, its calls in two rims.
-const GRPC: [&str; 6] = [
+const GRPC: [&str; 10] = [
     "proto/",
     "coordinator/src/server",
     "coordinator/src/following.rs", // the launcher's end of the same service
     "coordinator/src/asking.rs",    // and another terminal's
     "coordinator/tests/",
     "worker/src/client",
+    "cluster/src/client.rs", // the other end of the harbour
+    "cluster/src/server",
+    "cluster/src/door.rs",
+    "trust/src/reach.rs", // a channel behind certificates
 ];
 
 /// No waiting in here: decisions and numbers.
@@ -85,11 +96,16 @@ const UNSAFE: [&str; 11] = [
 ];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 14] = [
+const CLOCK: [&str; 19] = [
     "coordinator/src/conductor.rs",
     "src/clock.rs",
     "coordinator/src/server",
     "coordinator/tests/",
+    "cluster/src/harbour", // its loop, and dates of certificates
+    "cluster/src/probing", // time is what they measure
+    "cluster/src/server/probing.rs",
+    "src/harbour.rs", // dates of certificates
+    "src/rig.rs",
     "trust/src/proof", // as rustls does
     "worker/src/daemon",
     "worker/src/client",

@@ -130,12 +130,11 @@ pub(crate) fn failed(address: String, status: &Status) -> ClientError {
     } else {
         status.message().to_owned()
     };
-    match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
-            ClientError::Unreachable { address, why }
-        }
-        _ => ClientError::Refused { address, why },
+    let is_away = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::DeadlineExceeded];
+    if is_away.contains(&status.code()) {
+        return ClientError::Unreachable { address, why };
     }
+    ClientError::Refused { address, why }
 }
 
 /// A member at the door, with a connection of its own.

@@ -305,18 +305,17 @@ impl Harbour {
         first: FromRig,
         outbox: mpsc::Sender<Outgoing>,
     ) {
-        let refused = match first {
-            FromRig::Hello { version, facts, running, unix_ms } => {
-                let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
-                let clocks = || fitness::clocks(rig, unix_ms?, papers::unix_ms());
-                let Some(refused) = words.or_else(clocks) else {
-                    self.rigs.insert(session, outbox);
-                    self.state.rig_came(session, rig, facts, running);
-                    return;
-                };
-                refused
-            }
-            _ => format!("rig {rig} began without a hello"),
+        let refused = if let FromRig::Hello { version, facts, running, unix_ms } = first {
+            let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
+            let clocks = || fitness::clocks(rig, unix_ms?, papers::unix_ms());
+            let Some(refused) = words.or_else(clocks) else {
+                self.rigs.insert(session, outbox);
+                self.state.rig_came(session, rig, facts, running);
+                return;
+            };
+            refused
+        } else {
+            format!("rig {rig} began without a hello")
         };
         tracing::warn!(refused);
         // It is new: its outbox is empty.

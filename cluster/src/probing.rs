@@ -9,6 +9,8 @@ use std::time::Duration;
 pub mod address;
 mod asked;
 pub mod neighbour;
+#[cfg(test)]
+mod proof;
 pub mod reaching;
 mod wire;
 pub mod words;

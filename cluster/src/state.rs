@@ -155,7 +155,7 @@ impl Cluster {
         let under_way = jobs.iter().filter(|(_, job)| job.phase.is_under_way());
         let awaited_until_ms = under_way.map(|(name, _)| (name.clone(), REATTACH_MS)).collect();
         let away_since_ms = rigs.keys().map(|rig| (rig.clone(), 0)).collect();
-        Self { rigs, jobs, tokens, denied, awaited_until_ms, away_since_ms, ..Self::default() }
+        Self { rigs, jobs, tokens, denied, away_since_ms, awaited_until_ms, ..Self::default() }
     }
 
     /// What has changed and what is to be done since the last call.

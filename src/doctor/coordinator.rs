@@ -78,7 +78,13 @@ impl Coordinator {
         }
         match tls {
             None => {}
-            Some(Ok(())) => findings.push(Group::Cluster.ok("TLS", "each side trusts what the other shows")),
+            Some(Ok(())) if self.standing.is_some() => {
+                findings.push(Group::Cluster.ok("TLS", "each side trusts what the other shows"));
+            }
+            Some(Ok(())) => {
+                let fact = "the coordinator's authority is the one that the token names";
+                findings.push(Group::Cluster.ok("TLS", fact));
+            }
             Some(Err(why)) => findings.push(untrusted(why)),
         }
         findings

@@ -93,7 +93,8 @@ fn read(place: &Path) -> (Option<Credentials>, Certificate) {
             let certificate = Certificate::Good {
                 name: credentials.identity().name.to_string(),
                 role: credentials.identity().role,
-                seconds_left: (ends.as_secs_f64() - now) as i64,
+                // TLS counts whole seconds, and the last one is good.
+                seconds_left: ends.as_secs() as i64 - now as i64,
                 is_due: credentials.is_due(UNIX_EPOCH + Duration::from_secs_f64(now)),
             };
             (Some(credentials), certificate)
@@ -126,7 +127,7 @@ impl Certificate {
                 format!("{role} {name}: that is no rig"),
                 "join with a token of role worker, and another --state",
             ),
-            Self::Good { name, seconds_left, .. } if *seconds_left <= 0 => Group::Cluster.problem(
+            Self::Good { name, seconds_left, .. } if *seconds_left < 0 => Group::Cluster.problem(
                 what,
                 format!("{name}: it ended {} ago, by this machine's clock", time(-seconds_left)),
                 format!("set the clock if it is wrong; else `shoal expel {name} --yes` on the coordinator's machine, \

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -48,7 +47,7 @@ fn mode(path: &Path, mode: u32) {
 
 #[test]
 fn a_healthy_rig_is_measured_to_its_coordinator_and_to_its_neighbour() {
-    let harbour = Harbour::new("doctor");
+    let harbour = Harbour::new("doc-well");
     let _coordinator = harbour.coordinator();
     let token = harbour.token(&["--uses", "2"]);
     let _rigs = [harbour.rig("a", Some(&token)), harbour.rig("b", Some(&token))];
@@ -70,7 +69,7 @@ fn a_healthy_rig_is_measured_to_its_coordinator_and_to_its_neighbour() {
 
 #[test]
 fn a_machine_that_never_joined_is_told_how_and_may_look_before_it_does() {
-    let harbour = Harbour::new("doctor-new");
+    let harbour = Harbour::new("doc-new");
     let _coordinator = harbour.coordinator();
     let (code, findings) = doctor(&harbour, "new", &[]);
     assert_eq!(code, Some(0), "{findings:#}");
@@ -85,7 +84,7 @@ fn a_machine_that_never_joined_is_told_how_and_may_look_before_it_does() {
     assert!(!harbour.path.join("new").exists());
     let _rig = harbour.rig("a", Some(&token));
     // A token of another cluster.
-    let other = Harbour::new("doctor-other");
+    let other = Harbour::new("doc-other");
     let _other = other.coordinator();
     let file = other.token(&[]).display().to_string();
     let (code, findings) = doctor(&harbour, "new", &["--join", &address, "--token-file", &file]);
@@ -98,7 +97,7 @@ fn a_machine_that_never_joined_is_told_how_and_may_look_before_it_does() {
 
 #[test]
 fn a_certificate_of_another_cluster_and_a_key_that_others_read_are_named() {
-    let (harbour, other) = (Harbour::new("doctor-ca"), Harbour::new("doctor-cb"));
+    let (harbour, other) = (Harbour::new("doc-ca"), Harbour::new("doc-cb"));
     let _coordinators = (harbour.coordinator(), other.coordinator());
     let rig = harbour.rig("a", Some(&harbour.token(&[])));
     // Beside a rig that runs, and towards the wrong coordinator.
@@ -124,14 +123,12 @@ fn a_certificate_of_another_cluster_and_a_key_that_others_read_are_named() {
 
 #[test]
 fn a_certificate_that_is_over_and_a_coordinator_that_is_down_are_named() {
-    let harbour = Harbour::new("doctor-end");
+    let harbour = Harbour::new("doc-end");
     let coordinator = harbour.coordinator_with(&["--certificate-life", "9s"]);
     let rig = harbour.rig("a", Some(&harbour.token(&[])));
     rig.kill();
     let is_over = || of(&doctor(&harbour, "a", &[]).1, "certificate").1.contains("ended");
     wait("the certificate's end", is_over);
-    // TLS counts whole seconds.
-    std::thread::sleep(Duration::from_secs(1));
     let (code, findings) = doctor(&harbour, "a", &[]);
     assert_eq!(code, Some(1));
     hold(&findings, "certificate", "problem", "ended", "shoal expel a --yes");

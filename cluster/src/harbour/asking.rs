@@ -76,19 +76,16 @@ impl Harbour {
         }
         let refused = match self.state.job(job) {
             None => Answer::Unknown(format!("there is no job {job}: `shoal ps` lists them")),
-            Some(record) => match &record.run {
-                Some(run) => {
-                    let run = run.clone();
+            Some(record) => {
+                if let Some(run) = record.run.clone() {
                     tokio::spawn(async move {
                         let _ = reply.send(put(&run, &ask, PATIENCE).await);
                     });
                     return;
                 }
-                None => {
-                    let why = record.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
-                    Answer::Refused(format!("{job} is {}{why}: nothing trains", record.phase))
-                }
-            },
+                let why = record.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+                Answer::Refused(format!("{job} is {}{why}: nothing trains", record.phase))
+            }
         };
         let _ = reply.send(refused);
     }
@@ -107,12 +104,13 @@ impl Harbour {
         }
         tokio::spawn(async move {
             let order = control::Ask::Order(Order::Drain { worker, force });
-            let answer = match put(&run, &order, PATIENCE).await {
-                Answer::Run(control::Answer::Accepted(_)) => answer,
-                Answer::Run(control::Answer::Refused(why)) => Answer::Refused(format!(
-                    "it is given no more work, but the run keeps what it has: {why}"
-                )),
-                other => other,
+            let put = put(&run, &order, PATIENCE).await;
+            let answer = if let Answer::Run(control::Answer::Accepted(_)) = put {
+                answer
+            } else if let Answer::Run(control::Answer::Refused(why)) = put {
+                Answer::Refused(format!("it is given no more work, but the run keeps what it has: {why}"))
+            } else {
+                put
             };
             let _ = reply.send(answer);
         });

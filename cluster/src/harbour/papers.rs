@@ -42,7 +42,7 @@ pub(super) struct Own {
 
 /// Signs a certificate for this process, and makes what TLS needs.
 pub(super) fn own(settings: &Settings, denied: &Denied) -> Result<Own, TrustError> {
-    let now = SystemTime::now();
+    let now = now();
     let name: Name = "coordinator".parse()?;
     let identity = Identity { name: name.clone(), role: Role::Coordinator };
     let request = Request::new(&name)?;
@@ -83,17 +83,22 @@ impl Failures {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "certificates and tokens have dates")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 pub(super) fn unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl Harbour {
     pub(super) fn renew_own(&mut self) {
-        if SystemTime::now() < self.own_due {
+        if now() < self.own_due {
             return;
         }
         match own(&self.settings, &self.denied) {
@@ -136,8 +141,7 @@ impl Harbour {
     /// Signs for a member whose name and role are proven.
     pub(super) fn sign(&mut self, identity: &Identity, request_pem: &str) -> Result<Paper, String> {
         let life = if identity.role == Role::Worker { self.settings.life } else { PEOPLE_LIFE };
-        let now = SystemTime::now();
-        let signed = self.settings.authority.sign(request_pem, identity, life, now);
+        let signed = self.settings.authority.sign(request_pem, identity, life, now());
         let signed = signed.map_err(|error| error.to_string())?;
         if identity.role == Role::Worker {
             self.state.rig_has(identity.name.as_str(), &signed.serial);

@@ -135,7 +135,9 @@ impl Cluster {
                 self.effects.push(Effect::TellLauncher { job: name.to_owned(), message });
                 Some(Answer::Done(format!("{name} is just starting: it stops as soon as it has")))
             }
-            phase => Some(Answer::Refused(format!("{name} is not under way: it is {phase}"))),
+            phase @ (JobPhase::Finished | JobPhase::Stopped | JobPhase::Failed) => {
+                Some(Answer::Refused(format!("{name} is not under way: it is {phase}")))
+            }
         }
     }
 

@@ -1,3 +1,5 @@
+//! What the cluster decides, told what happens and when.
+
 use shoal_plan::grid::Grid;
 
 use super::*;
@@ -99,11 +101,9 @@ impl Harbour {
 }
 
 fn starts(effects: &[Effect]) -> Vec<(SessionId, u32)> {
-    let start = |effect: &Effect| match effect {
-        Effect::Tell { session, message: ToRig::Start(order) } => {
-            Some((*session, order.post.worker.0))
-        }
-        _ => None,
+    let start = |effect: &Effect| {
+        let Effect::Tell { session, message: ToRig::Start(order) } = effect else { return None };
+        Some((*session, order.post.worker.0))
     };
     effects.iter().filter_map(start).collect()
 }

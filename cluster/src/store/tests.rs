@@ -1,3 +1,5 @@
+//! What a store is held to, whatever it is.
+
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 

@@ -11,6 +11,7 @@ mod steering;
 mod text;
 mod voice;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -322,6 +323,9 @@ pub(crate) struct Worker {
     /// This rig's certificate, where it is a cluster's
     #[arg(long, value_name = "DIRECTORY")]
     pub credentials: Option<PathBuf>,
+    /// Where other rigs reach this one
+    #[arg(long, value_name = "ADDRESS", requires = "credentials")]
+    pub advertise: Option<IpAddr>,
     /// The run it belongs to
     #[arg(long)]
     pub run: String,

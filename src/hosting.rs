@@ -1,8 +1,9 @@
 //! The `host` verb: hosts cells for a launcher, and never outlives it.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{BufRead, Read};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use anyhow::{Context, bail};
 use shoal_bench::Meter;
 use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
-use shoal_worker::Secret;
+use shoal_worker::{Secret, Trust};
 use shoal_worker::daemon::{self, Gate, Options};
 use shoal_worker::devices::Devices;
 use shoal_worker::engine::CellEngines;
@@ -52,6 +53,7 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         bail!("standard input ended before the secret: `shoal launch` starts the workers it needs");
     }
     let secret = Secret::from_hex(&line).context("reading the secret from standard input")?;
+    let advertise = args.advertise.unwrap_or(Ipv4Addr::LOCALHOST.into());
     let options = Options {
         join: gate(&args)?,
         secret,
@@ -59,9 +61,9 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         worker: WorkerId(args.id),
         run_dir: args.run_dir,
         threads: args.threads,
-        bind: Ipv4Addr::LOCALHOST.into(),
-        advertise: Ipv4Addr::LOCALHOST.into(),
-        trust: None,
+        bind: bound_for(advertise),
+        advertise,
+        trust: args.credentials.map(|credentials| Trust { credentials, names: BTreeMap::new() }),
         yielding: yielding::watch(
             args.yield_to.iter().map(String::as_str).map(Sight::of).collect(),
         ),
@@ -89,6 +91,17 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     tracing::info!(%reason, "leaving");
     // An engine that hangs stays behind on a thread, which nobody waits for.
     std::process::exit(reason.code().into())
+}
+
+/// Where to listen for those who dial an address: on that very one, if this machine has it; behind a router that
+/// passes connections on, on all.
+fn bound_for(advertise: IpAddr) -> IpAddr {
+    let is_here = TcpListener::bind((advertise, 0)).is_ok();
+    match advertise {
+        address if is_here => address,
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// On this machine, or through a cluster's door.

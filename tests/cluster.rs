@@ -16,7 +16,7 @@ use harbour::{Harbour, wait};
 use serde_json::Value;
 
 /// Long enough that something can happen meanwhile.
-const STEPS: u64 = 120;
+const STEPS: u64 = 1500;
 
 #[test]
 fn a_job_trains_on_rigs_and_its_numbers_are_those_of_a_launch() {

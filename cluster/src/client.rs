@@ -101,10 +101,18 @@ async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Cl
     let unreachable = |why| ClientError::Unreachable { address: address.to_owned(), why };
     match reached {
         Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(why)) if why.is_stranger => {
-            Err(ClientError::Stranger { address: address.to_owned(), why: why.what })
-        }
-        Ok(Err(why)) => Err(unreachable(why.what)),
+        Ok(Err(reach::Unreached { what, kind })) => Err(match kind {
+            reach::Kind::Away => unreachable(what),
+            reach::Kind::Stranger => {
+                ClientError::Stranger { address: address.to_owned(), why: what }
+            }
+            reach::Kind::Refused => {
+                let why = format!(
+                    "{what}. A rig that was expelled, or away until its certificate was over, joins anew with a token"
+                );
+                ClientError::Refused { address: address.to_owned(), why }
+            }
+        }),
         Err(_) => Err(unreachable(silent())),
     }
 }

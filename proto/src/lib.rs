@@ -16,4 +16,5 @@ pub mod wire;
 pub use files::{Deposit, DepositPiece, Withdrawal};
 pub use message::{Assign, FailureKind, FromWorker, Hello, Resuming, Source, ToWorker};
 pub use secret::{Secret, SecretError};
+pub use shoal_trust::Name;
 pub use wire::WireError;

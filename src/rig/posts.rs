@@ -147,6 +147,7 @@ impl Posts {
             .args(["--join", &spawn.address, "--run", &order.post.run.0])
             .arg("--credentials")
             .arg(&spawn.certificate)
+            .args(["--advertise", &spawn.advertise.to_string()])
             .args(["--id", &order.post.worker.0.to_string()])
             .args(["--threads", &cores.threads.to_string()])
             .args(["--log-format", spawn.log_format])

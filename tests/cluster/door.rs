@@ -83,6 +83,8 @@ fn a_viewer_looks_a_worker_does_neither_and_who_was_expelled_is_out() {
     // And stays out.
     let mut again = harbour.rig_that_comes("a", None);
     wait("the rig to be refused", || !again.is_alive());
+    let log = harbour.logs_of_rig("a");
+    assert!(log.contains("joins anew with a token"), "{log}");
     assert!(harbour.overview()["rigs"].as_array().unwrap().is_empty());
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use shoal_plan::plan::{Generation, Plan, WorkerId};
-use shoal_proto::{Assign, Hello, Resuming, ToWorker};
+use shoal_proto::{Assign, Hello, Name, Resuming, ToWorker};
 
 use super::history::History;
 use super::member::Member;
@@ -219,8 +219,18 @@ impl State {
             standing,
             vaults,
             sources,
-            names: BTreeMap::new(),
+            names: self.names(),
         })
+    }
+
+    /// Of the rigs of all that are connected, where a cluster's door has seen their certificates. All or none: workers
+    /// that know each other by certificate talk to nobody else.
+    fn names(&self) -> BTreeMap<WorkerId, Name> {
+        let name = |(worker, member): (&WorkerId, &Member)| {
+            let rig = member.rig.as_ref()?;
+            Some((*worker, rig.parse().ok()?))
+        };
+        self.members.iter().map(name).collect::<Option<_>>().unwrap_or_default()
     }
 
     fn begin(&mut self, plan: Plan, assign: Box<Assign>) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
-use shoal_proto::{Assign, Source};
+use shoal_proto::{Assign, Name, Source};
 
 use super::apart::Apart;
 use super::awaiting::Awaiting;
@@ -70,6 +70,14 @@ struct Assigned {
     vaults: BTreeMap<WorkerId, SocketAddr>,
     resume_from: Option<u64>,
     sources: Vec<Source>,
+    /// Of rigs.
+    #[serde(default)]
+    names: BTreeMap<WorkerId, String>,
+}
+
+fn named(names: &BTreeMap<WorkerId, String>) -> BTreeMap<WorkerId, Name> {
+    let parsed = names.iter().filter_map(|(worker, name)| Some((*worker, name.parse().ok()?)));
+    parsed.collect()
 }
 
 impl Assigned {
@@ -79,6 +87,7 @@ impl Assigned {
             vaults: assign.vaults.clone(),
             resume_from: assign.resume_from,
             sources: assign.sources.clone(),
+            names: assign.names.iter().map(|(id, name)| (*id, name.to_string())).collect(),
         }
     }
 }
@@ -172,7 +181,7 @@ impl State {
                 standing: saved.start,
                 vaults: assigned.vaults,
                 sources: assigned.sources,
-                names: BTreeMap::new(),
+                names: named(&assigned.names),
             })
         });
         let mut stragglers = Stragglers::default();

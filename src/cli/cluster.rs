@@ -125,7 +125,7 @@ pub(crate) struct Doctor {
     #[arg(long, env = "SHOAL_JOIN", value_name = "HOST:PORT")]
     pub join: Option<String>,
     /// A file that holds a token, before this machine has joined: the coordinator is held against it, and it is not
-    /// used. Or the variable SHOAL_TOKEN
+    /// used. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What the rig would be called [default: the machine's name]

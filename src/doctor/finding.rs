@@ -1,6 +1,6 @@
 //! One thing that was looked at, and what mends it.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 
@@ -110,14 +110,15 @@ pub(super) fn table(findings: &[Finding]) -> String {
     let mut group = None;
     for finding in findings {
         if group.replace(finding.group) != Some(finding.group) {
-            text.push_str(&format!("{}{}\n", if text.is_empty() { "" } else { "\n" }, finding.group));
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}{}", finding.group);
         }
         let Finding { what, level, fact, mend, .. } = finding;
         // Padded as text: the width does not reach through `Display` of an enum.
         let level = level.to_string();
-        text.push_str(&format!("  {level:7}  {what:width$}  {fact}\n"));
+        let _ = writeln!(text, "  {level:7}  {what:width$}  {fact}");
         if let Some(mend) = mend {
-            text.push_str(&format!("  {:7}  {:width$}  -> {mend}\n", "", ""));
+            let _ = writeln!(text, "  {:7}  {:width$}  -> {mend}", "", "");
         }
     }
     text

@@ -15,11 +15,14 @@ const FREE_NEEDED: u64 = 500_000_000;
 /// NVIDIA's number among makers of cards.
 const MAKER: &str = "0x10de";
 
+/// A card, or why it cannot be used.
+type Looked = Result<(Card, Served), DeviceError>;
+
 /// What there is of GPUs.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Gpus {
-    /// Each card, or why it cannot be used.
-    pub(super) cards: Result<Vec<Result<(Card, Served), DeviceError>>, DeviceError>,
+    /// Each card; or why there is no driver.
+    pub(super) cards: Result<Vec<Looked>, DeviceError>,
     /// The release of the kernel's part of the driver.
     pub(super) release: Option<String>,
     /// A card of NVIDIA's on this machine's buses, whatever the driver says.
@@ -79,7 +82,7 @@ impl Gpus {
     }
 }
 
-fn card_finding(ordinal: usize, card: &Result<(Card, Served), DeviceError>) -> Finding {
+fn card_finding(ordinal: usize, card: &Looked) -> Finding {
     let what = format!("card {ordinal}");
     match card {
         Ok((card, served)) => {
@@ -146,12 +149,12 @@ mod tests {
         Gpus { cards: Err(DeviceError::NoDriver), release: None, is_on_bus: false, libraries: Vec::new() }
     }
 
-    fn card(free_bytes: usize) -> Result<(Card, Served), DeviceError> {
+    fn card(free_bytes: usize) -> (Card, Served) {
         let card = Card { ordinal: 0, name: "GeForce".into(), memory_bytes: 24_000_000_000, free_bytes };
-        Ok((card, Served { cuda: "12.8".into(), capability: (8, 9), image: "sm_89".into() }))
+        (card, Served { cuda: "12.8".into(), capability: (8, 9), image: "sm_89".into() })
     }
 
-    fn with(cards: Vec<Result<(Card, Served), DeviceError>>) -> Vec<Finding> {
+    fn with(cards: Vec<Looked>) -> Vec<Finding> {
         Gpus { cards: Ok(cards), release: Some("570.1".into()), ..none() }.findings()
     }
 
@@ -168,11 +171,11 @@ mod tests {
 
     #[test]
     fn a_card_says_what_it_runs_and_a_full_one_is_named() {
-        let found = with(vec![card(20_000_000_000)]);
+        let found = with(vec![Ok(card(20_000_000_000))]);
         assert_eq!(found[0].fact, "release 570.1, CUDA 12.8");
         assert!(found[1].level == Level::Ok && found[1].fact.contains("8.9") && found[1].fact.contains("sm_89"));
-        assert_eq!(with(vec![card(1_000_000_000)])[1].level, Level::Warning);
-        assert_eq!(with(vec![card(1_000_000)])[1].level, Level::Problem);
+        assert_eq!(with(vec![Ok(card(1_000_000_000))])[1].level, Level::Warning);
+        assert_eq!(with(vec![Ok(card(1_000_000))])[1].level, Level::Problem);
     }
 
     #[test]
@@ -180,7 +183,7 @@ mod tests {
         let name = || "Old".to_owned();
         let old = DeviceError::CardTooOld { ordinal: 1, name: name(), capability: (6, 1) };
         let used = DeviceError::InUse { ordinal: 2, name: name(), mode: "exclusive process" };
-        let found = with(vec![card(20_000_000_000), Err(old), Err(used)]);
+        let found = with(vec![Ok(card(20_000_000_000)), Err(old), Err(used)]);
         assert!(found[2].level == Level::Warning && found[2].fact.contains("6.1"), "{found:?}");
         assert!(found[3].level == Level::Problem && found[3].mend.as_deref() == Some("nvidia-smi -c 0"));
     }

@@ -103,7 +103,7 @@ mod tests {
         fs::create_dir_all(&lib).unwrap();
         fs::write(lib.join("libnccl.so.2"), "").unwrap();
         let places = of_python(&root);
-        assert_eq!(places, [lib.clone()]);
+        assert_eq!(places, std::slice::from_ref(&lib));
         assert_eq!(find(&lib, "libnccl.so.2"), Some(lib.join("libnccl.so.2")));
         assert_eq!(find(&lib, "libnvrtc.so."), None);
         fs::remove_dir_all(&root).unwrap();

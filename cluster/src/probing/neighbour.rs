@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::words::Neighbour;
-use super::{Rate, Turns, median, wire};
+use super::{Rate, Turn, Turns, median, wire};
 
 /// Connections that are served at once, strangers' among them.
 const CONNECTIONS_MAX: usize = 16;
@@ -120,7 +120,7 @@ async fn answer(stream: TcpStream, certificate: &Path, turns: &Turns) -> io::Res
     let accepted = timeout(HANDSHAKE, TlsAcceptor::from(Arc::new(config)).accept(stream)).await;
     let mut stream = accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let caller = caller(&stream)?;
-    let _turn = turns.take(caller.name.as_str()).map_err(io::Error::other)?;
+    let _turn = turn(turns, caller.name.as_str()).await?;
     let mut dialed = false;
     for _ in 0..QUESTIONS_MAX {
         let Ok(question) = stream.read_u8().await else { return Ok(()) };
@@ -145,6 +145,18 @@ async fn answer(stream: TcpStream, certificate: &Path, turns: &Turns) -> io::Res
         stream.flush().await?;
     }
     Ok(())
+}
+
+/// The connection before may be about to end.
+async fn turn(turns: &Turns, name: &str) -> io::Result<Turn> {
+    let since = Instant::now();
+    loop {
+        match turns.take(name) {
+            Ok(turn) => return Ok(turn),
+            Err(why) if since.elapsed() > HANDSHAKE => return Err(io::Error::other(why)),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
 }
 
 /// Another rig of this cluster, by the certificate that TLS has verified.

@@ -28,6 +28,12 @@ pub(crate) fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
+/// What the calendar says: certificates have dates.
+#[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
+pub(crate) fn calendar() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Seconds since a file was last written; none for one from the future.
 pub(crate) fn age_seconds(written: SystemTime) -> u64 {
     unix_seconds().saturating_sub(written.duration_since(UNIX_EPOCH).map_or(0, |at| at.as_secs()))

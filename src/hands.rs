@@ -9,7 +9,7 @@ use crate::children::{Children, Exit};
 use crate::line::Line;
 
 pub(crate) enum Hands {
-    Here(Children),
+    Here(Box<Children>),
     Rigs(Rigs),
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use shoal_cluster::store::Embedded;
@@ -14,6 +14,7 @@ use shoal_cluster::{ClientError, Ended, JOBS, Launch, Launchers, Limits, SOCKET,
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::process::Command;
 
+use crate::clock::calendar;
 use crate::exit::Stopped;
 use crate::people;
 use crate::signals::Signals;
@@ -48,7 +49,8 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
     })?;
     let address = port.local_addr().context("asking for the port")?;
     let admin = known_as_admin(args, &authority, address)?;
-    let store = Embedded::open(&directory.join(STORE)).map_err(|error| Stopped::Input(error.to_string()))?;
+    let store = Embedded::open(&directory.join(STORE))
+        .map_err(|error| Stopped::Input(error.to_string()))?;
     let program = std::env::current_exe().context("finding this program's own file")?;
     let launchers =
         Launching { program, directory: directory.clone(), log_format: args.log_format };
@@ -84,23 +86,23 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
 }
 
 fn told(cluster: &Name, address: SocketAddr, directory: &Path, admin: Option<&Path>) -> String {
-    let mut text = format!("cluster {cluster}: rigs and people reach it at {address}\n");
+    let mut lines = vec![format!("cluster {cluster}: rigs and people reach it at {address}")];
     if address.ip().is_loopback() {
-        text.push_str("  only from this machine: --listen ADDRESS:PORT lets others in\n");
+        lines.push("  only from this machine: --listen ADDRESS:PORT lets others in".to_owned());
     }
-    text.push_str(&format!("  state: {}\n", directory.display()));
-    if let Some(admin) = admin {
-        text.push_str(&format!("  you are its admin: {}\n", admin.display()));
-    }
-    text.push_str("  a rig joins with: shoal token create; shoal worker --join HOST:PORT --token-file FILE");
-    text
+    lines.push(format!("  state: {}", directory.display()));
+    lines.extend(admin.map(|admin| format!("  you are its admin: {}", admin.display())));
+    let how = "shoal token create; shoal worker --join HOST:PORT --token-file FILE";
+    lines.push(format!("  a rig joins with: {how}"));
+    lines.join("\n")
 }
 
 /// Makes a directory for this user alone, or makes sure that it is one.
 pub(crate) fn private(directory: &Path) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.with_context(|| format!("making {}", directory.display()))?;
-    let mode = fs::metadata(directory).with_context(|| format!("looking at {}", directory.display()))?;
+    let mode =
+        fs::metadata(directory).with_context(|| format!("looking at {}", directory.display()))?;
     let mode = mode.permissions().mode() & 0o777;
     if mode & 0o022 != 0 {
         anyhow::bail!(
@@ -141,20 +143,16 @@ fn authority(directory: &Path, wanted: &str) -> Result<(Name, Authority), Stoppe
     }
     let (place, name) = (directory.join(AUTHORITY), directory.join(NAME));
     if place.exists() {
-        let known = fs::read_to_string(&name).with_context(|| format!("reading {}", name.display()))?;
+        let known =
+            fs::read_to_string(&name).with_context(|| format!("reading {}", name.display()))?;
         let cluster: Name = known.trim().parse().map_err(wrong)?;
         return Ok((cluster, Authority::open(&place).map_err(wrong)?));
     }
     let cluster: Name = wanted.parse().map_err(wrong)?;
-    let made = Authority::create(&cluster, now()).map_err(wrong)?;
+    let made = Authority::create(&cluster, calendar()).map_err(wrong)?;
     run_dir::write_atomically(&name, format!("{cluster}\n").as_bytes())?;
     made.save(&place).map_err(wrong)?;
     Ok((cluster, made))
-}
-
-#[expect(clippy::disallowed_methods, reason = "certificates have dates")]
-fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 /// Whoever has the authority's key may be anybody: the user of this process is made known as admin, unless that
@@ -170,7 +168,7 @@ fn known_as_admin(
     } else {
         address
     };
-    let is_ours = |known: &Credentials| known.pin() == authority.pin() && !known.is_due(now());
+    let is_ours = |known: &Credentials| known.pin() == authority.pin() && !known.is_due(calendar());
     let there = directory.join("key.pem").exists();
     if there {
         match Credentials::open(&directory) {
@@ -196,7 +194,7 @@ fn sign_in(directory: &Path, authority: &Authority) -> Result<(), Stopped> {
         let name: Name = "admin".parse()?;
         let request = Request::new(&name)?;
         let identity = Identity { name, role: Role::Admin };
-        let signed = authority.sign(request.pem(), &identity, ADMIN_LIFE, now())?;
+        let signed = authority.sign(request.pem(), &identity, ADMIN_LIFE, calendar())?;
         let credentials =
             Credentials::new(authority.certificate_pem(), &signed.certificate_pem, request)?;
         Ok(credentials.save(directory)?)
@@ -227,7 +225,16 @@ impl Launching {
         run_dir::write_atomically(&text, manifest.text.as_bytes())?;
         let log = logs.join("out.log");
         let out = File::create(&log).with_context(|| format!("opening {}", log.display()))?;
+        let directory = Path::new(&manifest.directory);
+        if !directory.is_dir() {
+            anyhow::bail!(
+                "the job was applied from {}, which is no directory of the coordinator's machine: apply it from one \
+                 that is, or give whole paths and apply it from /",
+                directory.display()
+            );
+        }
         let mut command = std::process::Command::new(&self.program);
+        command.current_dir(directory);
         command.arg("launch").arg(&manifest.file).arg("--text").arg(&text);
         for change in &manifest.overrides {
             command.args(["--set", change]);

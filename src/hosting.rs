@@ -11,11 +11,11 @@ use anyhow::{Context, bail};
 use shoal_bench::Meter;
 use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
-use shoal_worker::{Secret, Trust};
 use shoal_worker::daemon::{self, Gate, Options};
 use shoal_worker::devices::Devices;
 use shoal_worker::engine::CellEngines;
 use shoal_worker::metrics::{Metrics, Peaks};
+use shoal_worker::{Secret, Trust};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
 

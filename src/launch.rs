@@ -244,18 +244,7 @@ async fn train(
         devices: work.devices,
         metrics_port: if job.metrics.port == 0 { 0 } else { job.metrics.port.saturating_add(1) },
     };
-    let (hands, heard) = match work.over {
-        None => (Hands::Here(Children::start(job.workers.local, start)?), None),
-        Some(Cluster { line, heard, first }) => {
-            line.opened(Opened {
-                run: start.run,
-                secret: start.secret,
-                address: start.join,
-                files: text_files(run_dir)?,
-            });
-            (Hands::Rigs(Rigs::new(line, first)), Some(heard))
-        }
-    };
+    let (hands, heard) = hands(job.workers.local, start, work.over, run_dir)?;
     let newest = resume_from.map(|standing| standing.step);
     let copying = work
         .store
@@ -288,6 +277,25 @@ async fn train(
     let done = training.run().await;
     scrape::withdraw(&run_dir.scrape_targets());
     Ok((done?, signals))
+}
+
+/// Children, or whoever is at the other end of a line.
+fn hands(
+    workers: u32,
+    start: Start,
+    over: Option<Cluster>,
+    run_dir: &RunDir,
+) -> anyhow::Result<(Hands, Option<mpsc::UnboundedReceiver<Heard>>)> {
+    let Some(Cluster { line, heard, first }) = over else {
+        return Ok((Hands::Here(Box::new(Children::start(workers, start)?)), None));
+    };
+    line.opened(Opened {
+        run: start.run,
+        secret: start.secret,
+        address: start.join,
+        files: text_files(run_dir)?,
+    });
+    Ok((Hands::Rigs(Rigs::new(line, first)), Some(heard)))
 }
 
 /// The text, as rigs fetch it.

@@ -63,7 +63,8 @@ impl Line {
     ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<Heard>)> {
         let line = Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::default() }));
         let stream = line.connect(socket);
-        let stream = stream.with_context(|| format!("calling the coordinator at {}", socket.display()))?;
+        let stream =
+            stream.with_context(|| format!("calling the coordinator at {}", socket.display()))?;
         let (tell, heard) = mpsc::unbounded_channel();
         let (own, socket) = (line.clone(), socket.to_path_buf());
         thread::spawn(move || own.listen(stream, &socket, &tell));
@@ -82,12 +83,7 @@ impl Line {
         written.map(|()| stream)
     }
 
-    fn listen(
-        &self,
-        mut stream: UnixStream,
-        socket: &Path,
-        tell: &mpsc::UnboundedSender<Heard>,
-    ) {
+    fn listen(&self, mut stream: UnixStream, socket: &Path, tell: &mpsc::UnboundedSender<Heard>) {
         loop {
             for line in BufReader::new(stream).lines() {
                 let Ok(line) = line else { break };
@@ -104,7 +100,7 @@ impl Line {
             }
             let watch = Stopwatch::start();
             stream = loop {
-                thread::sleep(RETRY);
+                thread::park_timeout(RETRY);
                 if let Ok(stream) = self.connect(socket) {
                     break stream;
                 }
@@ -142,7 +138,7 @@ impl Line {
     pub(crate) fn end(&self, end: LaunchEnd) {
         let (watch, word) = (Stopwatch::start(), FromLauncher::Ended(end));
         while write(&mut self.state(), &word).is_err() && watch.seconds() < LAST_WORD_SECONDS {
-            thread::sleep(RETRY);
+            thread::park_timeout(RETRY);
         }
     }
 }

@@ -49,10 +49,10 @@ pub(crate) struct Cluster {
 
 /// Where what is known of a cluster lies.
 pub(crate) fn directory(home: &cli::Home) -> Result<PathBuf, Stopped> {
-    if home.cluster.components().count() > 1 || home.cluster.is_absolute() {
-        return Ok(home.cluster.clone());
+    if home.place.components().count() > 1 || home.place.is_absolute() {
+        return Ok(home.place.clone());
     }
-    Ok(config_home()?.join("shoal/clusters").join(&home.cluster))
+    Ok(config_home()?.join("shoal/clusters").join(&home.place))
 }
 
 fn config_home() -> Result<PathBuf, Stopped> {
@@ -88,7 +88,7 @@ impl Cluster {
             Stopped::Input(format!(
                 "nothing is known of the cluster {}: {}: {error}\n`shoal coordinator` makes one on this machine; \
                  `shoal login HOST:PORT --token-file FILE` makes you known to one elsewhere",
-                home.cluster.display(),
+                home.place.display(),
                 file.display()
             ))
         })?;
@@ -107,21 +107,23 @@ impl Cluster {
     }
 
     pub(crate) fn overview(&self) -> Result<Overview, Stopped> {
-        match self.ask(&Ask::Overview)? {
-            Answer::Overview(overview) => Ok(*overview),
-            other => Err(unexpected(other)),
+        let answer = self.ask(&Ask::Overview)?;
+        if let Answer::Overview(overview) = answer {
+            Ok(*overview)
+        } else {
+            Err(unexpected(answer))
         }
     }
 
     /// Puts an order that is answered with a sentence.
     fn order(&self, ask: &Ask) -> Result<(), Stopped> {
-        match self.ask(ask)? {
-            Answer::Done(what) => note(&harmless(what.as_bytes())),
-            Answer::Run(shoal_coordinator::control::Answer::Accepted(what)) => {
-                note(&harmless(what.as_bytes()));
-            }
-            other => return Err(unexpected(other)),
-        }
+        let answer = self.ask(ask)?;
+        let (Answer::Done(what) | Answer::Run(shoal_coordinator::control::Answer::Accepted(what))) =
+            answer
+        else {
+            return Err(unexpected(answer));
+        };
+        note(&harmless(what.as_bytes()));
         Ok(())
     }
 }
@@ -178,25 +180,17 @@ pub(crate) fn login(args: &cli::Login) -> Result<(), Stopped> {
 pub(crate) fn token(verb: &cli::Token) -> Result<(), Stopped> {
     match verb {
         cli::Token::Create(args) => {
-            let new = NewToken {
-                role: args.role.clone(),
-                uses: args.uses,
-                seconds: args.ttl.as_secs(),
-            };
-            match Cluster::reach(&args.home)?.ask(&Ask::CreateToken(new))? {
-                Answer::Token { token, status } => {
-                    data(&token);
-                    note(&format!("for {}", token_line(&status)));
-                    Ok(())
-                }
-                other => Err(unexpected(other)),
-            }
+            let new =
+                NewToken { role: args.role.clone(), uses: args.uses, seconds: args.ttl.as_secs() };
+            let answer = Cluster::reach(&args.home)?.ask(&Ask::CreateToken(new))?;
+            let Answer::Token { token, status } = answer else { return Err(unexpected(answer)) };
+            data(&token);
+            note(&format!("for {}", token_line(&status)));
+            Ok(())
         }
         cli::Token::Ls(args) => {
-            let tokens = match Cluster::reach(&args.home)?.ask(&Ask::Tokens)? {
-                Answer::Tokens(tokens) => tokens,
-                other => return Err(unexpected(other)),
-            };
+            let answer = Cluster::reach(&args.home)?.ask(&Ask::Tokens)?;
+            let Answer::Tokens(tokens) = answer else { return Err(unexpected(answer)) };
             show(args.output, &tokens, || {
                 let header = ["id", "role", "uses left", "good for"].map(str::to_owned);
                 let row = |token: &TokenStatus| {
@@ -227,23 +221,21 @@ pub(crate) fn apply(args: &cli::Apply) -> Result<(), Stopped> {
     let text = std::fs::read_to_string(file).map_err(wrong)?;
     let manifest = Manifest {
         file: std::path::absolute(file).map_err(wrong)?.display().to_string(),
+        directory: std::env::current_dir().map_err(wrong)?.display().to_string(),
         text,
         overrides: args.manifest.overrides.clone(),
         dry_run: args.dry_run,
     };
-    match Cluster::reach(&args.home)?.ask(&Ask::Apply(manifest))? {
-        Answer::Applied { job, changes, what } => {
-            for change in &changes {
-                data(&harmless(change.as_bytes()));
-            }
-            note(&harmless(format!("{job}: {what}").as_bytes()));
-            if args.dry_run && !what.starts_with("unchanged") {
-                return Err(Stopped::Differs);
-            }
-            Ok(())
-        }
-        other => Err(unexpected(other)),
+    let answer = Cluster::reach(&args.home)?.ask(&Ask::Apply(manifest))?;
+    let Answer::Applied { job, changes, what } = answer else { return Err(unexpected(answer)) };
+    for change in &changes {
+        data(&harmless(change.as_bytes()));
     }
+    note(&harmless(format!("{job}: {what}").as_bytes()));
+    if args.dry_run && !what.starts_with("unchanged") {
+        return Err(Stopped::Differs);
+    }
+    Ok(())
 }
 
 pub(crate) fn overview(args: &cli::Overview) -> Result<(), Stopped> {
@@ -260,7 +252,8 @@ pub(crate) fn show<T: Serialize>(
         cli::Form::Table => data(text().trim_end()),
         cli::Form::Json => data(&json(what)?),
         cli::Form::Yaml => {
-            let value = serde_json::to_value(what).map_err(|error| Stopped::Failed(error.into()))?;
+            let value =
+                serde_json::to_value(what).map_err(|error| Stopped::Failed(error.into()))?;
             data(yaml::of(&value).trim_end());
         }
     }
@@ -288,7 +281,7 @@ fn with_header<const N: usize>(
     rows: impl Iterator<Item = [String; N]>,
 ) -> String {
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).map(Vec::from).collect();
-    format!("{}\n", table(&rows))
+    table(&rows)
 }
 
 fn rig_row(rig: &RigStatus) -> [String; 7] {

@@ -7,7 +7,7 @@ mod posts;
 use std::fs;
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use shoal_cluster::{Attending, Client, ClientError};
 use shoal_trust::{Credentials, Name};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::clock::{Stopwatch, unix_time};
+use crate::clock::{Stopwatch, calendar, unix_time};
 use crate::exit::Stopped;
 use crate::people::{self, read_token};
 use crate::signals::Signals;
@@ -89,9 +89,11 @@ pub(crate) fn work(args: &cli::Join) -> Result<(), Stopped> {
 async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
     let certificate = directory.join(CERTIFICATE);
     let remembered = remembered(&directory)?;
-    let address = args.join.clone().or(remembered.map(|known| known.address));
+    let address = args.coordinator.clone().or(remembered.map(|known| known.address));
     let address = address.ok_or_else(|| {
-        Stopped::Input("this machine has joined no cluster yet: --join HOST:PORT and --token-file FILE".into())
+        Stopped::Input(
+            "this machine has joined no cluster yet: --join HOST:PORT and --token-file FILE".into(),
+        )
     })?;
     let credentials = if certificate.join("key.pem").exists() {
         Credentials::open(&certificate).map_err(ClientError::from)?
@@ -128,18 +130,25 @@ pub(crate) fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped
     let path = directory.join(REMEMBERED);
     match fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| {
-            Stopped::Input(format!("{} is damaged ({error}): remove it and say --join", path.display()))
+            Stopped::Input(format!(
+                "{} is damaged ({error}): remove it and say --join",
+                path.display()
+            ))
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Stopped::Input(format!("{}: {error}", path.display()))),
     }
 }
 
+fn program() -> Result<PathBuf, Stopped> {
+    Ok(std::env::current_exe().context("finding this program's own file")?)
+}
+
 impl Rig {
     /// Until somebody wants the machine back. A coordinator that is away is waited for: what runs here goes on.
     async fn attend(&self) -> Result<(), Stopped> {
         let mut signals = Signals::listen()?;
-        let (mut posts, mut told) = Posts::new(self.program()?);
+        let (mut posts, mut told) = Posts::new(program()?);
         let mut pause = RETRY;
         loop {
             let probes = self.probes();
@@ -173,10 +182,6 @@ impl Rig {
             }
             pause = (pause * 2).min(RETRY_MAX);
         }
-    }
-
-    fn program(&self) -> Result<PathBuf, Stopped> {
-        Ok(std::env::current_exe().context("finding this program's own file")?)
     }
 
     /// Where other rigs may measure the way to this one. Without it, it trains all the same.
@@ -289,7 +294,7 @@ impl Rig {
     }
 
     async fn renew(&self, client: &Client) {
-        let due = Credentials::open(&self.certificate).map(|known| known.is_due(now()));
+        let due = Credentials::open(&self.certificate).map(|known| known.is_due(calendar()));
         if !matches!(due, Ok(true)) {
             return;
         }
@@ -298,9 +303,4 @@ impl Rig {
             Err(error) => tracing::warn!(%error, "the certificate cannot be renewed yet"),
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "certificates have dates")]
-fn now() -> SystemTime {
-    SystemTime::now()
 }

@@ -196,6 +196,10 @@ pub(crate) fn places(run_dir: &RunDir, step: u64, best: Option<Best>) -> String 
 /// What to try next, as commands that work.
 pub(crate) fn next(args: &cli::Launch, job: &Job) -> String {
     let more = [format!("training.steps={}", job.training.steps * 2)];
+    if args.cluster.is_some() {
+        let file = args.manifest.file.display();
+        return format!("  train on, for as long again:\n    shoal apply {file} --set {}", more[0]);
+    }
     let longer = args.command(args.run_dir.as_deref(), &more);
     let mut tries = vec![("train on, for as long again", longer)];
     let other = if job.workers.local == 1 { 2.min(job.grid.n_cells()) } else { 1 };
@@ -295,7 +299,8 @@ mod tests {
 
     #[test]
     fn what_to_try_next_is_possible_for_this_job() {
-        let manifest = cli::Manifest { file: "a.yaml".into(), overrides: vec!["x=1".to_owned()], text: None };
+        let manifest =
+            cli::Manifest { file: "a.yaml".into(), overrides: vec!["x=1".to_owned()], text: None };
         let args = cli::Launch {
             manifest,
             run_dir: Some("here".into()),

@@ -144,7 +144,13 @@ fn how_it_ended(run: &Run, directory: &Path) -> Result<String, Stopped> {
         let why = harmless(job.why.unwrap_or_default().as_bytes());
         return match job.phase {
             JobPhase::Failed => Err(Stopped::Failed(anyhow!("the run has failed: {why}"))),
-            phase => Ok(format!("{} is {phase}; `shoal apply` lets it go on", job.name)),
+            phase @ (JobPhase::Queued
+            | JobPhase::Starting
+            | JobPhase::Running
+            | JobPhase::Finished
+            | JobPhase::Stopped) => {
+                Ok(format!("{} is {phase}; `shoal apply` lets it go on", job.name))
+            }
         };
     }
     let events = events::read(directory).unwrap_or_default();

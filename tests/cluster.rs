@@ -29,9 +29,10 @@ fn a_job_trains_on_rigs_and_its_numbers_are_those_of_a_launch() {
     let launched = harbour.path.join("launched");
     let args = ["launch", "small.yaml", "--run-dir", "launched", "--set", "workers.local=2"];
     harbour.ok(&args);
-    assert_eq!(harbour.losses(&harbour.run_dir("small")), harbour.losses(&launched));
+    assert_eq!(Harbour::losses(&harbour.run_dir("small")), Harbour::losses(&launched));
     let summary = |directory: &std::path::Path| -> Value {
-        serde_json::from_str(&std::fs::read_to_string(directory.join("summary.json")).unwrap()).unwrap()
+        serde_json::from_str(&std::fs::read_to_string(directory.join("summary.json")).unwrap())
+            .unwrap()
     };
     let (rigs, here) = (summary(&harbour.run_dir("small")), summary(&launched));
     assert_eq!(rigs["heldout_loss"], here["heldout_loss"], "{rigs} {here}");
@@ -40,11 +41,13 @@ fn a_job_trains_on_rigs_and_its_numbers_are_those_of_a_launch() {
     assert!(log.contains("INFO"), "{log}");
     assert!(harbour.ok(&["logs", "small"]).contains("step 20/20"));
     // Applied again nothing changes; longer, it goes on.
-    let (code, _, err) = harbour.run(&["apply", "small.yaml", "--set", "training.steps=30", "--dry-run"]);
+    let (code, _, err) =
+        harbour.run(&["apply", "small.yaml", "--set", "training.steps=30", "--dry-run"]);
     assert_eq!(code, Some(6), "{err}");
     harbour.ok(&["apply", "small.yaml", "--set", "training.steps=30"]);
     wait("30 steps", || {
-        harbour.overview()["jobs"][0]["phase"] == "finished" && harbour.losses(&harbour.run_dir("small")).len() == 30
+        harbour.overview()["jobs"][0]["phase"] == "finished"
+            && Harbour::losses(&harbour.run_dir("small")).len() == 30
     });
 }
 
@@ -75,9 +78,18 @@ fn a_coordinator_and_rigs_that_die_cost_no_number() {
     assert!(of("recovered") > 0 && of("joined_late") + of("rejoined") > 0, "{events:#?}");
     let launched = harbour.path.join("launched");
     let steps = format!("training.steps={STEPS}");
-    let args = ["launch", "small.yaml", "--run-dir", "launched", "--set", "workers.local=1", "--set", &steps];
+    let args = [
+        "launch",
+        "small.yaml",
+        "--run-dir",
+        "launched",
+        "--set",
+        "workers.local=1",
+        "--set",
+        &steps,
+    ];
     harbour.ok(&args);
-    assert_eq!(harbour.losses(&harbour.run_dir("small")), harbour.losses(&launched));
+    assert_eq!(Harbour::losses(&harbour.run_dir("small")), Harbour::losses(&launched));
 }
 
 #[test]
@@ -94,7 +106,8 @@ fn jobs_queue_stop_pause_and_rest_with_their_coordinator() {
     let paused = harbour.overview()["jobs"][1]["run"]["phase"].clone();
     assert_eq!(paused, "paused");
     harbour.ok(&["resume", "small"]);
-    let status: Value = serde_json::from_str(&harbour.ok(&["status", "small", "-o", "json"])).unwrap();
+    let status: Value =
+        serde_json::from_str(&harbour.ok(&["status", "small", "-o", "json"])).unwrap();
     assert_eq!(status["workers"][0]["state"], "training", "{status}");
     // The coordinator goes for a while, in good order: the run has a checkpoint, and goes on by itself.
     coordinator.terminate();
@@ -127,11 +140,14 @@ fn certificates_are_renewed_while_a_run_goes_on() {
     let _coordinator = harbour.coordinator_with(&["--certificate-life", "9s"]);
     let token = harbour.token(&["--ttl", "1m"]);
     let _rig = harbour.rig("a", Some(&token));
-    let serial = || std::fs::read_to_string(harbour.path.join("a/certificate/certificate.pem")).unwrap();
+    let serial =
+        || std::fs::read_to_string(harbour.path.join("a/certificate/certificate.pem")).unwrap();
     let first = serial();
     harbour.apply("small", 100_000, &[]);
     harbour.wait_for_step("small", 3);
-    wait("two renewals", || harbour.logs_of_rig("a").matches("certificate was renewed").count() >= 2);
+    wait("two renewals", || {
+        harbour.logs_of_rig("a").matches("certificate was renewed").count() >= 2
+    });
     assert_ne!(serial(), first);
     // A connection made after the first one's end.
     let step = harbour.step("small");

@@ -31,8 +31,17 @@ const ARROWS: [(&str, &[&str]); 17] = [
     (
         ".",
         &[
-            "bench", "cluster", "coordinator", "worker", "store", "weights", "eval", "infer", "data",
-            "plan", "trust",
+            "bench",
+            "cluster",
+            "coordinator",
+            "worker",
+            "store",
+            "trust",
+            "weights",
+            "eval",
+            "infer",
+            "data",
+            "plan",
         ],
     ),
 ];
@@ -54,21 +63,22 @@ const FORBIDDEN: [(&str, &str, &str); 6] = [
 ];
 
 /// Where gRPC may be seen: its messages stop at `proto`'s door, its calls in two rims.
-const GRPC: [&str; 10] = [
+const GRPC: [&str; 11] = [
     "proto/",
+    "cluster/src/server",
+    "cluster/src/door.rs",
+    "cluster/src/client.rs",
+    "cluster/src/roles.rs", // every call by its path
+    "trust/src/reach.rs",
     "coordinator/src/server",
     "coordinator/src/following.rs", // the launcher's end of the same service
     "coordinator/src/asking.rs",    // and another terminal's
     "coordinator/tests/",
     "worker/src/client",
-    "cluster/src/client.rs", // the other end of the harbour
-    "cluster/src/server",
-    "cluster/src/door.rs",
-    "trust/src/reach.rs", // a channel behind certificates
 ];
 
 /// No waiting in here: decisions and numbers.
-const WITHOUT_TOKIO: [&str; 9] = [
+const WITHOUT_TOKIO: [&str; 10] = [
     "plan/",
     "data/",
     "kernels/",
@@ -77,6 +87,7 @@ const WITHOUT_TOKIO: [&str; 9] = [
     "eval/",
     "bench/",
     "coordinator/src/state",
+    "cluster/src/state",
     "worker/src/session",
 ];
 
@@ -96,16 +107,15 @@ const UNSAFE: [&str; 11] = [
 ];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 19] = [
+const CLOCK: [&str; 18] = [
+    "cluster/src/clock.rs",
+    "cluster/src/harbour.rs", // leases, on a clock that does not go back
     "coordinator/src/conductor.rs",
     "src/clock.rs",
     "coordinator/src/server",
     "coordinator/tests/",
-    "cluster/src/harbour", // its loop, and dates of certificates
     "cluster/src/probing", // time is what they measure
     "cluster/src/server/probing.rs",
-    "src/harbour.rs", // dates of certificates
-    "src/rig.rs",
     "trust/src/proof", // as rustls does
     "worker/src/daemon",
     "worker/src/client",

@@ -138,11 +138,12 @@ pub(crate) fn failed(address: String, status: &Status) -> ClientError {
     } else {
         status.message().to_owned()
     };
-    let is_away = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::DeadlineExceeded];
-    if is_away.contains(&status.code()) {
-        return ClientError::Unreachable { address, why };
+    let passes = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::DeadlineExceeded];
+    if passes.contains(&status.code()) {
+        ClientError::Unreachable { address, why }
+    } else {
+        ClientError::Refused { address, why }
     }
-    ClientError::Refused { address, why }
 }
 
 /// A member at the door, with a connection of its own.
@@ -241,7 +242,12 @@ impl Client {
     ///
     /// # Errors
     /// It is not what was promised, the disk is full, or the connection stands still.
-    pub async fn fetch(&self, run: &str, file: &DataFile, directory: &Path) -> Result<(), ClientError> {
+    pub async fn fetch(
+        &self,
+        run: &str,
+        file: &DataFile,
+        directory: &Path,
+    ) -> Result<(), ClientError> {
         let asked = FileWanted { run: run.to_owned(), name: file.name.clone() };
         let mut client = RigsClient::new(self.channel.clone());
         let mut chunks = told(&self.address, timeout(ANSWER, client.fetch(asked)).await)?;
@@ -253,10 +259,15 @@ impl Client {
         loop {
             let next = timeout(STALL, chunks.message()).await;
             let next = next.map_err(|_| failing("the coordinator stopped sending".to_owned()))?;
-            let Some(chunk) = next.map_err(|status| failed(self.address.clone(), &status))? else { break };
+            let Some(chunk) = next.map_err(|status| failed(self.address.clone(), &status))? else {
+                break;
+            };
             bytes += chunk.bytes.len() as u64;
             if bytes > file.bytes {
-                return Err(failing(format!("more than the {} bytes that were promised", file.bytes)));
+                return Err(failing(format!(
+                    "more than the {} bytes that were promised",
+                    file.bytes
+                )));
             }
             hasher.update(&chunk.bytes);
             let wrote = written.write_all(&chunk.bytes).await;

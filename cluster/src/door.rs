@@ -239,8 +239,7 @@ pub(crate) async fn accept(
     tls: Tls,
     accepted: mpsc::Sender<io::Result<Secured>>,
 ) {
-    let places =
-        Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
+    let places = Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
     loop {
         let connection = tokio::select! {
             connection = listener.accept() => connection,
@@ -301,7 +300,8 @@ mod tests {
             members_max: 1,
             patience: Duration::from_secs(1),
         };
-        let places = Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
+        let places =
+            Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
         let address = |n: u8| IpAddr::from([10, 0, 0, n]);
         let mut first = Place::take(&places, address(1)).unwrap();
         let second = Place::take(&places, address(1)).unwrap();

@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::door::{Limits, Tls};
+use crate::clock;
 use crate::fitness;
-use crate::launchers::{self, Launch, Launchers};
+use crate::launchers::{self, Launchers};
 use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
@@ -24,11 +25,11 @@ use crate::store::{self, Change, Store, StoreError};
 use crate::words::{Answer, Ask, FromLauncher, FromRig, ToLauncher, ToRig};
 
 mod asking;
+mod effects;
 mod logs;
 mod papers;
 
 use papers::Failures;
-pub(crate) use papers::unix_ms;
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -109,22 +110,72 @@ pub(crate) enum Outgoing {
 /// Everything that may happen. Answers are sentences where something is refused.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    RigCame { session: SessionId, rig: String, first: FromRig, outbox: mpsc::Sender<Outgoing> },
-    RigSays { session: SessionId, message: FromRig },
-    RigGone { session: SessionId, why: String },
-    Enrol { stranger: Stranger, reply: oneshot::Sender<Result<Paper, String>> },
-    Renew { identity: Identity, request_pem: String, reply: oneshot::Sender<Result<Paper, String>> },
-    File { rig: String, run: String, name: String, reply: oneshot::Sender<Result<PathBuf, String>> },
-    Neighbours { rig: String, reply: oneshot::Sender<Vec<Neighbour>> },
-    Member { rig: String, run: String, reply: oneshot::Sender<Result<Member, String>> },
-    Ask { ask: Ask, reply: oneshot::Sender<Answer> },
-    Log { job: String, log: String, reply: oneshot::Sender<Result<PathBuf, String>> },
-    LauncherHere { name: String, outbox: mpsc::UnboundedSender<ToLauncher> },
-    LauncherSays { name: String, message: FromLauncher },
-    LauncherGone { name: String },
-    ProcessEnded { name: String, how: String },
+    RigCame {
+        session: SessionId,
+        rig: String,
+        first: FromRig,
+        outbox: mpsc::Sender<Outgoing>,
+    },
+    RigSays {
+        session: SessionId,
+        message: FromRig,
+    },
+    RigGone {
+        session: SessionId,
+        why: String,
+    },
+    Enrol {
+        stranger: Stranger,
+        reply: oneshot::Sender<Result<Paper, String>>,
+    },
+    Renew {
+        identity: Identity,
+        request_pem: String,
+        reply: oneshot::Sender<Result<Paper, String>>,
+    },
+    File {
+        rig: String,
+        run: String,
+        name: String,
+        reply: oneshot::Sender<Result<PathBuf, String>>,
+    },
+    Neighbours {
+        rig: String,
+        reply: oneshot::Sender<Vec<Neighbour>>,
+    },
+    Member {
+        rig: String,
+        run: String,
+        reply: oneshot::Sender<Result<Member, String>>,
+    },
+    Ask {
+        ask: Ask,
+        reply: oneshot::Sender<Answer>,
+    },
+    Log {
+        job: String,
+        log: String,
+        reply: oneshot::Sender<Result<PathBuf, String>>,
+    },
+    LauncherHere {
+        name: String,
+        outbox: mpsc::UnboundedSender<ToLauncher>,
+    },
+    LauncherSays {
+        name: String,
+        message: FromLauncher,
+    },
+    LauncherGone {
+        name: String,
+    },
+    ProcessEnded {
+        name: String,
+        how: String,
+    },
     /// Runs are to write checkpoints and end. Answered when none is left.
-    Rest { reply: oneshot::Sender<()> },
+    Rest {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Starts to serve, on the event loop it is called on.
@@ -146,13 +197,19 @@ pub fn serve(
     port.set_nonblocking(true).map_err(listen("the port"))?;
     let listener = TcpListener::from_std(port).map_err(listen("the port"))?;
     let socket = settings.directory.join(SOCKET);
-    let launcher_door = launchers::listen(&socket).map_err(listen(&socket.display().to_string()))?;
+    let launcher_door =
+        launchers::listen(&socket).map_err(listen(&socket.display().to_string()))?;
     let denied = Arc::new(RwLock::new(state.denied().keys().cloned().collect::<BTreeSet<_>>()));
     let own = papers::own(&settings, &denied)?;
     let tls: Tls = Arc::new(RwLock::new(own.config));
     let (inbox, inbound) = mpsc::channel(INBOX);
-    let serving =
-        server::serve(listener, settings.limits, Arc::clone(&tls), Arc::clone(&denied), inbox.clone());
+    let serving = server::serve(
+        listener,
+        settings.limits,
+        Arc::clone(&tls),
+        Arc::clone(&denied),
+        inbox.clone(),
+    );
     let harbour = Harbour {
         own_due: own.due,
         settings,
@@ -232,7 +289,8 @@ impl Harbour {
                 }
             }
             self.settle();
-            if !self.resting.is_empty() && !self.state.jobs().any(|(_, job)| job.phase.is_under_way())
+            if !self.resting.is_empty()
+                && !self.state.jobs().any(|(_, job)| job.phase.is_under_way())
             {
                 for reply in self.resting.drain(..) {
                     let _ = reply.send(());
@@ -307,7 +365,7 @@ impl Harbour {
     ) {
         let refused = if let FromRig::Hello { version, facts, running, unix_ms } = first {
             let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
-            let clocks = || fitness::clocks(rig, unix_ms?, papers::unix_ms());
+            let clocks = || fitness::clocks(rig, unix_ms?, clock::unix_ms());
             let Some(refused) = words.or_else(clocks) else {
                 self.rigs.insert(session, outbox);
                 self.state.rig_came(session, rig, facts, running);
@@ -330,8 +388,10 @@ impl Harbour {
     }
 
     fn file(&self, rig: &str, run: &str, name: &str) -> Result<PathBuf, String> {
-        let (record, _) =
-            self.state.member(rig, run).ok_or_else(|| format!("rig {rig} has no seat in run {run}"))?;
+        let (record, _) = self
+            .state
+            .member(rig, run)
+            .ok_or_else(|| format!("rig {rig} has no seat in run {run}"))?;
         // Only names that the launcher has listed: none leads out of the directory.
         let is_listed = record.files.iter().any(|file| file.name == name);
         if !is_listed {
@@ -398,50 +458,4 @@ impl Harbour {
         let said = said?;
         self.write().map(|()| said)
     }
-
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Tell { session, message } => {
-                let full = self
-                    .rigs
-                    .get(&session)
-                    .is_some_and(|outbox| outbox.try_send(Outgoing::Tell(message)).is_err());
-                if full {
-                    self.rigs.remove(&session);
-                    self.state.rig_gone(session, "it does not read what it is told");
-                }
-            }
-            Effect::Close { session, reason } => {
-                if let Some(outbox) = self.rigs.remove(&session) {
-                    // One that does not read is dropped all the same.
-                    let _ = outbox.try_send(Outgoing::Close(reason));
-                }
-            }
-            Effect::Launch { job, most, first } => self.launch(&job, most, first),
-            Effect::TellLauncher { job, message } => {
-                if let Some(line) = self.lines.get(&job) {
-                    // One that is gone is heard of on the other side.
-                    let _ = line.send(message);
-                }
-            }
-            Effect::Note(text) => tracing::info!("{text}"),
-        }
-    }
-
-    fn launch(&mut self, job: &str, most: u32, first: u32) {
-        let Some(record) = self.state.job(job) else { return };
-        let launch =
-            Launch { name: job.to_owned(), manifest: record.manifest.clone(), most, first };
-        match self.launchers.launch(launch) {
-            Ok(ended) => {
-                let (inbox, name) = (self.inbox.clone(), job.to_owned());
-                tokio::spawn(async move {
-                    let how = ended.await;
-                    let _ = inbox.send(Inbound::ProcessEnded { name, how }).await;
-                });
-            }
-            Err(why) => self.state.launcher_lost(job, &why),
-        }
-    }
 }
-

@@ -6,6 +6,7 @@
 //! (the process that looks after a run, on the coordinator's machine), *token* (an invitation).
 
 mod client;
+mod clock;
 mod door;
 pub mod fitness;
 mod harbour;

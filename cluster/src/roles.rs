@@ -64,7 +64,9 @@ pub(crate) fn may(path: &str, caller: Option<&Identity>) -> Result<(), String> {
 /// The role that a question needs.
 pub(crate) fn needs(ask: &Ask) -> Role {
     match ask {
-        Ask::Overview | Ask::Run { ask: shoal_coordinator::control::Ask::Status, .. } => Role::Viewer,
+        Ask::Overview | Ask::Run { ask: shoal_coordinator::control::Ask::Status, .. } => {
+            Role::Viewer
+        }
         Ask::Apply(_)
         | Ask::Run { .. }
         | Ask::Remove { .. }
@@ -145,7 +147,8 @@ mod tests {
     fn a_viewer_looks_and_changes_nothing() {
         let status = Ask::Run { job: "a".into(), ask: shoal_coordinator::control::Ask::Status };
         assert!(may_ask(&Ask::Overview, Role::Viewer) && may_ask(&status, Role::Viewer));
-        let order = shoal_coordinator::control::Ask::Order(shoal_coordinator::control::Order::Pause);
+        let order =
+            shoal_coordinator::control::Ask::Order(shoal_coordinator::control::Order::Pause);
         let pause = Ask::Run { job: "a".into(), ask: order };
         for ask in [pause, Ask::Tokens, Ask::Cordon { rig: "a".into() }] {
             assert!(!may_ask(&ask, Role::Viewer) && may_ask(&ask, Role::Admin));

@@ -169,7 +169,8 @@ impl<S> CheckedService<S> {
         if let Some((identity, serial)) = &peer.identity
             && self.denied.read().is_ok_and(|denied| denied.contains(serial))
         {
-            let who = format!("{} ({}) was expelled from this cluster", identity.name, identity.role);
+            let who =
+                format!("{} ({}) was expelled from this cluster", identity.name, identity.role);
             return Err(Status::permission_denied(who));
         }
         if let Err(why) = roles::may(request.uri().path(), peer.identity()) {

@@ -88,11 +88,24 @@ pub struct RunRecord {
 /// What is to be done, in order, after what has changed was written down.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    Tell { session: SessionId, message: ToRig },
-    Close { session: SessionId, reason: String },
+    Tell {
+        session: SessionId,
+        message: ToRig,
+    },
+    Close {
+        session: SessionId,
+        reason: String,
+    },
     /// A launcher is to be started, for a run of at most so many workers that begins with so many.
-    Launch { job: JobName, most: u32, first: u32 },
-    TellLauncher { job: JobName, message: ToLauncher },
+    Launch {
+        job: JobName,
+        most: u32,
+        first: u32,
+    },
+    TellLauncher {
+        job: JobName,
+        message: ToLauncher,
+    },
     Note(String),
 }
 
@@ -292,7 +305,9 @@ impl Cluster {
 
     /// Whether this session's rig has this post.
     pub fn is_at(&self, session: SessionId, post: &Post) -> bool {
-        let Some(rig) = self.sessions.get(&session).map(|session| &session.rig) else { return false };
+        let Some(rig) = self.sessions.get(&session).map(|session| &session.rig) else {
+            return false;
+        };
         self.member(rig, &post.run.0).is_some_and(|(_, worker)| worker == post.worker)
     }
 

@@ -25,27 +25,45 @@ pub enum Ask {
     /// Train this, or train it further.
     Apply(Manifest),
     /// Of a run under way: its status, or an order. A stop also takes a job out of the queue.
-    Run { job: String, ask: control::Ask },
+    Run {
+        job: String,
+        ask: control::Ask,
+    },
     /// Forget a job that is not under way. Its files stay.
-    Remove { job: String },
+    Remove {
+        job: String,
+    },
     /// A rig gets no more jobs; what it does goes on.
-    Cordon { rig: String },
-    Uncordon { rig: String },
+    Cordon {
+        rig: String,
+    },
+    Uncordon {
+        rig: String,
+    },
     /// A rig hands over what it does, and gets no more.
-    Drain { rig: String, force: bool },
+    Drain {
+        rig: String,
+        force: bool,
+    },
     /// A rig's certificate counts no more.
-    Expel { rig: String },
+    Expel {
+        rig: String,
+    },
     Tokens,
     CreateToken(NewToken),
-    RevokeToken { id: String },
+    RevokeToken {
+        id: String,
+    },
 }
 
 /// A job as it was written, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Its whole path: relative paths in it start at its directory, on the coordinator's machine.
+    /// Its whole path: what lies beside it is looked for there, on the coordinator's machine.
     pub file: String,
+    /// Where patterns of text start, as for a launch: the directory from which it was applied.
+    pub directory: String,
     pub text: String,
     /// `KEY=VALUE` below `spec`.
     pub overrides: Vec<String>,
@@ -201,16 +219,33 @@ pub enum FromRig {
         unix_ms: Option<u64>,
     },
     /// Every second.
-    Heartbeat { disk_free_mb: u64 },
-    Started { post: Post, pid: u32 },
+    Heartbeat {
+        disk_free_mb: u64,
+    },
+    Started {
+        post: Post,
+        pid: u32,
+    },
     /// A process has ended: its wait status, as the system has it.
-    Exited { post: Post, pid: u32, status: i32 },
+    Exited {
+        post: Post,
+        pid: u32,
+        status: i32,
+    },
     /// It could not be started: why.
-    NotStarted { post: Post, why: String },
+    NotStarted {
+        post: Post,
+        why: String,
+    },
     /// Lines of a process's log.
-    Log { post: Post, text: String },
+    Log {
+        post: Post,
+        text: String,
+    },
     /// It goes for now: its person wants it back.
-    Leaving { reason: String },
+    Leaving {
+        reason: String,
+    },
 }
 
 /// To a rig.
@@ -295,10 +330,20 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToLauncher {
-    Exited { worker: WorkerId, pid: u32, status: i32 },
+    Exited {
+        worker: WorkerId,
+        pid: u32,
+        status: i32,
+    },
     /// No rig has it: it waits for one.
-    Unseated { worker: WorkerId, why: String },
-    Seated { worker: WorkerId, rig: String },
+    Unseated {
+        worker: WorkerId,
+        why: String,
+    },
+    Seated {
+        worker: WorkerId,
+        rig: String,
+    },
     /// Write a checkpoint and end.
     Stop,
 }

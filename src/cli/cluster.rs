@@ -58,22 +58,33 @@ Examples:
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Home {
     /// Which cluster: a name below ~/.config/shoal/clusters, or a directory
-    #[arg(long, env = "SHOAL_CLUSTER", default_value = "default", value_name = "NAME|DIRECTORY")]
-    pub cluster: PathBuf,
+    #[arg(
+        id = "cluster",
+        long = "cluster",
+        env = "SHOAL_CLUSTER",
+        default_value = "default",
+        value_name = "NAME|DIRECTORY"
+    )]
+    pub place: PathBuf,
 }
 
 impl Home {
     /// Where no option says otherwise.
     pub(crate) fn usual() -> Self {
         let given = std::env::var_os("SHOAL_CLUSTER").filter(|given| !given.is_empty());
-        Self { cluster: given.unwrap_or_else(|| "default".into()).into() }
+        Self { place: given.unwrap_or_else(|| "default".into()).into() }
     }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Stand {
     /// Where rigs and people reach it
-    #[arg(long, env = "SHOAL_LISTEN", default_value = "127.0.0.1:7400", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        env = "SHOAL_LISTEN",
+        default_value = "127.0.0.1:7400",
+        value_name = "ADDRESS:PORT"
+    )]
     pub listen: SocketAddr,
     /// Everything of the cluster [default: ~/.local/state/shoal/cluster]
     #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
@@ -94,9 +105,9 @@ pub(crate) struct Stand {
 #[derive(Debug, Args)]
 pub(crate) struct Join {
     /// The cluster's coordinator; needed once
-    #[arg(long, env = "SHOAL_JOIN", value_name = "HOST:PORT")]
-    pub join: Option<String>,
-    /// A file that holds the token; needed once. Or the variable SHOAL_TOKEN
+    #[arg(long = "join", env = "SHOAL_JOIN", value_name = "HOST:PORT")]
+    pub coordinator: Option<String>,
+    /// A file that holds the token; needed once. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What the rig is called [default: the machine's name]
@@ -176,7 +187,7 @@ pub(crate) struct Login {
     /// The cluster's coordinator
     #[arg(value_name = "HOST:PORT")]
     pub address: String,
-    /// A file that holds the token, of role admin or viewer. Or the variable SHOAL_TOKEN
+    /// A file that holds the token, of role admin or viewer. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What you are called
@@ -278,7 +289,8 @@ mod tests {
         let seconds = |text: &str| life(text).map(|life| life.as_secs());
         assert_eq!((seconds("90s"), seconds("15m")), (Ok(90), Ok(900)));
         assert_eq!((seconds("24h"), seconds("7d")), (Ok(86_400), Ok(604_800)));
-        for text in ["", "h", "0s", "-1s", "1.5h", "10", "1w", "h1", "99999999999999999999d", "é"] {
+        for text in ["", "h", "0s", "-1s", "1.5h", "10", "1w", "h1", "99999999999999999999d", "é"]
+        {
             assert!(life(text).unwrap_err().contains("such as 24h"), "{text}");
         }
     }

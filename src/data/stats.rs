@@ -73,7 +73,8 @@ fn of_manifest(args: &cli::Stats, file: &str) -> Result<Report, Stopped> {
         return Err(Stopped::Input(what.to_owned()));
     }
     let file = PathBuf::from(file);
-    let loaded = manifest::read(&cli::Manifest { file, overrides: args.overrides.clone(), text: None })?;
+    let loaded =
+        manifest::read(&cli::Manifest { file, overrides: args.overrides.clone(), text: None })?;
     let mut reading = Reading::start();
     let settings = tokenise::settings(&loaded, fetch::texts(&loaded, &mut reading)?)?;
     let tokenizer = tokenizer_for(&settings, &mut |at| reading.show(at))?;

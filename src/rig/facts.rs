@@ -15,10 +15,10 @@ const MB: u64 = 1_000_000;
 pub(crate) fn here(directory: &Path, address: Option<IpAddr>) -> Facts {
     // A machine without a driver has no cards; a card that cannot be used is none.
     let cards = Card::all().unwrap_or_default();
-    let gpus = cards.into_iter().flatten().map(|card| Gpu {
-        name: card.name,
-        memory_mb: card.memory_bytes as u64 / MB,
-    });
+    let gpus = cards
+        .into_iter()
+        .flatten()
+        .map(|card| Gpu { name: card.name, memory_mb: card.memory_bytes as u64 / MB });
     Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host(),

@@ -163,7 +163,8 @@ impl Posts {
         for share in devices.of(WorkerId(0)) {
             command.args(["--gpu", &share.to_string()]);
         }
-        let mut child = command.spawn().with_context(|| format!("running {}", self.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("running {}", self.program.display()))?;
         let mut stdin = child.stdin.take().context("standard input was asked for as a pipe")?;
         // One that could not read it has ended, which is seen.
         let _ = writeln!(stdin, "{}", order.secret);
@@ -227,8 +228,13 @@ impl Posts {
 
     /// Processes of a run that is over were told to leave by its coordinator: they have had a moment for it.
     pub(crate) fn over(&mut self, run: &RunId) {
-        let posts: Vec<Post> =
-            self.running.keys().chain(self.coming.keys()).filter(|post| post.run == *run).cloned().collect();
+        let posts: Vec<Post> = self
+            .running
+            .keys()
+            .chain(self.coming.keys())
+            .filter(|post| post.run == *run)
+            .cloned()
+            .collect();
         for post in posts {
             self.kill(&post);
         }
@@ -331,7 +337,8 @@ mod tests {
         for name in ["dataset.json", "train-0.tokens", "eval-code_2.tokens"] {
             assert!(is_plain(name), "{name}");
         }
-        for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "C:x", "a\\b"] {
+        for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "C:x", "a\\b"]
+        {
             assert!(!is_plain(name), "{name:?}");
         }
     }

@@ -15,7 +15,17 @@ fn a_token_lets_in_as_often_as_it_says_and_refusals_all_sound_the_same() {
     let refused = |name: &str, token: &std::path::Path| {
         let (state, address) = (harbour.path.join(name).display().to_string(), harbour.address());
         let token = token.display().to_string();
-        let args = ["worker", "--state", &state, "--join", &address, "--name", name, "--token-file", &token];
+        let args = [
+            "worker",
+            "--state",
+            &state,
+            "--join",
+            &address,
+            "--name",
+            name,
+            "--token-file",
+            &token,
+        ];
         let (code, _, err) = harbour.run(&args);
         (code, err.lines().last().unwrap_or_default().to_owned())
     };
@@ -120,7 +130,10 @@ fn strangers_that_stall_are_closed_and_disturb_nobody() {
                 Ok(1..) => true,
                 Ok(0) => false,
                 Err(error) => {
-                    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+                    matches!(
+                        error.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    )
                 }
             }
         });

@@ -3,22 +3,26 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::network::SMALL_NETWORK;
 
-/// Whatever a test waits for comes long before this, or never.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Whatever a test waits for comes long before so many looks, or never.
+const LOOKS: u32 = 1_200;
 
+/// Other processes cannot be made to run on a virtual clock, so this looks again and again.
 #[track_caller]
+#[expect(clippy::disallowed_methods, reason = "waits for real processes")]
 pub(crate) fn wait(what: &str, mut is_there: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_there() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+    for _ in 0..LOOKS {
+        if is_there() {
+            return;
+        }
         std::thread::sleep(Duration::from_millis(100));
     }
+    panic!("waited in vain for {what}");
 }
 
 pub(crate) struct Harbour {
@@ -43,7 +47,8 @@ impl Process {
     }
 
     pub(crate) fn terminate(mut self) -> Option<i32> {
-        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        let killed =
+            Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
         assert!(killed.success());
         wait("a process to go", || self.0.try_wait().unwrap().is_some());
         self.0.wait().unwrap().code()
@@ -106,7 +111,8 @@ impl Harbour {
 
     /// On the port of the one before, if there was one.
     pub(crate) fn coordinator_with(&self, more: &[&str]) -> Process {
-        let listen = fs::read_to_string(self.address_file()).unwrap_or_else(|_| "127.0.0.1:0".to_owned());
+        let listen =
+            fs::read_to_string(self.address_file()).unwrap_or_else(|_| "127.0.0.1:0".to_owned());
         let state = self.path.join("cluster").display().to_string();
         let args = ["coordinator", "--state", &state, "--listen", listen.trim()];
         let process = self.background("coordinator", &[&args, more].concat());
@@ -123,7 +129,11 @@ impl Harbour {
     }
 
     fn background(&self, name: &str, args: &[&str]) -> Process {
-        let log = File::options().create(true).append(true).open(self.path.join(format!("{name}.log"))).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path.join(format!("{name}.log")))
+            .unwrap();
         let mut command = self.command(args);
         Process(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
     }
@@ -197,7 +207,8 @@ impl Harbour {
 
     pub(crate) fn rig_is(&self, name: &str) -> String {
         let overview = self.overview();
-        let rig = overview["rigs"].as_array().unwrap().iter().find(|rig| rig["name"] == name).cloned();
+        let rig =
+            overview["rigs"].as_array().unwrap().iter().find(|rig| rig["name"] == name).cloned();
         rig.map_or_else(|| "away".to_owned(), |rig| rig["is"].as_str().unwrap().to_owned())
     }
 
@@ -228,7 +239,7 @@ impl Harbour {
     }
 
     /// Of each step, in order, without the one figure that depends on the clock; superseded ones left out.
-    pub(crate) fn losses(&self, run_dir: &Path) -> Vec<String> {
+    pub(crate) fn losses(run_dir: &Path) -> Vec<String> {
         let mut steps: Vec<(u64, String)> = Vec::new();
         for mut value in lines(&run_dir.join("metrics.jsonl")) {
             if let Some(to) = value["rolled_back_to"].as_u64() {
@@ -251,7 +262,8 @@ fn lines(path: &Path) -> Vec<Value> {
 
 /// Words of a small language, the same for the same seed.
 fn words(seed: u64, count: usize) -> String {
-    const WORDS: [&str; 8] = ["fish ", "shoal ", "swims ", "deep ", "in ", "the ", "blue ", "sea.\n"];
+    const WORDS: [&str; 8] =
+        ["fish ", "shoal ", "swims ", "deep ", "in ", "the ", "blue ", "sea.\n"];
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut text = String::new();
     for _ in 0..count {

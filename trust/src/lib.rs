@@ -18,9 +18,9 @@ mod error;
 mod files;
 mod identity;
 mod pin;
-pub mod reach;
 #[cfg(test)]
 mod proof;
+pub mod reach;
 mod tls;
 mod token;
 

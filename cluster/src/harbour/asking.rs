@@ -10,8 +10,8 @@ use shoal_proto::Secret;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::papers::unix;
 use super::Harbour;
+use crate::clock::unix;
 use crate::state::RunRecord;
 use crate::words::{Answer, Ask, JobPhase, MANIFEST_BYTES_MAX, Manifest, Overview};
 
@@ -104,15 +104,14 @@ impl Harbour {
         }
         tokio::spawn(async move {
             let order = control::Ask::Order(Order::Drain { worker, force });
-            let put = put(&run, &order, PATIENCE).await;
-            let answer = if let Answer::Run(control::Answer::Accepted(_)) = put {
-                answer
-            } else if let Answer::Run(control::Answer::Refused(why)) = put {
-                Answer::Refused(format!("it is given no more work, but the run keeps what it has: {why}"))
-            } else {
-                put
-            };
-            let _ = reply.send(answer);
+            let mut said = put(&run, &order, PATIENCE).await;
+            if let Answer::Run(control::Answer::Accepted(_)) = said {
+                said = answer;
+            } else if let Answer::Run(control::Answer::Refused(why)) = said {
+                let what = "it is given no more work, but the run keeps what it has";
+                said = Answer::Refused(format!("{what}: {why}"));
+            }
+            let _ = reply.send(said);
         });
     }
 

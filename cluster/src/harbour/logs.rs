@@ -35,15 +35,14 @@ impl Harbour {
         if self.state.job(job).is_none() {
             return Err(format!("there is no job {job}: `shoal ps` lists them"));
         }
-        let worker = log.strip_prefix("worker-").is_some_and(|number| number.parse::<u32>().is_ok());
+        let worker =
+            log.strip_prefix("worker-").is_some_and(|number| number.parse::<u32>().is_ok());
         if !worker && !["launch", "coordinator", "out"].contains(&log) {
-            return Err(format!("there is no log {log}: want out, launch, coordinator or worker-N"));
+            return Err(format!(
+                "there is no log {log}: want out, launch, coordinator or worker-N"
+            ));
         }
         let path = self.run_dir(job).join("logs").join(format!("{log}.log"));
-        if path.is_file() {
-            Ok(path)
-        } else {
-            Err(format!("{job} has no log {log} yet"))
-        }
+        if path.is_file() { Ok(path) } else { Err(format!("{job} has no log {log} yet")) }
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
 use shoal_trust::{Clients, Credentials, Identity, Name, Pin, Request, Role, Token, TrustError};
 
 use super::{Harbour, Paper, Settings, Stranger};
+use crate::clock::{self, unix};
 use crate::server::Denied;
 use crate::state::TokenRecord;
 use crate::words::{Answer, NewToken};
@@ -42,7 +43,7 @@ pub(super) struct Own {
 
 /// Signs a certificate for this process, and makes what TLS needs.
 pub(super) fn own(settings: &Settings, denied: &Denied) -> Result<Own, TrustError> {
-    let now = now();
+    let now = clock::now();
     let name: Name = "coordinator".parse()?;
     let identity = Identity { name: name.clone(), role: Role::Coordinator };
     let request = Request::new(&name)?;
@@ -50,9 +51,8 @@ pub(super) fn own(settings: &Settings, denied: &Denied) -> Result<Own, TrustErro
     let ca = settings.authority.certificate_pem();
     let credentials = Credentials::new(ca, &signed.certificate_pem, request)?;
     let denied = Arc::clone(denied);
-    let is_denied = move |serial: &str| {
-        denied.read().unwrap_or_else(PoisonError::into_inner).contains(serial)
-    };
+    let is_denied =
+        move |serial: &str| denied.read().unwrap_or_else(PoisonError::into_inner).contains(serial);
     let mut config = (*credentials.server(is_denied, Clients::Optional)?).clone();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Own { config: Arc::new(config), due: now + OWN_LIFE * 2 / 3 })
@@ -83,22 +83,9 @@ impl Failures {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "certificates and tokens have dates")]
-fn now() -> SystemTime {
-    SystemTime::now()
-}
-
-pub(super) fn unix() -> u64 {
-    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-pub(crate) fn unix_ms() -> u64 {
-    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
 impl Harbour {
     pub(super) fn renew_own(&mut self) {
-        if now() < self.own_due {
+        if clock::now() < self.own_due {
             return;
         }
         match own(&self.settings, &self.denied) {
@@ -141,7 +128,8 @@ impl Harbour {
     /// Signs for a member whose name and role are proven.
     pub(super) fn sign(&mut self, identity: &Identity, request_pem: &str) -> Result<Paper, String> {
         let life = if identity.role == Role::Worker { self.settings.life } else { PEOPLE_LIFE };
-        let signed = self.settings.authority.sign(request_pem, identity, life, now());
+        let now = clock::now();
+        let signed = self.settings.authority.sign(request_pem, identity, life, now);
         let signed = signed.map_err(|error| error.to_string())?;
         if identity.role == Role::Worker {
             self.state.rig_has(identity.name.as_str(), &signed.serial);
@@ -158,7 +146,9 @@ impl Harbour {
             }
             Ok(role @ (Role::Worker | Role::Viewer | Role::Admin)) => role,
         };
-        if !(1..=TOKEN_USES_MAX).contains(&new.uses) || !(1..=TOKEN_SECONDS_MAX).contains(&new.seconds) {
+        if !(1..=TOKEN_USES_MAX).contains(&new.uses)
+            || !(1..=TOKEN_SECONDS_MAX).contains(&new.seconds)
+        {
             return Answer::Refused(format!(
                 "a token is good for 1 to {TOKEN_USES_MAX} uses and at most 30 days"
             ));

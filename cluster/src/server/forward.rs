@@ -49,9 +49,7 @@ impl Service<HttpRequest<Body>> for Forward {
 
     fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
         let rim = self.0.clone();
-        Box::pin(async move {
-            Ok(pass_on(&rim, request).await.unwrap_or_else(Status::into_http))
-        })
+        Box::pin(async move { Ok(pass_on(&rim, request).await.unwrap_or_else(Status::into_http)) })
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::clock::unix_ms;
 use crate::fitness;
-use crate::harbour::unix_ms;
 use crate::probing::words::{Look, Seen};
 use crate::probing::{BYTES_MAX, GRACE, TIME, Turn, noise};
 

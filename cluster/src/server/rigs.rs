@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use shoal_proto::wire::CHUNK_BYTES_MAX;
 use shoal_proto::wire::raw::rigs_server::Rigs;
 use shoal_proto::wire::raw::{
     Chunk, FileWanted, NeighboursWanted, Papers, ProbeWanted, Probed, RenewRequest, Words,
 };
-use shoal_proto::wire::CHUNK_BYTES_MAX;
 use shoal_trust::Identity;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -166,12 +166,9 @@ async fn hear(
             }
         };
         let inbound = match outbox.take() {
-            Some(outbox) => Inbound::RigCame {
-                session,
-                rig: rig.clone(),
-                first: message_of_rig,
-                outbox,
-            },
+            Some(outbox) => {
+                Inbound::RigCame { session, rig: rig.clone(), first: message_of_rig, outbox }
+            }
             None => Inbound::RigSays { session, message: message_of_rig },
         };
         if inbox.send(inbound).await.is_err() {
@@ -181,10 +178,7 @@ async fn hear(
     }
 }
 
-async fn send(
-    path: PathBuf,
-    chunks: &mpsc::Sender<Result<Chunk, Status>>,
-) -> io::Result<()> {
+async fn send(path: PathBuf, chunks: &mpsc::Sender<Result<Chunk, Status>>) -> io::Result<()> {
     let mut file = tokio::fs::File::open(path).await?;
     loop {
         let mut bytes = vec![0; CHUNK_BYTES_MAX];

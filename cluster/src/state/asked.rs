@@ -126,7 +126,8 @@ impl Cluster {
             }
             JobPhase::Queued => {
                 let job = self.change_job(name)?;
-                (job.phase, job.why) = (JobPhase::Stopped, Some("taken out of the queue".to_owned()));
+                (job.phase, job.why) =
+                    (JobPhase::Stopped, Some("taken out of the queue".to_owned()));
                 Some(Answer::Done(format!("{name} is out of the queue")))
             }
             JobPhase::Starting => {
@@ -135,8 +136,8 @@ impl Cluster {
                 self.effects.push(Effect::TellLauncher { job: name.to_owned(), message });
                 Some(Answer::Done(format!("{name} is just starting: it stops as soon as it has")))
             }
-            phase @ (JobPhase::Finished | JobPhase::Stopped | JobPhase::Failed) => {
-                Some(Answer::Refused(format!("{name} is not under way: it is {phase}")))
+            JobPhase::Finished | JobPhase::Stopped | JobPhase::Failed => {
+                Some(Answer::Refused(format!("{name} is not under way: it is {}", job.phase)))
             }
         }
     }
@@ -176,9 +177,13 @@ impl Cluster {
         }
         self.cordon(rig, true);
         let Some((job, worker)) = self.seated(rig) else {
-            return Answer::Done(format!("{rig} has nothing to hand over, and is given no more work"));
+            return Answer::Done(format!(
+                "{rig} has nothing to hand over, and is given no more work"
+            ));
         };
-        Answer::Done(format!("{rig} hands over what it has as {worker} of {job}, and is given no more work"))
+        Answer::Done(format!(
+            "{rig} hands over what it has as {worker} of {job}, and is given no more work"
+        ))
     }
 
     /// The job and the worker for which a rig is here.
@@ -197,7 +202,9 @@ impl Cluster {
         self.rigs.remove(rig);
         self.changed.insert(Key::Rig(rig.to_owned()));
         self.schedule();
-        Answer::Done(format!("{rig} is expelled: its certificate counts no more, only a new token lets it back"))
+        Answer::Done(format!(
+            "{rig} is expelled: its certificate counts no more, only a new token lets it back"
+        ))
     }
 
     fn close_for_good(&mut self, session: SessionId) {

@@ -35,7 +35,8 @@ impl Cluster {
         let (seats, stopping): (Vec<WorkerId>, _) =
             (record.seats.keys().copied().collect(), record.stopping);
         if stopping {
-            self.effects.push(Effect::TellLauncher { job: name.to_owned(), message: ToLauncher::Stop });
+            self.effects
+                .push(Effect::TellLauncher { job: name.to_owned(), message: ToLauncher::Stop });
         }
         // Rigs that are back before their launcher are set right by now.
         for worker in seats.into_iter().filter(|_| !is_back) {
@@ -154,7 +155,10 @@ impl Cluster {
     /// Of jobs that are over the oldest are forgotten: the file at the centre has a bound.
     fn forget_old_jobs(&mut self) {
         let over = |name: &&JobName| {
-            !matches!(self.jobs[*name].phase, JobPhase::Queued | JobPhase::Starting | JobPhase::Running)
+            !matches!(
+                self.jobs[*name].phase,
+                JobPhase::Queued | JobPhase::Starting | JobPhase::Running
+            )
         };
         let mut over: Vec<JobName> = self.jobs.keys().filter(over).cloned().collect();
         over.sort_by_key(|name| self.jobs[name].order);

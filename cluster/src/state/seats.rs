@@ -134,8 +134,12 @@ impl Cluster {
             return;
         }
         let long = |since: &u64| since + SEAT_MS < self.now_ms;
-        let away: Vec<RigName> =
-            self.away_since_ms.iter().filter(|(_, since)| long(since)).map(|(rig, _)| rig.clone()).collect();
+        let away: Vec<RigName> = self
+            .away_since_ms
+            .iter()
+            .filter(|(_, since)| long(since))
+            .map(|(rig, _)| rig.clone())
+            .collect();
         for rig in away {
             self.vacate(&rig, "its rig is away, and another one is free");
         }

@@ -1,4 +1,4 @@
-//! What the cluster decides, told what happens and when.
+//! Rigs come and go, jobs wait and end: what is decided about it.
 
 use shoal_plan::grid::Grid;
 
@@ -73,6 +73,7 @@ impl Harbour {
     fn apply(&mut self, job: Job) -> Answer {
         let manifest = Manifest {
             file: "job.yaml".into(),
+            directory: "/".into(),
             text: String::new(),
             overrides: vec![],
             dry_run: false,
@@ -150,7 +151,10 @@ fn enough_rigs_for_all_cells_need_no_settling_and_one_too_many_stays_free() {
     harbour.apply(job("last", 1, 1));
     assert_eq!(harbour.phase("last"), JobPhase::Queued);
     harbour.cluster.launcher_says("a", FromLauncher::Ended(LaunchEnd::Finished));
-    assert_eq!((harbour.phase("a"), harbour.phase("last")), (JobPhase::Finished, JobPhase::Starting));
+    assert_eq!(
+        (harbour.phase("a"), harbour.phase("last")),
+        (JobPhase::Finished, JobPhase::Starting)
+    );
 }
 
 #[test]
@@ -161,7 +165,12 @@ fn a_rig_that_is_away_keeps_its_seat_until_another_one_is_free_for_a_while() {
     harbour.opens("a");
     harbour.take();
     harbour.live(LEASE_MS / 1000 + 2, &[b]);
-    assert!(harbour.take().iter().any(|effect| matches!(effect, Effect::Close { session, .. } if *session == a)));
+    assert!(
+        harbour
+            .take()
+            .iter()
+            .any(|effect| matches!(effect, Effect::Close { session, .. } if *session == a))
+    );
     harbour.live(SEAT_MS / 1000 + 5, &[b]);
     assert_eq!(harbour.seats("a").len(), 2, "nobody else is here");
     // It is back, and its process has lived on: nothing is to be done.
@@ -237,7 +246,11 @@ fn after_a_restart_launchers_and_rigs_that_live_on_are_left_alone() {
     known.jobs.insert("a".into(), serde_json::from_slice(&bytes).unwrap());
     let bytes = record(&before.cluster, Key::Rig("a".into()));
     known.rigs.insert("a".into(), serde_json::from_slice(&bytes).unwrap());
-    let again = |known: &Known| Known { rigs: known.rigs.clone(), jobs: known.jobs.clone(), ..Known::default() };
+    let again = |known: &Known| Known {
+        rigs: known.rigs.clone(),
+        jobs: known.jobs.clone(),
+        ..Known::default()
+    };
 
     let mut after = Harbour { cluster: Cluster::new(again(&known)), ..Harbour::new() };
     let a = after.comes_running("a", vec![post("a", 0)]);
@@ -246,7 +259,10 @@ fn after_a_restart_launchers_and_rigs_that_live_on_are_left_alone() {
     after.live(REATTACH_MS / 1000 + 2, &[a]);
     assert_eq!(after.phase("a"), JobPhase::Running);
     let told = after.take();
-    assert!(!told.iter().any(|effect| matches!(effect, Effect::Tell { .. } | Effect::Launch { .. })), "{told:?}");
+    assert!(
+        !told.iter().any(|effect| matches!(effect, Effect::Tell { .. } | Effect::Launch { .. })),
+        "{told:?}"
+    );
 
     // One whose launcher does not come back is launched anew.
     let mut after = Harbour { cluster: Cluster::new(known), ..Harbour::new() };
@@ -313,7 +329,10 @@ fn a_token_has_an_end_and_so_many_uses_and_its_secret_is_looked_at_first() {
         expires,
     };
     cluster.add_token("t", record(2, 100), 0).unwrap();
-    assert!(cluster.use_token("t", 50, |_| false).is_none() && cluster.use_token("x", 50, |_| true).is_none());
+    assert!(
+        cluster.use_token("t", 50, |_| false).is_none()
+            && cluster.use_token("x", 50, |_| true).is_none()
+    );
     assert!(cluster.use_token("t", 50, |hash| hash == "h").is_some());
     assert!(cluster.use_token("t", 100, |_| true).is_none(), "it is over");
     assert!(cluster.use_token("t", 99, |_| true).is_some());

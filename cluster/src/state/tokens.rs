@@ -37,9 +37,18 @@ impl TokenRecord {
 
 impl Cluster {
     /// Keeps a new token; those that are over are forgotten first.
-    pub fn add_token(&mut self, id: &str, record: TokenRecord, unix: u64) -> Result<TokenStatus, String> {
-        let over: Vec<String> =
-            self.tokens.iter().filter(|(_, token)| !token.is_good(unix)).map(|(id, _)| id.clone()).collect();
+    pub fn add_token(
+        &mut self,
+        id: &str,
+        record: TokenRecord,
+        unix: u64,
+    ) -> Result<TokenStatus, String> {
+        let over: Vec<String> = self
+            .tokens
+            .iter()
+            .filter(|(_, token)| !token.is_good(unix))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in over {
             self.remove_token(&id);
         }
@@ -59,7 +68,12 @@ impl Cluster {
 
     /// Takes one use of a token, if `matches` says that its secret fits the hash. The role it gives. Whatever is
     /// wrong is the same to whoever asks: nothing is said of it.
-    pub fn use_token(&mut self, id: &str, unix: u64, matches: impl FnOnce(&str) -> bool) -> Option<Role> {
+    pub fn use_token(
+        &mut self,
+        id: &str,
+        unix: u64,
+        matches: impl FnOnce(&str) -> bool,
+    ) -> Option<Role> {
         let token = self.tokens.get_mut(id)?;
         if !matches(&token.hash) || !token.is_good(unix) {
             return None;
@@ -78,8 +92,12 @@ impl Cluster {
 
     /// A certificate counts no more; whoever would be past their end anyway are forgotten.
     pub(super) fn deny(&mut self, serial: &str, until: u64, unix: u64) {
-        let past: Vec<String> =
-            self.denied.iter().filter(|(_, until)| **until < unix).map(|(serial, _)| serial.clone()).collect();
+        let past: Vec<String> = self
+            .denied
+            .iter()
+            .filter(|(_, until)| **until < unix)
+            .map(|(serial, _)| serial.clone())
+            .collect();
         for serial in past {
             self.denied.remove(&serial);
             self.changed.insert(Key::Denied(serial));

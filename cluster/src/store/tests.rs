@@ -1,4 +1,4 @@
-//! What a store is held to, whatever it is.
+//! What every store keeps to, and what becomes of a file that was damaged.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -37,7 +37,12 @@ fn a_second_process_is_refused_and_a_flipped_bit_is_never_believed() {
     assert!(refused.contains("cluster.redb: opening it: "), "{refused}");
     drop(store);
     let bytes = fs::read(&path).unwrap();
-    let places: Vec<usize> = bytes.windows(64).enumerate().filter(|(_, window)| **window == [b'x'; 64]).map(|(at, _)| at).collect();
+    let places: Vec<usize> = bytes
+        .windows(64)
+        .enumerate()
+        .filter(|(_, window)| **window == [b'x'; 64])
+        .map(|(at, _)| at)
+        .collect();
     let at = places[places.len() / 2];
     let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.seek(SeekFrom::Start(at as u64)).unwrap();

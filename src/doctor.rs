@@ -58,7 +58,11 @@ fn ended(findings: &[Finding]) -> Result<(), Stopped> {
         return Ok(());
     }
     let plural = if problems.len() == 1 { "" } else { "s" };
-    Err(Stopped::Failed(anyhow::anyhow!("{} problem{plural}: {}", problems.len(), problems.join(", "))))
+    Err(Stopped::Failed(anyhow::anyhow!(
+        "{} problem{plural}: {}",
+        problems.len(),
+        problems.join(", ")
+    )))
 }
 
 /// What the coordinator is believed by: the certificate that is here, or a token's pin before there is one.
@@ -86,7 +90,9 @@ async fn cluster(
     let mut client = None;
     if let Some(credentials) = papers.credentials.as_ref().filter(|_| is_trusted) {
         match standing(address, credentials).await {
-            Ok((standing, known)) => (found.standing, client) = (Some(Ok(standing)), Some((known, credentials))),
+            Ok((standing, known)) => {
+                (found.standing, client) = (Some(Ok(standing)), Some((known, credentials)));
+            }
             Err(why) => found.standing = Some(Err(why)),
         }
     }
@@ -130,7 +136,12 @@ async fn standing(address: &str, credentials: &Credentials) -> Result<(Standing,
 }
 
 /// Every other rig that is here, one after the other: together they would share the link.
-async fn met(papers: &Papers, client: &Client, credentials: &Credentials, here: IpAddr) -> Vec<Finding> {
+async fn met(
+    papers: &Papers,
+    client: &Client,
+    credentials: &Credentials,
+    here: IpAddr,
+) -> Vec<Finding> {
     let neighbours = match client.neighbours().await {
         Ok(neighbours) => neighbours,
         Err(error) => {

@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::door::{Limits, Tls};
 use crate::clock;
+use crate::door::{Limits, Tls};
 use crate::fitness;
 use crate::launchers::{self, Launchers};
 use crate::probing::words::Neighbour;

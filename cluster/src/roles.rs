@@ -136,7 +136,8 @@ mod tests {
         assert_eq!(people, ["Enrol", "Renew", "Ask", "Logs"]);
         let rigs: Vec<_> = allowed(Some(&caller(Role::Worker))).iter().map(end).collect();
         let runs = ["Session", "Deposit", "Withdraw"];
-        let cluster = ["Enrol", "Attend", "Renew", "Fetch", "Look", "Neighbours", "ProbeUp", "ProbeDown"];
+        let cluster =
+            ["Enrol", "Attend", "Renew", "Fetch", "Look", "Neighbours", "ProbeUp", "ProbeDown"];
         assert_eq!(rigs, [&runs[..], &cluster].concat());
         let told = may("/shoal.v1.Cluster/Ask", None).unwrap_err();
         assert!(told.contains("wants a certificate"), "{told}");

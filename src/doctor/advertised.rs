@@ -29,13 +29,15 @@ impl Advertised {
         let is_tunnel = self.is(Kind::Tunnel);
         let other = "shoal worker --advertise ADDRESS names one that other rigs can reach";
         match Reach::of(self.address) {
-            Reach::Loopback if is_here => Group::Cluster.ok(
-                "advertises",
-                format!("{shown}: this machine alone, as its coordinator does"),
-            ),
+            Reach::Loopback if is_here => Group::Cluster
+                .ok("advertises", format!("{shown}: this machine alone, as its coordinator does")),
             Reach::Loopback => problem("nobody else can reach it", other),
-            Reach::LinkLocal => problem("an address that the machine gave itself, for lack of another", other),
-            _ if self.is(Kind::Virtual) => warning("an interface of containers: other machines do not reach it", other),
+            Reach::LinkLocal => {
+                problem("an address that the machine gave itself, for lack of another", other)
+            }
+            _ if self.is(Kind::Virtual) => {
+                warning("an interface of containers: other machines do not reach it", other)
+            }
             Reach::Shared if !is_tunnel && self.interface.is_some() => warning(
                 "a provider's shared address: others do not reach it from outside",
                 "a VPN between the rigs (Tailscale, WireGuard), and shoal worker --advertise with its address",
@@ -43,7 +45,9 @@ impl Advertised {
             _ if self.is_translated() => {
                 let seen = self.seen_from.map_or_else(String::new, |seen| seen.to_string());
                 warning(
-                    &format!("the coordinator sees it as {seen}, so something in between translates addresses (NAT, WSL2)"),
+                    &format!(
+                        "the coordinator sees it as {seen}, so something in between translates addresses (NAT, WSL2)"
+                    ),
                     "a VPN between the rigs, and shoal worker --advertise with its address; WSL2: networkingMode=mirrored in .wslconfig",
                 )
             }
@@ -51,11 +55,16 @@ impl Advertised {
                 "anybody on the internet can knock there",
                 "let only other rigs in by the firewall, or advertise the address of a VPN with --advertise",
             ),
-            _ if self.interface.is_none() => {
-                warning("no interface of this machine was found to have it", "ip -brief address lists those that it has; --advertise names one")
+            _ if self.interface.is_none() => warning(
+                "no interface of this machine was found to have it",
+                "ip -brief address lists those that it has; --advertise names one",
+            ),
+            _ if self.is(Kind::Wireless) => {
+                warning("radio: slow, and uneven when others talk", "a cable")
             }
-            _ if self.is(Kind::Wireless) => warning("radio: slow, and uneven when others talk", "a cable"),
-            Reach::Private | Reach::Shared | Reach::Public => Group::Cluster.ok("advertises", shown),
+            Reach::Private | Reach::Shared | Reach::Public => {
+                Group::Cluster.ok("advertises", shown)
+            }
         }
     }
 
@@ -98,11 +107,18 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
-    fn of(address: &str, kind: Option<Kind>, coordinator: &str, seen: Option<&str>) -> (Level, String) {
-        let interface = kind.map(|kind| Interface { name: "if0".into(), kind, megabits: Some(1000) });
+    fn of(
+        address: &str,
+        kind: Option<Kind>,
+        coordinator: &str,
+        seen: Option<&str>,
+    ) -> (Level, String) {
+        let interface =
+            kind.map(|kind| Interface { name: "if0".into(), kind, megabits: Some(1000) });
         let parse = |text: &str| text.parse().unwrap();
         let (address, coordinator) = (parse(address), parse(coordinator));
-        let found = Advertised { address, interface, coordinator, seen_from: seen.map(parse) }.finding();
+        let found =
+            Advertised { address, interface, coordinator, seen_from: seen.map(parse) }.finding();
         assert_eq!(found.mend.is_some(), found.level != Level::Ok, "{found:?}");
         (found.level, found.fact)
     }
@@ -111,7 +127,10 @@ mod tests {
     fn addresses_that_others_reach_are_well() {
         let wired = Some(Kind::Wired);
         let (is, fact) = of("192.168.1.7", wired, "192.168.1.2", Some("192.168.1.7"));
-        assert_eq!((is, fact.as_str()), (Level::Ok, "192.168.1.7 through if0 (private, 1000 Mbit/s)"));
+        assert_eq!(
+            (is, fact.as_str()),
+            (Level::Ok, "192.168.1.7 through if0 (private, 1000 Mbit/s)")
+        );
         assert_eq!(of("127.0.0.1", Some(Kind::Loopback), "127.0.0.1", None).0, Level::Ok);
         assert_eq!(of("100.64.0.7", Some(Kind::Tunnel), "100.64.0.2", None).0, Level::Ok);
         assert_eq!(of("192.168.1.7", wired, "127.0.0.1", Some("127.0.0.1")).0, Level::Ok);

@@ -154,7 +154,11 @@ impl Standing {
             return Group::Machine.problem("clock", format!("{fact}: certificates break"), mend);
         }
         if apart > CLOCKS_ODD_MS {
-            return Group::Machine.warning("clock", format!("{fact}: times in logs are off by that"), mend);
+            return Group::Machine.warning(
+                "clock",
+                format!("{fact}: times in logs are off by that"),
+                mend,
+            );
         }
         Group::Machine.ok("clock", fact)
     }
@@ -223,8 +227,11 @@ mod tests {
 
     #[test]
     fn each_step_that_fails_is_the_last_that_is_said() {
-        let connected =
-            Connected { from: [10, 0, 0, 2].into(), to: "10.0.0.1:7400".parse().unwrap(), seconds: 0.01 };
+        let connected = Connected {
+            from: [10, 0, 0, 2].into(),
+            to: "10.0.0.1:7400".parse().unwrap(),
+            seconds: 0.01,
+        };
         let resolved = Some(Ok(vec![[10, 0, 0, 1].into()]));
         let no_name = Reached { resolved: Some(Err("unknown".into())), ..Reached::default() };
         let found = stopped(no_name);
@@ -232,7 +239,8 @@ mod tests {
         let tcp = Some(Err("Connection refused".into()));
         let closed = stopped(Reached { resolved: resolved.clone(), tcp, tls: None });
         assert!(closed.level == Level::Problem && closed.fact.contains("refused"), "{closed:?}");
-        let with = |tls| Reached { resolved: resolved.clone(), tcp: Some(Ok(connected)), tls: Some(tls) };
+        let with =
+            |tls| Reached { resolved: resolved.clone(), tcp: Some(Ok(connected)), tls: Some(tls) };
         assert_eq!(stopped(with(Ok(()))).level, Level::Ok);
         for (why, word) in [
             (Untrusted::OtherAuthority, "another authority"),
@@ -251,7 +259,10 @@ mod tests {
     fn clocks_warn_after_half_a_minute_and_are_a_problem_after_five() {
         let clock = |ahead_ms| level(Standing { ahead_ms, ..standing() }, "clock");
         assert_eq!(clock(-12), (Level::Ok, "0.012 s behind the coordinator's".to_owned()));
-        assert_eq!([clock(30_001).0, clock(-300_000).0, clock(300_001).0], [Level::Warning, Level::Warning, Level::Problem]);
+        assert_eq!(
+            [clock(30_001).0, clock(-300_000).0, clock(300_001).0],
+            [Level::Warning, Level::Warning, Level::Problem]
+        );
     }
 
     #[test]
@@ -266,9 +277,15 @@ mod tests {
         assert!(is == Level::Problem && fact.contains("speaks version 9"), "{fact}");
         assert_eq!(level(standing(), "round trip").0, Level::Ok);
         assert_eq!(level(Standing { seconds: 0.4, ..standing() }, "round trip").0, Level::Warning);
-        assert_eq!(level(standing(), "speed up"), (Level::Ok, "1342 Mbit/s (16.8 MB in 0.10 s)".to_owned()));
+        assert_eq!(
+            level(standing(), "speed up"),
+            (Level::Ok, "1342 Mbit/s (16.8 MB in 0.10 s)".to_owned())
+        );
         let slow = Ok(Rate { bytes: 300_000, seconds: 3.0 });
         assert_eq!(level(Standing { down: slow, ..standing() }, "speed down").0, Level::Warning);
-        assert_eq!(level(Standing { up: Err("busy".into()), ..standing() }, "speed up").0, Level::Warning);
+        assert_eq!(
+            level(Standing { up: Err("busy".into()), ..standing() }, "speed up").0,
+            Level::Warning
+        );
     }
 }

@@ -33,7 +33,8 @@ pub(super) struct Gpus {
 impl Gpus {
     pub(super) fn here() -> Self {
         let served = |card: Result<Card, _>| {
-            card.and_then(|card| Ok((Served::look(card.ordinal)?, card))).map(|(served, card)| (card, served))
+            card.and_then(|card| Ok((Served::look(card.ordinal)?, card)))
+                .map(|(served, card)| (card, served))
         };
         Self {
             cards: Card::all().map(|cards| cards.into_iter().map(served).collect()),
@@ -53,7 +54,10 @@ impl Gpus {
     }
 
     fn driver(&self) -> Finding {
-        let release = self.release.as_ref().map_or_else(String::new, |release| format!("release {release}, "));
+        let release = self
+            .release
+            .as_ref()
+            .map_or_else(String::new, |release| format!("release {release}, "));
         match &self.cards {
             Ok(cards) if cards.is_empty() => Group::Gpu.warning(
                 "driver",
@@ -126,7 +130,10 @@ fn release() -> Option<String> {
 /// The first word that is a number with dots: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  ...`.
 fn release_in(text: &str) -> Option<String> {
     let is_release = |word: &&str| {
-        word.contains('.') && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+        word.contains('.')
+            && word
+                .split('.')
+                .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
     };
     text.lines().next()?.split_whitespace().find(is_release).map(str::to_owned)
 }
@@ -136,7 +143,8 @@ fn is_on_bus() -> bool {
     let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();
     // Class 3 is what shows pictures or could.
     devices.into_iter().any(|device| {
-        read(device.path().join("vendor")).trim() == MAKER && read(device.path().join("class")).starts_with("0x03")
+        read(device.path().join("vendor")).trim() == MAKER
+            && read(device.path().join("class")).starts_with("0x03")
     })
 }
 
@@ -146,11 +154,17 @@ mod tests {
     use super::*;
 
     fn none() -> Gpus {
-        Gpus { cards: Err(DeviceError::NoDriver), release: None, is_on_bus: false, libraries: Vec::new() }
+        Gpus {
+            cards: Err(DeviceError::NoDriver),
+            release: None,
+            is_on_bus: false,
+            libraries: Vec::new(),
+        }
     }
 
     fn card(free_bytes: usize) -> (Card, Served) {
-        let card = Card { ordinal: 0, name: "GeForce".into(), memory_bytes: 24_000_000_000, free_bytes };
+        let card =
+            Card { ordinal: 0, name: "GeForce".into(), memory_bytes: 24_000_000_000, free_bytes };
         (card, Served { cuda: "12.8".into(), capability: (8, 9), image: "sm_89".into() })
     }
 
@@ -163,7 +177,8 @@ mod tests {
         assert_eq!(none().findings()[0].level, Level::Ok);
         let found = Gpus { is_on_bus: true, ..none() }.findings().remove(0);
         assert!(found.level == Level::Warning && found.mend.unwrap().contains("--gpus all"));
-        let old = DeviceError::Driver { call: "cuInit", code: "803".into(), text: "mismatch".into() };
+        let old =
+            DeviceError::Driver { call: "cuInit", code: "803".into(), text: "mismatch".into() };
         let found = Gpus { cards: Err(old), ..none() }.findings().remove(0);
         assert!(found.level == Level::Problem && found.fact.contains("803"), "{found:?}");
         assert_eq!(with(Vec::new())[0].level, Level::Warning);
@@ -173,7 +188,11 @@ mod tests {
     fn a_card_says_what_it_runs_and_a_full_one_is_named() {
         let found = with(vec![Ok(card(20_000_000_000))]);
         assert_eq!(found[0].fact, "release 570.1, CUDA 12.8");
-        assert!(found[1].level == Level::Ok && found[1].fact.contains("8.9") && found[1].fact.contains("sm_89"));
+        assert!(
+            found[1].level == Level::Ok
+                && found[1].fact.contains("8.9")
+                && found[1].fact.contains("sm_89")
+        );
         assert_eq!(with(vec![Ok(card(1_000_000_000))])[1].level, Level::Warning);
         assert_eq!(with(vec![Ok(card(1_000_000))])[1].level, Level::Problem);
     }
@@ -185,7 +204,9 @@ mod tests {
         let used = DeviceError::InUse { ordinal: 2, name: name(), mode: "exclusive process" };
         let found = with(vec![Ok(card(20_000_000_000)), Err(old), Err(used)]);
         assert!(found[2].level == Level::Warning && found[2].fact.contains("6.1"), "{found:?}");
-        assert!(found[3].level == Level::Problem && found[3].mend.as_deref() == Some("nvidia-smi -c 0"));
+        assert!(
+            found[3].level == Level::Problem && found[3].mend.as_deref() == Some("nvidia-smi -c 0")
+        );
     }
 
     #[test]

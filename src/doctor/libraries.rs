@@ -45,22 +45,34 @@ pub(super) fn here() -> Vec<Library> {
 
 impl Library {
     pub(super) fn finding(&self) -> Finding {
-        let is = self.file.as_ref().map_or_else(|| "not there".to_owned(), |file| file.display().to_string());
+        let is = self
+            .file
+            .as_ref()
+            .map_or_else(|| "not there".to_owned(), |file| file.display().to_string());
         Group::Gpu.ok(self.name, format!("{is} ({})", self.use_of_it))
     }
 }
 
 /// In the order in which they would be looked at.
 fn places() -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> =
-        env::var_os("LD_LIBRARY_PATH").map(|paths| env::split_paths(&paths).collect()).unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::var_os("LD_LIBRARY_PATH")
+        .map(|paths| env::split_paths(&paths).collect())
+        .unwrap_or_default();
     for file in listed(Path::new(LOADER)) {
         let text = fs::read_to_string(file).unwrap_or_default();
-        places.extend(text.lines().map(str::trim).filter(|line| line.starts_with('/')).map(PathBuf::from));
+        places.extend(
+            text.lines().map(str::trim).filter(|line| line.starts_with('/')).map(PathBuf::from),
+        );
     }
     places.extend(USUAL.map(PathBuf::from));
-    let home = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let roots = [home("VIRTUAL_ENV"), home("HOME").map(|home| home.join(".local")), Some("/usr/local".into()), Some("/usr".into())];
+    let home =
+        |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let roots = [
+        home("VIRTUAL_ENV"),
+        home("HOME").map(|home| home.join(".local")),
+        Some("/usr/local".into()),
+        Some("/usr".into()),
+    ];
     for root in roots.into_iter().flatten() {
         places.extend(of_python(&root.join("lib")));
     }
@@ -73,15 +85,19 @@ fn of_python(lib: &Path) -> Vec<PathBuf> {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3"))
     };
     let pythons = listed(lib).into_iter().filter(is_python);
-    let packages = pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|name| python.join(name)));
-    packages.flat_map(|packages| listed(&packages.join("nvidia"))).map(|part| part.join("lib")).collect()
+    let packages =
+        pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|name| python.join(name)));
+    packages
+        .flat_map(|packages| listed(&packages.join("nvidia")))
+        .map(|part| part.join("lib"))
+        .collect()
 }
 
 /// The file of this name, or of one that begins with it.
 fn find(place: &Path, begin: &str) -> Option<PathBuf> {
-    listed(place).into_iter().find(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begin))
-    })
+    listed(place)
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begin)))
 }
 
 /// What lies in a directory, sorted; nothing where there is none.

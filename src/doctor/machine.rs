@@ -92,7 +92,11 @@ impl Machine {
             }
             Ok(seconds) => Group::Machine.warning(
                 "writes",
-                format!("on the disk after {:.0} ms, more than {:.0}", seconds * 1e3, SYNC_SECONDS * 1e3),
+                format!(
+                    "on the disk after {:.0} ms, more than {:.0}",
+                    seconds * 1e3,
+                    SYNC_SECONDS * 1e3
+                ),
                 "name a directory on a faster disk with --state",
             ),
             Err(why) => Group::Machine.problem(
@@ -119,7 +123,8 @@ impl Machine {
         let shown = if files == u64::MAX { "no limit".to_owned() } else { files.to_string() };
         let mend = match self.files_most {
             Some(most) if most >= FILES_WANTED => format!("ulimit -n {}", most.min(65_536)),
-            _ => "LimitNOFILE=65536 in the unit of systemd, or a line in /etc/security/limits.conf".to_owned(),
+            _ => "LimitNOFILE=65536 in the unit of systemd, or a line in /etc/security/limits.conf"
+                .to_owned(),
         };
         let of = (files, FILES_WANTED, FILES_NEEDED);
         Some(Group::Machine.at_least("open files", of, shown, &mend))
@@ -186,7 +191,9 @@ mod tests {
         let disk = |bytes| level(&Machine { disk: Some(bytes), ..good() }, "disk");
         assert_eq!([disk(5 * GB).0, disk(GB / 2).0], [Level::Warning, Level::Problem]);
         assert!(disk(0).2.contains("--state"));
-        let files = |files, most| level(&Machine { files: Some(files), files_most: Some(most), ..good() }, "open files");
+        let files = |files, most| {
+            level(&Machine { files: Some(files), files_most: Some(most), ..good() }, "open files")
+        };
         assert_eq!([files(512, 4096).0, files(64, 4096).0], [Level::Warning, Level::Problem]);
         assert_eq!(files(64, 4096).2, "ulimit -n 4096");
         assert!(files(64, 64).2.contains("LimitNOFILE"));
@@ -199,7 +206,10 @@ mod tests {
         assert!(is == Level::Warning && fact.contains("200 ms"), "{fact}");
         let broken = Machine { sync: Err("Read-only file system".into()), ..good() };
         let (is, fact, mend) = level(&broken, "writes");
-        assert!(is == Level::Problem && fact.contains("/state") && mend.contains("chown"), "{fact} {mend}");
+        assert!(
+            is == Level::Problem && fact.contains("/state") && mend.contains("chown"),
+            "{fact} {mend}"
+        );
     }
 
     #[test]

@@ -19,8 +19,16 @@ const DAY: i64 = 24 * 3600;
 pub(super) enum Certificate {
     None,
     /// Why it counts for nothing, and what mends that.
-    Bad { why: String, mend: String },
-    Good { name: String, role: Role, seconds_left: i64, is_due: bool },
+    Bad {
+        why: String,
+        mend: String,
+    },
+    Good {
+        name: String,
+        role: Role,
+        seconds_left: i64,
+        is_due: bool,
+    },
 }
 
 pub(super) struct Papers {
@@ -66,10 +74,14 @@ impl Papers {
             Err(why) => Group::Cluster.problem(
                 "state",
                 why,
-                format!("remove the file and start `shoal worker --state {shown} --join HOST:PORT`"),
+                format!(
+                    "remove the file and start `shoal worker --state {shown} --join HOST:PORT`"
+                ),
             ),
             Ok(_) if self.is_there => Group::Cluster.ok("state", shown),
-            Ok(_) => Group::Cluster.ok("state", format!("{shown}, made by the first `shoal worker`")),
+            Ok(_) => {
+                Group::Cluster.ok("state", format!("{shown}, made by the first `shoal worker`"))
+            }
         });
         if self.certificate == Certificate::None
             && let Err(error) = self.name.parse::<Name>()
@@ -190,13 +202,18 @@ mod tests {
         };
         assert!(why.contains("mode 0644") && mend == "chmod 600 /state/key.pem", "{why} {mend}");
         let damaged = TrustError::Pin { why: "x".into() };
-        let Certificate::Bad { mend, .. } = bad(Path::new("/state"), &damaged) else { panic!("it is bad") };
+        let Certificate::Bad { mend, .. } = bad(Path::new("/state"), &damaged) else {
+            panic!("it is bad")
+        };
         assert!(mend.starts_with("rm -r /state"), "{mend}");
     }
 
     #[test]
     fn times_are_said_as_people_say_them() {
         let texts = [5, 119, 120, 7_199, 7_200, 2 * DAY - 1, 2 * DAY].map(time);
-        assert_eq!(texts, ["5 s", "119 s", "2 minutes", "119 minutes", "2 hours", "47 hours", "2 days"]);
+        assert_eq!(
+            texts,
+            ["5 s", "119 s", "2 minutes", "119 minutes", "2 hours", "47 hours", "2 days"]
+        );
     }
 }

@@ -30,7 +30,9 @@ pub(super) fn findings(peers: &[Peer]) -> Vec<Finding> {
 impl Peer {
     fn finding(&self) -> Finding {
         let name = &self.name;
-        let place = self.address.map_or_else(|| "an address that it does not say".to_owned(), |at| at.to_string());
+        let place = self
+            .address
+            .map_or_else(|| "an address that it does not say".to_owned(), |at| at.to_string());
         let met = match &self.met {
             Err(why) if self.has_port => {
                 return Group::Peers.problem(
@@ -40,7 +42,8 @@ impl Peer {
                 );
             }
             Err(why) => {
-                let mend = format!("start `shoal worker` anew on {name}, of the same version as here");
+                let mend =
+                    format!("start `shoal worker` anew on {name}, of the same version as here");
                 return Group::Peers.warning(name, format!("not measured: {why}"), mend);
             }
             Ok(met) => met,
@@ -68,7 +71,11 @@ impl Peer {
         for (way, rate) in [("up", met.up), ("down", met.down)] {
             let judged = speed(Group::Peers, name, &Ok(rate));
             if judged.level != Level::Ok {
-                return Group::Peers.warning(name, format!("{fact}; slow {way}"), judged.mend.unwrap_or_default());
+                return Group::Peers.warning(
+                    name,
+                    format!("{fact}; slow {way}"),
+                    judged.mend.unwrap_or_default(),
+                );
             }
         }
         let back = if met.back.is_some() { "; reaches this rig, too" } else { "" };
@@ -90,14 +97,18 @@ mod tests {
     }
 
     fn of(has_port: bool, met: Result<Met, String>) -> Finding {
-        let peer = Peer { name: "attic".into(), address: Some([10, 0, 0, 3].into()), has_port, met };
+        let peer =
+            Peer { name: "attic".into(), address: Some([10, 0, 0, 3].into()), has_port, met };
         findings(&[peer]).remove(0)
     }
 
     #[test]
     fn a_peer_is_well_when_both_reach_each_other() {
         let good = met(|_| {});
-        assert!(good.level == Level::Ok && good.fact.ends_with("reaches this rig, too"), "{good:?}");
+        assert!(
+            good.level == Level::Ok && good.fact.ends_with("reaches this rig, too"),
+            "{good:?}"
+        );
         assert_eq!(met(|met| met.back = None).level, Level::Ok);
         assert_eq!(findings(&[])[0].level, Level::Ok);
     }
@@ -106,7 +117,9 @@ mod tests {
     fn a_way_that_is_closed_is_a_problem_and_a_slow_one_warns() {
         for back in [Back::Refused, Back::Silent, Back::Stranger] {
             let found = met(|met| met.back = Some(back));
-            assert!(found.level == Level::Problem && found.fact.contains("does not reach this rig"));
+            assert!(
+                found.level == Level::Problem && found.fact.contains("does not reach this rig")
+            );
         }
         assert_eq!(of(true, Err("no answer".into())).level, Level::Problem);
         assert_eq!(of(false, Err("no port".into())).level, Level::Warning);

@@ -13,7 +13,8 @@ fn doctor(harbour: &Harbour, state: &str, more: &[&str]) -> (Option<i32>, Value)
     let state = harbour.path.join(state).display().to_string();
     let args = ["doctor", "--state", &state, "-o", "json"];
     let (code, out, err) = harbour.run(&[&args, more].concat());
-    let findings = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out} {err}"));
+    let findings =
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out} {err}"));
     (code, findings)
 }
 
@@ -53,7 +54,18 @@ fn a_healthy_rig_is_measured_to_its_coordinator_and_to_its_neighbour() {
     let _rigs = [harbour.rig("a", Some(&token)), harbour.rig("b", Some(&token))];
     let (code, findings) = doctor(&harbour, "a", &[]);
     assert_eq!(code, Some(0), "{findings:#}");
-    for what in ["cores", "TCP", "TLS", "version", "clock", "certificate", "round trip", "speed up", "speed down", "b"] {
+    for what in [
+        "cores",
+        "TCP",
+        "TLS",
+        "version",
+        "clock",
+        "certificate",
+        "round trip",
+        "speed up",
+        "speed down",
+        "b",
+    ] {
         let (level, fact, mend) = of(&findings, what);
         assert!(level == "ok" && mend.is_empty(), "{what}: {fact}");
     }

@@ -175,14 +175,16 @@ async fn dial(
     whom: &Identity,
     credentials: &Credentials,
 ) -> Result<client::TlsStream<TcpStream>, (Back, String)> {
-    let silent = |_| (Back::Silent, format!("no answer from {address} within {} s", DIAL.as_secs()));
+    let silent =
+        |_| (Back::Silent, format!("no answer from {address} within {} s", DIAL.as_secs()));
     let refused = |error: io::Error| {
         // What the system gives up by itself was as silent as what we give up.
         let is_silent =
             matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable);
         (if is_silent { Back::Silent } else { Back::Refused }, format!("{address}: {error}"))
     };
-    let stream = timeout(DIAL, TcpStream::connect(address)).await.map_err(silent)?.map_err(refused)?;
+    let stream =
+        timeout(DIAL, TcpStream::connect(address)).await.map_err(silent)?.map_err(refused)?;
     stream.set_nodelay(true).map_err(refused)?;
     let strange = |error: io::Error| (Back::Stranger, format!("{address}: {error}"));
     let config = credentials.client().map_err(|error| strange(io::Error::other(error)))?;
@@ -201,9 +203,12 @@ pub async fn meet(
     credentials: &Credentials,
     back: Option<(IpAddr, u16)>,
 ) -> Result<Met, String> {
-    let name: Name = whom.name.parse().map_err(|error: shoal_trust::TrustError| error.to_string())?;
+    let name: Name =
+        whom.name.parse().map_err(|error: shoal_trust::TrustError| error.to_string())?;
     let (Some(address), Some(port)) = (whom.address, whom.probe_port) else {
-        return Err(format!("{name} has no probe port: its `shoal worker` is older, or could not open one"));
+        return Err(format!(
+            "{name} has no probe port: its `shoal worker` is older, or could not open one"
+        ));
     };
     let whom = Identity { name, role: Role::Worker };
     let place = SocketAddr::new(address, port);

@@ -89,7 +89,11 @@ async fn two_rigs_measure_each_other_and_say_whether_the_way_back_is_open() {
     let b = neighbour("b", &b_port);
     let met = meet(&b, &a, Some((HERE, a_port.port))).await.unwrap();
     assert_eq!(met.back, Some(Back::Reached));
-    assert!(met.seconds > 0.0 && (1..=BYTES_MAX).contains(&met.up.bytes) && (1..=BYTES_MAX).contains(&met.down.bytes));
+    assert!(
+        met.seconds > 0.0
+            && (1..=BYTES_MAX).contains(&met.up.bytes)
+            && (1..=BYTES_MAX).contains(&met.down.bytes)
+    );
     // Where somebody else listens, or nobody.
     let met = meet(&b, &a, Some((HERE, b_port.port))).await.unwrap();
     assert_eq!(met.back, Some(Back::Stranger));
@@ -168,7 +172,8 @@ async fn the_coordinator_objects_and_refuses_in_the_same_words() {
         let [objection] = seen.objections.as_slice() else { panic!("want one: {seen:?}") };
         assert!(objection.contains(word), "{objection}");
         let facts = Facts { version: "9.9".to_owned(), ..Facts::default() };
-        let hello = FromRig::Hello { version: words, facts, running: Vec::new(), unix_ms: Some(unix_ms) };
+        let hello =
+            FromRig::Hello { version: words, facts, running: Vec::new(), unix_ms: Some(unix_ms) };
         let refused = client.attend(hello).await.unwrap().next().await.unwrap_err().to_string();
         // Seconds may have passed in between.
         let head = objection.split(" is ").next().unwrap();

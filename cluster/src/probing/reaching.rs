@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError, ClientConfig, Error};
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error};
 use shoal_trust::{Credentials, Pin, SERVER_NAME, pinned};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
@@ -118,7 +118,8 @@ async fn speak(stream: TcpStream, config: Arc<ClientConfig>) -> Result<(), Untru
     let mut config = (*config).clone();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let name = ServerName::try_from(SERVER_NAME).expect("a constant that is a name");
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(because)?;
+    let mut stream =
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(because)?;
     // A server that has hung up already has said why, which is read below.
     let _ = stream.write_all(PREFACE).await;
     let _ = stream.flush().await;

@@ -71,7 +71,9 @@ pub(super) async fn count(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<R
 }
 
 async fn within<T>(since: Instant, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout_at(since + TIME + GRACE, what).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout_at(since + TIME + GRACE, what)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 #[cfg(test)]

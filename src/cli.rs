@@ -21,7 +21,7 @@ use shoal_worker::devices::Share;
 pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Preset, Sizes, Train};
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use cluster::{
-    Apply, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
+    Apply, Doctor, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
 };
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
@@ -174,6 +174,12 @@ pub(crate) enum Verb {
     /// It needs outbound connections only. A token is needed once: the certificate that it gives is renewed.
     #[command(after_help = cluster::JOIN_EXAMPLES)]
     Worker(Join),
+    /// Say what stands in the way of this machine being a rig, and what mends it; changes nothing
+    ///
+    /// Machine, GPU, certificate, the way to the coordinator with its round trip and speed, and the links to other
+    /// rigs both ways. Works before a machine has joined, and beside a `shoal worker`.
+    #[command(after_help = cluster::DOCTOR_EXAMPLES)]
+    Doctor(Doctor),
     /// Invitations to a cluster: create, list, revoke
     #[command(subcommand)]
     Token(Token),

@@ -12,6 +12,7 @@ mod cores;
 mod curve;
 mod data;
 mod devices;
+mod doctor;
 mod epochs;
 mod eval;
 mod events;
@@ -109,6 +110,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         }
         Verb::Coordinator(args) => harbour::stand(&args),
         Verb::Worker(args) => rig::work(&args),
+        Verb::Doctor(args) => doctor::examine(&args),
         Verb::Token(verb) => people::token(&verb),
         Verb::Login(args) => people::login(&args),
         Verb::Apply(args) => people::apply(&args),

@@ -243,7 +243,7 @@ pub(crate) fn overview(args: &cli::Overview) -> Result<(), Stopped> {
     show(args.output, &overview, || as_table(&overview))
 }
 
-fn show<T: Serialize>(
+pub(crate) fn show<T: Serialize>(
     form: cli::Form,
     what: &T,
     text: impl FnOnce() -> String,

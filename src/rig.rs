@@ -1,7 +1,7 @@
 //! The verb `worker`: this machine as a rig of a cluster. It attends the coordinator, fetches the text of runs,
 //! and keeps a process for the run it has a seat in. What it decides is only how to stay in touch.
 
-mod facts;
+pub(crate) mod facts;
 mod posts;
 
 use std::fs;
@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use shoal_cluster::words::{FromRig, ToRig, VERSION};
+use shoal_cluster::probing::neighbour;
+use shoal_cluster::words::{Facts, FromRig, ToRig, VERSION};
 use shoal_cluster::{Attending, Client, ClientError};
 use shoal_trust::{Credentials, Name};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::clock::{Stopwatch, calendar};
+use crate::clock::{Stopwatch, calendar, unix_time};
 use crate::exit::Stopped;
 use crate::notify::{self, Watchdog};
 use crate::people::{self, read_token};
@@ -27,7 +28,7 @@ use crate::{cli, harbour, launch, logging, run_dir};
 use posts::{Posts, Told};
 
 /// In the rig's state directory.
-const CERTIFICATE: &str = "certificate";
+pub(crate) const CERTIFICATE: &str = "certificate";
 const REMEMBERED: &str = "rig.json";
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -48,8 +49,8 @@ const HAND_OVER_SECONDS: f64 = 60.0;
 /// What need not be said again.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Remembered {
-    address: String,
+pub(crate) struct Remembered {
+    pub(crate) address: String,
 }
 
 /// One rig.
@@ -127,7 +128,7 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
     })
 }
 
-fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped> {
+pub(crate) fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped> {
     let path = directory.join(REMEMBERED);
     match fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| {
@@ -155,7 +156,9 @@ impl Rig {
         let mut pause = RETRY;
         loop {
             watchdog.feed();
-            let ended = match self.session(&mut posts).await {
+            let probes = self.probes();
+            let port = probes.as_ref().map(|probes| probes.port);
+            let ended = match self.session(&mut posts, port).await {
                 Ok((client, attending)) => {
                     pause = RETRY;
                     note(&format!("attending {}", self.address));
@@ -192,13 +195,24 @@ impl Rig {
         }
     }
 
-    async fn session(&self, posts: &mut Posts) -> Result<(Client, Attending), ClientError> {
+    /// Where other rigs may measure the way to this one. Without it, it trains all the same.
+    fn probes(&self) -> Option<neighbour::Listening> {
+        let opened = neighbour::listen(self.reached_at(), &self.certificate);
+        opened.inspect_err(|error| tracing::warn!(%error, "no port can be opened for probes")).ok()
+    }
+
+    async fn session(
+        &self,
+        posts: &mut Posts,
+        probe_port: Option<u16>,
+    ) -> Result<(Client, Attending), ClientError> {
         let credentials = Credentials::open(&self.certificate)?;
         let client = Client::connect(&self.address, &credentials).await?;
         let hello = FromRig::Hello {
             version: VERSION,
-            facts: facts::here(&self.directory, Some(self.reached_at())),
+            facts: Facts { probe_port, ..facts::here(&self.directory, Some(self.reached_at())) },
             running: posts.running(),
+            unix_ms: Some((unix_time() * 1e3) as u64),
         };
         let attending = client.attend(hello).await?;
         Ok((client, attending))

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "cluster/doctor.rs"]
+mod doctor;
 #[path = "cluster/door.rs"]
 mod door;
 #[path = "cluster/harbour.rs"]

@@ -27,7 +27,7 @@ use crate::words::{Answer, Ask, DataFile, FromRig, ToRig};
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// An answer may wait for a run's coordinator.
-const ANSWER: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER: Duration = Duration::from_secs(15);
 
 /// A coordinator that does not answer is noticed within the sum of the two.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -117,7 +117,7 @@ async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Cl
     }
 }
 
-fn told<T>(
+pub(crate) fn told<T>(
     address: &str,
     answer: Result<Result<tonic::Response<T>, Status>, tokio::time::error::Elapsed>,
 ) -> Result<T, ClientError> {
@@ -132,7 +132,7 @@ fn told<T>(
     }
 }
 
-fn failed(address: String, status: &Status) -> ClientError {
+pub(crate) fn failed(address: String, status: &Status) -> ClientError {
     let why = if status.message().is_empty() {
         status.code().to_string()
     } else {
@@ -149,8 +149,8 @@ fn failed(address: String, status: &Status) -> ClientError {
 /// A member at the door, with a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
-    address: String,
-    channel: Channel,
+    pub(crate) address: String,
+    pub(crate) channel: Channel,
 }
 
 /// Which log, and how much of it.

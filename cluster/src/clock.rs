@@ -11,3 +11,8 @@ pub(crate) fn now() -> SystemTime {
 pub(crate) fn unix() -> u64 {
     now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+/// Milliseconds of the calendar.
+pub(crate) fn unix_ms() -> u64 {
+    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

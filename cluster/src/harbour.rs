@@ -14,8 +14,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::clock;
 use crate::door::{Limits, Tls};
+use crate::fitness;
 use crate::launchers::{self, Launchers};
+use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
 use crate::store::{self, Change, Store, StoreError};
@@ -135,6 +138,10 @@ pub(crate) enum Inbound {
         run: String,
         name: String,
         reply: oneshot::Sender<Result<PathBuf, String>>,
+    },
+    Neighbours {
+        rig: String,
+        reply: oneshot::Sender<Vec<Neighbour>>,
     },
     Member {
         rig: String,
@@ -342,6 +349,9 @@ impl Harbour {
             Inbound::File { rig, run, name, reply } => {
                 let _ = reply.send(self.file(&rig, &run, &name));
             }
+            Inbound::Neighbours { rig, reply } => {
+                let _ = reply.send(self.state.neighbours(&rig));
+            }
             Inbound::Member { rig, run, reply } => {
                 let _ = reply.send(self.member(&rig, &run));
             }
@@ -380,25 +390,17 @@ impl Harbour {
         first: FromRig,
         outbox: mpsc::Sender<Outgoing>,
     ) {
-        let refused = match first {
-            FromRig::Hello { version, facts, running } if version == crate::words::VERSION => {
+        let refused = if let FromRig::Hello { version, facts, running, unix_ms } = first {
+            let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
+            let clocks = || fitness::clocks(rig, unix_ms?, clock::unix_ms());
+            let Some(refused) = words.or_else(clocks) else {
                 self.rigs.insert(session, outbox);
                 self.state.rig_came(session, rig, facts, running);
                 return;
-            }
-            FromRig::Hello { version, facts, .. } => format!(
-                "rig {rig} (shoal {}) speaks version {version} of the words of a cluster, and this coordinator \
-                 (shoal {}) speaks {}: install the same shoal on both",
-                facts.version,
-                env!("CARGO_PKG_VERSION"),
-                crate::words::VERSION
-            ),
-            FromRig::Heartbeat { .. }
-            | FromRig::Started { .. }
-            | FromRig::Exited { .. }
-            | FromRig::NotStarted { .. }
-            | FromRig::Log { .. }
-            | FromRig::Leaving { .. } => format!("rig {rig} began without a hello"),
+            };
+            refused
+        } else {
+            format!("rig {rig} began without a hello")
         };
         tracing::warn!(refused);
         // It is new: its outbox is empty.

@@ -8,8 +8,10 @@
 mod client;
 mod clock;
 mod door;
+pub mod fitness;
 mod harbour;
 mod launchers;
+pub mod probing;
 mod roles;
 mod server;
 pub mod state;

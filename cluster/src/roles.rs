@@ -18,11 +18,15 @@ enum Who {
     Nobody,
 }
 
-const TABLE: [(&str, Who); 12] = [
+const TABLE: [(&str, Who); 16] = [
     ("/shoal.v1.Enrolment/Enrol", Who::Anybody),
     ("/shoal.v1.Rigs/Attend", Who::Rigs),
     ("/shoal.v1.Rigs/Renew", Who::Members),
     ("/shoal.v1.Rigs/Fetch", Who::Rigs),
+    ("/shoal.v1.Rigs/Look", Who::Rigs),
+    ("/shoal.v1.Rigs/Neighbours", Who::Rigs),
+    ("/shoal.v1.Rigs/ProbeUp", Who::Rigs),
+    ("/shoal.v1.Rigs/ProbeDown", Who::Rigs),
     ("/shoal.v1.Cluster/Ask", Who::People),
     ("/shoal.v1.Cluster/Logs", Who::People),
     ("/shoal.v1.Coordinator/Session", Who::Rigs),
@@ -131,7 +135,10 @@ mod tests {
         let people: Vec<_> = people.iter().map(end).collect();
         assert_eq!(people, ["Enrol", "Renew", "Ask", "Logs"]);
         let rigs: Vec<_> = allowed(Some(&caller(Role::Worker))).iter().map(end).collect();
-        assert_eq!(rigs, ["Session", "Deposit", "Withdraw", "Enrol", "Attend", "Renew", "Fetch"]);
+        let runs = ["Session", "Deposit", "Withdraw"];
+        let cluster =
+            ["Enrol", "Attend", "Renew", "Fetch", "Look", "Neighbours", "ProbeUp", "ProbeDown"];
+        assert_eq!(rigs, [&runs[..], &cluster].concat());
         let told = may("/shoal.v1.Cluster/Ask", None).unwrap_err();
         assert!(told.contains("wants a certificate"), "{told}");
         assert!(may("/shoal.v1.Nothing/Here", Some(&caller(Role::Admin))).is_err());

@@ -27,6 +27,7 @@ use crate::roles;
 mod enrolment;
 mod forward;
 mod people;
+mod probing;
 mod rigs;
 
 /// A partition is seen within the sum of the two.

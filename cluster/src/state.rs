@@ -18,6 +18,7 @@ use crate::words::{
 
 mod asked;
 mod launchers;
+mod neighbours;
 mod seats;
 mod tokens;
 

@@ -184,6 +184,9 @@ pub struct Facts {
     pub gpus: Vec<Gpu>,
     /// Where other rigs reach it.
     pub address: Option<IpAddr>,
+    /// Where they may see how fast.
+    #[serde(default)]
+    pub probe_port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +214,9 @@ pub enum FromRig {
         facts: Facts,
         /// What still runs there.
         running: Vec<Post>,
+        /// What time it is there, in milliseconds of the calendar.
+        #[serde(default)]
+        unix_ms: Option<u64>,
     },
     /// Every second.
     Heartbeat {

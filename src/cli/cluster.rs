@@ -26,6 +26,14 @@ Examples:
 
 Later starts need neither address nor token: both are in --state. SIGTERM and Ctrl-C hand over what the rig does, and go.";
 
+pub(super) const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  shoal doctor
+  shoal doctor --join 10.0.0.1:7400 --token-file token
+  shoal doctor -o json | jq '.[] | select(.level == \"problem\")'
+
+Exit codes: 0 no problem (there may be warnings), 1 a problem, 2 wrong usage.";
+
 pub(super) const APPLY_EXAMPLES: &str = "\
 Examples:
   shoal apply job.yaml
@@ -120,6 +128,29 @@ pub(crate) struct Join {
     /// Form of the log lines
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The cluster's coordinator [default: the one that this machine has joined]
+    #[arg(long, env = "SHOAL_JOIN", value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    /// A file that holds a token, before this machine has joined: the coordinator is held against it, and it is not
+    /// used. Or the variable `SHOAL_TOKEN`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// What the rig would be called [default: the machine's name]
+    #[arg(long, env = "SHOAL_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where other rigs would reach this one [default: the address from which it reaches the coordinator]
+    #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
+    pub advertise: Option<IpAddr>,
+    /// Everything of the rig [default: ~/.local/state/shoal/rig]
+    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    pub state: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, default_value = "table")]
+    pub output: Form,
 }
 
 #[derive(Debug, Subcommand)]

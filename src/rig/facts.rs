@@ -27,6 +27,7 @@ pub(crate) fn here(directory: &Path, address: Option<IpAddr>) -> Facts {
         disk_free_mb: disk_free_mb(directory),
         gpus: gpus.collect(),
         address,
+        probe_port: None,
     }
 }
 

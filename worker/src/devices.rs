@@ -6,7 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shoal_kernels::cuda::{Device, DeviceError, Meter, Usage};
+pub use shoal_kernels::cuda::DeviceError;
+use shoal_kernels::cuda::{Device, Meter, Usage};
 use shoal_model::Stage;
 pub use shoal_model::cuda::Need;
 use shoal_model::cuda::{Gpu, Kernels, Room};
@@ -44,6 +45,30 @@ impl Card {
         let (name, memory_bytes) = (properties.name.clone(), properties.memory_bytes);
         let (free_bytes, _) = device.memory()?;
         Ok(Self { ordinal, name, memory_bytes, free_bytes })
+    }
+}
+
+/// What serves a GPU that can train.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The CUDA that the driver supports.
+    pub cuda: String,
+    /// Major, minor.
+    pub capability: (u32, u32),
+    /// The architecture for which the PTX that it runs was compiled.
+    pub image: String,
+}
+
+impl Served {
+    /// Opens a GPU and closes it again.
+    ///
+    /// # Errors
+    /// Why it cannot train.
+    pub fn look(ordinal: usize) -> Result<Self, DeviceError> {
+        let device = Device::open(ordinal)?;
+        let properties = device.properties();
+        let (cuda, capability) = (properties.driver.to_string(), properties.compute_capability);
+        Ok(Self { cuda, capability, image: device.arch().to_string() })
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use shoal_proto::wire::CHUNK_BYTES_MAX;
 use shoal_proto::wire::raw::rigs_server::Rigs;
-use shoal_proto::wire::raw::{Chunk, FileWanted, Papers, RenewRequest, Words};
+use shoal_proto::wire::raw::{
+    Chunk, FileWanted, NeighboursWanted, Papers, ProbeWanted, Probed, RenewRequest, Words,
+};
 use shoal_trust::Identity;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -16,9 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Rim, enrolment};
+use super::{Rim, enrolment, probing};
 use crate::door::Peer;
 use crate::harbour::{Inbound, Outgoing};
+use crate::probing::{Turn, Turns};
 use crate::state::SessionId;
 use crate::words::FromRig;
 
@@ -28,11 +31,16 @@ const OUTBOX: usize = 64;
 /// A hello takes milliseconds.
 const HELLO: Duration = Duration::from_secs(10);
 
-pub(super) struct Attending(Rim);
+pub(super) struct Attending(Rim, Turns);
 
 impl Attending {
     pub(super) fn new(rim: Rim) -> Self {
-        Self(rim)
+        Self(rim, Turns::default())
+    }
+
+    /// Whose turn it is to probe.
+    fn turn<T>(&self, request: &Request<T>) -> Result<Turn, Status> {
+        self.1.take(caller(request)?.name.as_str()).map_err(Status::resource_exhausted)
     }
 }
 
@@ -47,6 +55,7 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Identity, Status> {
 impl Rigs for Attending {
     type AttendStream = Pin<Box<dyn Stream<Item = Result<Words, Status>> + Send>>;
     type FetchStream = ReceiverStream<Result<Chunk, Status>>;
+    type ProbeDownStream = ReceiverStream<Result<Chunk, Status>>;
 
     async fn attend(
         &self,
@@ -95,6 +104,38 @@ impl Rigs for Attending {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn look(&self, request: Request<Words>) -> Result<Response<Words>, Status> {
+        let rig = caller(&request)?.name;
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
+        let address = peer.ok_or_else(|| Status::internal("a call without a connection"))?;
+        probing::look(rig.as_str(), address, &request.into_inner().json).map(Response::new)
+    }
+
+    async fn neighbours(
+        &self,
+        request: Request<NeighboursWanted>,
+    ) -> Result<Response<Words>, Status> {
+        let rig = caller(&request)?.name.to_string();
+        let found = self.0.ask(|reply| Inbound::Neighbours { rig, reply }).await?;
+        probing::written(&found).map(Response::new)
+    }
+
+    async fn probe_up(
+        &self,
+        request: Request<Streaming<Chunk>>,
+    ) -> Result<Response<Probed>, Status> {
+        let turn = self.turn(&request)?;
+        probing::count(request.into_inner(), turn).await.map(Response::new)
+    }
+
+    async fn probe_down(
+        &self,
+        request: Request<ProbeWanted>,
+    ) -> Result<Response<Self::ProbeDownStream>, Status> {
+        let turn = self.turn(&request)?;
+        Ok(Response::new(probing::pour(request.into_inner().bytes, turn)))
     }
 }
 

@@ -22,6 +22,12 @@ const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn drain(args: &cli::Drain) -> Result<(), Stopped> {
     let Some(worker) = args.worker else {
+        if args.run.components().count() > 1 || args.run.join("manifest.json").is_file() {
+            let run = args.run.display();
+            return Err(Stopped::Input(format!(
+                "which worker? `shoal drain {run} WORKER`, such as worker-2; a rig of a cluster is called by its name"
+            )));
+        }
         let rig = args.run.display().to_string();
         return people::drain(&rig, args.force, &cli::Home::usual());
     };

@@ -13,6 +13,9 @@ fn root() -> &'static Path {
 
 fn shoal(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    // Whoever runs the tests may be known to a cluster.
+    let nowhere = std::env::temp_dir().join("shoal-cli-without-a-home");
+    command.env("XDG_CONFIG_HOME", nowhere).env_remove("SHOAL_CLUSTER");
     command.args(args).current_dir(root()).env_remove("RUST_LOG").output().unwrap()
 }
 
@@ -75,7 +78,7 @@ fn verbs_for_a_run_under_way_want_a_run_and_a_worker() {
     let place = Place::new("steering");
     let here = place.0.display().to_string();
     let cases: [(&[&str], &str); 8] = [
-        (&["drain", &here], "<WORKER>"),
+        (&["drain", &here], "which worker?"),
         (&["drain", &here, "two"], "wanted a worker, such as worker-2 or 2"),
         (&["drain", &here, "1"], "is not a run directory: it has no manifest.json"),
         (&["status", &here], "is not a run directory"),

@@ -16,6 +16,7 @@ use shoal_cluster::words::{Facts, FromRig, ToRig, VERSION};
 use shoal_cluster::{Attending, Client, ClientError};
 use shoal_trust::{Credentials, Name};
 use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::clock::{Stopwatch, calendar, unix_time};
@@ -249,7 +250,7 @@ impl Rig {
         for ticks in [&mut heartbeat, &mut look, &mut renew] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut leaving: Option<Stopwatch> = None;
+        let (mut leaving, mut renewing): (Option<Stopwatch>, _) = (None, None);
         loop {
             let word = tokio::select! {
                 next = attending.next() => match next {
@@ -274,9 +275,10 @@ impl Rig {
                 _at = heartbeat.tick() => {
                     Some(FromRig::Heartbeat { disk_free_mb: facts::disk_free_mb(&self.directory) })
                 }
-                _at = renew.tick() => {
-                    self.renew(&client).await;
-                    None
+                // Beside everything else: heartbeats wait for nothing.
+                _at = renew.tick(), if renewing.as_ref().is_none_or(JoinHandle::is_finished) => {
+                    renewing = self.renew(&client);
+                    continue;
                 }
                 signal = signals.next() => {
                     if leaving.replace(Stopwatch::start()).is_some() {
@@ -306,14 +308,18 @@ impl Rig {
         }
     }
 
-    async fn renew(&self, client: &Client) {
-        let due = Credentials::open(&self.certificate).map(|known| known.is_due(calendar()));
-        if !matches!(due, Ok(true)) {
-            return;
+    /// Gets a new certificate, if it is time.
+    fn renew(&self, client: &Client) -> Option<JoinHandle<()>> {
+        let known = Credentials::open(&self.certificate).ok()?;
+        if !known.is_due(calendar()) {
+            return None;
         }
-        match client.renew(&self.name, &self.certificate).await {
-            Ok(_) => tracing::info!("the certificate was renewed"),
-            Err(error) => tracing::warn!(%error, "the certificate cannot be renewed yet"),
-        }
+        let (client, name, place) = (client.clone(), self.name.clone(), self.certificate.clone());
+        Some(tokio::spawn(async move {
+            match client.renew(&name, &place).await {
+                Ok(_) => tracing::info!("the certificate was renewed"),
+                Err(error) => tracing::warn!(%error, "the certificate cannot be renewed yet"),
+            }
+        }))
     }
 }

@@ -107,7 +107,7 @@ const UNSAFE: [&str; 11] = [
 ];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 18] = [
+const CLOCK: [&str; 19] = [
     "cluster/src/clock.rs",
     "cluster/src/harbour.rs", // leases, on a clock that does not go back
     "coordinator/src/conductor.rs",
@@ -122,6 +122,7 @@ const CLOCK: [&str; 18] = [
     "worker/src/comm",
     "worker/src/metrics", // time is what they measure
     "worker/examples/",
+    "cluster/examples/",
     "kernels/examples/",
     "model/examples/",
     "examples/",

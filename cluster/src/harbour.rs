@@ -34,6 +34,9 @@ use papers::Failures;
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);
 
+/// So many messages are heard at a time before what they change is written down.
+const TOGETHER: usize = 128;
+
 /// What waits for the loop; beyond, callers wait.
 const INBOX: usize = 1024;
 
@@ -303,7 +306,7 @@ impl Harbour {
         loop {
             tokio::select! {
                 message = inbound.recv() => match message {
-                    Some(message) => self.hear(message),
+                    Some(message) => self.hear_all(message, &mut inbound),
                     None => return,
                 },
                 _at = ticks.tick() => {
@@ -320,6 +323,15 @@ impl Harbour {
                     let _ = reply.send(());
                 }
             }
+        }
+    }
+
+    /// A message, and what came with it: when all rigs come back at once, what they change is written down together.
+    fn hear_all(&mut self, first: Inbound, inbound: &mut mpsc::Receiver<Inbound>) {
+        self.hear(first);
+        for _ in 1..TOGETHER {
+            let Ok(message) = inbound.try_recv() else { return };
+            self.hear(message);
         }
     }
 

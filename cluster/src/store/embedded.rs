@@ -1,6 +1,8 @@
 //! The file of its own: redb, a copy-on-write tree. Each change is one transaction, durable before it is
 //! answered; a crash leaves the one before or the one after.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -32,6 +34,10 @@ impl Embedded {
 
     fn database(&mut self) -> Result<&Database, StoreError> {
         if self.database.is_none() {
+            // Secrets of runs are in it: it is its user's alone from the first byte.
+            let mut options = OpenOptions::new();
+            let made = options.write(true).create(true).truncate(false).mode(0o600).open(&self.path);
+            made.map_err(|error| failed(&self.path, "making it", &error))?;
             let opened = Database::create(&self.path);
             let opened = opened.map_err(|error| failed(&self.path, "opening it", &error))?;
             self.database = Some(opened);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
@@ -24,6 +25,8 @@ fn the_file_conforms() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cluster.redb");
     conforms(|| Box::new(Embedded::open(&path).unwrap()));
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "it holds secrets of runs");
 }
 
 #[test]

@@ -336,6 +336,9 @@ pub(crate) struct Worker {
     /// Where other rigs reach this one
     #[arg(long, value_name = "ADDRESS", requires = "credentials")]
     pub advertise: Option<IpAddr>,
+    /// The first of two ports on which they do; 0: any
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    pub first_port: u16,
     /// The run it belongs to
     #[arg(long)]
     pub run: String,

@@ -151,7 +151,7 @@ async fn met(
     };
     // The rig's own agent may not run: others dial this process back.
     let certificate = papers.directory.join(crate::rig::CERTIFICATE);
-    let back = neighbour::listen(here, &certificate);
+    let back = neighbour::listen(here, 0, &certificate);
     let place = back.as_ref().ok().map(|back| (here, back.port));
     let mut peers = Vec::new();
     for whom in neighbours {

@@ -63,6 +63,7 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         threads: args.threads,
         bind: bound_for(advertise),
         advertise,
+        first_port: args.first_port,
         trust: args.credentials.map(|credentials| Trust { credentials, names: BTreeMap::new() }),
         yielding: yielding::watch(
             args.yield_to.iter().map(String::as_str).map(Sight::of).collect(),

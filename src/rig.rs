@@ -61,6 +61,7 @@ pub(crate) struct Rig {
     pub(crate) directory: PathBuf,
     pub(crate) certificate: PathBuf,
     advertise: Option<IpAddr>,
+    pub(crate) first_port: u16,
     pub(crate) threads: u32,
     pub(crate) yield_to: Vec<String>,
     pub(crate) log_format: cli::LogFormat,
@@ -123,6 +124,7 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
         directory,
         certificate,
         advertise: args.advertise,
+        first_port: args.first_port,
         threads: args.threads,
         yield_to: args.yield_to.clone(),
         log_format: args.log_format,
@@ -155,10 +157,10 @@ impl Rig {
         let mut watchdog = Watchdog::new(&self.directory);
         notify::ready(&format!("looking for {}", self.address));
         let mut pause = RETRY;
+        let probes = self.probes();
+        let port = probes.as_ref().map(|probes| probes.port);
         loop {
             watchdog.feed();
-            let probes = self.probes();
-            let port = probes.as_ref().map(|probes| probes.port);
             let ended = match self.session(&mut posts, port).await {
                 Ok((client, attending)) => {
                     pause = RETRY;
@@ -198,7 +200,8 @@ impl Rig {
 
     /// Where other rigs may measure the way to this one. Without it, it trains all the same.
     fn probes(&self) -> Option<neighbour::Listening> {
-        let opened = neighbour::listen(self.reached_at(), &self.certificate);
+        let port = if self.first_port == 0 { 0 } else { self.first_port.saturating_add(2) };
+        let opened = neighbour::listen(self.reached_at(), port, &self.certificate);
         opened.inspect_err(|error| tracing::warn!(%error, "no port can be opened for probes")).ok()
     }
 

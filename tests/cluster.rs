@@ -134,6 +134,30 @@ fn jobs_queue_stop_pause_and_rest_with_their_coordinator() {
     assert_eq!(harbour.rig_is("a"), "away");
 }
 
+/// Whoever looks after a run is replaced, once, and the run goes on from its checkpoint.
+#[test]
+fn a_launcher_that_dies_is_replaced_by_one() {
+    let harbour = Harbour::new("launcher");
+    let _coordinator = harbour.coordinator();
+    let token = harbour.token(&[]);
+    let _rig = harbour.rig("a", Some(&token));
+    harbour.apply("small", 600, &["--set", "checkpoint.every=20"]);
+    harbour.wait_for_step("small", 45);
+    let pattern = format!("launch .*--run-dir {}", harbour.run_dir("small").display());
+    let killed =
+        std::process::Command::new("pkill").args(["-KILL", "-f", &pattern]).status().unwrap();
+    assert!(killed.success());
+    harbour.wait_for("small", "finished");
+    let events = harbour.events("small");
+    let launches: Vec<&Value> = events.iter().filter(|event| event["kind"] == "launched").collect();
+    assert_eq!(launches.len(), 2, "{events:#?}");
+    assert!(
+        launches[1]["fact"].as_str().unwrap().contains("from the newest checkpoint"),
+        "{launches:?}"
+    );
+    assert_eq!(Harbour::losses(&harbour.run_dir("small")).len(), 600);
+}
+
 #[test]
 fn certificates_are_renewed_while_a_run_goes_on() {
     let harbour = Harbour::new("renewal");

@@ -8,16 +8,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use shoal_plan::plan::{RunId, WorkerId};
+use shoal_plan::plan::WorkerId;
 use shoal_trust::{Authority, Identity, Name};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::clock;
 use crate::door::{Limits, Tls};
-use crate::fitness;
-use crate::launchers::{self, Launchers};
+use crate::launchers::{self, Launchers, Lines};
 use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
@@ -28,6 +26,7 @@ mod asking;
 mod effects;
 mod logs;
 mod papers;
+mod rigs;
 
 use papers::Failures;
 
@@ -162,17 +161,23 @@ pub(crate) enum Inbound {
     },
     LauncherHere {
         name: String,
+        /// Of this connection.
+        line: u64,
         outbox: mpsc::UnboundedSender<ToLauncher>,
     },
     LauncherSays {
         name: String,
+        line: u64,
         message: FromLauncher,
     },
     LauncherGone {
         name: String,
+        line: u64,
     },
     ProcessEnded {
         name: String,
+        /// Of this process.
+        launch: u64,
         how: String,
     },
     /// Answered by the loop, which is what makes it a sign of life.
@@ -228,7 +233,7 @@ pub fn serve(
         inbox: inbox.clone(),
         started: Instant::now(),
         rigs: BTreeMap::new(),
-        lines: BTreeMap::new(),
+        lines: Lines::default(),
         failures: Failures::default(),
         unwritten: BTreeSet::new(),
         waiting: Vec::new(),
@@ -291,7 +296,7 @@ struct Harbour {
     inbox: mpsc::Sender<Inbound>,
     started: Instant,
     rigs: BTreeMap<SessionId, mpsc::Sender<Outgoing>>,
-    lines: BTreeMap<String, mpsc::UnboundedSender<ToLauncher>>,
+    lines: Lines,
     failures: Failures,
     /// What has changed and could not be written down yet, and what waits for that.
     unwritten: BTreeSet<Key>,
@@ -371,17 +376,22 @@ impl Harbour {
             Inbound::Log { job, log, reply } => {
                 let _ = reply.send(self.log_of(&job, &log));
             }
-            Inbound::LauncherHere { name, outbox } => {
-                self.lines.insert(name.clone(), outbox);
+            Inbound::LauncherHere { name, line, outbox } => {
+                self.lines.here(&name, line, outbox);
                 self.state.launcher_says(&name, FromLauncher::Here { name: name.clone() });
             }
-            Inbound::LauncherSays { name, message } => self.state.launcher_says(&name, message),
-            Inbound::LauncherGone { name } => {
-                self.lines.remove(&name);
-                self.state.launcher_lost(&name, "its line ended");
+            Inbound::LauncherSays { name, line, message } => {
+                if self.lines.speaks(&name, line) {
+                    self.state.launcher_says(&name, message);
+                }
             }
-            Inbound::ProcessEnded { name, how } => {
-                if !self.lines.contains_key(&name) {
+            Inbound::LauncherGone { name, line } => {
+                if self.lines.gone(&name, line) {
+                    self.state.launcher_lost(&name, "its line ended");
+                }
+            }
+            Inbound::ProcessEnded { name, launch, how } => {
+                if self.lines.ended(&name, launch) {
                     self.state.launcher_lost(&name, &how);
                 }
             }
@@ -393,62 +403,6 @@ impl Harbour {
                 self.resting.push(reply);
             }
         }
-    }
-
-    fn rig_came(
-        &mut self,
-        session: SessionId,
-        rig: &str,
-        first: FromRig,
-        outbox: mpsc::Sender<Outgoing>,
-    ) {
-        let refused = if let FromRig::Hello { version, facts, running, unix_ms } = first {
-            let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
-            let clocks = || fitness::clocks(rig, unix_ms?, clock::unix_ms());
-            let Some(refused) = words.or_else(clocks) else {
-                self.rigs.insert(session, outbox);
-                self.state.rig_came(session, rig, facts, running);
-                return;
-            };
-            refused
-        } else {
-            format!("rig {rig} began without a hello")
-        };
-        tracing::warn!(refused);
-        // It is new: its outbox is empty.
-        let _ = outbox.try_send(Outgoing::Close(refused));
-    }
-
-    fn member(&self, rig: &str, run: &str) -> Result<Member, String> {
-        let (record, worker) = self.state.member(rig, run).ok_or_else(|| {
-            format!("rig {rig} has no seat in run {run}: it is over, or another rig has the seat")
-        })?;
-        Ok(Member { address: record.address, secret: record.secret.clone(), worker })
-    }
-
-    fn file(&self, rig: &str, run: &str, name: &str) -> Result<PathBuf, String> {
-        let (record, _) = self
-            .state
-            .member(rig, run)
-            .ok_or_else(|| format!("rig {rig} has no seat in run {run}"))?;
-        // Only names that the launcher has listed: none leads out of the directory.
-        let is_listed = record.files.iter().any(|file| file.name == name);
-        if !is_listed {
-            return Err(format!("run {run} has no file of this name"));
-        }
-        let job = self.job_of_run(&record.run).ok_or("the run is over")?;
-        Ok(self.run_dir(&job).join("data").join(name))
-    }
-
-    fn job_of_run(&self, run: &RunId) -> Option<String> {
-        let is_it = |record: &crate::state::RunRecord| record.run == *run;
-        let mut jobs = self.state.jobs();
-        jobs.find(|(_, job)| job.run.as_ref().is_some_and(is_it)).map(|(name, _)| name.clone())
-    }
-
-    /// Everything of a job's run. Names of jobs are plain: the manifest's rules see to that.
-    fn run_dir(&self, job: &str) -> PathBuf {
-        self.settings.directory.join(JOBS).join(job)
     }
 
     /// Writes down what has changed; then does what is to be done.

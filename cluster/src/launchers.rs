@@ -2,6 +2,7 @@
 //! directory, a line each, and outlive this process: a run goes on, and its launcher comes back to whoever
 //! listens next.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -38,6 +39,61 @@ pub trait Launchers: Send {
     fn launch(&mut self, launch: Launch) -> Result<Ended, String>;
 }
 
+/// Which launcher speaks for each job, and which process of it counts: one that is lost is lost once.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    /// The line's number, and its other end.
+    lines: BTreeMap<String, (u64, mpsc::UnboundedSender<ToLauncher>)>,
+    /// The newest process.
+    launches: BTreeMap<String, u64>,
+}
+
+impl Lines {
+    /// One speaks for a job from now on, in the place of whoever did before.
+    pub(crate) fn here(
+        &mut self,
+        name: &str,
+        line: u64,
+        outbox: mpsc::UnboundedSender<ToLauncher>,
+    ) {
+        self.lines.insert(name.to_owned(), (line, outbox));
+    }
+
+    /// Whether it is this line that speaks for the job.
+    pub(crate) fn speaks(&self, name: &str, line: u64) -> bool {
+        self.lines.get(name).is_some_and(|(known, _)| *known == line)
+    }
+
+    /// A line has ended. Whether with it the job's launcher is gone; its process then counts no more.
+    pub(crate) fn gone(&mut self, name: &str, line: u64) -> bool {
+        let spoke = self.speaks(name, line);
+        if spoke {
+            self.lines.remove(name);
+            self.launched(name);
+        }
+        spoke
+    }
+
+    /// A process was started: its number.
+    pub(crate) fn launched(&mut self, name: &str) -> u64 {
+        let launch = self.launches.entry(name.to_owned()).or_default();
+        *launch += 1;
+        *launch
+    }
+
+    /// A process has ended. Whether it was the newest, and has never spoken.
+    pub(crate) fn ended(&self, name: &str, launch: u64) -> bool {
+        self.launches.get(name) == Some(&launch) && !self.lines.contains_key(name)
+    }
+
+    pub(crate) fn tell(&self, name: &str, message: ToLauncher) {
+        if let Some((_, outbox)) = self.lines.get(name) {
+            // One that is gone is heard of on the other side.
+            let _ = outbox.send(message);
+        }
+    }
+}
+
 /// Opens the socket, for this user alone.
 ///
 /// # Errors
@@ -55,24 +111,24 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Accepts until the harbour has ended.
 pub(crate) async fn accept(listener: UnixListener, inbox: mpsc::Sender<Inbound>) {
-    loop {
+    for line in 0.. {
         let connection = tokio::select! {
             connection = listener.accept() => connection,
             () = inbox.closed() => return,
         };
         match connection {
-            Ok((stream, _)) => drop(tokio::spawn(hear(stream, inbox.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(hear(stream, line, inbox.clone()))),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn hear(stream: UnixStream, inbox: mpsc::Sender<Inbound>) {
+async fn hear(stream: UnixStream, line: u64, inbox: mpsc::Sender<Inbound>) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read);
     let Some(FromLauncher::Here { name }) = next(&mut lines).await else { return };
     let (outbox, mut outgoing) = mpsc::unbounded_channel::<ToLauncher>();
-    let here = Inbound::LauncherHere { name: name.clone(), outbox };
+    let here = Inbound::LauncherHere { name: name.clone(), line, outbox };
     if inbox.send(here).await.is_err() {
         return;
     }
@@ -86,13 +142,13 @@ async fn hear(stream: UnixStream, inbox: mpsc::Sender<Inbound>) {
         }
     });
     while let Some(message) = next(&mut lines).await {
-        let says = Inbound::LauncherSays { name: name.clone(), message };
+        let says = Inbound::LauncherSays { name: name.clone(), line, message };
         if inbox.send(says).await.is_err() {
             return;
         }
     }
     // Fails when the harbour has ended, which needs no news then.
-    let _ = inbox.send(Inbound::LauncherGone { name }).await;
+    let _ = inbox.send(Inbound::LauncherGone { name, line }).await;
     writing.abort();
 }
 
@@ -118,5 +174,28 @@ async fn next<R: tokio::io::AsyncRead + Unpin>(lines: &mut BufReader<R>) -> Opti
             tracing::warn!(%error, "a launcher said what cannot be understood");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_is_lost_once_whatever_is_heard_of_it_first() {
+        let mut lines = Lines::default();
+        let outbox = || mpsc::unbounded_channel().0;
+        let first = lines.launched("a");
+        assert!(lines.ended("a", first), "it ended before it spoke");
+        let second = lines.launched("a");
+        assert!(!lines.ended("a", first) && lines.ended("a", second));
+        lines.here("a", 7, outbox());
+        assert!(!lines.ended("a", second), "its line tells more");
+        assert!(lines.speaks("a", 7) && !lines.speaks("a", 6) && !lines.speaks("b", 7));
+        assert!(lines.gone("a", 7) && !lines.gone("a", 7));
+        assert!(!lines.ended("a", second), "it was lost with its line");
+        // An end that is heard of late says nothing about who speaks now.
+        lines.here("a", 9, outbox());
+        assert!(!lines.gone("a", 7) && lines.speaks("a", 9));
     }
 }

@@ -116,6 +116,9 @@ pub(crate) struct Join {
     /// Where other rigs reach this one [default: the address from which it reaches the coordinator]
     #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<IpAddr>,
+    /// The first of three ports on which other rigs reach this one (data, snapshots, probes); 0: any free ones
+    #[arg(long, env = "SHOAL_FIRST_PORT", default_value_t = 0, value_name = "PORT")]
+    pub first_port: u16,
     /// Everything of the rig [default: ~/.local/state/shoal/rig]
     #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
@@ -145,6 +148,9 @@ pub(crate) struct Doctor {
     /// Where other rigs would reach this one [default: the address from which it reaches the coordinator]
     #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<IpAddr>,
+    /// The first of three ports on which other rigs reach this one (data, snapshots, probes); 0: any free ones
+    #[arg(long, env = "SHOAL_FIRST_PORT", default_value_t = 0, value_name = "PORT")]
+    pub first_port: u16,
     /// Everything of the rig [default: ~/.local/state/shoal/rig]
     #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,

@@ -53,6 +53,7 @@ struct Spawn {
     address: String,
     certificate: PathBuf,
     advertise: std::net::IpAddr,
+    first_port: u16,
     threads: u32,
     yield_to: Vec<String>,
     log_format: &'static str,
@@ -98,6 +99,7 @@ impl Posts {
             address: rig.address.clone(),
             certificate: rig.certificate.clone(),
             advertise: rig.reached_at(),
+            first_port: rig.first_port,
             threads: rig.threads,
             yield_to: rig.yield_to.clone(),
             log_format: rig.log_format.name(),
@@ -148,6 +150,7 @@ impl Posts {
             .arg("--credentials")
             .arg(&spawn.certificate)
             .args(["--advertise", &spawn.advertise.to_string()])
+            .args(["--first-port", &spawn.first_port.to_string()])
             .args(["--id", &order.post.worker.0.to_string()])
             .args(["--threads", &cores.threads.to_string()])
             .args(["--log-format", spawn.log_format])

@@ -47,6 +47,8 @@ pub struct Options {
     pub bind: IpAddr,
     /// At which address the others reach this worker.
     pub advertise: IpAddr,
+    /// Other workers reach data on this port and snapshots on the next; 0: any free ones.
+    pub first_port: u16,
     /// How workers know each other; needed to leave this machine.
     pub trust: Option<Trust>,
     /// Why somebody else needs this machine, while that is so.
@@ -160,9 +162,11 @@ pub async fn run(
     check_network(&options)?;
     let (bind, at) = (options.bind, |port| SocketAddr::new(options.advertise, port));
     let listen = |source| DaemonError::Listen { bind, source };
-    let listener = TcpListener::bind((bind, 0)).map_err(listen)?;
+    let port =
+        |nth| if options.first_port == 0 { 0 } else { options.first_port.saturating_add(nth) };
+    let listener = TcpListener::bind((bind, port(0))).map_err(listen)?;
     let (tell, held) = mpsc::unbounded_channel();
-    let network = (bind, options.trust.clone());
+    let network = (SocketAddr::new(bind, port(1)), options.trust.clone());
     let vault = Vault::open(&options.run, &options.secret, options.worker, network, tell);
     let vault = vault.map_err(listen)?;
     let hello = Hello {

@@ -21,7 +21,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,15 +112,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Vault {
-    /// Listens on a port of its own at `bind`. What comes to be held is told through `events`.
+    /// Listens at `bind`, on any free port where that is 0. What comes to be held is told through `events`.
     pub fn open(
         run: &RunId,
         secret: &Secret,
         me: WorkerId,
-        (bind, trust): (IpAddr, Option<Trust>),
+        (bind, trust): (SocketAddr, Option<Trust>),
         events: UnboundedSender<Held>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind((bind, 0))?;
+        let listener = TcpListener::bind(bind)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             identity: Identity::of_vault(run, secret.bytes(), me),

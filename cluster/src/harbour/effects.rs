@@ -25,10 +25,7 @@ impl Harbour {
             }
             Effect::Launch { job, most, first } => self.launch(&job, most, first),
             Effect::TellLauncher { job, message } => {
-                if let Some(line) = self.lines.get(&job) {
-                    // One that is gone is heard of on the other side.
-                    let _ = line.send(message);
-                }
+                self.lines.tell(&job, message);
             }
             Effect::Note(text) => tracing::info!("{text}"),
         }
@@ -41,9 +38,10 @@ impl Harbour {
         match self.launchers.launch(launch) {
             Ok(ended) => {
                 let (inbox, name) = (self.inbox.clone(), job.to_owned());
+                let launch = self.lines.launched(job);
                 tokio::spawn(async move {
                     let how = ended.await;
-                    let _ = inbox.send(Inbound::ProcessEnded { name, how }).await;
+                    let _ = inbox.send(Inbound::ProcessEnded { name, launch, how }).await;
                 });
             }
             Err(why) => self.state.launcher_lost(job, &why),

@@ -71,15 +71,15 @@ impl Drop for Listening {
     }
 }
 
-/// Opens a probe port at the address where others reach this rig; where that is not an address of this machine
+/// Opens a probe port (0: any free one) at the address where others reach this rig; where that is not an address of this machine
 /// itself, because something in between translates it, on all of them. The certificate is read anew for each
 /// connection: it is renewed.
 ///
 /// # Errors
 /// No port can be opened.
-pub fn listen(advertised: IpAddr, certificate: &Path) -> io::Result<Listening> {
+pub fn listen(advertised: IpAddr, port: u16, certificate: &Path) -> io::Result<Listening> {
     let any: IpAddr = if advertised.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-    let bind = |address| std::net::TcpListener::bind(SocketAddr::new(address, 0));
+    let bind = |address| std::net::TcpListener::bind(SocketAddr::new(address, port));
     let listener = match bind(advertised) {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => bind(any)?,
         bound => bound?,

@@ -49,7 +49,7 @@ impl Cluster {
 
     fn rig(&self, name: &str) -> (Credentials, Listening) {
         let (credentials, place) = self.member(name, Role::Worker);
-        (credentials, listen(HERE, &place).unwrap())
+        (credentials, listen(HERE, 0, &place).unwrap())
     }
 
     fn coordinator(&self) -> Running {

@@ -36,7 +36,8 @@ impl Embedded {
         if self.database.is_none() {
             // Secrets of runs are in it: it is its user's alone from the first byte.
             let mut options = OpenOptions::new();
-            let made = options.write(true).create(true).truncate(false).mode(0o600).open(&self.path);
+            let made =
+                options.write(true).create(true).truncate(false).mode(0o600).open(&self.path);
             made.map_err(|error| failed(&self.path, "making it", &error))?;
             let opened = Database::create(&self.path);
             let opened = opened.map_err(|error| failed(&self.path, "opening it", &error))?;

@@ -86,6 +86,7 @@ fn options(coordinator: &FakeCoordinator) -> Options {
         threads: 1,
         bind: LOOPBACK,
         advertise: LOOPBACK,
+        first_port: 0,
         trust: None,
         yielding: watch::channel(None).1,
     }

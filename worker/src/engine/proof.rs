@@ -116,8 +116,14 @@ impl Fleet {
     fn come(&mut self, worker: u32) {
         let me = WorkerId(worker);
         let (tell, held) = unbounded_channel();
-        let vault =
-            Vault::open(&RunId("proof".into()), &self.secret, me, (LOOPBACK, None), tell).unwrap();
+        let vault = Vault::open(
+            &RunId("proof".into()),
+            &self.secret,
+            me,
+            ((LOOPBACK, 0).into(), None),
+            tell,
+        )
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let engines = CellEngines::new(
             Metrics::new(worker, "proof", Peaks::default()).unwrap(),

@@ -34,7 +34,7 @@ fn open(over: &Over, n: u32, secret: &Secret) -> Vec<Place> {
     let place = |id| {
         let (tell, held) = unbounded_channel();
         let me = WorkerId(id);
-        let network = (Ipv4Addr::LOCALHOST.into(), over.trust(me));
+        let network = ((Ipv4Addr::LOCALHOST, 0).into(), over.trust(me));
         let vault = Vault::open(&run(), secret, me, network, tell).unwrap();
         vault.begin(terms(G1, None));
         Place { vault, held }

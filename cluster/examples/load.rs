@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use shoal_cluster::probing::words::Look;
 use shoal_cluster::store::Embedded;
-use shoal_cluster::words::{Facts, FromRig, VERSION};
+use shoal_cluster::words::{Answer, Ask, Facts, FromRig, RigIs, VERSION};
 use shoal_cluster::{Attending, Client, Ended, Launch, Launchers, Limits, STORE, Settings, serve};
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::task::JoinSet;
@@ -80,6 +80,15 @@ async fn main() -> Outcome<()> {
         memory as f64 / 1e6,
         memory as f64 / 1e3 / rigs as f64
     );
+    let asks = member(&Authority::open(&scratch.path().join("authority"))?, "asks", Role::Admin)?;
+    let client = Client::connect(&running.address.to_string(), &asks).await?;
+    let Answer::Overview(overview) = client.ask(&Ask::Overview).await? else {
+        return Err("an answer to another question".into());
+    };
+    let here = overview.rigs.iter().filter(|rig| rig.is != RigIs::Away).count();
+    let heard = overview.rigs.iter().filter_map(|rig| rig.heard_seconds_ago);
+    let fresh = heard.filter(|seconds| *seconds < 2.0).count();
+    println!("{here} rigs are there, {fresh} were heard within the last 2 s");
     let ended = child.wait()?;
     if ended.success() { Ok(()) } else { Err(format!("the rigs ended with {ended}").into()) }
 }
@@ -88,7 +97,6 @@ async fn main() -> Outcome<()> {
 async fn rigs(count: u64, seconds: u64, address: &str, scratch: &Path) -> Outcome<()> {
     let authority = Authority::open(&scratch.join("authority"))?;
     let start = Instant::now();
-    let mut here = Vec::new();
     for first in (0..count).step_by(TOGETHER) {
         let mut coming = JoinSet::new();
         for rig in first..(first + TOGETHER as u64).min(count) {
@@ -97,27 +105,12 @@ async fn rigs(count: u64, seconds: u64, address: &str, scratch: &Path) -> Outcom
             coming.spawn(async move { attend(&address, &credentials).await });
         }
         while let Some(came) = coming.join_next().await {
-            here.push(came??);
+            let (client, attending) = came??;
+            tokio::spawn(live(client, attending));
         }
     }
     println!("{count} rigs came in {:.1} s", start.elapsed().as_secs_f64());
     std::fs::write(scratch.join("all-here"), "")?;
-    for (_, mut attending) in here {
-        tokio::spawn(async move {
-            let mut beat = interval(Duration::from_secs(1));
-            loop {
-                tokio::select! {
-                    _at = beat.tick() => {
-                        let heartbeat = FromRig::Heartbeat { disk_free_mb: 1 };
-                        if attending.outbox.send(heartbeat).await.is_err() {
-                            return;
-                        }
-                    }
-                    word = attending.next() => if word.is_err() { return },
-                }
-            }
-        });
-    }
     let client = Client::connect(address, &certificate(&authority, "asks")?).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let unix_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as u64;
@@ -142,6 +135,22 @@ async fn rigs(count: u64, seconds: u64, address: &str, scratch: &Path) -> Outcom
     Ok(())
 }
 
+/// A heartbeat a second, until the coordinator wants no more.
+async fn live(_client: Client, mut attending: Attending) {
+    let mut beat = interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _at = beat.tick() => {
+                let heartbeat = FromRig::Heartbeat { disk_free_mb: 1 };
+                if attending.outbox.send(heartbeat).await.is_err() {
+                    return;
+                }
+            }
+            word = attending.next() => if word.is_err() { return },
+        }
+    }
+}
+
 async fn attend(address: &str, credentials: &Credentials) -> Outcome<(Client, Attending)> {
     let client = Client::connect(address, credentials).await?;
     let facts = Facts { cores: 8, memory_mb: 32_000, ..Facts::default() };
@@ -151,9 +160,13 @@ async fn attend(address: &str, credentials: &Credentials) -> Outcome<(Client, At
 }
 
 fn certificate(authority: &Authority, name: &str) -> Outcome<Credentials> {
+    member(authority, name, Role::Worker)
+}
+
+fn member(authority: &Authority, name: &str, role: Role) -> Outcome<Credentials> {
     let name: Name = name.parse()?;
     let request = Request::new(&name)?;
-    let identity = Identity { name, role: Role::Worker };
+    let identity = Identity { name, role };
     let life = Duration::from_hours(24);
     let signed = authority.sign(request.pem(), &identity, life, SystemTime::now())?;
     Ok(Credentials::new(authority.certificate_pem(), &signed.certificate_pem, request)?)

@@ -9,7 +9,12 @@ pub(crate) fn now() -> SystemTime {
 
 /// Seconds of the calendar.
 pub(crate) fn unix() -> u64 {
-    now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_of(now())
+}
+
+/// The same of another time.
+pub(crate) fn unix_of(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Milliseconds of the calendar.

@@ -50,8 +50,9 @@ pub type JobName = String;
 /// What is written down of a rig.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RigRecord {
-    /// Of its newest certificate.
-    pub serial: String,
+    /// By serial number, until when each of its certificates is good, in seconds of the calendar. One that was renewed
+    /// is good to its own end.
+    pub certificates: BTreeMap<String, u64>,
     pub cordoned: bool,
     pub facts: Facts,
 }

@@ -132,7 +132,8 @@ impl Harbour {
         let signed = self.settings.authority.sign(request_pem, identity, life, now);
         let signed = signed.map_err(|error| error.to_string())?;
         if identity.role == Role::Worker {
-            self.state.rig_has(identity.name.as_str(), &signed.serial);
+            let certificate = (signed.serial.as_str(), clock::unix_of(signed.not_after));
+            self.state.rig_has(identity.name.as_str(), certificate, unix())?;
         }
         let ca_pem = self.settings.authority.certificate_pem().to_owned();
         Ok(Paper { certificate_pem: signed.certificate_pem, ca_pem })

@@ -12,9 +12,6 @@ use crate::words::{Answer, Ask, JobStatus, Overview, RigIs, RigStatus};
 /// Jobs that may wait or be under way.
 const JOBS_MAX: usize = 100;
 
-/// Certificates are good for at most so long.
-const CERTIFICATE_SECONDS: u64 = 30 * 24 * 3600;
-
 impl Cluster {
     /// Answers what needs nobody else: neither a manifest's text nor a run's coordinator.
     pub fn ask(&mut self, ask: &Ask, unix: u64) -> Answer {
@@ -193,8 +190,9 @@ impl Cluster {
 
     fn expel(&mut self, rig: &str, unix: u64) -> Answer {
         let Some(record) = self.rigs.get(rig) else { return unknown_rig(rig) };
-        let serial = record.serial.clone();
-        self.deny(&serial, unix + CERTIFICATE_SECONDS, unix);
+        for (serial, until) in record.certificates.clone() {
+            self.deny(&serial, until, unix);
+        }
         if let Some(session) = self.session_of(rig) {
             self.close_for_good(session);
         }
@@ -203,7 +201,7 @@ impl Cluster {
         self.changed.insert(Key::Rig(rig.to_owned()));
         self.schedule();
         Answer::Done(format!(
-            "{rig} is expelled: its certificate counts no more, only a new token lets it back"
+            "{rig} is expelled: its certificates count no more, only a new token lets it back"
         ))
     }
 

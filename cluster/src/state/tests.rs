@@ -296,7 +296,9 @@ fn cordoned_and_expelled_rigs_get_nothing_and_leavers_are_not_waited_for() {
     let mut harbour = Harbour::new();
     let a = harbour.comes("a");
     harbour.comes("b");
-    harbour.cluster.rig_has("b", "0b");
+    harbour.cluster.rig_has("b", ("past", 99), 0).unwrap();
+    harbour.cluster.rig_has("b", ("0a", 150), 100).unwrap();
+    harbour.cluster.rig_has("b", ("0b", 200), 100).unwrap();
     harbour.cluster.ask(&Ask::Cordon { rig: "a".into() }, 0);
     harbour.apply(job("a", 1, 1));
     assert_eq!(harbour.seats("a"), [(0, "b".into())]);
@@ -304,6 +306,9 @@ fn cordoned_and_expelled_rigs_get_nothing_and_leavers_are_not_waited_for() {
     harbour.take();
     harbour.cluster.ask(&Ask::Expel { rig: "b".into() }, 100);
     assert!(harbour.cluster.denied().contains_key("0b") && harbour.cluster.rig("b").is_none());
+    // The one before its last renewal, too: it is good still. What is past needs no denial.
+    let denied: Vec<_> = harbour.cluster.denied().iter().collect();
+    assert_eq!(denied, [(&"0a".to_owned(), &150), (&"0b".to_owned(), &200)]);
     assert!(harbour.seats("a").is_empty());
     harbour.cluster.ask(&Ask::Uncordon { rig: "a".into() }, 0);
     assert_eq!(harbour.seats("a"), [(0, "a".into())]);

@@ -10,6 +10,9 @@ use crate::words::TokenStatus;
 /// Tokens that are kept at most: whoever wants more revokes some.
 const TOKENS_MAX: usize = 1_000;
 
+/// Certificates of one rig that are good at a time: it has two while one is being renewed.
+const CERTIFICATES_MAX: usize = 32;
+
 /// What is written down of a token: nothing that lets anybody join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
@@ -85,9 +88,23 @@ impl Cluster {
     }
 
     /// A certificate was signed for a rig: the one before it still counts, until it ends.
-    pub fn rig_has(&mut self, rig: &str, serial: &str) {
-        serial.clone_into(&mut self.rigs.entry(rig.to_owned()).or_default().serial);
+    ///
+    /// # Errors
+    /// It has so many that are good still that this one must not be given to it.
+    pub fn rig_has(
+        &mut self,
+        rig: &str,
+        (serial, until): (&str, u64),
+        unix: u64,
+    ) -> Result<(), String> {
+        let certificates = &mut self.rigs.entry(rig.to_owned()).or_default().certificates;
+        certificates.retain(|_, until| *until >= unix);
+        if certificates.len() >= CERTIFICATES_MAX {
+            return Err(format!("{rig} has {CERTIFICATES_MAX} certificates that are good still"));
+        }
+        certificates.insert(serial.to_owned(), until);
         self.changed.insert(Key::Rig(rig.to_owned()));
+        Ok(())
     }
 
     /// A certificate counts no more; whoever would be past their end anyway are forgotten.

@@ -59,7 +59,7 @@ fn a_second_process_is_refused_and_a_flipped_bit_is_never_believed() {
 fn a_record_of_something_else_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Embedded::open(&directory.path().join("cluster.redb")).unwrap();
-    store.write(&[("rig/a".to_owned(), Some(b"{\"serial\": 7}".to_vec()))]).unwrap();
+    store.write(&[("rig/a".to_owned(), Some(b"{\"certificates\": 7}".to_vec()))]).unwrap();
     let error = known(&mut store).map(drop).unwrap_err().to_string();
     assert!(error.contains("the record rig/a is damaged"), "{error}");
     store.write(&[("rig/a".to_owned(), None), ("ship/a".to_owned(), Some(vec![]))]).unwrap();

@@ -305,17 +305,10 @@ fn text_files(run_dir: &RunDir) -> anyhow::Result<Vec<DataFile>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(&directory).with_context(context)? {
         let path = entry.with_context(context)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !path.is_file() || name.ends_with(".partial") {
-            continue;
+        if path.is_file() && path.extension().is_none_or(|extension| extension != "partial") {
+            let file = DataFile::of(&path);
+            files.push(file.with_context(|| format!("reading {}", path.display()))?);
         }
-        let mut hasher = blake3::Hasher::new();
-        let bytes = File::open(&path).and_then(|file| {
-            hasher.update_reader(&file)?;
-            Ok(file.metadata()?.len())
-        });
-        let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
-        files.push(DataFile { name, bytes, blake3: hasher.finalize().to_hex().to_string() });
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)

@@ -10,10 +10,7 @@ use std::num::FpCategory;
 use std::sync::Arc;
 
 use serde::Serialize;
-use shoal_kernels::cuda::{
-    Arena, Device, DeviceError, Event, Stream, adamw, attention, cross_entropy, dispatch,
-    elementwise, embedding, gemm, quantise, reduce, rmsnorm, rope, router, swiglu, window,
-};
+use shoal_kernels::cuda::{Arena, Device, DeviceError, Event, Stream};
 use shoal_model::cuda;
 use shoal_plan::gpus::{self, Gpu};
 use shoal_plan::job::Precision;
@@ -27,7 +24,7 @@ use crate::{Error, median};
 pub struct Card {
     pub(crate) device: Device,
     pub(crate) stream: Stream,
-    pub(crate) kernels: Kernels,
+    pub(crate) kernels: Arc<cuda::Kernels>,
     ordinal: usize,
 }
 
@@ -107,46 +104,6 @@ impl Times {
     }
 }
 
-/// Every kernel that a step launches.
-#[derive(Debug)]
-pub(crate) struct Kernels {
-    pub(crate) adamw: adamw::Kernels,
-    pub(crate) attention: attention::Kernels,
-    pub(crate) cross_entropy: cross_entropy::Kernels,
-    pub(crate) dispatch: dispatch::Kernels,
-    pub(crate) elementwise: elementwise::Kernels,
-    pub(crate) embedding: embedding::Kernels,
-    pub(crate) gemm: gemm::Kernels,
-    pub(crate) quantise: quantise::Kernels,
-    pub(crate) reduce: reduce::Kernels,
-    pub(crate) rmsnorm: rmsnorm::Kernels,
-    pub(crate) rope: rope::Kernels,
-    pub(crate) router: router::Kernels,
-    pub(crate) swiglu: swiglu::Kernels,
-    pub(crate) window: window::Kernels,
-}
-
-impl Kernels {
-    fn load(device: &Device) -> Result<Self, DeviceError> {
-        Ok(Self {
-            adamw: adamw::Kernels::load(device)?,
-            attention: attention::Kernels::load(device)?,
-            cross_entropy: cross_entropy::Kernels::load(device)?,
-            dispatch: dispatch::Kernels::load(device)?,
-            elementwise: elementwise::Kernels::load(device)?,
-            embedding: embedding::Kernels::load(device)?,
-            gemm: gemm::Kernels::load(device)?,
-            quantise: quantise::Kernels::load(device)?,
-            reduce: reduce::Kernels::load(device)?,
-            rmsnorm: rmsnorm::Kernels::load(device)?,
-            rope: rope::Kernels::load(device)?,
-            router: router::Kernels::load(device)?,
-            swiglu: swiglu::Kernels::load(device)?,
-            window: window::Kernels::load(device)?,
-        })
-    }
-}
-
 impl Card {
     /// Opens a GPU, counted from 0 in the driver's order.
     ///
@@ -154,7 +111,7 @@ impl Card {
     /// What is missing: the driver, a newer one, the GPU.
     pub fn open(ordinal: usize) -> Result<Self, Error> {
         let device = Device::open(ordinal).map_err(Error::NoDevice)?;
-        let (stream, kernels) = (device.stream()?, Kernels::load(&device)?);
+        let (stream, kernels) = (device.stream()?, Arc::new(cuda::Kernels::load(&device)?));
         Ok(Self { device, stream, kernels, ordinal })
     }
 
@@ -180,9 +137,8 @@ impl Card {
     /// A cell's part of the card, for whole steps: so many bytes, or nine tenths of what is free.
     pub(crate) fn part(&self, bytes: Option<usize>) -> Result<cuda::Gpu, Error> {
         let free = self.device.memory()?.0;
-        let kernels = Arc::new(cuda::Kernels::load(&self.device)?);
         let part = ("a cell of the bench", bytes.unwrap_or(free / 10 * 9));
-        Ok(cuda::Gpu::new(&self.device, &kernels, part)?)
+        Ok(cuda::Gpu::new(&self.device, &self.kernels, part)?)
     }
 
     /// Room of its own for tokens of an embedding.

@@ -11,6 +11,7 @@ use shoal_proto::wire::raw::rigs_client::RigsClient;
 use shoal_proto::wire::raw::{
     EnrolRequest, FileWanted, LogWanted, Papers, Question, RenewRequest, Words,
 };
+use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use shoal_trust::{Credentials, Name, Request, Token, TrustError, pinned, reach};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -28,10 +29,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// An answer may wait for a run's coordinator.
 pub(crate) const ANSWER: Duration = Duration::from_secs(15);
-
-/// A coordinator that does not answer is noticed within the sum of the two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Between two chunks of a file.
 const STALL: Duration = Duration::from_secs(20);

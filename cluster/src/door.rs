@@ -6,17 +6,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use shoal_coordinator::timed::{Late, Pass, Timed};
 use shoal_trust::Identity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -117,19 +117,21 @@ impl Drop for Place {
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     pub(crate) identity: Option<(Identity, String)>,
-    admitted: Arc<AtomicBool>,
+    pass: Pass,
     place: Arc<Mutex<Place>>,
 }
 
 impl Peer {
     /// A call of a member was let through: from now on keepalive watches over the connection.
     pub(crate) fn admit(&self) -> bool {
-        if self.admitted.load(Ordering::Acquire) {
+        if self.pass.is_admitted() {
             return true;
         }
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let has_place = place.is_member || place.promote();
-        self.admitted.store(has_place, Ordering::Release);
+        if has_place {
+            self.pass.admit();
+        }
         has_place
     }
 
@@ -138,58 +140,20 @@ impl Peer {
     }
 }
 
-/// Bytes that end at a deadline unless the connection was admitted.
+/// Somebody of whom no call was let through yet.
 #[derive(Debug)]
-pub(crate) struct Guarded {
-    stream: TcpStream,
-    admitted: Arc<AtomicBool>,
-    deadline: Pin<Box<Sleep>>,
-}
+pub(crate) struct Stranger;
 
-impl Guarded {
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.admitted.load(Ordering::Acquire) && self.deadline.as_mut().poll(cx).is_ready() {
-            let why = "no call was let through before the deadline";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-        }
-        Ok(())
-    }
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+impl Late for Stranger {
+    fn late(&mut self) -> &'static str {
+        "no call was let through before the deadline"
     }
 }
 
 /// A connection behind TLS.
 #[derive(Debug)]
 pub(crate) struct Secured {
-    stream: TlsStream<Guarded>,
+    stream: TlsStream<Timed<Stranger>>,
     peer: Peer,
 }
 
@@ -273,9 +237,8 @@ async fn secure(
     tls: &Tls,
 ) -> io::Result<Secured> {
     stream.set_nodelay(true)?;
-    let admitted = Arc::new(AtomicBool::new(false));
-    let deadline = Box::pin(sleep(limits.patience));
-    let guarded = Guarded { stream, admitted: Arc::clone(&admitted), deadline };
+    let guarded = Timed::new(stream, limits.patience, Stranger);
+    let pass = guarded.pass();
     let config = Arc::clone(&tls.read().unwrap_or_else(PoisonError::into_inner));
     let stream = TlsAcceptor::from(config).accept(guarded).await?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -284,7 +247,7 @@ async fn secure(
         .transpose()
         .map_err(io::Error::other)?
         .map(|(identity, serial, _)| (identity, serial));
-    let peer = Peer { address, identity, admitted, place: Arc::new(Mutex::new(place)) };
+    let peer = Peer { address, identity, pass, place: Arc::new(Mutex::new(place)) };
     Ok(Secured { stream, peer })
 }
 

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::{Request as HttpRequest, Response as HttpResponse};
 use shoal_proto::wire::raw::cluster_server::ClusterServer;
 use shoal_proto::wire::raw::enrolment_server::EnrolmentServer;
 use shoal_proto::wire::raw::rigs_server::RigsServer;
+use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,10 +29,6 @@ mod forward;
 mod people;
 mod probing;
 mod rigs;
-
-/// A partition is seen within the sum of the two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The largest message of a person: a manifest as JSON in JSON.
 const ASK_BYTES_MAX: usize = 4 << 20;

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use shoal_coordinator::control;
@@ -284,6 +287,19 @@ pub struct DataFile {
     pub bytes: u64,
     /// 64 lower-case hexadecimal digits.
     pub blake3: String,
+}
+
+impl DataFile {
+    /// A file as it is. Reads all of it.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        let bytes = hasher.update_reader(File::open(path)?)?.count();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, bytes, blake3: hasher.finalize().to_hex().to_string() })
+    }
 }
 
 /// From a launcher, a line each.

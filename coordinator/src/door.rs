@@ -6,18 +6,15 @@
 //! keepalive and the lease watch over it.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use crate::metrics::{Metrics, Rejected};
+use crate::timed::{Late, Timed};
 
 /// How many, how long without a hello, and how long a file may stand still on its way.
 #[derive(Clone, Copy, Debug)]
@@ -37,78 +34,26 @@ impl Limits {
     };
 }
 
-/// Whether the other end of a connection has said hello. Shared with the session's reader.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Pass(Arc<AtomicBool>);
-
-impl Pass {
-    /// Takes the deadline away.
-    pub(crate) fn admit(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn is_admitted(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A connection that fails at its deadline unless its pass was admitted.
+/// What goes with a connection.
 #[derive(Debug)]
-pub(crate) struct Guarded {
-    stream: TcpStream,
-    pass: Pass,
-    deadline: Pin<Box<Sleep>>,
+pub(crate) struct Visitor {
     /// Until it has counted itself as turned away.
     metrics: Option<Metrics>,
     /// Gives the place back when the connection is dropped.
     _place: OwnedSemaphorePermit,
 }
 
-impl Guarded {
-    pub(crate) fn pass(&self) -> Pass {
-        self.pass.clone()
-    }
-
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.pass.is_admitted() && self.deadline.as_mut().poll(cx).is_ready() {
-            if let Some(metrics) = self.metrics.take() {
-                metrics.rejected(Rejected::NoHello);
-            }
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no hello before the deadline"));
+impl Late for Visitor {
+    fn late(&mut self) -> &'static str {
+        if let Some(metrics) = self.metrics.take() {
+            metrics.rejected(Rejected::NoHello);
         }
-        Ok(())
+        "no hello before the deadline"
     }
 }
 
-impl AsyncRead for Guarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+/// A connection that fails at its deadline unless its pass was admitted.
+pub(crate) type Guarded = Timed<Visitor>;
 
 /// Accepts until `accepted` is closed. A connection too many is closed at once.
 pub(crate) async fn accept(
@@ -137,9 +82,8 @@ pub(crate) async fn accept(
             // It is gone already.
             continue;
         }
-        let deadline = Box::pin(sleep(limits.hello_deadline));
-        let (pass, metrics) = (Pass::default(), Some(metrics.clone()));
-        let guarded = Guarded { stream, pass, deadline, metrics, _place: place };
+        let visitor = Visitor { metrics: Some(metrics.clone()), _place: place };
+        let guarded = Timed::new(stream, limits.hello_deadline, visitor);
         if accepted.send(Ok(guarded)).await.is_err() {
             return;
         }

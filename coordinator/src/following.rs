@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use shoal_proto::Secret;
 use shoal_proto::wire::raw::coordinator_client::CoordinatorClient;
-use shoal_proto::wire::{FROM_WORKER_BYTES_MAX, SECRET_KEY, TO_WORKER_BYTES_MAX, raw};
+use shoal_proto::wire::{
+    FROM_WORKER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, SECRET_KEY, TO_WORKER_BYTES_MAX,
+    raw,
+};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -14,7 +17,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 use crate::news::{Command, News};
-use crate::server::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);

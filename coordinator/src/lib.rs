@@ -24,6 +24,7 @@ mod news;
 mod server;
 mod settings;
 pub mod state;
+pub mod timed;
 
 pub use asking::{AskError, ask};
 pub use error::Error;

@@ -13,8 +13,8 @@ use shoal_plan::plan::WorkerId;
 use shoal_proto::wire::raw::control_server::ControlServer;
 use shoal_proto::wire::raw::coordinator_server::{Coordinator, CoordinatorServer};
 use shoal_proto::wire::{
-    ANSWER_BYTES_MAX, FROM_WORKER_BYTES_MAX, MEMBER_KEY, QUESTION_BYTES_MAX, RIG_KEY, SECRET_KEY,
-    TO_WORKER_BYTES_MAX, raw,
+    ANSWER_BYTES_MAX, FROM_WORKER_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MEMBER_KEY,
+    QUESTION_BYTES_MAX, RIG_KEY, SECRET_KEY, TO_WORKER_BYTES_MAX, raw,
 };
 use shoal_proto::{FromWorker, Secret};
 use tokio::net::TcpListener;
@@ -28,12 +28,13 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::conductor::{Conductor, Follower, Inbound, Outgoing, Session};
-use crate::door::{self, Guarded, Limits, Pass};
+use crate::door::{self, Guarded, Limits};
 use crate::error::Error;
 use crate::metrics::{AuthFailure, Metrics, Rejected};
 use crate::news::News;
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Event};
+use crate::timed::Pass;
 use files::Files;
 use questions::Questions;
 
@@ -45,10 +46,6 @@ const OUTBOX: usize = 64;
 
 /// Messages of all workers on their way to the conductor; beyond, the streams wait.
 const INBOX: usize = 256;
-
-/// A partition is seen within the sum of the two.
-pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A coordinator at work. Dropping it ends it, and what it knows stays in the run directory.
 #[derive(Debug)]

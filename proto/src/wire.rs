@@ -5,6 +5,7 @@
 //! `wire/files.rs`. Errors name the field as the schema does.
 
 use std::net::{AddrParseError, SocketAddr};
+use std::time::Duration;
 
 use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
@@ -29,6 +30,10 @@ pub mod raw {
 
 /// Metadata key of the per-run secret, 64 hexadecimal digits.
 pub const SECRET_KEY: &str = "shoal-secret";
+
+/// HTTP/2's pings, from both ends of every connection that stays: a partition is seen within the sum of the two.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Metadata key of the run that a call through a cluster's door is for.
 pub const RUN_KEY: &str = "shoal-run";

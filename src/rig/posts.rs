@@ -11,7 +11,8 @@ use std::thread;
 
 use anyhow::Context;
 use shoal_cluster::Client;
-use shoal_cluster::words::{FromRig, Order, Post};
+use shoal_cluster::words::{DataFile, FromRig, Order, Post};
+use shoal_plan::checkpoint::is_plain;
 use shoal_plan::plan::{RunId, WorkerId};
 use tokio::sync::mpsc;
 
@@ -25,6 +26,9 @@ const TOLD: usize = 256;
 
 /// A line of a log that is longer is cut.
 const LINE_BYTES_MAX: u64 = 8 << 10;
+
+/// The longest name of a file of text.
+const NAME_BYTES_MAX: usize = 128;
 
 /// Texts of so many jobs stay on the disk.
 const JOBS_KEPT: usize = 3;
@@ -271,29 +275,17 @@ async fn fetch(jobs: &Path, order: &Order, client: &Client) -> anyhow::Result<Pa
     }
     forget_old_jobs(jobs, &order.name);
     for file in &order.files {
-        if !is_plain(&file.name) {
+        // Names come over the network: none leads out of the directory.
+        if file.name.len() > NAME_BYTES_MAX || !is_plain(&file.name) {
             anyhow::bail!("{:?} is no name of a file of text", file.name);
         }
         let path = data.join(&file.name);
-        let there = tokio::task::spawn_blocking(move || hash(&path)).await?;
-        if there.ok() != Some((file.bytes, file.blake3.clone())) {
+        let there = tokio::task::spawn_blocking(move || DataFile::of(&path)).await?;
+        if there.ok().as_ref() != Some(file) {
             client.fetch(&order.post.run.0, file, &data).await?;
         }
     }
     Ok(run_dir)
-}
-
-/// Names come over the network: none leads out of the directory.
-fn is_plain(name: &str) -> bool {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-    !name.starts_with('.') && (1..=128).contains(&name.len()) && name.chars().all(plain)
-}
-
-fn hash(path: &Path) -> std::io::Result<(u64, String)> {
-    let file = fs::File::open(path)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(&file)?;
-    Ok((file.metadata()?.len(), hasher.finalize().to_hex().to_string()))
 }
 
 /// The newest stay, and the one that is to be.

@@ -29,10 +29,6 @@ const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A coordinator that does not answer is noticed within the sum of the two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// The stream, both ways. Dropping it closes the connection.
 pub(crate) struct Link {
     pub(crate) outbox: mpsc::UnboundedSender<FromWorker>,

@@ -22,7 +22,7 @@ use crate::harbour::Inbound;
 /// To a process of this machine.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// Patience with the run's coordinator, which may be being started anew.
+/// A run's coordinator on this machine that hangs is pinged so often.
 const KEEPALIVE: Duration = Duration::from_secs(4);
 
 #[derive(Clone)]

@@ -18,9 +18,10 @@ use tonic::{Status, Streaming};
 
 use crate::conductor::{Inbound, Question};
 use crate::deposits::{Begun, DepositError, Deposits, Incoming, UNDER_WAY_MAX};
-use crate::door::{Limits, Pass};
+use crate::door::Limits;
 use crate::metrics::{Metrics, Rejected};
 use crate::state::Denied;
+use crate::timed::Pass;
 
 /// Chunks of a file on its way out that wait for the network.
 const AHEAD: usize = 2;

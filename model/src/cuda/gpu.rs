@@ -34,20 +34,20 @@ pub struct Gpu {
 /// Every kernel of the network, loaded once for a device: the driver compiles them.
 #[derive(Debug)]
 pub struct Kernels {
-    pub(super) adamw: adamw::Kernels,
-    pub(super) attention: attention::Kernels,
-    pub(super) cross_entropy: cross_entropy::Kernels,
-    pub(super) dispatch: dispatch::Kernels,
-    pub(super) elementwise: elementwise::Kernels,
-    pub(super) embedding: embedding::Kernels,
-    pub(super) gemm: gemm::Kernels,
-    pub(super) quantise: quantise::Kernels,
-    pub(super) reduce: reduce::Kernels,
-    pub(super) rmsnorm: rmsnorm::Kernels,
-    pub(super) rope: rope::Kernels,
-    pub(super) router: router::Kernels,
-    pub(super) swiglu: swiglu::Kernels,
-    pub(super) window: window::Kernels,
+    pub adamw: adamw::Kernels,
+    pub attention: attention::Kernels,
+    pub cross_entropy: cross_entropy::Kernels,
+    pub dispatch: dispatch::Kernels,
+    pub elementwise: elementwise::Kernels,
+    pub embedding: embedding::Kernels,
+    pub gemm: gemm::Kernels,
+    pub quantise: quantise::Kernels,
+    pub reduce: reduce::Kernels,
+    pub rmsnorm: rmsnorm::Kernels,
+    pub rope: rope::Kernels,
+    pub router: router::Kernels,
+    pub swiglu: swiglu::Kernels,
+    pub window: window::Kernels,
 }
 
 impl Kernels {

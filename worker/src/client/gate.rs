@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use shoal_plan::plan::RunId;
 use shoal_proto::Secret;
-use shoal_proto::wire::{RUN_KEY, SECRET_KEY};
+use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, RUN_KEY, SECRET_KEY};
 use shoal_trust::{Credentials, reach};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-
-use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 
 /// Where a worker calls.
 #[derive(Clone, Debug)]

@@ -11,6 +11,8 @@ mod door;
 mod harbour;
 #[path = "processes/network.rs"]
 mod network;
+#[path = "cluster/secrets.rs"]
+mod secrets;
 
 use harbour::{Harbour, wait};
 use serde_json::Value;

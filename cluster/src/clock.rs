@@ -1,6 +1,16 @@
-//! The calendar, for certificates and tokens: the one place here where it is read.
+//! The calendar, for certificates and tokens, and a clock that does not go back, for quotas: the one place here where
+//! they are read.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+#[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Since this was asked first. Does not go back.
+pub(crate) fn running() -> Duration {
+    STARTED.elapsed()
+}
 
 #[expect(clippy::disallowed_methods, reason = "the rim reads the clock for those who decide")]
 pub(crate) fn now() -> SystemTime {

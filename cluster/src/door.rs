@@ -2,9 +2,8 @@
 //! few of them for one address, and little time, whatever they stall with: TCP, TLS, HTTP/2's preface, or a
 //! call that never ends. Members have many places, and are watched by keepalive.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
@@ -21,96 +20,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-/// Places, and patience.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub strangers_max: usize,
-    pub strangers_of_an_address: usize,
-    pub members_max: usize,
-    /// From the connection to a call that is let through.
-    pub patience: Duration,
-}
+mod places;
 
-impl Limits {
-    /// A rig has two connections, and one for each file on its way.
-    pub const USUAL: Self = Self {
-        strangers_max: 256,
-        strangers_of_an_address: 64,
-        members_max: 30_000,
-        patience: Duration::from_secs(10),
-    };
-}
-
-/// Who is in.
-#[derive(Debug)]
-struct Places {
-    limits: Limits,
-    strangers: BTreeMap<IpAddr, usize>,
-    members: usize,
-}
-
-type Shared = Arc<Mutex<Places>>;
-
-fn lock(places: &Shared) -> std::sync::MutexGuard<'_, Places> {
-    // Nothing panics between two changes that belong together.
-    places.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One connection's place, given back when it is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Shared,
-    address: IpAddr,
-    is_member: bool,
-}
-
-impl Place {
-    fn take(places: &Shared, address: IpAddr) -> Option<Self> {
-        let mut state = lock(places);
-        let all: usize = state.strangers.values().sum();
-        let here = state.strangers.get(&address).copied().unwrap_or(0);
-        let limits = state.limits;
-        if all >= limits.strangers_max || here >= limits.strangers_of_an_address {
-            return None;
-        }
-        state.strangers.insert(address, here + 1);
-        drop(state);
-        Some(Self { places: Arc::clone(places), address, is_member: false })
-    }
-
-    /// Makes room among the strangers. Whether there is a place among the members.
-    fn promote(&mut self) -> bool {
-        let places = Arc::clone(&self.places);
-        let mut state = lock(&places);
-        if state.members >= state.limits.members_max {
-            return false;
-        }
-        state.members += 1;
-        Self::stranger_goes(&mut state, self.address);
-        self.is_member = true;
-        true
-    }
-
-    fn stranger_goes(state: &mut Places, address: IpAddr) {
-        if let Some(count) = state.strangers.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                state.strangers.remove(&address);
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut state = lock(&self.places);
-        if self.is_member {
-            state.members -= 1;
-        } else {
-            Self::stranger_goes(&mut state, self.address);
-        }
-    }
-}
+pub use places::Limits;
+use places::Place;
+pub(crate) use places::Places;
 
 /// Who is at the other end of a connection. Every call has it among its extensions.
 #[derive(Clone, Debug)]
@@ -122,17 +36,15 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// A call of a member was let through: from now on keepalive watches over the connection.
-    pub(crate) fn admit(&self) -> bool {
-        if self.pass.is_admitted() {
-            return true;
-        }
+    /// A call of a member is to be let through: how long it waits for its turn. From the first on, keepalive watches
+    /// over the connection.
+    ///
+    /// # Errors
+    /// There is no place for one more connection.
+    pub(crate) fn admit(&self) -> Result<Duration, &'static str> {
+        let Some((identity, _)) = &self.identity else { return Ok(Duration::ZERO) };
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_place = place.is_member || place.promote();
-        if has_place {
-            self.pass.admit();
-        }
-        has_place
+        place.call(identity, &self.pass)
     }
 
     pub(crate) fn identity(&self) -> Option<&Identity> {
@@ -199,11 +111,10 @@ pub(crate) type Tls = Arc<RwLock<Arc<ServerConfig>>>;
 /// Accepts until `accepted` is closed.
 pub(crate) async fn accept(
     listener: TcpListener,
-    limits: Limits,
+    (limits, places): (Limits, Places),
     tls: Tls,
     accepted: mpsc::Sender<io::Result<Secured>>,
 ) {
-    let places = Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
     loop {
         let connection = tokio::select! {
             connection = listener.accept() => connection,
@@ -214,7 +125,7 @@ pub(crate) async fn accept(
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Some(place) = Place::take(&places, address.ip()) else {
+        let Some(place) = places.take(address.ip()) else {
             tracing::warn!(%address, "a stranger too many was turned away");
             continue;
         };
@@ -249,33 +160,4 @@ async fn secure(
         .map(|(identity, serial, _)| (identity, serial));
     let peer = Peer { address, identity, pass, place: Arc::new(Mutex::new(place)) };
     Ok(Secured { stream, peer })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_have_few_places_and_members_make_room_for_them() {
-        let limits = Limits {
-            strangers_max: 3,
-            strangers_of_an_address: 2,
-            members_max: 1,
-            patience: Duration::from_secs(1),
-        };
-        let places =
-            Arc::new(Mutex::new(Places { limits, strangers: BTreeMap::new(), members: 0 }));
-        let address = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let mut first = Place::take(&places, address(1)).unwrap();
-        let second = Place::take(&places, address(1)).unwrap();
-        assert!(Place::take(&places, address(1)).is_none(), "one address has two");
-        let mut third = Place::take(&places, address(2)).unwrap();
-        assert!(Place::take(&places, address(3)).is_none(), "all have three");
-        assert!(first.promote());
-        let fourth = Place::take(&places, address(1)).unwrap();
-        assert!(!third.promote(), "there is one member already");
-        drop((first, second, third, fourth));
-        let state = lock(&places);
-        assert!(state.strangers.is_empty() && state.members == 0);
-    }
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::door::{Limits, Tls};
+use crate::door::{Limits, Places, Tls};
 use crate::launchers::{self, Launchers, Lines};
 use crate::probing::words::Neighbour;
 use crate::server;
@@ -215,9 +215,10 @@ pub fn serve(
     let own = papers::own(&settings, &denied)?;
     let tls: Tls = Arc::new(RwLock::new(own.config));
     let (inbox, inbound) = mpsc::channel(INBOX);
+    let places = Places::new(settings.limits);
     let serving = server::serve(
         listener,
-        settings.limits,
+        (settings.limits, places.clone()),
         Arc::clone(&tls),
         Arc::clone(&denied),
         inbox.clone(),
@@ -230,6 +231,7 @@ pub fn serve(
         launchers,
         tls,
         denied,
+        places,
         inbox: inbox.clone(),
         started: Instant::now(),
         rigs: BTreeMap::new(),
@@ -293,6 +295,7 @@ struct Harbour {
     /// When this process's own certificate is to be renewed.
     own_due: std::time::SystemTime,
     denied: server::Denied,
+    places: Places,
     inbox: mpsc::Sender<Inbound>,
     started: Instant,
     rigs: BTreeMap<SessionId, mpsc::Sender<Outgoing>>,
@@ -428,10 +431,8 @@ impl Harbour {
             self.unwritten.iter().map(|key| (key.text(), self.state.value(key))).collect();
         match self.store.write(&changes) {
             Ok(()) => {
-                if self.unwritten.iter().any(|key| matches!(key, Key::Denied(_)))
-                    && let Ok(mut denied) = self.denied.write()
-                {
-                    *denied = self.state.denied().keys().cloned().collect();
+                if self.unwritten.iter().any(|key| matches!(key, Key::Denied(_))) {
+                    self.deny();
                 }
                 self.unwritten.clear();
                 Ok(())

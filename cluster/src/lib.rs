@@ -12,6 +12,7 @@ pub mod fitness;
 mod harbour;
 mod launchers;
 pub mod probing;
+mod quota;
 mod roles;
 mod server;
 pub mod state;

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{Request as HttpRequest, Response as HttpResponse};
 use shoal_proto::wire::raw::cluster_server::ClusterServer;
@@ -14,13 +15,14 @@ use shoal_proto::wire::raw::rigs_server::RigsServer;
 use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tower_service::Service;
 
-use crate::door::{self, Limits, Peer, Tls};
+use crate::door::{self, Limits, Peer, Places, Tls};
 use crate::harbour::Inbound;
 use crate::roles;
 
@@ -70,14 +72,14 @@ impl Rim {
 /// Serves until the listener fails or the future is dropped.
 pub(crate) async fn serve(
     listener: TcpListener,
-    limits: Limits,
+    door: (Limits, Places),
     tls: Tls,
     denied: Denied,
     inbox: mpsc::Sender<Inbound>,
 ) {
     let rim = Rim::new(inbox);
     let (accepted_sender, accepted) = mpsc::channel(1);
-    let accepting = door::accept(listener, limits, tls, accepted_sender);
+    let accepting = door::accept(listener, door, tls, accepted_sender);
     let enrolment = EnrolmentServer::new(enrolment::Enrolling::new(rim.clone()))
         .max_decoding_message_size(16 << 10)
         .max_encoding_message_size(64 << 10);
@@ -138,7 +140,7 @@ type Answering<E> = Pin<Box<dyn Future<Output = Result<HttpResponse<Body>, E>> +
 
 impl<S> Service<HttpRequest<Body>> for CheckedService<S>
 where
-    S: Service<HttpRequest<Body>, Response = HttpResponse<Body>>,
+    S: Service<HttpRequest<Body>, Response = HttpResponse<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -152,14 +154,24 @@ where
 
     fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
         match self.check(&request) {
-            Ok(()) => Box::pin(self.inner.call(request)),
+            Ok(Duration::ZERO) => Box::pin(self.inner.call(request)),
+            Ok(wait) => {
+                // The one that was made ready goes with the call.
+                let next = self.inner.clone();
+                let mut inner = std::mem::replace(&mut self.inner, next);
+                Box::pin(async move {
+                    sleep(wait).await;
+                    inner.call(request).await
+                })
+            }
             Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
         }
     }
 }
 
 impl<S> CheckedService<S> {
-    fn check(&self, request: &HttpRequest<Body>) -> Result<(), Status> {
+    /// How long the call waits for its turn.
+    fn check(&self, request: &HttpRequest<Body>) -> Result<Duration, Status> {
         let peer = request.extensions().get::<Peer>();
         let peer = peer.ok_or_else(|| Status::internal("a call without a connection"))?;
         if let Some((identity, serial)) = &peer.identity
@@ -178,9 +190,6 @@ impl<S> CheckedService<S> {
             });
         }
         // A stranger that enrols stays one: its time is short.
-        if peer.identity.is_some() && !peer.admit() {
-            return Err(Status::resource_exhausted("there are too many members: raise the limit"));
-        }
-        Ok(())
+        peer.admit().map_err(Status::resource_exhausted)
     }
 }

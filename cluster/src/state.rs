@@ -97,6 +97,10 @@ pub enum Effect {
         session: SessionId,
         reason: String,
     },
+    /// The connections that a rig has now are to end soon, whatever it does.
+    Cut {
+        rig: RigName,
+    },
     /// A launcher is to be started, for a run of at most so many workers that begins with so many.
     Launch {
         job: JobName,

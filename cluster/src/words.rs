@@ -16,9 +16,6 @@ use shoal_plan::plan::{RunId, WorkerId};
 /// Of these words. Another one's are not understood.
 pub const VERSION: u32 = 1;
 
-/// The largest manifest that is taken.
-pub const MANIFEST_BYTES_MAX: usize = 1 << 20;
-
 /// One question or order of a person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

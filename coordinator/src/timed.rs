@@ -3,9 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,16 +13,45 @@ use tokio::time::{Sleep, sleep};
 
 /// Whether the other end of a connection may stay. Shared with whoever decides that.
 #[derive(Clone, Debug, Default)]
-pub struct Pass(Arc<AtomicBool>);
+pub struct Pass(Arc<Mutex<Standing>>);
+
+#[derive(Debug, Default)]
+struct Standing {
+    admitted: bool,
+    cut: bool,
+    /// Of the task that reads: it may wait for bytes that never come.
+    reader: Option<Waker>,
+}
 
 impl Pass {
     /// Takes the deadline away.
     pub fn admit(&self) {
-        self.0.store(true, Ordering::Release);
+        self.standing().admitted = true;
     }
 
     pub fn is_admitted(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.standing().admitted
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.standing().cut
+    }
+
+    /// Ends the connection, whatever it is at.
+    pub fn cut(&self) {
+        let reader = {
+            let mut standing = self.standing();
+            standing.cut = true;
+            standing.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
+        // Nothing panics between two changes that belong together.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -52,10 +80,30 @@ impl<L: Late> Timed<L> {
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.pass.is_admitted() && self.deadline.as_mut().poll(cx).is_ready() {
+        let admitted = {
+            let standing = self.pass.standing();
+            if standing.cut {
+                let why = "whoever is at the other end counts no more";
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why));
+            }
+            standing.admitted
+        };
+        if !admitted && self.deadline.as_mut().poll(cx).is_ready() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, self.late.late()));
         }
         Ok(())
+    }
+
+    /// As `check`, for a read, which may wait for long: a cut wakes it.
+    fn check_reading(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        {
+            let mut standing = self.pass.standing();
+            match &mut standing.reader {
+                Some(reader) => reader.clone_from(cx.waker()),
+                none @ None => *none = Some(cx.waker().clone()),
+            }
+        }
+        self.check(cx)
     }
 }
 
@@ -65,7 +113,7 @@ impl<L: Late> AsyncRead for Timed<L> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        self.check_reading(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

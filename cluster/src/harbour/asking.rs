@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::Harbour;
 use crate::clock::unix;
 use crate::state::RunRecord;
-use crate::words::{Answer, Ask, JobPhase, MANIFEST_BYTES_MAX, Manifest, Overview};
+use crate::words::{Answer, Ask, JobPhase, Manifest, Overview};
 
 /// A run's coordinator may be being started anew.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -116,8 +116,9 @@ impl Harbour {
     }
 
     fn apply(&mut self, mut applied: Manifest) -> Answer {
-        if applied.text.len() > MANIFEST_BYTES_MAX {
-            return Answer::Refused(format!("a manifest has at most {MANIFEST_BYTES_MAX} bytes"));
+        if applied.text.len() > manifest::BYTES_MAX {
+            let most = manifest::BYTES_MAX;
+            return Answer::Refused(format!("a manifest has at most {most} bytes"));
         }
         match checked(&mut applied) {
             Ok(job) => self.state.apply(applied, job),

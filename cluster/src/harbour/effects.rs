@@ -23,6 +23,7 @@ impl Harbour {
                     let _ = outbox.try_send(Outgoing::Close(reason));
                 }
             }
+            Effect::Cut { rig } => self.cut(&rig),
             Effect::Launch { job, most, first } => self.launch(&job, most, first),
             Effect::TellLauncher { job, message } => {
                 self.lines.tell(&job, message);

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
+use shoal_coordinator::timed::Pass;
 use shoal_trust::{Clients, Credentials, Identity, Name, Pin, Request, Role, Token, TrustError};
 
 use super::{Harbour, Paper, Settings, Stranger};
@@ -83,7 +84,27 @@ impl Failures {
     }
 }
 
+/// Whoever is expelled has so long to hear that it is; then its connections end, and with them its sessions with
+/// the coordinators of runs.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 impl Harbour {
+    /// What is denied was written down: calls and new connections with it are refused from now on.
+    pub(super) fn deny(&self) {
+        let serials = self.state.denied().keys().cloned().collect();
+        *self.denied.write().unwrap_or_else(PoisonError::into_inner) = serials;
+    }
+
+    /// Ends the connections that a rig has now, in a moment. Those were opened with whatever certificate it had then.
+    pub(super) fn cut(&self, rig: &str) {
+        let Ok(name) = rig.parse::<Name>() else { return };
+        let passes = self.places.passes_of(&Identity { name, role: Role::Worker });
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            passes.iter().for_each(Pass::cut);
+        });
+    }
+
     pub(super) fn renew_own(&mut self) {
         if clock::now() < self.own_due {
             return;

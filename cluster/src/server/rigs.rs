@@ -13,20 +13,28 @@ use shoal_proto::wire::raw::{
 use shoal_trust::Identity;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Rim, enrolment, probing};
+use crate::clock;
 use crate::door::Peer;
 use crate::harbour::{Inbound, Outgoing};
 use crate::probing::{Turn, Turns};
+use crate::quota::Bucket;
 use crate::state::SessionId;
 use crate::words::FromRig;
 
 /// Orders on their way to one rig. More means that it does not read.
 const OUTBOX: usize = 64;
+
+/// What a rig may say in a second, and save up, in bytes; a message counts as so many more. Beyond, it is read no
+/// faster, and HTTP/2 tells it so.
+const SAYS_A_SECOND: f64 = 4e6;
+const SAYS_SAVED: f64 = 16e6;
+const OF_A_MESSAGE: f64 = 1e3;
 
 /// A hello takes milliseconds.
 const HELLO: Duration = Duration::from_secs(10);
@@ -149,12 +157,17 @@ async fn hear(
     let first = timeout(HELLO, messages.message()).await;
     let Ok(mut message) = first else { return "it said no hello in time".to_owned() };
     let mut outbox = Some(outbox);
+    let mut says = Bucket::new(SAYS_A_SECOND, SAYS_SAVED);
     loop {
         let words = match message {
             Ok(Some(words)) => words,
             Ok(None) => return "it hung up".to_owned(),
             Err(status) => return status.message().to_owned(),
         };
+        let wait = says.take(words.json.len() as f64 + OF_A_MESSAGE, clock::running());
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
         let message_of_rig = match serde_json::from_str::<FromRig>(&words.json) {
             Ok(message) => message,
             Err(error) => {

@@ -196,9 +196,9 @@ impl Cluster {
         if let Some(session) = self.session_of(rig) {
             self.close_for_good(session);
         }
+        self.effects.push(Effect::Cut { rig: rig.to_owned() });
         self.vacate(rig, "its rig was expelled");
-        self.rigs.remove(rig);
-        self.changed.insert(Key::Rig(rig.to_owned()));
+        self.forget_rig(rig);
         self.schedule();
         Answer::Done(format!(
             "{rig} is expelled: its certificates count no more, only a new token lets it back"

@@ -5,6 +5,8 @@ use shoal_plan::grid::Grid;
 use super::*;
 use crate::words::{Answer, Ask, RigIs};
 
+mod churn;
+
 /// A cluster, and the clock that it is told.
 struct Harbour {
     cluster: Cluster,

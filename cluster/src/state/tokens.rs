@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use shoal_trust::Role;
 
-use super::{Cluster, Key};
+use super::{Cluster, Key, RigName, RigRecord};
 use crate::words::TokenStatus;
 
 /// Tokens that are kept at most: whoever wants more revokes some.
@@ -12,6 +12,9 @@ const TOKENS_MAX: usize = 1_000;
 
 /// Certificates of one rig that are good at a time: it has two while one is being renewed.
 const CERTIFICATES_MAX: usize = 32;
+
+/// A rig that is away is forgotten so long after its last certificate was over: its name is free again.
+const RIG_KEPT_SECONDS: u64 = 30 * 24 * 3600;
 
 /// What is written down of a token: nothing that lets anybody join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +100,7 @@ impl Cluster {
         (serial, until): (&str, u64),
         unix: u64,
     ) -> Result<(), String> {
+        self.forget_rigs_long_gone(unix);
         let certificates = &mut self.rigs.entry(rig.to_owned()).or_default().certificates;
         certificates.retain(|_, until| *until >= unix);
         if certificates.len() >= CERTIFICATES_MAX {
@@ -105,6 +109,29 @@ impl Cluster {
         certificates.insert(serial.to_owned(), until);
         self.changed.insert(Key::Rig(rig.to_owned()));
         Ok(())
+    }
+
+    /// Of rigs that nobody has seen for long nothing is kept: they could come back with a new token alone.
+    fn forget_rigs_long_gone(&mut self, unix: u64) {
+        let long_over = |record: &RigRecord| {
+            record.certificates.values().all(|until| until + RIG_KEPT_SECONDS < unix)
+        };
+        let gone: Vec<RigName> = self
+            .rigs
+            .iter()
+            .filter(|(rig, record)| self.away_since_ms.contains_key(*rig) && long_over(record))
+            .map(|(rig, _)| rig.clone())
+            .collect();
+        for rig in gone {
+            self.forget_rig(&rig);
+        }
+    }
+
+    pub(super) fn forget_rig(&mut self, rig: &str) {
+        self.rigs.remove(rig);
+        self.heard_ms.remove(rig);
+        self.away_since_ms.remove(rig);
+        self.changed.insert(Key::Rig(rig.to_owned()));
     }
 
     /// A certificate counts no more; whoever would be past their end anyway are forgotten.

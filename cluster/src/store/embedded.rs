@@ -1,11 +1,13 @@
 //! The file of its own: redb, a copy-on-write tree. Each change is one transaction, durable before it is
 //! answered; a crash leaves the one before or the one after.
 
-use std::fs::OpenOptions;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{Change, Store, StoreError};
 
@@ -13,12 +15,21 @@ const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cluster");
 
 const HASH_BYTES: usize = 32;
 
+/// Opens what is kept, or makes it.
+type Opening = Box<dyn FnMut(&Path) -> Result<Database, DatabaseError> + Send>;
+
 /// One file.
-#[derive(Debug)]
 pub struct Embedded {
     path: PathBuf,
+    open: Opening,
     /// Closed after a failed write: redb wants to be opened anew then.
     database: Option<Database>,
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Embedded {
@@ -27,19 +38,18 @@ impl Embedded {
     /// # Errors
     /// Another process has it, it is damaged, or the disk does not let us.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut store = Self { path: path.to_path_buf(), database: None };
+        Self::over(path, Box::new(in_file))
+    }
+
+    fn over(path: &Path, open: Opening) -> Result<Self, StoreError> {
+        let mut store = Self { path: path.to_path_buf(), open, database: None };
         store.database()?;
         Ok(store)
     }
 
     fn database(&mut self) -> Result<&Database, StoreError> {
         if self.database.is_none() {
-            // Secrets of runs are in it: it is its user's alone from the first byte.
-            let mut options = OpenOptions::new();
-            let made =
-                options.write(true).create(true).truncate(false).mode(0o600).open(&self.path);
-            made.map_err(|error| failed(&self.path, "making it", &error))?;
-            let opened = Database::create(&self.path);
+            let opened = (self.open)(&self.path);
             let opened = opened.map_err(|error| failed(&self.path, "opening it", &error))?;
             self.database = Some(opened);
         }
@@ -102,6 +112,29 @@ impl Store for Embedded {
     }
 }
 
+/// redb makes a new file in steps, and does not know one again that was left half made: it is made aside, and put in
+/// its place when it is whole.
+fn in_file(path: &Path) -> Result<Database, DatabaseError> {
+    let storage = |error: std::io::Error| DatabaseError::Storage(error.into());
+    let is_made = fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    if !is_made {
+        let aside = path.with_extension("new");
+        match fs::remove_file(&aside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(storage(error)),
+            Ok(()) | Err(_) => {}
+        }
+        // Secrets of runs will be in it: it is its user's alone from the first byte.
+        let mut options = OpenOptions::new();
+        let made = options.write(true).create(true).truncate(true).mode(0o600).open(&aside);
+        made.map_err(storage)?;
+        drop(Database::create(&aside)?);
+        fs::rename(&aside, path).map_err(storage)?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(storage)?;
+    }
+    Database::create(path)
+}
+
 /// The value behind its hash, which covers the key as well: a record cannot stand in another's place.
 fn sealed(key: &str, value: &[u8]) -> Vec<u8> {
     let mut bytes = hash(key, value).to_vec();
@@ -128,3 +161,6 @@ fn hash(key: &str, value: &[u8]) -> [u8; HASH_BYTES] {
 fn failed(path: &Path, doing: &'static str, why: &dyn std::error::Error) -> StoreError {
     StoreError::Database { path: path.to_path_buf(), doing, why: why.to_string() }
 }
+
+#[cfg(test)]
+mod crashes;

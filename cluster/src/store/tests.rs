@@ -30,6 +30,18 @@ fn the_file_conforms() {
 }
 
 #[test]
+fn a_file_that_was_left_half_made_or_empty_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cluster.redb");
+    fs::write(&path, b"").unwrap();
+    fs::write(path.with_extension("new"), vec![0; 5_000]).unwrap();
+    let mut store = Embedded::open(&path).unwrap();
+    assert!(store.load().unwrap().is_empty());
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0);
+    assert!(!path.with_extension("new").exists());
+}
+
+#[test]
 fn a_second_process_is_refused_and_a_flipped_bit_is_never_believed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cluster.redb");

@@ -427,6 +427,21 @@ fn a_pattern_that_matches_nothing_points_at_its_line() {
 }
 
 #[test]
+fn manifests_that_are_made_to_fill_the_memory_are_refused() {
+    // Each name stands for ten of the one before: 10^9 words.
+    let mut laughs = String::from("  notes:\n    - &a0 [ha]\n");
+    for level in 1..10 {
+        let ten = vec![format!("*a{}", level - 1); 10].join(", ");
+        laughs.push_str(&format!("    - &a{level} [{ten}]\n"));
+    }
+    check(&laughs, &["job.yaml"]);
+    let deep = format!("  training: {{steps: {}1{}}}\n", "[".repeat(10_000), "]".repeat(10_000));
+    check(&deep, &["job.yaml"]);
+    check(&format!("  training: {{steps: {}}}\n", "9".repeat(10_000)), &["job.yaml", "steps"]);
+    check(&format!("#{}\n", "x".repeat(BYTES_MAX)), &["a manifest has at most 1048576"]);
+}
+
+#[test]
 fn no_input_makes_the_parser_panic() {
     // Cut and garbled manifests: any answer will do, but there must be one.
     let text =

@@ -333,6 +333,9 @@ pub(crate) struct Worker {
     /// This rig's certificate, where it is a cluster's
     #[arg(long, value_name = "DIRECTORY")]
     pub credentials: Option<PathBuf>,
+    /// Weights to start from that were brought here, whatever the job says
+    #[arg(long, value_name = "DIRECTORY")]
+    pub init: Option<PathBuf>,
     /// Where other rigs reach this one
     #[arg(long, value_name = "ADDRESS", requires = "credentials")]
     pub advertise: Option<IpAddr>,

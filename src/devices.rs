@@ -7,8 +7,9 @@ use std::fmt::{self, Write};
 
 use shoal_plan::device::{DeviceChoice, deal};
 use shoal_plan::job::{Job, Precision, Workers};
+use shoal_plan::pace;
 use shoal_plan::plan::{Plan, WorkerId};
-use shoal_worker::devices::{Card, Share};
+use shoal_worker::devices::{Card, DeviceError, Share};
 
 use self::fit::{Load, Needs};
 use crate::exit::Stopped;
@@ -18,6 +19,19 @@ use crate::progress::short;
 /// Where the manifest leaves it open, so much of a GPU is taken: the rest is for the desktop, the driver and
 /// whatever else has a window.
 const USUAL_PERCENT: usize = 90;
+
+/// The GPUs of this machine that its owner lends: each is one that can train, or why it cannot.
+pub(crate) fn lent_cards(
+    lent: &DeviceChoice,
+) -> Result<Vec<Result<Card, DeviceError>>, DeviceError> {
+    match lent {
+        DeviceChoice::Cpu => Ok(Vec::new()),
+        DeviceChoice::Cuda(gpus) if !gpus.is_empty() => {
+            Ok(gpus.iter().map(|gpu| Card::look(*gpu as usize)).collect())
+        }
+        DeviceChoice::Auto | DeviceChoice::Cuda(_) => Card::all(),
+    }
+}
 
 /// What each worker gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +44,12 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Looks at the machine's GPUs, if the job may use them, and deals them out to workers whose cells fit there.
-    pub(crate) fn choose(loaded: &Loaded) -> Result<Self, Stopped> {
+    /// Looks at the machine's GPUs, if the job may use them, and deals them out to workers whose cells fit there. Who has
+    /// more of them gets more cells.
+    pub(crate) fn choose(loaded: &mut Loaded) -> Result<Self, Stopped> {
         let mut devices = Self::dealt(loaded)?;
+        let job = loaded.job().clone();
+        pace::by_devices(&job, &mut loaded.plan, &fit::devices_of(&devices.shares));
         let help = "lower spec.training.microbatch or sequence, take more stages, expert shards or GPUs, raise \
                     spec.workers.device_mb, or train with `device: cpu`";
         devices
@@ -72,17 +89,35 @@ impl Devices {
         Ok(Self::over(&job.workers, &usable))
     }
 
-    /// What a rig's one worker gets: all that it has and the job may use.
+    /// What a rig's one worker gets: all that it has, its owner lends (`lent`), and the job may use.
     ///
     /// # Errors
-    /// The job wants a GPU that is not here.
-    pub(crate) fn of_a_rig(job: &Job) -> Result<Self, String> {
+    /// The job wants a GPU that is not here or not lent, or there is none of those that are lent.
+    pub(crate) fn of_a_rig(job: &Job, lent: &DeviceChoice) -> Result<Self, String> {
         let mut job = job.clone();
         job.workers.local = 1;
-        match &job.workers.device {
-            DeviceChoice::Cpu => Ok(Self::cpu("spec.workers.device")),
-            DeviceChoice::Auto => Ok(Self::automatic(&job, Card::all)),
-            DeviceChoice::Cuda(wanted) => Self::wanted(&job, wanted),
+        let refused = || {
+            let wanted = &job.workers.device;
+            format!(
+                "spec.workers.device is {wanted}, and this rig lends {lent} (`shoal worker --devices`)"
+            )
+        };
+        match (&job.workers.device, lent) {
+            (DeviceChoice::Cpu, _) => Ok(Self::cpu("spec.workers.device")),
+            (DeviceChoice::Auto, DeviceChoice::Cpu) => Ok(Self::cpu("--devices of this rig")),
+            (DeviceChoice::Cuda(_), DeviceChoice::Cpu) => Err(refused()),
+            (DeviceChoice::Auto, DeviceChoice::Auto | DeviceChoice::Cuda(_)) => {
+                Ok(Self::automatic(&job, || lent_cards(lent)))
+            }
+            (DeviceChoice::Cuda(wanted), DeviceChoice::Cuda(lent)) if !lent.is_empty() => {
+                if wanted.iter().any(|gpu| !lent.contains(gpu)) {
+                    return Err(refused());
+                }
+                Self::wanted(&job, if wanted.is_empty() { lent } else { wanted })
+            }
+            (DeviceChoice::Cuda(wanted), DeviceChoice::Auto | DeviceChoice::Cuda(_)) => {
+                Self::wanted(&job, wanted)
+            }
         }
     }
 
@@ -273,5 +308,29 @@ mod tests {
         f32.training.precision = Precision::F32;
         let found = Devices::automatic(&f32, || Ok::<_, String>(vec![Ok(card(0))]));
         assert_eq!(found.to_string(), "device: CPU (precision f32 is the CPU's alone)");
+    }
+
+    #[test]
+    fn a_job_gets_of_a_rig_no_more_than_its_owner_lends() {
+        let of = |wanted: &str, lent: &str| {
+            let mut job = job(1, 0);
+            job.workers.device = wanted.parse().unwrap();
+            Devices::of_a_rig(&job, &lent.parse().unwrap()).map(|devices| devices.to_string())
+        };
+        let refused = |wanted: &str, lent: &str| {
+            let text = format!(
+                "spec.workers.device is {wanted}, and this rig lends {lent} (`shoal worker --devices`)"
+            );
+            assert_eq!(of(wanted, lent), Err(text));
+        };
+        for lent in ["auto", "cpu", "cuda", "cuda:7"] {
+            assert_eq!(of("cpu", lent).unwrap(), "device: CPU (spec.workers.device)");
+        }
+        assert_eq!(of("auto", "cpu").unwrap(), "device: CPU (--devices of this rig)");
+        refused("cuda", "cpu");
+        refused("cuda:0", "cpu");
+        refused("cuda:0,1", "cuda:1");
+        // What is lent is asked for, though this machine may not have it.
+        assert!(!of("cuda:63", "cuda:63").is_ok_and(|told| told.contains("CPU")));
     }
 }

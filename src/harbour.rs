@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use shoal_cluster::store::Embedded;
 use shoal_cluster::{
-    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, SOCKET, STORE, Settings,
+    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, ReadConfig, SOCKET, STORE, Settings,
 };
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::process::Command;
@@ -22,7 +22,7 @@ use crate::notify::{self, Watchdog};
 use crate::people;
 use crate::signals::Signals;
 use crate::terminal::note;
-use crate::{cli, launch, logging, run_dir};
+use crate::{cli, launch, logging, manifest, run_dir};
 
 /// In the state directory: the authority, and what it is called.
 const AUTHORITY: &str = "authority";
@@ -230,6 +230,10 @@ struct Launching {
 impl Launchers for Launching {
     fn launch(&mut self, launch: Launch) -> Result<Ended, String> {
         self.start(&launch).map_err(|error| format!("{error:#}"))
+    }
+
+    fn config_reader(&self) -> ReadConfig {
+        manifest::read_config
     }
 }
 

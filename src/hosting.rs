@@ -61,6 +61,8 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
         worker: WorkerId(args.id),
         run_dir: args.run_dir,
         threads: args.threads,
+        init: args.init,
+        devices: args.gpu.len().max(1) as u32,
         bind: bound_for(advertise),
         advertise,
         first_port: args.first_port,

@@ -63,7 +63,7 @@ type Over = Option<(Line, mpsc::UnboundedReceiver<Heard>)>;
 
 fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     let watch = Stopwatch::start();
-    let loaded = manifest::read(&args.manifest)?;
+    let mut loaded = manifest::read(&args.manifest)?;
     let job = loaded.job();
     let run_dir = match &args.run_dir {
         Some(directory) => RunDir::open(directory)?,
@@ -81,8 +81,9 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     }
     let devices = match over {
         Some(_) => Devices::cpu("each rig says for itself"),
-        None => Devices::choose(&loaded)?,
+        None => Devices::choose(&mut loaded)?,
     };
+    let job = loaded.job();
     check_machine(&run_dir, (&loaded, &devices), args)?;
     let runtime = event_loop()?;
     let store = mirror::open(&runtime, job, &loaded.directory)?;
@@ -98,6 +99,9 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     }
     let dataset = tokenise::tokenise(&run_dir, &loaded)?;
     show_plan(&run_dir, &loaded, &devices)?;
+    if over.is_some() {
+        initial::lay_out(job, &loaded.directory, (&run_dir.data(), resume_from.is_none()))?;
+    }
     let mut metrics = Metrics::open(&run_dir.metrics(), &resume_from.unwrap_or_default())?;
     metrics.also_for_tensorboard(&run_dir.tensorboard());
     let epochs = Epochs::new(job, &dataset);

@@ -69,7 +69,7 @@ pub(crate) fn read(args: &cli::Manifest) -> Result<Loaded, Stopped> {
 }
 
 /// A `config.json` that the manifest names; of a run, that of its newest good checkpoint.
-fn read_config(path: &Path) -> io::Result<String> {
+pub(crate) fn read_config(path: &Path) -> io::Result<String> {
     match (path.file_name(), path.parent()) {
         (Some(name), Some(run)) if name == CONFIG_FILE && !path.exists() => {
             let place = shoal_weights::place(run).map_err(io::Error::other)?;

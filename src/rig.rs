@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use shoal_cluster::probing::neighbour;
 use shoal_cluster::words::{Facts, FromRig, ToRig, VERSION};
 use shoal_cluster::{Attending, Client, ClientError};
+use shoal_plan::device::DeviceChoice;
 use shoal_trust::{Credentials, Name};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
@@ -63,6 +64,7 @@ pub(crate) struct Rig {
     advertise: Option<IpAddr>,
     pub(crate) first_port: u16,
     pub(crate) threads: u32,
+    pub(crate) devices: DeviceChoice,
     pub(crate) yield_to: Vec<String>,
     pub(crate) log_format: cli::LogFormat,
 }
@@ -126,6 +128,7 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
         advertise: args.advertise,
         first_port: args.first_port,
         threads: args.threads,
+        devices: args.devices.clone(),
         yield_to: args.yield_to.clone(),
         log_format: args.log_format,
     })
@@ -214,7 +217,10 @@ impl Rig {
         let client = Client::connect(&self.address, &credentials).await?;
         let hello = FromRig::Hello {
             version: VERSION,
-            facts: Facts { probe_port, ..facts::here(&self.directory, Some(self.reached_at())) },
+            facts: Facts {
+                probe_port,
+                ..facts::here((&self.directory, &self.devices), Some(self.reached_at()))
+            },
             running: posts.running(),
             unix_ms: Some((unix_time() * 1e3) as u64),
         };

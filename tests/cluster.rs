@@ -54,6 +54,36 @@ fn a_job_trains_on_rigs_and_its_numbers_are_those_of_a_launch() {
 }
 
 #[test]
+fn rigs_fetch_the_weights_that_a_job_starts_from() {
+    let harbour = Harbour::new("weights");
+    harbour.manifest("first", 4);
+    harbour.ok(&["launch", "first.yaml", "--run-dir", "first", "--set", "workers.local=2"]);
+    let _coordinator = harbour.coordinator();
+    let token = harbour.token(&["--uses", "2"]);
+    let _rigs = [harbour.rig("a", Some(&token)), harbour.rig("b", Some(&token))];
+    let init = ["--set", "training.init=first"];
+    harbour.apply("next", 6, &init);
+    harbour.wait_for("next", "finished");
+    let launch = ["launch", "next.yaml", "--run-dir", "launched", "--set", "workers.local=2"];
+    harbour.ok(&[&launch[..], &init[..]].concat());
+    let losses = Harbour::losses(&harbour.run_dir("next"));
+    assert_eq!(losses, Harbour::losses(&harbour.path.join("launched")));
+    assert_ne!(losses[0], Harbour::losses(&harbour.path.join("first"))[0], "not from the seed");
+    // Moments of the old run are of no use to the new one, and do not travel.
+    let brought = harbour.path.join("a/jobs/next/init");
+    let names: Vec<String> = std::fs::read_dir(&brought)
+        .unwrap_or_else(|error| panic!("{}: {error}", brought.display()))
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(names.contains(&"config.json".to_owned()), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("exp_avg")), "{names:?}");
+    // A run that goes on does not bring them again.
+    harbour.ok(&["apply", "next.yaml", "--set", "training.steps=8", init[0], init[1]]);
+    wait("8 steps", || Harbour::losses(&harbour.run_dir("next")).len() == 8);
+    assert!(!harbour.run_dir("next").join("data/init.config.json").exists());
+}
+
+#[test]
 fn a_coordinator_and_rigs_that_die_cost_no_number() {
     let harbour = Harbour::new("deaths");
     let coordinator = harbour.coordinator();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 use shoal_trust::{Authority, Identity, Name};
 use tokio::net::TcpListener;
@@ -20,7 +21,7 @@ use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
 use crate::store::{self, Change, Store, StoreError};
-use crate::words::{Answer, Ask, FromLauncher, FromRig, ToLauncher, ToRig};
+use crate::words::{Answer, Ask, FromLauncher, FromRig, Manifest, ToLauncher, ToRig};
 
 mod asking;
 mod effects;
@@ -149,6 +150,12 @@ pub(crate) enum Inbound {
         rig: String,
         run: String,
         reply: oneshot::Sender<Result<Member, String>>,
+    },
+    /// A manifest was read that somebody applies.
+    Apply {
+        applied: Manifest,
+        job: Box<Job>,
+        reply: oneshot::Sender<Answer>,
     },
     Ask {
         ask: Ask,
@@ -376,6 +383,7 @@ impl Harbour {
                 let _ = reply.send(self.member(&rig, &run));
             }
             Inbound::Ask { ask, reply } => self.ask(ask, reply),
+            Inbound::Apply { applied, job, reply } => self.applied(applied, *job, reply),
             Inbound::Log { job, log, reply } => {
                 let _ = reply.send(self.log_of(&job, &log));
             }

@@ -32,11 +32,19 @@ pub struct Launch {
 /// Resolves when the process has ended, with how.
 pub type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
 
+/// Reads a file of text; may take long.
+pub type ReadConfig = fn(&Path) -> io::Result<String>;
+
 /// Starts launchers.
 pub trait Launchers: Send {
     /// # Errors
     /// Why there is no process.
     fn launch(&mut self, launch: Launch) -> Result<Ended, String>;
+
+    /// How a launcher reads the `config.json` that a manifest names, or of the weights that it starts from.
+    fn config_reader(&self) -> ReadConfig {
+        |path| std::fs::read_to_string(path)
+    }
 }
 
 /// Which launcher speaks for each job, and which process of it counts: one that is lost is lost once.

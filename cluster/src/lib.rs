@@ -22,4 +22,4 @@ pub mod words;
 pub use client::{Attending, Client, ClientError, Wanted, join};
 pub use door::Limits;
 pub use harbour::{ClusterError, JOBS, Pulse, Running, SOCKET, STORE, Settings, serve};
-pub use launchers::{Ended, Launch, Launchers};
+pub use launchers::{Ended, Launch, Launchers, ReadConfig};

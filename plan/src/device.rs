@@ -108,6 +108,11 @@ pub fn deal(n_gpus: usize, n_workers: usize) -> Vec<Vec<usize>> {
     (0..n_workers).map(mine).collect()
 }
 
+/// On which of a worker's `devices` its `nth` cell is, in the order of cells.
+pub fn device_of(nth: usize, devices: usize) -> usize {
+    nth % devices.max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,13 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use crate::device::device_of;
 use crate::grid::CellId;
 use crate::job::Job;
 use crate::plan::{Plan, WorkerId};
 use crate::work;
 
-/// For each worker, the seconds that a whole step's arithmetic would take it.
-pub type Paces = BTreeMap<WorkerId, f64>;
+/// How fast a worker is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// That a whole step's arithmetic would take one of its devices.
+    pub seconds: f64,
+    /// Over which its cells are dealt out. Not zero.
+    pub devices: u32,
+}
+
+pub type Paces = BTreeMap<WorkerId, Pace>;
+
+/// How many each worker has; of one that is not named: one.
+pub type Devices = BTreeMap<WorkerId, u32>;
 
 /// A smaller gain than this is noise: no cell moves for it.
 const GAIN_MIN: f64 = 0.01;
@@ -29,7 +41,7 @@ pub struct Rehosted {
 pub fn rehost(job: &Job, plan: &Plan, paces: &Paces) -> Option<Rehosted> {
     let shares = work::shares(job, plan);
     let mut hosts = plan.hosts.clone();
-    if !hosts.iter().all(|host| paces.get(host).is_some_and(|pace| pace.is_finite())) {
+    if !hosts.iter().all(|host| paces.get(host).is_some_and(|pace| pace.seconds.is_finite())) {
         return None;
     }
     let before = longest(&shares, &hosts, paces).1;
@@ -45,14 +57,48 @@ pub fn rehost(job: &Job, plan: &Plan, paces: &Paces) -> Option<Rehosted> {
     (after < before).then_some(Rehosted { hosts, before, after })
 }
 
+/// Before anything is measured: cells to workers by their devices, all taken for equally fast. Where each has as many as
+/// the others, a plan stays as it is.
+pub fn by_devices(job: &Job, plan: &mut Plan, devices: &Devices) {
+    let of = |worker: &WorkerId| devices.get(worker).copied().unwrap_or(1);
+    if plan.hosts.windows(2).all(|pair| of(&pair[0]) == of(&pair[1])) {
+        return;
+    }
+    let pace = |worker: &WorkerId| (*worker, Pace { seconds: 1.0, devices: of(worker) });
+    let paces = plan.hosts.iter().map(pace).collect();
+    let Some(found) = rehost(job, plan, &paces) else { return };
+    for worker in paces.keys() {
+        let n = found.hosts.iter().filter(|host| *host == worker).count();
+        let reason = format!("cells by devices: {n} on {}", of(worker));
+        plan.reasons.insert(*worker, reason);
+    }
+    plan.hosts = found.hosts;
+}
+
 /// Who computes longest, and how long.
 fn longest(shares: &[f64], hosts: &[WorkerId], paces: &Paces) -> (WorkerId, f64) {
-    let mut times: BTreeMap<WorkerId, f64> = BTreeMap::new();
-    for (host, share) in hosts.iter().zip(shares) {
-        *times.entry(*host).or_default() += share * paces[host];
-    }
-    let longest = times.into_iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
+    let busiest = busiest(shares, hosts, |worker| paces[&worker].devices);
+    let times = busiest.into_iter().map(|(worker, share)| (worker, share * paces[&worker].seconds));
+    let longest = times.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
     longest.expect("a plan has hosts")
+}
+
+/// For each worker the share of a step's arithmetic that falls on that of its devices which has most of it.
+pub fn busiest(
+    shares: &[f64],
+    hosts: &[WorkerId],
+    devices: impl Fn(WorkerId) -> u32,
+) -> BTreeMap<WorkerId, f64> {
+    let mut dealt: BTreeMap<WorkerId, Vec<f64>> = BTreeMap::new();
+    let mut met: BTreeMap<WorkerId, usize> = BTreeMap::new();
+    for (host, share) in hosts.iter().zip(shares) {
+        let n = devices(*host).max(1) as usize;
+        let nth = met.entry(*host).or_default();
+        dealt.entry(*host).or_insert_with(|| vec![0.0; n])[device_of(*nth, n)] += share;
+        *nth += 1;
+    }
+    let most = |shares: Vec<f64>| shares.into_iter().fold(0.0, f64::max);
+    dealt.into_iter().map(|(host, shares)| (host, most(shares))).collect()
 }
 
 /// The best of all single moves and exchanges of the slowest worker's cells; among equals the first.
@@ -108,7 +154,13 @@ mod tests {
     }
 
     fn paces(paces: &[f64]) -> Paces {
-        (0..).map(WorkerId).zip(paces.iter().copied()).collect()
+        on_devices(&paces.iter().map(|seconds| (*seconds, 1)).collect::<Vec<_>>())
+    }
+
+    fn on_devices(paces: &[(f64, u32)]) -> Paces {
+        let paces =
+            paces.iter().map(|(seconds, devices)| Pace { seconds: *seconds, devices: *devices });
+        (0..).map(WorkerId).zip(paces).collect()
     }
 
     fn cells(hosts: &[WorkerId], n_workers: u32) -> Vec<usize> {
@@ -146,6 +198,24 @@ mod tests {
         plan.hosts = found.hosts;
         let back = rehost(&job, &plan, &paces(&[1.0; 3])).unwrap();
         assert!(back.after <= even * 1.35, "{back:?}, by the first plan {even}");
+    }
+
+    #[test]
+    fn a_worker_of_several_devices_gets_cells_for_each_of_them() {
+        for (workers, n_cells, want) in [
+            (vec![(1.0, 1), (1.0, 3)], 4, vec![1, 3]),
+            (vec![(1.0, 3), (1.0, 1)], 4, vec![3, 1]),
+            (vec![(1.0, 1), (1.0, 3)], 8, vec![2, 6]),
+            // A device of half the speed does one cell while each of the others does two.
+            (vec![(2.0, 1), (1.0, 2)], 4, vec![1, 3]),
+        ] {
+            let (job, mut plan) = planned((1, 1, n_cells), 1);
+            plan.hosts =
+                (0..n_cells).map(|cell| WorkerId(u32::from(cell >= n_cells / 2))).collect();
+            let paces = on_devices(&workers);
+            let hosts = rehost(&job, &plan, &paces).map_or(plan.hosts.clone(), |found| found.hosts);
+            assert_eq!(cells(&hosts, 2), want, "{workers:?}");
+        }
     }
 
     #[test]

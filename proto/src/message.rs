@@ -159,6 +159,8 @@ pub struct Hello {
     pub pid: u32,
     /// Compute threads. Never zero.
     pub threads: u32,
+    /// Over which its cells are dealt out, in the order of cells: its GPUs, or one, the CPU. Never zero.
+    pub devices: u32,
     /// Where the other workers reach the snapshots in its memory.
     pub vault_address: SocketAddr,
     /// In a session that was cut off and is taken up again by the same process: what it does.

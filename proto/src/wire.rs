@@ -250,6 +250,8 @@ impl TryFrom<raw::Hello> for Hello {
             data_address: address("hello.data_address", &raw.data_address)?,
             pid: raw.pid,
             threads: raw.threads,
+            // A worker of before there was this number.
+            devices: raw.devices.max(1),
             vault_address: address("hello.vault_address", &raw.vault_address)?,
             resuming: raw
                 .resuming
@@ -266,6 +268,7 @@ impl From<Hello> for raw::Hello {
             data_address: hello.data_address.to_string(),
             pid: hello.pid,
             threads: hello.threads,
+            devices: hello.devices,
             vault_address: hello.vault_address.to_string(),
             resuming: hello
                 .resuming

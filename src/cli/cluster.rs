@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use shoal_plan::device::DeviceChoice;
 
 use super::steering::Form;
 use super::{LogFormat, Manifest};
@@ -125,6 +126,9 @@ pub(crate) struct Join {
     /// Compute threads, whatever the job says; 0: as the job says
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: u32,
+    /// What jobs may compute on here: auto, cpu, cuda (every GPU), or some, such as cuda:0,2
+    #[arg(long, env = "SHOAL_DEVICES", default_value = "auto", value_name = "DEVICES")]
+    pub devices: DeviceChoice,
     /// Give way while a program of this name runs, or a file is there (anything with a slash); may be repeated
     #[arg(long, value_name = "PROGRAM|FILE")]
     pub yield_to: Vec<String>,

@@ -3,16 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use shoal_plan::device::device_of;
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
+use shoal_plan::pace::{self, Devices};
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
-use shoal_worker::devices::{Need, Share, card_of};
+use shoal_worker::devices::{Need, Share};
 
 use crate::progress::short;
 
 /// Kinds of memory that a refusal names of each cell.
 const KINDS_TOLD: usize = 3;
+
+/// How many each worker has.
+pub(super) fn devices_of(shares: &[Vec<Share>]) -> Devices {
+    (0..).map(WorkerId).zip(shares.iter().map(|shares| shares.len() as u32)).collect()
+}
 
 /// What every cell of a grid needs of a GPU, whichever it is put on.
 #[derive(Clone, Debug)]
@@ -41,7 +48,7 @@ impl Needs {
             let cells = plan.cells_of(worker);
             for (card, share) in shares.iter().enumerate() {
                 let mine = cells.iter().enumerate();
-                let mine = mine.filter(|(nth, _)| card_of(*nth, shares.len()) == card);
+                let mine = mine.filter(|(nth, _)| device_of(*nth, shares.len()) == card);
                 let cells: Vec<CellId> = mine.map(|(_, cell)| *cell).collect();
                 let bytes = cells.iter().map(|cell| self.0[cell].bytes).sum();
                 loads.push(Load { worker, share: *share, bytes, cells });
@@ -67,7 +74,8 @@ impl Needs {
         let left = (job.workers.min.max(1)..job.workers.local).rev();
         let mut short = left.filter_map(|left| {
             let workers: Vec<WorkerId> = (0..left).map(WorkerId).collect();
-            let plan = make_plan(job, &workers, Generation(2)).ok()?;
+            let mut plan = make_plan(job, &workers, Generation(2)).ok()?;
+            pace::by_devices(job, &mut plan, &devices_of(shares));
             let loads = self.loads(&plan, shares).into_iter();
             let over = loads.filter(|load| load.share.bytes < load.bytes);
             Some((left as usize, over.max_by_key(|load| load.bytes)?))

@@ -5,16 +5,17 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use shoal_cluster::words::{Facts, Gpu};
-use shoal_worker::devices::Card;
+use shoal_plan::device::DeviceChoice;
 
+use crate::devices::lent_cards;
 use crate::preflight;
 
 const MB: u64 = 1_000_000;
 
 /// All that is known without measuring.
-pub(crate) fn here(directory: &Path, address: Option<IpAddr>) -> Facts {
+pub(crate) fn here((directory, lent): (&Path, &DeviceChoice), address: Option<IpAddr>) -> Facts {
     // A machine without a driver has no cards; a card that cannot be used is none.
-    let cards = Card::all().unwrap_or_default();
+    let cards = lent_cards(lent).unwrap_or_default();
     let gpus = cards
         .into_iter()
         .flatten()

@@ -13,12 +13,14 @@ use anyhow::Context;
 use shoal_cluster::Client;
 use shoal_cluster::words::{DataFile, FromRig, Order, Post};
 use shoal_plan::checkpoint::is_plain;
+use shoal_plan::device::DeviceChoice;
 use shoal_plan::plan::{RunId, WorkerId};
 use tokio::sync::mpsc;
 
 use super::Rig;
 use crate::cores::Cores;
 use crate::devices::Devices;
+use crate::initial;
 use crate::terminal::note;
 
 /// Words on their way to the coordinator; lines of logs beyond are dropped.
@@ -37,7 +39,14 @@ const JOBS_KEPT: usize = 3;
 pub(crate) enum Told {
     Word(FromRig),
     /// The text is here, or why not.
-    Fetched(Box<Order>, Result<PathBuf, String>),
+    Fetched(Box<Order>, Result<Brought, String>),
+}
+
+/// What a worker of a run finds here.
+pub(crate) struct Brought {
+    run_dir: PathBuf,
+    /// The weights that it starts from, if it starts from any.
+    init: Option<PathBuf>,
 }
 
 pub(crate) struct Posts {
@@ -59,6 +68,7 @@ struct Spawn {
     advertise: std::net::IpAddr,
     first_port: u16,
     threads: u32,
+    devices: DeviceChoice,
     yield_to: Vec<String>,
     log_format: &'static str,
 }
@@ -105,6 +115,7 @@ impl Posts {
             advertise: rig.reached_at(),
             first_port: rig.first_port,
             threads: rig.threads,
+            devices: rig.devices.clone(),
             yield_to: rig.yield_to.clone(),
             log_format: rig.log_format.name(),
         });
@@ -126,8 +137,8 @@ impl Posts {
                 // One that was called off meanwhile is not there any more.
                 self.coming.remove(&order.post)?;
                 let post = order.post.clone();
-                let spawned = fetched.and_then(|run_dir| {
-                    self.spawn(&order, &run_dir).map_err(|error| format!("{error:#}"))
+                let spawned = fetched.and_then(|brought| {
+                    self.spawn(&order, &brought).map_err(|error| format!("{error:#}"))
                 });
                 Some(match spawned {
                     Ok(pid) => FromRig::Started { post, pid },
@@ -140,12 +151,13 @@ impl Posts {
         }
     }
 
-    fn spawn(&mut self, order: &Order, run_dir: &Path) -> anyhow::Result<u32> {
+    fn spawn(&mut self, order: &Order, brought: &Brought) -> anyhow::Result<u32> {
+        let Brought { run_dir, init } = brought;
         let spawn = self.rig.clone().context("this rig is not joined")?;
         let workers = &order.job.workers;
         let wanted = if spawn.threads > 0 { spawn.threads } else { workers.threads };
         let cores = Cores::share(1, wanted, workers.pin);
-        let devices = Devices::of_a_rig(&order.job).map_err(anyhow::Error::msg)?;
+        let devices = Devices::of_a_rig(&order.job, &spawn.devices).map_err(anyhow::Error::msg)?;
         note(&format!("{} of {}: {devices}", order.post.worker, order.name));
         let mut command = Command::new(&self.program);
         command
@@ -169,6 +181,9 @@ impl Posts {
         }
         for share in devices.of(WorkerId(0)) {
             command.args(["--gpu", &share.to_string()]);
+        }
+        if let Some(init) = init {
+            command.arg("--init").arg(init);
         }
         let mut child =
             command.spawn().with_context(|| format!("running {}", self.program.display()))?;
@@ -266,7 +281,7 @@ impl Drop for Posts {
 }
 
 /// Brings the text of a job into its directory here, and forgets that of jobs long past.
-async fn fetch(jobs: &Path, order: &Order, client: &Client) -> anyhow::Result<PathBuf> {
+async fn fetch(jobs: &Path, order: &Order, client: &Client) -> anyhow::Result<Brought> {
     let run_dir = jobs.join(&order.name);
     let data = run_dir.join("data");
     for directory in [data.clone(), run_dir.join("logs"), run_dir.join("targets")] {
@@ -285,7 +300,9 @@ async fn fetch(jobs: &Path, order: &Order, client: &Client) -> anyhow::Result<Pa
             client.fetch(&order.post.run.0, file, &data).await?;
         }
     }
-    Ok(run_dir)
+    let names: Vec<&str> = order.files.iter().map(|file| file.name.as_str()).collect();
+    let init = initial::take_in(&run_dir, &names).context("laying out the weights")?;
+    Ok(Brought { run_dir, init })
 }
 
 /// The newest stay, and the one that is to be.

@@ -32,6 +32,7 @@ impl World {
             data_address: address(10_000),
             pid,
             threads: 1,
+            devices: 1,
             vault_address: address(30_000),
             resuming: None,
         };

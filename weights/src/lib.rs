@@ -183,6 +183,14 @@ impl TensorKind {
         }
     }
 
+    /// Of the model, and not what an optimizer keeps of it.
+    fn is_weight(self) -> bool {
+        match self {
+            Self::Model | Self::Master | Self::Average => true,
+            Self::FirstMoment | Self::SecondMoment => false,
+        }
+    }
+
     /// What a file name promises; `None` if it is no file of tensors of ours.
     fn of_file(name: &str) -> Option<Self> {
         let (prefix, cell) = name.strip_suffix(".safetensors")?.split_once("-cell-")?;

@@ -128,11 +128,7 @@ fn verify(directory: &Path, step: u64) -> Result<CheckpointManifest, CheckpointE
 /// Holds the weights of a checkpoint that was named, rather than found, against their hashes.
 pub(super) fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
     for file in &read_manifest(directory)?.files {
-        let holds_weights = match TensorKind::of_file(&file.name) {
-            Some(TensorKind::Model | TensorKind::Master | TensorKind::Average) => true,
-            Some(TensorKind::FirstMoment | TensorKind::SecondMoment) | None => false,
-        };
-        if holds_weights {
+        if TensorKind::of_file(&file.name).is_some_and(TensorKind::is_weight) {
             verify_file(&directory.join(&file.name), file)?;
         }
     }

@@ -1,17 +1,17 @@
 //! One door to the weights of a model, whoever wrote them: a checkpoint of ours, the newest of a
 //! run, or a directory from Hugging Face.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use shoal_model::Stage;
 use shoal_plan::checkpoint::FILE_NAME;
 use shoal_plan::model::ModelConfig;
 
 use crate::config::{CONFIG_FILE, StoredConfig};
-use crate::hub::Hub;
+use crate::hub::{Hub, INDEX_FILE};
 use crate::listing::layer_of;
-use crate::{CheckpointError, CheckpointReader, TensorKind, newest, newest_good};
+use crate::{CheckpointError, CheckpointReader, TensorKind, io_error, newest, newest_good};
 
 /// A model on disk: its sizes, and its tensors by their Hugging Face names.
 pub struct Weights {
@@ -42,7 +42,7 @@ impl Weights {
             if directory == named {
                 newest::verify_weights(&directory)?;
             }
-            (config.model, Source::Checkpoint(CheckpointReader::open(&directory)?))
+            (config.model, Source::Checkpoint(CheckpointReader::open_weights(&directory)?))
         } else {
             let hub = Hub::open(&directory, config)?;
             (hub.config().clone(), Source::Hub(hub))
@@ -53,6 +53,31 @@ impl Weights {
     /// Where `config.json` is.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The files that are read of it: enough of a copy to train on from, without what an optimizer kept.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut files = Vec::new();
+        let reading = || io_error("reading", &self.directory);
+        for entry in fs::read_dir(&self.directory).map_err(reading())? {
+            let path = entry.map_err(reading())?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_read = match TensorKind::of_file(&name) {
+                Some(kind) => kind.is_weight(),
+                None => {
+                    [CONFIG_FILE, INDEX_FILE, FILE_NAME].contains(&&*name)
+                        || name.ends_with(".safetensors")
+                }
+            };
+            if is_read && path.is_file() {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 
     /// What there is. A Hugging Face model whose multi-token-prediction modules were dropped has

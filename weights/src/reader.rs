@@ -30,9 +30,23 @@ struct Located {
 impl CheckpointReader {
     /// Opens and indexes every file of tensors that the manifest names.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
+        Self::open_where(directory, is_of_tensors)
+    }
+
+    /// The same without what an optimizer kept, which need not be there.
+    pub(crate) fn open_weights(directory: &Path) -> Result<Self, CheckpointError> {
+        Self::open_where(directory, |name| {
+            TensorKind::of_file(name).is_some_and(TensorKind::is_weight)
+        })
+    }
+
+    fn open_where(
+        directory: &Path,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, CheckpointError> {
         let manifest = newest::read_manifest(directory)?;
         let mut reader = Self::empty(directory, manifest.clone());
-        for file in manifest.files.iter().filter(|file| is_of_tensors(&file.name)) {
+        for file in manifest.files.iter().filter(|file| is_wanted(&file.name)) {
             reader.add(TensorFile::open(&directory.join(&file.name))?, file)?;
         }
         Ok(reader)

@@ -43,6 +43,10 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Compute threads. Not zero.
     pub threads: usize,
+    /// Weights of `training.init` that were brought here; none: where the job says.
+    pub init: Option<PathBuf>,
+    /// Over which its cells are dealt out. Not zero.
+    pub devices: u32,
     /// Where the other workers' connections are taken.
     pub bind: IpAddr,
     /// At which address the others reach this worker.
@@ -175,6 +179,7 @@ pub async fn run(
         data_address: at(listener.local_addr().map_err(listen)?.port()),
         pid: std::process::id(),
         threads: options.threads as u32,
+        devices: options.devices,
         vault_address: at(vault.address().port()),
         resuming: None,
     };
@@ -360,13 +365,16 @@ impl<F: EngineFactory> Daemon<F> {
     }
 
     fn assignment(&self, assign: Assign) -> Result<Assignment, DaemonError> {
-        let Assign { run, plan, job, peers, resume_from, standing, vaults, sources, names } =
+        let Assign { run, plan, mut job, peers, resume_from, standing, vaults, sources, names } =
             assign;
         let (bind, trust) = (self.options.bind, self.options.trust.as_ref());
         if trust.is_none() && !names.is_empty() {
             return Err(DaemonError::NoCredentials);
         }
         self.vault.meet(&names);
+        if let (Some(wanted), Some(here)) = (&mut job.training.init, &self.options.init) {
+            *wanted = here.display().to_string();
+        }
         let listener = self.listener.try_clone();
         let courier = (job.checkpoint.gather == Gather::Coordinator).then(|| Courier {
             coordinator: self.options.join.clone(),

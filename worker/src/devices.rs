@@ -11,6 +11,7 @@ use shoal_kernels::cuda::{Device, Meter, Usage};
 use shoal_model::Stage;
 pub use shoal_model::cuda::Need;
 use shoal_model::cuda::{Gpu, Kernels, Room};
+use shoal_plan::device::device_of;
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
@@ -70,11 +71,6 @@ impl Served {
         let (cuda, capability) = (properties.driver.to_string(), properties.compute_capability);
         Ok(Self { cuda, capability, image: device.arch().to_string() })
     }
-}
-
-/// Which of a worker's GPUs its `nth` cell is put on, of so many.
-pub fn card_of(nth: usize, cards: usize) -> usize {
-    nth % cards.max(1)
 }
 
 /// What of a machine's GPU a worker may have.
@@ -145,7 +141,7 @@ impl Devices {
         stages: &mut [Stage],
         (job, plan): (&Job, &Plan),
     ) -> Result<(), shoal_model::Error> {
-        let Some(opened) = self.0.get(card_of(nth, self.0.len())) else { return Ok(()) };
+        let Some(opened) = self.0.get(device_of(nth, self.0.len())) else { return Ok(()) };
         if stages.iter().all(|stage| stage.gpu().is_some()) {
             return Ok(());
         }

@@ -8,10 +8,12 @@ use shoal_plan::job::Job;
 use shoal_plan::manifest;
 use shoal_proto::Secret;
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Harbour;
+use super::{Harbour, Inbound};
 use crate::clock::unix;
+use crate::launchers::ReadConfig;
 use crate::state::RunRecord;
 use crate::words::{Answer, Ask, JobPhase, Manifest, Overview};
 
@@ -27,10 +29,7 @@ impl Harbour {
             Ask::Overview => self.overview(reply),
             Ask::Run { job, ask } => self.ask_run(&job, ask, reply),
             Ask::Drain { rig, force } => self.drain(&rig, force, reply),
-            Ask::Apply(applied) => {
-                let answer = self.apply(applied);
-                self.answer(answer, reply);
-            }
+            Ask::Apply(applied) => self.apply(applied, reply),
             Ask::CreateToken(new) => {
                 let answer = self.create_token(&new);
                 self.answer(answer, reply);
@@ -115,33 +114,45 @@ impl Harbour {
         });
     }
 
-    fn apply(&mut self, mut applied: Manifest) -> Answer {
-        if applied.text.len() > manifest::BYTES_MAX {
-            let most = manifest::BYTES_MAX;
-            return Answer::Refused(format!("a manifest has at most {most} bytes"));
-        }
-        match checked(&mut applied) {
-            Ok(job) => self.state.apply(applied, job),
-            Err(why) => Answer::Wrong(why),
-        }
+    /// Reading a manifest may mean to look through a checkpoint that it starts from: the loop does not wait for it.
+    fn apply(&mut self, mut applied: Manifest, reply: oneshot::Sender<Answer>) {
+        let (read, inbox) = (self.launchers.config_reader(), self.inbox.clone());
+        tokio::spawn(async move {
+            let checked =
+                spawn_blocking(move || checked(&mut applied, read).map(|job| (applied, job)));
+            let answer = match checked.await {
+                Ok(Ok((applied, job))) => {
+                    let job = Box::new(job);
+                    // A loop that has ended answers nobody.
+                    let _ = inbox.send(Inbound::Apply { applied, job, reply }).await;
+                    return;
+                }
+                Ok(Err(why)) => Answer::Wrong(why),
+                Err(error) => Answer::Refused(format!("the manifest cannot be read: {error}")),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+
+    pub(super) fn applied(&mut self, applied: Manifest, job: Job, reply: oneshot::Sender<Answer>) {
+        let answer = self.state.apply(applied, job);
+        self.answer(answer, reply);
     }
 }
 
 /// Reads a manifest as a cluster's run has it: a worker for each cell at most, and checkpoints that go through
 /// the coordinator. Its overrides say so from here on.
-fn checked(applied: &mut Manifest) -> Result<Job, String> {
-    let read = |path: &Path| std::fs::read_to_string(path);
+fn checked(applied: &mut Manifest, read: ReadConfig) -> Result<Job, String> {
+    if applied.text.len() > manifest::BYTES_MAX {
+        return Err(format!("a manifest has at most {} bytes", manifest::BYTES_MAX));
+    }
     let parse = |applied: &Manifest| {
+        // As the launcher will: from where the person stood.
+        let read = |path: &Path| read(&Path::new(&applied.directory).join(path));
         let parsed = manifest::parse(&applied.file, &applied.text, &applied.overrides, &read);
         parsed.map(|manifest| manifest.job).map_err(|error| error.to_string())
     };
     let job = parse(applied)?;
-    if let Some(init) = &job.training.init {
-        return Err(format!(
-            "spec.training.init is {init}: rigs of a cluster cannot read it yet. `shoal launch` starts from weights \
-             on one machine; its run directory can be continued in a cluster"
-        ));
-    }
     let cells = job.grid.n_cells();
     applied.overrides.retain(|change| !change.starts_with("workers.local="));
     applied.overrides.push(format!("workers.local={cells}"));

@@ -65,6 +65,7 @@ pub(crate) fn hello(worker: u32) -> FromWorker {
         data_address: "127.0.0.1:4000".parse().unwrap(),
         pid: 100 + worker,
         threads: 1,
+        devices: 1,
         vault_address: "127.0.0.1:4001".parse().unwrap(),
         resuming: None,
     })

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use shoal_plan::pace::Devices;
 use shoal_plan::plan::{Generation, Plan, WorkerId};
 use shoal_proto::{Assign, Hello, Name, Resuming, ToWorker};
 
@@ -197,7 +198,7 @@ impl State {
         let Restart { standing, source } = restart;
         let job = &self.settings.job;
         let mut plan = (self.settings.make_plan)(job, workers, generation)?;
-        self.stragglers.share(job, &mut plan, self.plan.as_ref());
+        self.stragglers.share(job, &mut plan, (self.plan.as_ref(), &self.devices()));
         let sources = match source {
             Restored::Memory => {
                 let apart = |a, b| self.apart.are(a, b, self.now_ms);
@@ -233,11 +234,16 @@ impl State {
         self.members.iter().map(name).collect::<Option<_>>().unwrap_or_default()
     }
 
+    /// How many each worker computes on.
+    fn devices(&self) -> Devices {
+        self.members.iter().map(|(worker, member)| (*worker, member.devices)).collect()
+    }
+
     fn begin(&mut self, plan: Plan, assign: Box<Assign>) {
         self.phase = Phase::Preparing;
         self.start = assign.standing;
         self.signs.settle();
-        self.stragglers.plan(&self.settings.job, &plan);
+        self.stragglers.plan(&self.settings.job, &plan, &self.devices());
         self.plan = Some(plan.clone());
         self.assignment = Some(assign.clone());
         self.news(News::Planned(plan));

@@ -27,6 +27,9 @@ pub(super) struct Member {
     /// The name in its rig's certificate, in a cluster.
     #[serde(default)]
     pub(super) rig: Option<String>,
+    /// On which its cells are dealt out. Not zero.
+    #[serde(default = "one")]
+    pub(super) devices: u32,
     pub(super) heard_ms: u64,
     /// Messages read since it joined, hellos and heartbeats not counted.
     pub(super) received: u64,
@@ -50,6 +53,10 @@ pub(super) struct Member {
     pub(super) at_edge: Option<Standing>,
 }
 
+fn one() -> u32 {
+    1
+}
+
 impl Member {
     /// A newcomer, without cells.
     pub(super) fn new(
@@ -66,6 +73,7 @@ impl Member {
             address: hello.data_address,
             vault: hello.vault_address,
             rig,
+            devices: hello.devices,
             heard_ms: now_ms,
             received: 0,
             leaving: false,

@@ -186,7 +186,8 @@ impl State {
         });
         let mut stragglers = Stragglers::default();
         if let Some(plan) = &saved.plan {
-            stragglers.plan(&settings.job, plan);
+            let devices = saved.members.iter().map(|(worker, member)| (*worker, member.devices));
+            stragglers.plan(&settings.job, plan, &devices.collect());
         }
         let mut state = Self {
             settings,

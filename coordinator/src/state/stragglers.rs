@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use shoal_plan::job::Job;
-use shoal_plan::pace::{self, Paces, Rehosted};
+use shoal_plan::pace::{self, Devices, Paces, Rehosted};
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::work;
 
@@ -48,25 +48,29 @@ pub(super) struct Stragglers {
 
 #[derive(Debug, Default)]
 struct Pace {
-    /// Of a step's FLOPs.
+    /// Of a step's FLOPs, on that of its devices which has most of them.
     share: f64,
-    /// Seconds for the whole step's FLOPs at this worker's speed, of the newest steps.
+    /// Of the newest steps: seconds for the whole step's FLOPs at the speed of one of this worker's devices.
     seconds: VecDeque<f64>,
     is_slow: bool,
+    devices: u32,
     /// The last full median, of this plan or an earlier one.
     known: Option<f64>,
 }
 
 impl Stragglers {
     /// Everybody's work is another: what was measured counts as what is known, until there is more.
-    pub(super) fn plan(&mut self, job: &Job, plan: &Plan) {
+    pub(super) fn plan(&mut self, job: &Job, plan: &Plan, devices: &Devices) {
         for pace in self.paces.values_mut() {
             pace.known = pace.median().or(pace.known);
             (pace.share, pace.is_slow) = (0.0, false);
             pace.seconds.clear();
         }
-        for (cell, share) in plan.grid.cells().zip(work::shares(job, plan)) {
-            self.paces.entry(plan.host(cell)).or_default().share += share;
+        let shares = work::shares(job, plan);
+        let of = |worker| devices.get(&worker).copied().unwrap_or(1);
+        for (worker, share) in pace::busiest(&shares, &plan.hosts, of) {
+            let pace = self.paces.entry(worker).or_default();
+            (pace.share, pace.devices) = (share, of(worker));
         }
     }
 
@@ -80,9 +84,14 @@ impl Stragglers {
         self.stall = Some(seconds);
     }
 
-    /// Gives the cells of a new plan to workers by their known paces, if they are far enough apart:
-    /// with the same hosts as before, from where the cells are.
-    pub(super) fn share(&self, job: &Job, plan: &mut Plan, old: Option<&Plan>) {
+    /// Gives the cells of a new plan to workers by their known paces and their devices, if those are far enough
+    /// apart: with the same hosts as before, from where the cells are.
+    pub(super) fn share(
+        &self,
+        job: &Job,
+        plan: &mut Plan,
+        (old, devices): (Option<&Plan>, &Devices),
+    ) {
         let hosts = |plan: &Plan| {
             let mut hosts = plan.hosts.clone();
             hosts.sort();
@@ -95,10 +104,14 @@ impl Stragglers {
         };
         let own = hosts(plan);
         let median = median(own.iter().filter_map(known).collect());
-        let Some(median) = median else { return };
-        // Of whom nothing is known is as fast as most.
-        let paces: Paces =
-            own.iter().map(|worker| (*worker, known(worker).unwrap_or(median))).collect();
+        let Some(median) = median else { return pace::by_devices(job, plan, devices) };
+        // Of whom nothing is known is as fast as most, device by device.
+        let pace = |worker: &WorkerId| {
+            let seconds = known(worker).unwrap_or(median);
+            let devices = devices.get(worker).copied().unwrap_or(1);
+            (*worker, pace::Pace { seconds, devices })
+        };
+        let paces: Paces = own.iter().map(pace).collect();
         if let Some(old) =
             old.filter(|old| hosts(old) == own && old.hosts.len() == plan.hosts.len())
         {
@@ -107,10 +120,12 @@ impl Stragglers {
         }
         let Some(found) = pace::rehost(job, plan, &paces).filter(Self::is_much) else { return };
         for worker in &own {
-            let ratio = paces[worker] / median;
+            let pace::Pace { seconds, devices } = paces[worker];
             let n = found.hosts.iter().filter(|host| *host == worker).count();
+            let ratio = seconds / median;
+            let on = if devices > 1 { format!(" on {devices} devices") } else { String::new() };
             let reason =
-                format!("{n} cells, by its pace: {ratio:.1} times the others' time for a unit");
+                format!("{n} cells{on}, by its pace: {ratio:.1} times the others' time for a unit");
             plan.reasons.insert(*worker, reason);
         }
         plan.hosts = found.hosts;
@@ -130,7 +145,11 @@ impl Stragglers {
         if now_ms < self.not_before_ms {
             return None;
         }
-        let measured = |worker: &WorkerId| Some((*worker, self.paces.get(worker)?.median()?));
+        let measured = |worker: &WorkerId| {
+            let pace = self.paces.get(worker)?;
+            let (seconds, devices) = (pace.median()?, pace.devices);
+            Some((*worker, pace::Pace { seconds, devices }))
+        };
         let paces: Option<Paces> = plan.hosts.iter().map(measured).collect();
         let found = pace::rehost(job, plan, &paces?).filter(Self::is_much)?;
         let Rehosted { hosts, before, after } = found;
@@ -196,13 +215,15 @@ mod tests {
     use super::super::fixtures::{G1, settings};
     use super::*;
 
+    const ONE_EACH: Devices = Devices::new();
+
     #[test]
     fn a_slow_worker_is_named_once_within_eight_steps_and_again_only_after_it_was_fast() {
         let settings = settings();
         let workers = [WorkerId(0), WorkerId(1)];
         let plan = (settings.make_plan)(&settings.job, &workers, G1).unwrap();
         let mut stragglers = Stragglers::default();
-        stragglers.plan(&settings.job, &plan);
+        stragglers.plan(&settings.job, &plan, &ONE_EACH);
         let share = |worker| stragglers.paces[&WorkerId(worker)].share;
         let (fast, slow) = (share(0), share(1));
         let mut named = Vec::new();
@@ -248,7 +269,7 @@ mod tests {
             (1.0, 300, None, false),
         ] {
             let mut stragglers = Stragglers::default();
-            stragglers.plan(&job, &plan);
+            stragglers.plan(&job, &plan, &ONE_EACH);
             assert_eq!(stragglers.pays(&job, &plan, (0, steps_left)), None, "nothing is measured");
             measured(&mut stragglers, ratio);
             stragglers.stall = stall;
@@ -265,7 +286,7 @@ mod tests {
     fn a_pace_outlives_its_plan_and_moves_wait_for_longer_each_time() {
         let (job, mut plan) = four_replicas();
         let mut stragglers = Stragglers::default();
-        stragglers.plan(&job, &plan);
+        stragglers.plan(&job, &plan, &ONE_EACH);
         let (mut now_ms, mut ratio) = (0, 3.0);
         let mut waits = Vec::new();
         for _ in 0..4 {
@@ -276,12 +297,12 @@ mod tests {
             }
             waits.push(now_ms - since_ms);
             let old = plan.clone();
-            stragglers.share(&job, &mut plan, Some(&old));
+            stragglers.share(&job, &mut plan, (Some(&old), &ONE_EACH));
             assert_ne!(plan.hosts, old.hosts);
-            stragglers.plan(&job, &plan);
+            stragglers.plan(&job, &plan, &ONE_EACH);
             // A new plan for another reason is made by what is known.
             let (_, mut even) = four_replicas();
-            stragglers.share(&job, &mut even, Some(&plan));
+            stragglers.share(&job, &mut even, (Some(&plan), &ONE_EACH));
             assert_eq!(even.hosts, plan.hosts);
             ratio = 3.0 / ratio;
         }
@@ -289,10 +310,31 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_of_three_devices_begins_with_three_times_the_cells_and_its_pace_is_that_of_one() {
+        let (job, plan) = four_replicas();
+        let devices = Devices::from([(WorkerId(0), 1), (WorkerId(1), 3)]);
+        let mut stragglers = Stragglers::default();
+        let (mut alike, mut mixed) = (plan.clone(), plan.clone());
+        stragglers.share(&job, &mut alike, (None, &ONE_EACH));
+        assert_eq!(alike.hosts, plan.hosts);
+        stragglers.share(&job, &mut mixed, (None, &devices));
+        assert_eq!(mixed.hosts, [1, 0, 1, 1].map(WorkerId), "one cell for each device");
+        assert_eq!(mixed.reasons[&WorkerId(1)], "cells by devices: 3 on 3");
+        stragglers.plan(&job, &mixed, &devices);
+        for _ in 0..STEPS {
+            // Each device does a quarter of the step in a second.
+            stragglers.computed(WorkerId(0), 1.0);
+            assert_eq!(stragglers.computed(WorkerId(1), 1.0), None, "it is not called slow");
+        }
+        assert_eq!(stragglers.ratio(WorkerId(1)), Some((1.0, false)));
+        assert_eq!(stragglers.pays(&job, &mixed, (0, 1000)), None, "nothing is gained by a move");
+    }
+
+    #[test]
     fn shares_wait_for_a_worker_that_may_be_back() {
         let (job, plan) = four_replicas();
         let mut stragglers = Stragglers::default();
-        stragglers.plan(&job, &plan);
+        stragglers.plan(&job, &plan, &ONE_EACH);
         measured(&mut stragglers, 3.0);
         stragglers.may_be_back(1_000);
         let mut pays = |now_ms| stragglers.pays(&job, &plan, (now_ms, 1000)).is_some();
@@ -305,7 +347,7 @@ mod tests {
         let settings = settings();
         let plan = (settings.make_plan)(&settings.job, &[WorkerId(0); 2], G1).unwrap();
         let mut stragglers = Stragglers::default();
-        stragglers.plan(&settings.job, &plan);
+        stragglers.plan(&settings.job, &plan, &ONE_EACH);
         for _ in 0..20 {
             assert_eq!(stragglers.computed(WorkerId(0), 100.0), None);
             assert_eq!(stragglers.computed(WorkerId(0), 0.0), None);

@@ -4,6 +4,7 @@ mod rope;
 mod schedules;
 mod sections;
 
+use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
@@ -432,7 +433,7 @@ fn manifests_that_are_made_to_fill_the_memory_are_refused() {
     let mut laughs = String::from("  notes:\n    - &a0 [ha]\n");
     for level in 1..10 {
         let ten = vec![format!("*a{}", level - 1); 10].join(", ");
-        laughs.push_str(&format!("    - &a{level} [{ten}]\n"));
+        let _ = writeln!(laughs, "    - &a{level} [{ten}]");
     }
     check(&laughs, &["job.yaml"]);
     let deep = format!("  training: {{steps: {}1{}}}\n", "[".repeat(10_000), "]".repeat(10_000));

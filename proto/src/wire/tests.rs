@@ -23,6 +23,7 @@ fn hello() -> FromWorker {
         data_address: "127.0.0.1:4000".parse().unwrap(),
         pid: 77,
         threads: 2,
+        devices: 4,
         vault_address: "127.0.0.1:4001".parse().unwrap(),
         resuming: Some(Resuming { generation: Generation(4), step: 9 }),
     })

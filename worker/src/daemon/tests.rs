@@ -84,6 +84,8 @@ fn options(coordinator: &FakeCoordinator) -> Options {
         worker: WorkerId(0),
         run_dir: std::env::temp_dir(),
         threads: 1,
+        devices: 1,
+        init: None,
         bind: LOOPBACK,
         advertise: LOOPBACK,
         first_port: 0,

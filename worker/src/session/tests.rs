@@ -45,7 +45,17 @@ fn session() -> Session {
     let (run, worker) = (RunId("r".into()), WorkerId(0));
     let data_address = "127.0.0.1:9".parse().unwrap();
     let (vault_address, resuming) = ("127.0.0.1:10".parse().unwrap(), None);
-    Session::new(Hello { run, worker, data_address, pid: 1, threads: 1, vault_address, resuming })
+    let (pid, threads, devices) = (1, 1, 1);
+    Session::new(Hello {
+        run,
+        worker,
+        data_address,
+        pid,
+        threads,
+        devices,
+        vault_address,
+        resuming,
+    })
 }
 
 fn from(message: ToWorker) -> Event {

@@ -3,6 +3,7 @@
 mod bench;
 mod checkpoints;
 mod cluster;
+mod config;
 mod eval;
 mod models;
 mod plan;
@@ -23,9 +24,10 @@ pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use cluster::{
     Apply, Doctor, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
 };
+pub(crate) use config::{Config, View};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
-pub(crate) use plan::{Plan, PlanOutput};
+pub(crate) use plan::Plan;
 pub(crate) use runs::{Compare, Events};
 pub(crate) use steering::{Drain, Form, Pause, Resume, Status, Stop};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
@@ -68,7 +70,7 @@ model and exits when its launcher does. `shoal conduct` is started once, and aga
 goes on where it was, and the workers train meanwhile. See `shoal host --help`, `shoal conduct --help`.
 
 Environment: NO_COLOR turns colours off; RUST_LOG sets what the files in RUN/logs hold
-(default info)."
+(default info). `shoal config view --show-origin` lists all variables and files that count."
 );
 
 const COMPLETION_EXAMPLES: &str = "\
@@ -155,6 +157,9 @@ pub(crate) enum Verb {
     Serve(Serve),
     /// Measure what this machine does with a model: operations, training, writing
     Bench(Bench),
+    /// What this machine is set to, and where each setting comes from
+    #[command(subcommand)]
+    Config(Config),
     /// Print the manifest's JSON Schema, for editors
     ///
     /// A first line such as `# yaml-language-server: $schema=manifest.schema.json` lets an editor

@@ -117,9 +117,12 @@ pub(crate) enum Unanswered {
 impl Run {
     /// # Errors
     /// `Input` if this is no run's directory.
-    pub(crate) fn open(directory: &Path) -> Result<Result<Self, Unanswered>, Stopped> {
-        if is_a_job(directory) {
-            let way = Way::Cluster(Cluster::reach(&cli::Home::usual())?);
+    pub(crate) fn open(
+        directory: &Path,
+        home: &cli::Home,
+    ) -> Result<Result<Self, Unanswered>, Stopped> {
+        if is_a_job(directory, home) {
+            let way = Way::Cluster(Cluster::reach(home)?);
             return Ok(Ok(Self { directory: directory.to_path_buf(), way }));
         }
         if !directory.join("manifest.json").is_file() {
@@ -144,8 +147,8 @@ impl Run {
     }
 
     /// A run that must answer.
-    pub(crate) fn under_way(directory: &Path) -> Result<Self, Stopped> {
-        Self::open(directory)?.map_err(|unanswered| unanswered.stops(directory))
+    pub(crate) fn under_way(directory: &Path, home: &cli::Home) -> Result<Self, Stopped> {
+        Self::open(directory, home)?.map_err(|unanswered| unanswered.stops(directory))
     }
 
     pub(crate) fn ask(&self, ask: &Ask) -> Result<Answer, Unanswered> {
@@ -227,9 +230,9 @@ impl Unanswered {
 }
 
 /// Whether this is the name of a cluster's job, and no directory.
-fn is_a_job(name: &Path) -> bool {
+fn is_a_job(name: &Path, home: &cli::Home) -> bool {
     let one = name.components().count() == 1 && !name.exists();
-    one && people::is_known(&cli::Home::usual())
+    one && people::is_known(home)
 }
 
 fn read(path: &Path) -> Result<Control, Unanswered> {
@@ -272,6 +275,10 @@ mod tests {
     use super::*;
     use crate::run_dir::tests::Dir;
 
+    fn nowhere() -> cli::Home {
+        cli::Home { place: "no/cluster".into() }
+    }
+
     fn written(name: &str) -> (Dir, Written) {
         let dir = Dir::new(name);
         fs::create_dir_all(&dir.0).unwrap();
@@ -303,7 +310,7 @@ mod tests {
         let (dir, first) = written("control-stale");
         // As a launcher that is killed leaves it: nobody listens on port 1.
         std::mem::forget(first);
-        let run = Run::under_way(&dir.0).unwrap();
+        let run = Run::under_way(&dir.0, &nowhere()).unwrap();
         assert!(matches!(run.status().unwrap_err(), Unanswered::Nobody));
         let text = Unanswered::Nobody.stops(&dir.0);
         assert_eq!(text.exit_code(), 3);
@@ -330,7 +337,7 @@ mod tests {
         let damaged = read(&path).map(drop).unwrap_err();
         assert!(matches!(&damaged, Unanswered::Silent(why) if why.contains("is damaged")));
         fs::remove_file(dir.0.join("manifest.json")).unwrap();
-        let refused = Run::open(&dir.0).map(drop).unwrap_err();
+        let refused = Run::open(&dir.0, &nowhere()).map(drop).unwrap_err();
         assert_eq!(refused.exit_code(), 2);
     }
 }

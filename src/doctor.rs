@@ -21,8 +21,8 @@ use shoal_trust::Credentials;
 
 use crate::clock::unix_time;
 use crate::exit::Stopped;
-use crate::people::{self, TOKEN_VARIABLE};
-use crate::{cli, launch};
+use crate::people;
+use crate::{cli, launch, settings};
 use advertised::Advertised;
 use coordinator::{Coordinator, Standing};
 use finding::{Finding, Level};
@@ -70,7 +70,7 @@ fn trusting<'a>(args: &cli::Doctor, papers: &'a Papers) -> Result<Trusting<'a>, 
     if let Some(credentials) = &papers.credentials {
         return Ok(Trusting::Member(credentials));
     }
-    let is_given = args.token_file.is_some() || std::env::var_os(TOKEN_VARIABLE).is_some();
+    let is_given = args.token_file.is_some() || settings::token().is_some();
     if !is_given {
         return Ok(Trusting::Nobody);
     }

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use shoal_data::download::{FilesError, resolve};
 
 use crate::exit::Stopped;
-use crate::manifest::{Loaded, environment};
+use crate::manifest::Loaded;
 use crate::progress::Reading;
+use crate::settings::environment;
 
 /// The files a job reads, all of them on this machine.
 pub(crate) struct Texts {

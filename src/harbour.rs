@@ -22,7 +22,7 @@ use crate::notify::{self, Watchdog};
 use crate::people;
 use crate::signals::Signals;
 use crate::terminal::note;
-use crate::{cli, launch, logging, manifest, run_dir};
+use crate::{cli, launch, logging, manifest, run_dir, settings};
 
 /// In the state directory: the authority, and what it is called.
 const AUTHORITY: &str = "authority";
@@ -38,10 +38,7 @@ const SOCKET_PATH_MAX: usize = 100;
 const REST: Duration = Duration::from_mins(2);
 
 pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
-    let directory = match &args.state {
-        Some(directory) => directory.clone(),
-        None => people::xdg("XDG_STATE_HOME", ".local/state")?.join("shoal/cluster"),
-    };
+    let directory = settings::state(args.state.as_deref(), "cluster")?;
     let directory = std::path::absolute(&directory).context("finding the state directory")?;
     private(&directory)?;
     let _lock = lock(&directory)?;

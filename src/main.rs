@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 mod compare;
 mod conducting;
+mod config;
 mod control;
 mod cores;
 mod curve;
@@ -43,6 +44,7 @@ mod run_dir;
 mod samples;
 mod scrape;
 mod serve;
+mod settings;
 mod show;
 mod signals;
 mod status;
@@ -56,17 +58,16 @@ mod yielding;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use crate::cli::{Cli, Verb};
 use crate::exit::Stopped;
 
 fn main() -> ExitCode {
-    let verb = Cli::parse().verb;
-    let ended = match shoal_bench::instruction_set() {
+    let ended = settings::verb().and_then(|verb| match shoal_bench::instruction_set() {
         Ok(_) => run(verb),
         Err(problem) => Err(Stopped::Input(problem)),
-    };
+    });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(stopped) => {
@@ -98,6 +99,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Generate(args) => generate::generate(&args),
         Verb::Serve(args) => serve::serve(&args),
         Verb::Bench(verb) => bench::bench(&verb),
+        Verb::Config(verb) => config::run(&verb),
         Verb::Schema => {
             terminal::data(&format!("{:#}", shoal_plan::manifest::schema()));
             Ok(())

@@ -16,6 +16,7 @@ use shoal_weights::CONFIG_FILE;
 
 use crate::cli;
 use crate::exit::Stopped;
+use crate::settings::environment;
 
 /// A manifest that can run on this machine.
 pub(crate) struct Loaded {
@@ -77,11 +78,6 @@ pub(crate) fn read_config(path: &Path) -> io::Result<String> {
         }
         _ => fs::read_to_string(path),
     }
-}
-
-/// The environment as patterns see it.
-pub(crate) fn environment(variable: &str) -> Option<String> {
-    std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
 /// Checks every address, and finds its place in the cache. Fetches nothing.

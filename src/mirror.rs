@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::exit::Stopped;
 use crate::progress::Reading;
 use crate::run_dir::RunDir;
+use crate::settings;
 use crate::terminal::note;
 
 /// The task that copies, and what it says.
@@ -37,8 +38,9 @@ pub(crate) fn open(
     let Some(text) = &job.checkpoint.store else { return Ok(None) };
     let address = StoreAddress::parse(text)
         .map_err(|error| Stopped::Input(format!("spec.checkpoint.store: {}", error.what)))?;
-    let environment = |name: &str| std::env::var(name).ok();
-    Ok(Some(runtime.block_on(shoal_store::open(&address.below(manifest), &environment))?))
+    let address = address.below(manifest);
+    let opening = shoal_store::open(&address, &settings::environment);
+    Ok(Some(runtime.block_on(opening)?))
 }
 
 /// Makes the store this run's.

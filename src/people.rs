@@ -18,13 +18,10 @@ use crate::progress::{duration, short};
 use crate::show::{json, table};
 use crate::status::yaml;
 use crate::terminal::{data, harmless, note};
-use crate::{launch, run_dir};
+use crate::{launch, run_dir, settings};
 
 /// In a cluster's directory: where its coordinator is.
 const ADDRESS: &str = "address";
-
-/// What holds a token.
-pub(crate) const TOKEN_VARIABLE: &str = "SHOAL_TOKEN";
 
 /// A token has about 220 bytes.
 const TOKEN_BYTES_MAX: u64 = 4 << 10;
@@ -155,11 +152,12 @@ pub(crate) fn read_token(file: Option<&Path>) -> Result<Token, Stopped> {
                 Stopped::Input(format!("cannot read the token in {}: {error}", path.display()))
             })?
         }
-        None => std::env::var(TOKEN_VARIABLE).map_err(|_| {
-            Stopped::Input(format!(
-                "a token is needed once: --token-file FILE, or {TOKEN_VARIABLE}. `shoal token create` on the \
+        None => settings::token().ok_or_else(|| {
+            Stopped::Input(
+                "a token is needed once: --token-file FILE, or the variable SHOAL_TOKEN. `shoal token create` on the \
                  coordinator's machine makes one"
-            ))
+                    .to_owned(),
+            )
         })?,
     };
     text.trim().parse().map_err(|error: shoal_trust::TrustError| Stopped::Input(error.to_string()))

@@ -16,7 +16,7 @@ use shoal_plan::manifest::Manifest;
 use shoal_plan::planner::snapshots::{Choice, Chosen, Price, choose, price};
 use shoal_plan::planner::{self, Answer, Layout, Question};
 
-use crate::cli::{self, PlanOutput};
+use crate::cli::{self, Output};
 use crate::exit::Stopped;
 use crate::{manifest, show, terminal};
 
@@ -74,8 +74,8 @@ pub(crate) fn plan(args: &cli::Plan) -> Result<(), Stopped> {
     let tokens = args.tokens.unwrap_or(own);
     let planned = Planned { question, layout, answer, tokens, trials, snapshots };
     match args.output {
-        PlanOutput::Text => terminal::data(&report::text(&planned)),
-        PlanOutput::Json => terminal::data(&show::json(&json::value(&planned))?),
+        Output::Table => terminal::data(&report::text(&planned)),
+        Output::Json => terminal::data(&show::json(&json::value(&planned))?),
     }
     if let Some(path) = &args.svg {
         let failed = |error| Stopped::Input(format!("cannot write {}: {error}", path.display()));

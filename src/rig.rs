@@ -23,10 +23,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::clock::{Stopwatch, calendar, unix_time};
 use crate::exit::Stopped;
 use crate::notify::{self, Watchdog};
-use crate::people::{self, read_token};
+use crate::people::read_token;
 use crate::signals::Signals;
 use crate::terminal::note;
-use crate::{cli, harbour, launch, logging, run_dir};
+use crate::{cli, harbour, launch, logging, run_dir, settings};
 use posts::{Posts, Told};
 
 /// In the rig's state directory.
@@ -77,10 +77,7 @@ enum Ended {
 }
 
 pub(crate) fn work(args: &cli::Join) -> Result<(), Stopped> {
-    let directory = match &args.state {
-        Some(directory) => directory.clone(),
-        None => people::xdg("XDG_STATE_HOME", ".local/state")?.join("shoal/rig"),
-    };
+    let directory = settings::state(args.state.as_deref(), "rig")?;
     let directory = std::path::absolute(&directory).context("finding the state directory")?;
     harbour::private(&directory)?;
     let _lock = harbour::lock(&directory)?;

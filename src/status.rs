@@ -27,7 +27,7 @@ struct Shown<'a, T> {
 }
 
 pub(crate) fn status(args: &cli::Status) -> Result<(), Stopped> {
-    let answer = match Run::open(&args.run)? {
+    let answer = match Run::open(&args.run, &args.home)? {
         Ok(run) => run.status(),
         Err(unanswered) => Err(unanswered),
     };

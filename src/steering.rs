@@ -29,9 +29,9 @@ pub(crate) fn drain(args: &cli::Drain) -> Result<(), Stopped> {
             )));
         }
         let rig = args.run.display().to_string();
-        return people::drain(&rig, args.force, &cli::Home::usual());
+        return people::drain(&rig, args.force, &args.home);
     };
-    let run = Run::under_way(&args.run)?;
+    let run = Run::under_way(&args.run, &args.home)?;
     give(&run, &args.run, Order::Drain { worker, force: args.force })?;
     if args.no_wait {
         return Ok(());
@@ -75,7 +75,7 @@ fn drained(status: &Status, worker: WorkerId) -> Option<anyhow::Result<String>> 
 }
 
 pub(crate) fn stop(args: &cli::Stop) -> Result<(), Stopped> {
-    let run = Run::under_way(&args.run)?;
+    let run = Run::under_way(&args.run, &args.home)?;
     give(&run, &args.run, Order::Stop { now: args.now })?;
     if args.no_wait {
         return Ok(());
@@ -88,7 +88,7 @@ pub(crate) fn stop(args: &cli::Stop) -> Result<(), Stopped> {
 }
 
 pub(crate) fn pause(args: &cli::Pause) -> Result<(), Stopped> {
-    let run = Run::under_way(&args.run)?;
+    let run = Run::under_way(&args.run, &args.home)?;
     give(&run, &args.run, Order::Pause)?;
     if args.no_wait {
         return Ok(());
@@ -107,7 +107,7 @@ pub(crate) fn pause(args: &cli::Pause) -> Result<(), Stopped> {
 }
 
 pub(crate) fn resume(args: &cli::Resume) -> Result<(), Stopped> {
-    let run = Run::under_way(&args.run)?;
+    let run = Run::under_way(&args.run, &args.home)?;
     give(&run, &args.run, Order::Resume)
 }
 

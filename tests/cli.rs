@@ -15,7 +15,7 @@ fn shoal(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
     // Whoever runs the tests may be known to a cluster.
     let nowhere = std::env::temp_dir().join("shoal-cli-without-a-home");
-    command.env("XDG_CONFIG_HOME", nowhere).env_remove("SHOAL_CLUSTER");
+    command.env("XDG_CONFIG_HOME", nowhere).env_remove("SHOAL_CLUSTER").env_remove("SHOAL_OUTPUT");
     command.args(args).current_dir(root()).env_remove("RUST_LOG").output().unwrap()
 }
 
@@ -299,4 +299,62 @@ fn log_lines_that_cannot_be_written_take_nobody_with_them() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = command.stdin(std::process::Stdio::null()).stderr(full).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "101 is a panic");
+}
+
+#[test]
+fn what_is_set_is_shown_with_where_it_comes_from_and_secrets_are_not() {
+    let place = Place::new("settings");
+    let config = place.0.join("config/shoal");
+    fs::create_dir_all(&config).unwrap();
+    let head = "apiVersion: shoal/v1\nkind: Config\nspec:\n";
+    fs::write(config.join("config.yaml"), format!("{head}  cluster: home\n  log_format: json\n"))
+        .unwrap();
+    let project = place.0.join("shoal.yaml");
+    fs::write(&project, format!("{head}  cluster: lab\n  threads: 3\n")).unwrap();
+    let inside = place.0.join("deep");
+    fs::create_dir_all(&inside).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.env_clear().env("XDG_CONFIG_HOME", place.0.join("config"));
+        command.env("SHOAL_THREADS", "2").env("SHOAL_TOKEN", "hunter2").current_dir(&inside);
+        command.args(args).output().unwrap()
+    };
+    let output = run(&["config", "view", "--show-origin", "-o", "json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let project = fs::canonicalize(&project).unwrap();
+    let whence = |key: &str| {
+        let row = rows.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        (
+            row["value"].as_str().unwrap().to_owned(),
+            row["origin"]["place"].as_str().unwrap().to_owned(),
+        )
+    };
+    let pair = |value: &str, place: String| (value.to_owned(), place);
+    assert_eq!(whence("cluster"), pair("lab", format!("{}:4", project.display())));
+    assert_eq!(whence("threads"), pair("2", "SHOAL_THREADS".to_owned()));
+    let user = config.join("config.yaml").display().to_string();
+    assert_eq!(whence("log_format"), pair("json", format!("{user}:5")));
+    assert_eq!(whence("output"), pair("json", "--output".to_owned()));
+    assert_eq!(whence("coordinator.listen"), pair("127.0.0.1:7400", "default".to_owned()));
+    assert!(!text(&output.stdout).contains("hunter2"));
+    let output = run(&["config", "view", "--show-origin", "--", "ps", "--cluster", "other"]);
+    let shown = text(&output.stdout);
+    assert!(shown.contains("other") && shown.contains("--cluster"), "{shown}");
+    assert!(!shown.contains("log_format") && !shown.contains("hunter2"), "{shown}");
+    // It is not only shown: the verb looks for that cluster.
+    let output = run(&["ps"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("nothing is known of the cluster lab"),
+        "{}",
+        text(&output.stderr)
+    );
+    fs::write(&project, format!("{head}  clutser: lab\n")).unwrap();
+    let output = run(&["ps"]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err.contains("shoal.yaml:4:3: spec.clutser") && err.contains("did you mean"), "{err}");
+    // Whoever asks for help gets it all the same.
+    assert!(run(&["ps", "--help"]).status.success());
 }

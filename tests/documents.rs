@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 use shoal_plan::fleet;
 use shoal_plan::manifest::{REFERENCE_FILE, SCHEMA_FILE, reference, schema};
+use shoal_plan::settings;
 
 const BEGIN: &str = "<!-- generated from here: cargo test --test documents -->\n";
 const END: &str = "<!-- generated to here -->\n";
@@ -43,6 +44,11 @@ fn the_schema_in_the_repository_is_the_programs() {
 #[test]
 fn the_reference_lists_every_key_as_the_program_reads_it() {
     generated(REFERENCE_FILE, &reference());
+}
+
+#[test]
+fn the_list_of_settings_is_the_programs() {
+    generated(settings::REFERENCE_FILE, settings::reference().trim_end());
 }
 
 #[test]

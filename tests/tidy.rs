@@ -106,6 +106,10 @@ const UNSAFE: [&str; 11] = [
     "standin/driver/tests/cudarc/scenarios/raw.rs",
 ];
 
+/// Where the binary looks at variables of the environment: settings, the terminal's own, and what a doctor asks about.
+const VARIABLES: [&str; 4] =
+    ["src/settings.rs", "src/terminal.rs", "src/people.rs", "src/doctor/libraries.rs"];
+
 /// Where the clock may be read.
 const CLOCK: [&str; 20] = [
     "cluster/src/clock.rs",
@@ -296,6 +300,16 @@ fn unsafe_code_is_where_the_system_is_called() {
 fn the_clock_is_read_in_the_rims() {
     let words = [["Instant", "::now("].concat(), ["SystemTime", "::now("].concat()];
     hold("the clock outside the rims", words_outside(&CLOCK, &[&words[0], &words[1]]));
+}
+
+/// One resolver: a verb that read a variable beside it would have a setting that nobody sees.
+#[test]
+fn variables_are_read_by_the_settings_alone() {
+    let words = [["env::", "var"].concat(), ["#[arg(long, env", " ="].concat()];
+    let mut offences = words_outside(&VARIABLES, &[&words[0], &words[1]]);
+    // Libraries have doors of their own, and tests are told what to do.
+    offences.retain(|line| line.starts_with("src/"));
+    hold("a variable beside the settings", offences);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
 //! (who hosts which cell, and why), `buddies` (who holds copies of its state), `schedule` (slots), `gpus`, `fleet`, `cost` and
 //! `planner` (what a run would take on cards one may not even have), `batch` and `samples` (which text when),
-//! `learning_rate` (how fast it learns when), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
+//! `learning_rate` (how fast it learns when), `settings` (what verbs take from elsewhere than their flags), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
 
 pub mod arithmetic;
 mod balance;
@@ -33,6 +33,7 @@ pub mod report;
 pub mod routing;
 pub mod samples;
 pub mod schedule;
+pub mod settings;
 pub mod standing;
 pub mod store;
 pub mod work;

@@ -62,33 +62,19 @@ pub(crate) struct Home {
     #[arg(
         id = "cluster",
         long = "cluster",
-        env = "SHOAL_CLUSTER",
         default_value = "default",
         value_name = "NAME|DIRECTORY"
     )]
     pub place: PathBuf,
 }
 
-impl Home {
-    /// Where no option says otherwise.
-    pub(crate) fn usual() -> Self {
-        let given = std::env::var_os("SHOAL_CLUSTER").filter(|given| !given.is_empty());
-        Self { place: given.unwrap_or_else(|| "default".into()).into() }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Stand {
     /// Where rigs and people reach it
-    #[arg(
-        long,
-        env = "SHOAL_LISTEN",
-        default_value = "127.0.0.1:7400",
-        value_name = "ADDRESS:PORT"
-    )]
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// Everything of the cluster [default: ~/.local/state/shoal/cluster]
-    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
     /// What the cluster is called, in certificates; of the first start
     #[arg(long, default_value = "shoal", value_name = "NAME")]
@@ -106,28 +92,28 @@ pub(crate) struct Stand {
 #[derive(Debug, Args)]
 pub(crate) struct Join {
     /// The cluster's coordinator; needed once
-    #[arg(long = "join", env = "SHOAL_JOIN", value_name = "HOST:PORT")]
+    #[arg(long = "join", value_name = "HOST:PORT")]
     pub coordinator: Option<String>,
     /// A file that holds the token; needed once. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What the rig is called [default: the machine's name]
-    #[arg(long, env = "SHOAL_NAME", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Where other rigs reach this one [default: the address from which it reaches the coordinator]
-    #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS")]
     pub advertise: Option<IpAddr>,
     /// The first of three ports on which other rigs reach this one (data, snapshots, probes); 0: any free ones
-    #[arg(long, env = "SHOAL_FIRST_PORT", default_value_t = 0, value_name = "PORT")]
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub first_port: u16,
     /// Everything of the rig [default: ~/.local/state/shoal/rig]
-    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
     /// Compute threads, whatever the job says; 0: as the job says
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: u32,
     /// What jobs may compute on here: auto, cpu, cuda (every GPU), or some, such as cuda:0,2
-    #[arg(long, env = "SHOAL_DEVICES", default_value = "auto", value_name = "DEVICES")]
+    #[arg(long, default_value = "auto", value_name = "DEVICES")]
     pub devices: DeviceChoice,
     /// Give way while a program of this name runs, or a file is there (anything with a slash); may be repeated
     #[arg(long, value_name = "PROGRAM|FILE")]
@@ -140,23 +126,23 @@ pub(crate) struct Join {
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// The cluster's coordinator [default: the one that this machine has joined]
-    #[arg(long, env = "SHOAL_JOIN", value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT")]
     pub join: Option<String>,
     /// A file that holds a token, before this machine has joined: the coordinator is held against it, and it is not
     /// used. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What the rig would be called [default: the machine's name]
-    #[arg(long, env = "SHOAL_NAME", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Where other rigs would reach this one [default: the address from which it reaches the coordinator]
-    #[arg(long, env = "SHOAL_ADVERTISE", value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS")]
     pub advertise: Option<IpAddr>,
     /// The first of three ports on which other rigs reach this one (data, snapshots, probes); 0: any free ones
-    #[arg(long, env = "SHOAL_FIRST_PORT", default_value_t = 0, value_name = "PORT")]
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub first_port: u16,
     /// Everything of the rig [default: ~/.local/state/shoal/rig]
-    #[arg(long, env = "SHOAL_STATE", value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
     /// How to show it
     #[arg(short, long, default_value = "table")]
@@ -201,7 +187,7 @@ pub(crate) struct Login {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What you are called
-    #[arg(long, env = "USER", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub name: String,
     #[command(flatten)]
     pub home: Home,
@@ -273,21 +259,10 @@ pub(crate) struct RemoveJob {
 
 /// `90s`, `15m`, `24h` or `7d`.
 fn life(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: want a number and s, m, h or d, such as 24h");
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number = text.strip_suffix(unit).unwrap_or_default();
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match number.checked_mul(seconds) {
-        Some(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
-        _ => Err(wrong()),
-    }
+    let seconds = shoal_plan::settings::seconds(text);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no time: want a number and s, m, h or d, such as 24h"))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::Manifest;
+use super::{Manifest, Output};
 
 pub(crate) const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -34,18 +34,11 @@ pub(crate) struct Plan {
     #[arg(long)]
     pub losses: bool,
     /// How to print the plan
-    #[arg(short, long, value_enum, default_value_t = PlanOutput::Text)]
-    pub output: PlanOutput,
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
     /// Draw one step of the slowest pipeline
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-}
-
-/// How a plan is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PlanOutput {
-    Text,
-    Json,
 }
 
 /// `20B`: a number with a letter for thousands.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use shoal_plan::plan::WorkerId;
 
+use super::Home;
+
 pub(super) const STATUS_EXAMPLES: &str = "\
 Examples:
   shoal status runs/small
@@ -45,6 +47,8 @@ pub(crate) struct Status {
     /// How to show it
     #[arg(short, long, default_value = "table")]
     pub output: Form,
+    #[command(flatten)]
+    pub home: Home,
 }
 
 /// For whom a status is written.
@@ -71,6 +75,8 @@ pub(crate) struct Drain {
     /// Even if fewer than `workers.min` are left: the run pauses, and ends if nobody can come
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub home: Home,
 }
 
 #[derive(Debug, Args)]
@@ -83,6 +89,8 @@ pub(crate) struct Stop {
     /// At once and without a checkpoint, as a second Ctrl-C
     #[arg(long)]
     pub now: bool,
+    #[command(flatten)]
+    pub home: Home,
 }
 
 #[derive(Debug, Args)]
@@ -92,12 +100,16 @@ pub(crate) struct Pause {
     /// Return when the order is taken, and do not wait for the end of the step
     #[arg(long)]
     pub no_wait: bool,
+    #[command(flatten)]
+    pub home: Home,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
     /// The run's directory, or the name of a cluster's job
     pub run: PathBuf,
+    #[command(flatten)]
+    pub home: Home,
 }
 
 fn worker(text: &str) -> Result<WorkerId, String> {

@@ -111,6 +111,7 @@ pub(crate) struct Stats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     /// For people
+    #[value(alias = "text")]
     Table,
     /// For programs
     Json,

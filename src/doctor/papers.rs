@@ -9,7 +9,7 @@ use super::finding::{Finding, Group};
 use crate::clock::unix_time;
 use crate::exit::Stopped;
 use crate::rig::{CERTIFICATE, remembered};
-use crate::{cli, people};
+use crate::{cli, settings};
 
 /// A certificate that has less left is renewed soon, or its rig is away from its coordinator.
 const DAY: i64 = 24 * 3600;
@@ -45,10 +45,7 @@ pub(super) struct Papers {
 
 impl Papers {
     pub(super) fn read(args: &cli::Doctor) -> Result<Self, Stopped> {
-        let directory = match &args.state {
-            Some(directory) => directory.clone(),
-            None => people::xdg("XDG_STATE_HOME", ".local/state")?.join("shoal/rig"),
-        };
+        let directory = settings::state(args.state.as_deref(), "rig")?;
         let directory = std::path::absolute(&directory).map_err(anyhow::Error::from)?;
         let known = remembered(&directory).map_err(|stopped| stopped.text().unwrap_or_default());
         let address = match &args.join {

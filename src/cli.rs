@@ -22,7 +22,8 @@ use shoal_worker::devices::Share;
 pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Preset, Sizes, Train};
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use cluster::{
-    Apply, Doctor, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, Token,
+    Apply, Doctor, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, StoreAt,
+    Token,
 };
 pub(crate) use config::{Config, View};
 pub(crate) use eval::Eval;

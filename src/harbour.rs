@@ -9,12 +9,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use shoal_cluster::store::Embedded;
+use shoal_cluster::store::remote::{Candidate, Remote, Standing};
+use shoal_cluster::store::{Embedded, Store};
 use shoal_cluster::{
-    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, ReadConfig, SOCKET, STORE, Settings,
+    ClientError, Ended, JOBS, Launch, Launchers, Limits, Pulse, ReadConfig, Running, SOCKET, STORE,
+    Settings,
 };
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tokio::process::Command;
+use tokio::sync::watch;
 
 use crate::clock::calendar;
 use crate::exit::Stopped;
@@ -23,6 +26,8 @@ use crate::people;
 use crate::signals::Signals;
 use crate::terminal::note;
 use crate::{cli, launch, logging, manifest, run_dir, settings};
+
+mod standing;
 
 /// In the state directory: the authority, and what it is called.
 const AUTHORITY: &str = "authority";
@@ -43,51 +48,88 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
     private(&directory)?;
     let _lock = lock(&directory)?;
     logging::to_standard_error(args.log_format, (&directory, None), || (0, 0));
-    let (cluster, authority) = authority(&directory, &args.name)?;
+    let remote = standing::remote(&args.store);
+    let (cluster, authority, is_new) = authority(&directory, &args.name)?;
     let port = TcpListener::bind(args.listen).map_err(|error| {
         Stopped::Input(format!("cannot listen on {}: {error}; --listen names another", args.listen))
     })?;
     let address = port.local_addr().context("asking for the port")?;
-    let admin = known_as_admin(args, &authority, address)?;
-    let store = Embedded::open(&directory.join(STORE))
-        .map_err(|error| Stopped::Input(error.to_string()))?;
-    let program = std::env::current_exe().context("finding this program's own file")?;
-    let launchers =
-        Launching { program, directory: directory.clone(), log_format: args.log_format };
-    let settings = Settings {
-        cluster: cluster.clone(),
-        authority,
-        directory: directory.clone(),
-        life: args.certificate_life,
-        limits: Limits::USUAL,
-    };
     fs::create_dir_all(directory.join(JOBS)).context("making the directory of jobs")?;
     let runtime = launch::event_loop()?;
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let running = shoal_cluster::serve(settings, port, Box::new(store), Box::new(launchers));
-        let mut running = running.context("starting the cluster's coordinator")?;
-        note(&told(&cluster, address, &directory, admin.as_deref()));
-        notify::ready(&format!("cluster {cluster} at {address}"));
-        let pulse = running.pulse();
-        tokio::select! {
-            _ = &mut running.ended => {
-                return Err(anyhow::anyhow!("the coordinator has ended by itself: its log says why").into());
+        let mut standing = None;
+        let store: Box<dyn Store> = match &remote {
+            None => Box::new(in_file(&directory.join(STORE))?),
+            Some(remote) => {
+                let candidate = Candidate {
+                    address: args.advertise.clone().unwrap_or_else(|| reached(address).to_string()),
+                    cluster: (cluster.to_string(), authority.pin().to_string()),
+                    directory: directory.clone(),
+                };
+                let candidacy = standing::candidacy(remote, &candidate, &mut signals).await?;
+                standing = Some(candidacy.standing);
+                candidacy.store
             }
-            () = fed(&pulse, &directory) => {}
-            signal = signals.next() => {
-                note(&format!("{signal}: runs write a checkpoint and end; once more ends at once"));
-                notify::stopping("runs write checkpoints");
-                tokio::select! {
-                    () = fed(&pulse, &directory) => {}
-                    () = running.rest() => note("all runs have stopped: they go on with the next coordinator"),
-                    () = tokio::time::sleep(REST) => note("some run goes on by itself: the next coordinator finds it"),
-                    again = signals.next() => note(&format!("{again}: runs go on by themselves for a while")),
-                }
-            }
+        };
+        if is_new {
+            keep(&directory, &cluster, &authority)?;
         }
-        Ok(())
+        let admin = known_as_admin(args, &authority, address)?;
+        note(&told(&cluster, address, (&directory, remote.as_ref()), admin.as_deref()));
+        notify::ready(&format!("cluster {cluster} at {address}"));
+        if let Some(standing) = &mut standing {
+            let mut watchdog = Watchdog::new(&directory);
+            let term = standing::elected(standing, &mut watchdog, &mut signals).await?;
+            note(&format!("active, in term {term}"));
+            notify::status(&format!("active at {address}, in term {term}"));
+        }
+        let program = std::env::current_exe().context("finding this program's own file")?;
+        let launchers =
+            Launching { program, directory: directory.clone(), log_format: args.log_format };
+        let settings = Settings {
+            cluster: cluster.clone(),
+            authority,
+            directory: directory.clone(),
+            life: args.certificate_life,
+            limits: Limits::USUAL,
+        };
+        let running = shoal_cluster::serve(settings, port, store, Box::new(launchers));
+        let running = running.context("starting the cluster's coordinator")?;
+        work(running, standing, &directory, &mut signals).await
     })
+}
+
+/// Until somebody wants it to go, or another coordinator is active.
+async fn work(
+    mut running: Running,
+    mut standing: Option<watch::Receiver<Standing>>,
+    directory: &Path,
+    signals: &mut Signals,
+) -> Result<(), Stopped> {
+    let pulse = running.pulse();
+    tokio::select! {
+        _ = &mut running.ended => {
+            Err(anyhow::anyhow!("the coordinator has ended by itself: its log says why").into())
+        }
+        () = fed(&pulse, directory) => Ok(()),
+        why = standing::deposed(standing.as_mut()) => Err(standing::begin_anew(&why)),
+        signal = signals.next() => {
+            note(&format!("{signal}: runs write a checkpoint and end; once more ends at once"));
+            notify::stopping("runs write checkpoints");
+            tokio::select! {
+                () = fed(&pulse, directory) => {}
+                () = running.rest() => note("all runs have stopped: they go on with the next coordinator"),
+                () = tokio::time::sleep(REST) => note("some run goes on by itself: the next coordinator finds it"),
+                again = signals.next() => note(&format!("{again}: runs go on by themselves for a while")),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn in_file(path: &Path) -> Result<Embedded, Stopped> {
+    Embedded::open(path).map_err(|error| Stopped::Input(error.to_string()))
 }
 
 /// Feeds the service manager's watchdog by turns of the cluster's loop, and does not end.
@@ -100,12 +142,18 @@ async fn fed(pulse: &Pulse, directory: &Path) {
     }
 }
 
-fn told(cluster: &Name, address: SocketAddr, directory: &Path, admin: Option<&Path>) -> String {
+fn told(
+    cluster: &Name,
+    address: SocketAddr,
+    (directory, remote): (&Path, Option<&Remote>),
+    admin: Option<&Path>,
+) -> String {
     let mut lines = vec![format!("cluster {cluster}: rigs and people reach it at {address}")];
     if address.ip().is_loopback() {
         lines.push("  only from this machine: --listen ADDRESS:PORT lets others in".to_owned());
     }
     lines.push(format!("  state: {}", directory.display()));
+    lines.extend(remote.map(|remote| format!("  store: {remote}")));
     lines.extend(admin.map(|admin| format!("  you are its admin: {}", admin.display())));
     let how = "shoal token create; shoal worker --join HOST:PORT --token-file FILE";
     lines.push(format!("  a rig joins with: {how}"));
@@ -146,8 +194,8 @@ pub(crate) fn lock(directory: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// The cluster's authority, made by the first start.
-fn authority(directory: &Path, wanted: &str) -> Result<(Name, Authority), Stopped> {
+/// The cluster's authority; whether it was made just now, and is not on the disk yet.
+fn authority(directory: &Path, wanted: &str) -> Result<(Name, Authority, bool), Stopped> {
     let wrong = |error: shoal_trust::TrustError| Stopped::Input(error.to_string());
     let socket = directory.join(SOCKET);
     if socket.as_os_str().len() > SOCKET_PATH_MAX {
@@ -161,13 +209,24 @@ fn authority(directory: &Path, wanted: &str) -> Result<(Name, Authority), Stoppe
         let known =
             fs::read_to_string(&name).with_context(|| format!("reading {}", name.display()))?;
         let cluster: Name = known.trim().parse().map_err(wrong)?;
-        return Ok((cluster, Authority::open(&place).map_err(wrong)?));
+        return Ok((cluster, Authority::open(&place).map_err(wrong)?, false));
     }
     let cluster: Name = wanted.parse().map_err(wrong)?;
     let made = Authority::create(&cluster, calendar()).map_err(wrong)?;
+    Ok((cluster, made, true))
+}
+
+/// The first start makes it.
+fn keep(directory: &Path, cluster: &Name, made: &Authority) -> Result<(), Stopped> {
+    let name = directory.join(NAME);
     run_dir::write_atomically(&name, format!("{cluster}\n").as_bytes())?;
-    made.save(&place).map_err(wrong)?;
-    Ok((cluster, made))
+    made.save(&directory.join(AUTHORITY)).map_err(|error| Stopped::Input(error.to_string()))
+}
+
+/// From this machine.
+fn reached(address: SocketAddr) -> SocketAddr {
+    let (here, port) = ([127, 0, 0, 1], address.port());
+    if address.ip().is_unspecified() { SocketAddr::from((here, port)) } else { address }
 }
 
 /// Whoever has the authority's key may be anybody: the user of this process is made known as admin, unless that
@@ -178,11 +237,6 @@ fn known_as_admin(
     address: SocketAddr,
 ) -> Result<Option<PathBuf>, Stopped> {
     let directory = people::directory(&args.home)?;
-    let reached = if address.ip().is_unspecified() {
-        SocketAddr::from(([127, 0, 0, 1], address.port()))
-    } else {
-        address
-    };
     let is_ours = |known: &Credentials| known.pin() == authority.pin() && !known.is_due(calendar());
     let there = directory.join("key.pem").exists();
     if there {
@@ -200,7 +254,7 @@ fn known_as_admin(
     } else {
         sign_in(&directory, authority)?;
     }
-    people::remember(&directory, &reached.to_string())?;
+    people::remember(&directory, &reached(address).to_string())?;
     Ok(Some(directory))
 }
 

@@ -129,6 +129,7 @@ impl Cluster {
 pub(crate) fn unexpected(answer: Answer) -> Stopped {
     match answer {
         Answer::Refused(why) => Stopped::Refused(harmless(why.as_bytes())),
+        Answer::Undecided(why) => Stopped::Unreachable(harmless(why.as_bytes())),
         Answer::Unknown(what) | Answer::Wrong(what) => Stopped::Input(harmless(what.as_bytes())),
         Answer::Overview(_)
         | Answer::Run(_)

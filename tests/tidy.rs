@@ -63,12 +63,13 @@ const FORBIDDEN: [(&str, &str, &str); 6] = [
 ];
 
 /// Where gRPC may be seen: its messages stop at `proto`'s door, its calls in two rims.
-const GRPC: [&str; 11] = [
+const GRPC: [&str; 12] = [
     "proto/",
     "cluster/src/server",
     "cluster/src/door.rs",
     "cluster/src/client.rs",
-    "cluster/src/roles.rs", // every call by its path
+    "cluster/src/roles.rs",    // every call by its path
+    "cluster/src/store/etcd/", // etcd speaks gRPC
     "trust/src/reach.rs",
     "coordinator/src/server",
     "coordinator/src/following.rs", // the launcher's end of the same service

@@ -433,7 +433,7 @@ impl Harbour {
     /// Why it is not written down yet: it is tried again.
     fn write(&mut self) -> Result<(), String> {
         if self.unwritten.is_empty() {
-            return Ok(());
+            return self.store.may_decide().map_err(|error| error.to_string());
         }
         let changes: Vec<Change> =
             self.unwritten.iter().map(|key| (key.text(), self.state.value(key))).collect();

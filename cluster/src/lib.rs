@@ -8,6 +8,7 @@
 mod client;
 mod clock;
 mod door;
+pub mod election;
 pub mod fitness;
 mod harbour;
 mod launchers;

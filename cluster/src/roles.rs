@@ -80,6 +80,11 @@ pub(crate) fn needs(ask: &Ask) -> Role {
     }
 }
 
+/// Whether it is answered without anything being decided.
+pub(crate) fn only_looks(ask: &Ask) -> bool {
+    matches!(ask, Ask::Tokens) || needs(ask) == Role::Viewer
+}
+
 /// Whether somebody of this role may ask it.
 pub(crate) fn may_ask(ask: &Ask, role: Role) -> bool {
     role == Role::Admin || (role == Role::Viewer && needs(ask) == Role::Viewer)

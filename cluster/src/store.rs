@@ -1,7 +1,8 @@
 //! What a cluster must know after a crash: small facts by key, changed together or not at all. Never a tensor.
 //!
-//! One trait, and a file of its own by default (`embedded`). Every value carries its BLAKE3: the database does
-//! not notice every flipped bit, and a rig that is let in by a damaged record is worse than none.
+//! One trait, and a file of its own by default (`embedded`); with the feature `etcd` an etcd that several coordinators
+//! share, of which one is active. Every value carries its BLAKE3: no database notices every flipped bit, and a rig that
+//! is let in by a damaged record is worse than none.
 
 use std::path::PathBuf;
 
@@ -10,8 +11,16 @@ use serde::de::DeserializeOwned;
 use crate::state::{Key, Known};
 
 mod embedded;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(not(feature = "etcd"))]
+#[path = "store/etcd_left_out.rs"]
+mod etcd;
+pub mod remote;
+mod seal;
 
 pub use embedded::Embedded;
+pub use etcd::open as open_etcd;
 
 /// Why something is not written down, or cannot be read back.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +29,14 @@ pub enum StoreError {
     Database { path: PathBuf, doing: &'static str, why: String },
     #[error("{}: the record {key} is damaged: {why}. Restore the file from a copy, or move it away and let every rig join anew", path.display())]
     Damaged { path: PathBuf, key: String, why: String },
+    #[error("{}: etcd does not answer: {why}", place.display())]
+    Away { place: PathBuf, why: String },
+    /// Another coordinator is active, or must be taken to be.
+    #[error("{}: this coordinator is not the active one any more: {why}", place.display())]
+    Fenced { place: PathBuf, why: String },
+    /// Nothing that another try mends.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 /// One change: a key, and what it holds from now on; nothing removes it.
@@ -35,6 +52,19 @@ pub trait Store: Send {
 
     /// For messages.
     fn place(&self) -> PathBuf;
+
+    /// Whether this coordinator is the one that decides, now.
+    ///
+    /// # Errors
+    /// Another one is, or it cannot be known.
+    fn may_decide(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// One value may have so many bytes.
+    fn value_bytes_max(&self) -> usize {
+        usize::MAX
+    }
 }
 
 impl Key {

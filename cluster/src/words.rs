@@ -98,6 +98,8 @@ pub enum Answer {
     },
     /// Nothing has changed: why, and what would help.
     Refused(String),
+    /// Nothing is decided now: this coordinator cannot know whether it is the active one. It was not done.
+    Undecided(String),
     /// The manifest is wrong: where, and what was wanted.
     Wrong(String),
     /// There is no such job, rig or token.

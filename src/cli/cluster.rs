@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use shoal_cluster::store::remote::Remote;
 use shoal_plan::device::DeviceChoice;
 
 use super::steering::Form;
@@ -15,9 +16,10 @@ Examples:
   shoal coordinator
   shoal coordinator --listen 10.0.0.1:7400
   shoal token create
+  shoal coordinator --listen 10.0.0.1:7400 --store etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
 
 Without --listen only this machine is served. Everything lies in --state: the authority's key, the store, and a
-directory for each job's run.";
+directory for each job's run. With --store etcd://... a second coordinator may stand by.";
 
 pub(super) const JOIN_EXAMPLES: &str = "\
 Examples:
@@ -82,11 +84,33 @@ pub(crate) struct Stand {
     /// How long rigs' certificates are good; they are renewed when two thirds are over
     #[arg(long, default_value = "24h", value_parser = life, value_name = "TIME")]
     pub certificate_life: Duration,
+    /// Where rigs, people and other coordinators are told to reach it [default: as --listen says]
+    #[arg(long, env = "SHOAL_ADDRESS", value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    #[command(flatten)]
+    pub store: StoreAt,
     #[command(flatten)]
     pub home: Home,
     /// Form of the log lines
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Where a cluster's state is kept.
+#[derive(Debug, Args)]
+pub(crate) struct StoreAt {
+    /// Where the state is kept: `etcd://HOST:PORT[,HOST:PORT...][/PREFIX]` [default: a file in --state]
+    #[arg(long = "store", env = "SHOAL_STORE", value_name = "ETCD")]
+    pub at: Option<Remote>,
+    /// etcd is spoken to by TLS, and its certificate is of this authority (PEM)
+    #[arg(long = "store-ca", env = "SHOAL_STORE_CA", value_name = "FILE", requires = "at")]
+    pub ca: Option<PathBuf>,
+    /// What is shown to etcd (PEM)
+    #[arg(long = "store-cert", env = "SHOAL_STORE_CERT", value_name = "FILE", requires_all = ["ca", "key"])]
+    pub cert: Option<PathBuf>,
+    /// Its key (PEM), for its user alone
+    #[arg(long = "store-key", env = "SHOAL_STORE_KEY", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -14,17 +14,29 @@ use tokio::time::timeout;
 use super::{Harbour, Inbound};
 use crate::clock::unix;
 use crate::launchers::ReadConfig;
+use crate::roles;
 use crate::state::RunRecord;
 use crate::words::{Answer, Ask, JobPhase, Manifest, Overview};
 
 /// A run's coordinator may be being started anew.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What is kept of a job's run beside its manifest: the names of its files, and its seats.
+const RUN_BYTES_MAX: usize = 256 << 10;
+
 /// For the overview, where one that is silent is left out.
 const GLANCE: Duration = Duration::from_secs(1);
 
 impl Harbour {
     pub(super) fn ask(&mut self, ask: Ask, reply: oneshot::Sender<Answer>) {
+        if !roles::only_looks(&ask)
+            && let Err(why) = self.store.may_decide()
+        {
+            let _ = reply.send(Answer::Undecided(format!(
+                "nothing is decided now, and this was not done: {why}. What runs goes on; try again"
+            )));
+            return;
+        }
         match ask {
             Ask::Overview => self.overview(reply),
             Ask::Run { job, ask } => self.ask_run(&job, ask, reply),
@@ -47,7 +59,7 @@ impl Harbour {
     }
 
     fn answer(&mut self, answer: Answer, reply: oneshot::Sender<Answer>) {
-        let answer = self.once_written(Ok(answer)).unwrap_or_else(Answer::Refused);
+        let answer = self.once_written(Ok(answer)).unwrap_or_else(Answer::Undecided);
         // Whoever asked may have gone.
         let _ = reply.send(answer);
     }
@@ -98,7 +110,7 @@ impl Harbour {
             return self.answer(answer, reply);
         };
         if let Err(why) = self.once_written(Ok(())) {
-            let _ = reply.send(Answer::Refused(why));
+            let _ = reply.send(Answer::Undecided(why));
             return;
         }
         tokio::spawn(async move {
@@ -135,7 +147,17 @@ impl Harbour {
     }
 
     pub(super) fn applied(&mut self, applied: Manifest, job: Job, reply: oneshot::Sender<Answer>) {
-        let answer = self.state.apply(applied, job);
+        let bytes = [serde_json::to_vec(&applied), serde_json::to_vec(&job)];
+        let bytes: usize = bytes.iter().flatten().map(Vec::len).sum();
+        let most = self.store.value_bytes_max().saturating_sub(RUN_BYTES_MAX);
+        let answer = if bytes > most {
+            let what = "the manifest and what it stands for take";
+            Answer::Refused(format!(
+                "{what} {bytes} bytes, and the store takes at most {most} for a job"
+            ))
+        } else {
+            self.state.apply(applied, job)
+        };
         self.answer(answer, reply);
     }
 }

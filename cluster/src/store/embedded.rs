@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::seal::{sealed, unsealed};
 use super::{Change, Store, StoreError};
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cluster");
-
-const HASH_BYTES: usize = 32;
 
 /// Opens what is kept, or makes it.
 type Opening = Box<dyn FnMut(&Path) -> Result<Database, DatabaseError> + Send>;
@@ -133,29 +132,6 @@ fn in_file(path: &Path) -> Result<Database, DatabaseError> {
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(storage)?;
     }
     Database::create(path)
-}
-
-/// The value behind its hash, which covers the key as well: a record cannot stand in another's place.
-fn sealed(key: &str, value: &[u8]) -> Vec<u8> {
-    let mut bytes = hash(key, value).to_vec();
-    bytes.extend_from_slice(value);
-    bytes
-}
-
-fn unsealed<'a>(key: &str, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
-    let (found, value) = bytes.split_at_checked(HASH_BYTES).ok_or("it is too short")?;
-    if hash(key, value) != *found {
-        return Err("it does not fit its hash");
-    }
-    Ok(value)
-}
-
-fn hash(key: &str, value: &[u8]) -> [u8; HASH_BYTES] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&(key.len() as u64).to_le_bytes());
-    hasher.update(key.as_bytes());
-    hasher.update(value);
-    *hasher.finalize().as_bytes()
 }
 
 fn failed(path: &Path, doing: &'static str, why: &dyn std::error::Error) -> StoreError {

@@ -29,6 +29,27 @@ fn the_file_conforms() {
     assert_eq!(mode & 0o077, 0, "it holds secrets of runs");
 }
 
+#[cfg(feature = "etcd")]
+#[test]
+fn etcd_conforms() {
+    let (remote, directory) = (etcd::tests::remote(), tempfile::tempdir().unwrap());
+    conforms(|| etcd::tests::active(&remote, directory.path()).store);
+}
+
+#[cfg(not(feature = "etcd"))]
+#[test]
+fn etcd_says_that_it_was_left_out() {
+    eprintln!("SKIPPED: the same over etcd: built without the feature, see .ci/etcd");
+    let remote: remote::Remote = "etcd://127.0.0.1:1".parse().unwrap();
+    let candidate = remote::Candidate {
+        address: String::new(),
+        cluster: (String::new(), String::new()),
+        directory: PathBuf::new(),
+    };
+    let refused = open_etcd(&remote, candidate).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("--features etcd"), "{refused}");
+}
+
 #[test]
 fn a_file_that_was_left_half_made_or_empty_is_made_again() {
     let directory = tempfile::tempdir().unwrap();

@@ -48,7 +48,7 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
     private(&directory)?;
     let _lock = lock(&directory)?;
     logging::to_standard_error(args.log_format, (&directory, None), || (0, 0));
-    let remote = standing::remote(&args.store);
+    let remote = standing::remote(&args.store)?;
     let (cluster, authority, is_new) = authority(&directory, &args.name)?;
     let port = TcpListener::bind(args.listen).map_err(|error| {
         Stopped::Input(format!("cannot listen on {}: {error}; --listen names another", args.listen))

@@ -85,7 +85,7 @@ pub(crate) struct Stand {
     #[arg(long, default_value = "24h", value_parser = life, value_name = "TIME")]
     pub certificate_life: Duration,
     /// Where rigs, people and other coordinators are told to reach it [default: as --listen says]
-    #[arg(long, env = "SHOAL_ADDRESS", value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,
     #[command(flatten)]
     pub store: StoreAt,
@@ -100,16 +100,16 @@ pub(crate) struct Stand {
 #[derive(Debug, Args)]
 pub(crate) struct StoreAt {
     /// Where the state is kept: `etcd://HOST:PORT[,HOST:PORT...][/PREFIX]` [default: a file in --state]
-    #[arg(long = "store", env = "SHOAL_STORE", value_name = "ETCD")]
+    #[arg(long = "store", value_name = "ETCD")]
     pub at: Option<Remote>,
     /// etcd is spoken to by TLS, and its certificate is of this authority (PEM)
-    #[arg(long = "store-ca", env = "SHOAL_STORE_CA", value_name = "FILE", requires = "at")]
+    #[arg(long = "store-ca", value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// What is shown to etcd (PEM)
-    #[arg(long = "store-cert", env = "SHOAL_STORE_CERT", value_name = "FILE", requires_all = ["ca", "key"])]
+    #[arg(long = "store-cert", value_name = "FILE")]
     pub cert: Option<PathBuf>,
     /// Its key (PEM), for its user alone
-    #[arg(long = "store-key", env = "SHOAL_STORE_KEY", value_name = "FILE", requires = "cert")]
+    #[arg(long = "store-key", value_name = "FILE")]
     pub key: Option<PathBuf>,
 }
 

@@ -21,8 +21,17 @@ use crate::terminal::note;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Where the state is kept, if not in a file here.
-pub(super) fn remote(args: &cli::StoreAt) -> Option<Remote> {
-    let mut remote = args.at.clone()?;
+pub(super) fn remote(args: &cli::StoreAt) -> Result<Option<Remote>, Stopped> {
+    // Each may come from another place, a flag or a variable: that one needs the other is seen here.
+    let incomplete = [
+        (args.ca.is_some() && args.at.is_none(), "--store-ca is for an etcd: say --store, too"),
+        (args.cert.is_some() && args.ca.is_none(), "--store-cert is for TLS: say --store-ca, too"),
+        (args.cert.is_some() != args.key.is_some(), "--store-cert and --store-key go together"),
+    ];
+    if let Some((_, what)) = incomplete.iter().find(|(is_so, _)| *is_so) {
+        return Err(Stopped::Input((*what).to_owned()));
+    }
+    let Some(mut remote) = args.at.clone() else { return Ok(None) };
     remote.tls =
         args.ca.clone().map(|ca| Tls { ca, shown: args.cert.clone().zip(args.key.clone()) });
     if remote.tls.is_none() && !remote.is_here() {
@@ -31,7 +40,7 @@ pub(super) fn remote(args: &cli::StoreAt) -> Option<Remote> {
              nobody else is in",
         );
     }
-    Some(remote)
+    Ok(Some(remote))
 }
 
 /// Waits for etcd, and asks to be active.

@@ -10,6 +10,7 @@ mod plan;
 mod runs;
 mod steering;
 mod text;
+mod top;
 mod voice;
 
 use std::net::IpAddr;
@@ -32,6 +33,7 @@ pub(crate) use plan::Plan;
 pub(crate) use runs::{Compare, Events};
 pub(crate) use steering::{Drain, Form, Pause, Resume, Status, Stop};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
+pub(crate) use top::Top;
 pub(crate) use voice::{Generate, Model, Serve, Speculate};
 
 /// What both helps begin with.
@@ -100,6 +102,9 @@ pub(crate) enum Verb {
     /// How a run is: step, loss, rate, checkpoints, and what each worker is at
     #[command(after_help = steering::STATUS_EXAMPLES)]
     Status(Status),
+    /// A cluster or a run on one screen: rigs, stages, experts, links, losses, events
+    #[command(after_help = top::TOP_EXAMPLES)]
+    Top(Top),
     /// Let a worker of a run under way hand over its cells and go
     ///
     /// It leaves between two steps, nothing is done again, it is no failure, and it is not started again.

@@ -230,7 +230,7 @@ impl Unanswered {
 }
 
 /// Whether this is the name of a cluster's job, and no directory.
-fn is_a_job(name: &Path, home: &cli::Home) -> bool {
+pub(crate) fn is_a_job(name: &Path, home: &cli::Home) -> bool {
     let one = name.components().count() == 1 && !name.exists();
     one && people::is_known(home)
 }

@@ -16,7 +16,7 @@ use shoal_plan::plan::{Generation, WorkerId};
 use crate::clock::{Stopwatch, unix_time};
 use crate::logging;
 
-pub(crate) use show::show;
+pub(crate) use show::{line, newest, show};
 
 pub(crate) const FILE_NAME: &str = "events.jsonl";
 /// The lines before those of `FILE_NAME`.

@@ -25,7 +25,7 @@ use crate::notify::{self, Watchdog};
 use crate::people;
 use crate::signals::Signals;
 use crate::terminal::note;
-use crate::{cli, launch, logging, manifest, run_dir, settings};
+use crate::{cli, launch, logging, manifest, run_dir, scrape, settings};
 
 mod standing;
 
@@ -96,6 +96,9 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
         };
         let running = shoal_cluster::serve(settings, port, store, Box::new(launchers));
         let running = running.context("starting the cluster's coordinator")?;
+        if let Some(port) = args.metrics_port {
+            watched(port, cluster.to_string(), &running, &directory).await?;
+        }
         work(running, standing, &directory, &mut signals).await
     })
 }
@@ -130,6 +133,20 @@ async fn work(
 
 fn in_file(path: &Path) -> Result<Embedded, Stopped> {
     Embedded::open(path).map_err(|error| Stopped::Input(error.to_string()))
+}
+
+/// Serves the metrics of the cluster and of all that is in it.
+async fn watched(
+    port: u16,
+    name: String,
+    running: &Running,
+    directory: &Path,
+) -> Result<(), Stopped> {
+    let directory = directory.to_path_buf();
+    let served = scrape::cluster::Cluster { name, watch: running.watch(), directory };
+    let address = scrape::cluster::serve(port, served).await?;
+    note(&format!("  metrics: http://{address}/metrics; all that there are: http://{address}/sd"));
+    Ok(())
 }
 
 /// Feeds the service manager's watchdog by turns of the cluster's loop, and does not end.

@@ -52,6 +52,7 @@ mod steering;
 mod tensorboard;
 mod terminal;
 mod tokenise;
+mod top;
 mod train;
 mod voice;
 mod yielding;
@@ -83,6 +84,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
     match verb {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::Top(args) => top::top(&args),
         Verb::Drain(args) => steering::drain(&args),
         Verb::Stop(args) => steering::stop(&args),
         Verb::Pause(args) => steering::pause(&args),

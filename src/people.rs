@@ -136,6 +136,7 @@ pub(crate) fn unexpected(answer: Answer) -> Stopped {
         | Answer::Done(_)
         | Answer::Applied { .. }
         | Answer::Tokens(_)
+        | Answer::Metrics(_)
         | Answer::Token { .. } => Stopped::Refused("an answer to another question".to_owned()),
     }
 }

@@ -311,6 +311,7 @@ impl Rig {
             ToRig::Leave { post } => posts.ask_to_leave(&post),
             ToRig::Kill { post } => posts.kill(&post),
             ToRig::Over { run } => posts.over(&run),
+            ToRig::Metrics { ask } => posts.tell_metrics(ask),
         }
     }
 

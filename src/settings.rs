@@ -82,6 +82,11 @@ pub(crate) fn environment(variable: &str) -> Option<String> {
     if variable == cache.variable { current(cache.key) } else { environment_itself(variable) }
 }
 
+/// Unless `NO_COLOR` is set.
+pub(crate) fn wants_colours() -> bool {
+    current("NO_COLOR").is_none()
+}
+
 /// A cluster's token, where a variable holds it.
 pub(crate) fn token() -> Option<String> {
     current("SHOAL_TOKEN")

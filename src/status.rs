@@ -165,6 +165,8 @@ mod tests {
             coordinator_restarts: 2,
             workers_min: 1,
             workers: vec![one(0, WorkerIs::Training, &[0, 1]), yields],
+            grid: None,
+            routers: Vec::new(),
         }
     }
 

@@ -35,7 +35,12 @@ pub(crate) fn heading(text: &str) {
 
 /// Whether a bar that redraws itself makes sense on standard error.
 pub(crate) fn redraws() -> bool {
-    stderr().is_terminal() && std::env::var("TERM").is_ok_and(|term| term != "dumb")
+    stderr().is_terminal() && can_redraw()
+}
+
+/// Whether the terminal, if it is one, can go back to what it has shown.
+pub(crate) fn can_redraw() -> bool {
+    std::env::var("TERM").is_ok_and(|term| term != "dumb")
 }
 
 /// Columns of standard output.

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "cli/top.rs"]
+mod top;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

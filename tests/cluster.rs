@@ -9,6 +9,8 @@ mod doctor;
 mod door;
 #[path = "cluster/harbour.rs"]
 mod harbour;
+#[path = "cluster/metrics.rs"]
+mod metrics;
 #[path = "processes/network.rs"]
 mod network;
 #[path = "cluster/secrets.rs"]

@@ -17,10 +17,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::door::{Limits, Places, Tls};
 use crate::launchers::{self, Launchers, Lines};
+use crate::metrics::Metrics;
 use crate::probing::words::Neighbour;
 use crate::server;
 use crate::state::{Cluster, Effect, Key, SessionId};
 use crate::store::{self, Change, Store, StoreError};
+use crate::watching::Watch;
 use crate::words::{Answer, Ask, FromLauncher, FromRig, Manifest, ToLauncher, ToRig};
 
 mod asking;
@@ -28,8 +30,11 @@ mod effects;
 mod logs;
 mod papers;
 mod rigs;
+mod watching;
 
 use papers::Failures;
+pub(crate) use watching::Look;
+use watching::Waiting;
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -66,6 +71,8 @@ pub enum ClusterError {
     Trust(#[from] shoal_trust::TrustError),
     #[error("opening {what}: {source}")]
     Listen { what: String, source: io::Error },
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// One at work. Dropping it ends it; runs go on.
@@ -187,6 +194,7 @@ pub(crate) enum Inbound {
         launch: u64,
         how: String,
     },
+    Look(Look),
     /// Answered by the loop, which is what makes it a sign of life.
     Alive {
         reply: oneshot::Sender<()>,
@@ -223,14 +231,17 @@ pub fn serve(
     let tls: Tls = Arc::new(RwLock::new(own.config));
     let (inbox, inbound) = mpsc::channel(INBOX);
     let places = Places::new(settings.limits);
+    let metrics = Metrics::new(&settings.cluster.to_string())?;
     let serving = server::serve(
         listener,
         (settings.limits, places.clone()),
         Arc::clone(&tls),
         Arc::clone(&denied),
-        inbox.clone(),
+        (inbox.clone(), metrics.calls_refused.clone()),
     );
     let harbour = Harbour {
+        metrics,
+        waiting_for: Waiting::default(),
         own_due: own.due,
         settings,
         state,
@@ -284,6 +295,11 @@ impl Running {
         Pulse(self.inbox.clone())
     }
 
+    /// For those who look on.
+    pub fn watch(&self) -> Watch {
+        Watch(self.inbox.clone())
+    }
+
     /// Lets all runs write a checkpoint and end; they go on with the next process.
     pub async fn rest(&self) {
         let (reply, done) = oneshot::channel();
@@ -308,6 +324,8 @@ struct Harbour {
     rigs: BTreeMap<SessionId, mpsc::Sender<Outgoing>>,
     lines: Lines,
     failures: Failures,
+    metrics: Metrics,
+    waiting_for: Waiting,
     /// What has changed and could not be written down yet, and what waits for that.
     unwritten: BTreeSet<Key>,
     waiting: Vec<Effect>,
@@ -351,18 +369,18 @@ impl Harbour {
     }
 
     fn hear(&mut self, message: Inbound) {
+        self.count(&message);
         match message {
             Inbound::RigCame { session, rig, first, outbox } => {
                 self.rig_came(session, &rig, first, outbox);
             }
             Inbound::RigSays { session, message } => {
-                if let FromRig::Log { post, text } = &message {
-                    self.keep_log(session, post, text);
-                }
+                self.pass_by(session, &message);
                 self.state.rig_says(session, message);
             }
             Inbound::RigGone { session, why } => {
                 self.rigs.remove(&session);
+                self.metrics_never_come(session);
                 self.state.rig_gone(session, &why);
             }
             Inbound::Enrol { stranger, reply } => {
@@ -406,6 +424,7 @@ impl Harbour {
                     self.state.launcher_lost(&name, &how);
                 }
             }
+            Inbound::Look(look) => self.look(look),
             Inbound::Alive { reply } => {
                 let _ = reply.send(());
             }
@@ -437,8 +456,13 @@ impl Harbour {
         }
         let changes: Vec<Change> =
             self.unwritten.iter().map(|key| (key.text(), self.state.value(key))).collect();
-        match self.store.write(&changes) {
+        let before = self.started.elapsed();
+        let written = self.store.write(&changes);
+        let took = self.started.elapsed().saturating_sub(before);
+        self.metrics.commit_seconds.observe(took.as_secs_f64());
+        match written {
             Ok(()) => {
+                self.metrics.commits.inc();
                 if self.unwritten.iter().any(|key| matches!(key, Key::Denied(_))) {
                     self.deny();
                 }
@@ -446,6 +470,7 @@ impl Harbour {
                 Ok(())
             }
             Err(error) => {
+                self.metrics.commit_failures.inc();
                 tracing::error!(%error, "nothing is done until this can be written down");
                 Err(format!("it cannot be written down, and is not done before it is: {error}"))
             }

@@ -9,15 +9,18 @@ mod client;
 mod clock;
 mod door;
 pub mod election;
+pub mod exposition;
 pub mod fitness;
 mod harbour;
 mod launchers;
+mod metrics;
 pub mod probing;
 mod quota;
 mod roles;
 mod server;
 pub mod state;
 pub mod store;
+pub mod watching;
 pub mod words;
 
 pub use client::{Attending, Client, ClientError, Wanted, join};

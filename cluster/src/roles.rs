@@ -64,9 +64,9 @@ pub(crate) fn may(path: &str, caller: Option<&Identity>) -> Result<(), String> {
 /// The role that a question needs.
 pub(crate) fn needs(ask: &Ask) -> Role {
     match ask {
-        Ask::Overview | Ask::Run { ask: shoal_coordinator::control::Ask::Status, .. } => {
-            Role::Viewer
-        }
+        Ask::Overview
+        | Ask::Metrics { .. }
+        | Ask::Run { ask: shoal_coordinator::control::Ask::Status, .. } => Role::Viewer,
         Ask::Apply(_)
         | Ask::Run { .. }
         | Ask::Remove { .. }

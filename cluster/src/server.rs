@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request as HttpRequest, Response as HttpResponse};
+use prometheus::IntCounter;
 use shoal_proto::wire::raw::cluster_server::ClusterServer;
 use shoal_proto::wire::raw::enrolment_server::EnrolmentServer;
 use shoal_proto::wire::raw::rigs_server::RigsServer;
@@ -75,7 +76,7 @@ pub(crate) async fn serve(
     door: (Limits, Places),
     tls: Tls,
     denied: Denied,
-    inbox: mpsc::Sender<Inbound>,
+    (inbox, refused): (mpsc::Sender<Inbound>, IntCounter),
 ) {
     let rim = Rim::new(inbox);
     let (accepted_sender, accepted) = mpsc::channel(1);
@@ -97,7 +98,7 @@ pub(crate) async fn serve(
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(8))
         .http2_max_local_error_reset_streams(Some(8))
-        .layer(Checked { denied })
+        .layer(Checked { denied, refused })
         .add_service(enrolment)
         .add_service(rigs)
         .add_service(people)
@@ -120,19 +121,21 @@ pub(crate) type Denied = Arc<RwLock<std::collections::BTreeSet<String>>>;
 #[derive(Clone)]
 struct Checked {
     denied: Denied,
+    refused: IntCounter,
 }
 
 #[derive(Clone)]
 struct CheckedService<S> {
     inner: S,
     denied: Denied,
+    refused: IntCounter,
 }
 
 impl<S> tower_layer::Layer<S> for Checked {
     type Service = CheckedService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CheckedService { inner, denied: Arc::clone(&self.denied) }
+        CheckedService { inner, denied: Arc::clone(&self.denied), refused: self.refused.clone() }
     }
 }
 
@@ -164,7 +167,10 @@ where
                     inner.call(request).await
                 })
             }
-            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
+            Err(status) => {
+                self.refused.inc();
+                Box::pin(std::future::ready(Ok(status.into_http())))
+            }
         }
     }
 }

@@ -17,11 +17,13 @@ use crate::words::{
 };
 
 mod asked;
+mod figures;
 mod launchers;
 mod neighbours;
 mod seats;
 mod tokens;
 
+pub use figures::RigFigures;
 pub use tokens::TokenRecord;
 
 /// A rig that is silent for so long is away.
@@ -245,7 +247,7 @@ impl Cluster {
                 self.exited(&name, &post, pid, status);
             }
             FromRig::NotStarted { post, why } => self.not_started(&name, &post, why),
-            FromRig::Log { .. } => {}
+            FromRig::Log { .. } | FromRig::Metrics { .. } => {}
             FromRig::Leaving { reason } => {
                 rig.leaving = true;
                 let posts: Vec<Post> = rig.running.iter().cloned().collect();

@@ -49,6 +49,10 @@ pub enum Ask {
     Expel {
         rig: String,
     },
+    /// What a rig's worker tells Prometheus.
+    Metrics {
+        rig: String,
+    },
     Tokens,
     CreateToken(NewToken),
     RevokeToken {
@@ -105,6 +109,8 @@ pub enum Answer {
     /// There is no such job, rig or token.
     Unknown(String),
     Tokens(Vec<TokenStatus>),
+    /// In Prometheus's text format.
+    Metrics(String),
     /// The only time that it is shown.
     Token {
         token: String,
@@ -244,6 +250,12 @@ pub enum FromRig {
         post: Post,
         text: String,
     },
+    /// What its worker tells Prometheus, or why that is not there.
+    Metrics {
+        /// Of the question.
+        ask: u64,
+        text: Result<String, String>,
+    },
     /// It goes for now: its person wants it back.
     Leaving {
         reason: String,
@@ -262,6 +274,8 @@ pub enum ToRig {
     Kill { post: Post },
     /// Nothing more is to be done for this run.
     Over { run: RunId },
+    /// It is to say what its worker tells Prometheus.
+    Metrics { ask: u64 },
 }
 
 /// What a rig is to start.

@@ -7,7 +7,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use shoal_plan::grid::Grid;
 use shoal_plan::plan::WorkerId;
+use shoal_plan::routing::Routing;
 
 /// One question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,12 @@ pub struct Status {
     pub workers_min: u32,
     /// All that the launch wants, here or not.
     pub workers: Vec<WorkerStatus>,
+    /// What cells there are.
+    #[serde(default)]
+    pub grid: Option<Grid>,
+    /// How even the experts' load was in the newest trained step, by layer.
+    #[serde(default)]
+    pub routers: Vec<Routing>,
 }
 
 /// How far a run is.

@@ -185,6 +185,7 @@ fn split(setting: &Setting, text: &str) -> Result<Values, WrongVariable> {
         | Kind::Port
         | Kind::Threads
         | Kind::Time
+        | Kind::Store
         | Kind::Devices
         | Kind::Choice(_) => vec![text.to_owned()],
     };
@@ -202,6 +203,7 @@ fn split(setting: &Setting, text: &str) -> Result<Values, WrongVariable> {
         | Kind::Port
         | Kind::Threads
         | Kind::Time
+        | Kind::Store
         | Kind::Devices
         | Kind::Choice(_) => format!(", got {}", crate::manifest::complaint::quote(text)),
     };

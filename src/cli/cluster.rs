@@ -91,6 +91,10 @@ pub(crate) struct Stand {
     pub store: StoreAt,
     #[command(flatten)]
     pub home: Home,
+    /// Serve metrics of the cluster, its runs and its rigs on this port of loopback, with a list of them at /sd; 0: any
+    /// free one [default: none]
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
     /// Form of the log lines
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,

@@ -31,7 +31,7 @@ pub(crate) fn show(args: &cli::Events) -> Result<(), Stopped> {
 }
 
 /// The run that something happened in last.
-fn newest(runs: &Path) -> Result<PathBuf, Stopped> {
+pub(crate) fn newest(runs: &Path) -> Result<PathBuf, Stopped> {
     let entries = fs::read_dir(runs).into_iter().flatten().flatten();
     let changed = |path: &PathBuf| fs::metadata(path.join(FILE_NAME)).and_then(|f| f.modified());
     let dated = entries.filter_map(|entry| Some((changed(&entry.path()).ok()?, entry.path())));
@@ -60,6 +60,13 @@ fn shown(events: &[Event]) -> String {
         ]
     });
     table(&std::iter::once(header.to_vec()).chain(rows).collect::<Vec<_>>()).trim_end().to_owned()
+}
+
+/// One event, as a log shows it.
+pub(crate) fn line(event: &Event) -> String {
+    let worker = event.worker.map_or_else(String::new, |worker| format!(" {worker}"));
+    let (time, fact) = (clock(event.seconds), event.fact.replace('\n', "; "));
+    format!("{time}  step {}  {}{worker}: {fact}", event.step, name(event))
 }
 
 /// The kind as in the file, with blanks.

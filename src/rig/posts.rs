@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::Context;
 use shoal_cluster::Client;
+use shoal_cluster::watching::TEXT_BYTES_MAX;
 use shoal_cluster::words::{DataFile, FromRig, Order, Post};
 use shoal_plan::checkpoint::is_plain;
 use shoal_plan::device::DeviceChoice;
@@ -21,6 +22,7 @@ use super::Rig;
 use crate::cores::Cores;
 use crate::devices::Devices;
 use crate::initial;
+use crate::scrape;
 use crate::terminal::note;
 
 /// Words on their way to the coordinator; lines of logs beyond are dropped.
@@ -75,6 +77,7 @@ struct Spawn {
 
 struct Running {
     child: Child,
+    run_dir: PathBuf,
     /// Open for as long as this process lives.
     _stdin: ChildStdin,
 }
@@ -196,8 +199,27 @@ impl Posts {
             thread::spawn(move || pass_on(lines, &post, &log, &tell));
         }
         let pid = child.id();
-        self.running.insert(order.post.clone(), Running { child, _stdin: stdin });
+        self.running
+            .insert(order.post.clone(), Running { child, run_dir: run_dir.clone(), _stdin: stdin });
         Ok(pid)
+    }
+
+    /// Tells what the worker here tells Prometheus, beside everything else. One that does not answer holds nobody up:
+    /// the coordinator asks once at a time.
+    pub(crate) fn tell_metrics(&self, ask: u64) {
+        let at = self.running.iter().next();
+        let at = at.map(|(post, running)| (running.run_dir.clone(), post.worker));
+        let tell = self.tell.clone();
+        tokio::task::spawn_blocking(move || {
+            let read = || {
+                let (run_dir, worker) = at.ok_or("no worker runs here")?;
+                let address = scrape::target(&run_dir, &worker.to_string())
+                    .ok_or("the worker has not said where its metrics are")?;
+                scrape::fetch(address, TEXT_BYTES_MAX as u64)
+            };
+            // Where the channel is full, the coordinator hears nothing and says so.
+            let _ = tell.try_send(Told::Word(FromRig::Metrics { ask, text: read() }));
+        });
     }
 
     /// Sees who has ended.

@@ -33,6 +33,7 @@ fn examples(kind: Kind) -> ([&'static str; 2], Option<&'static str>) {
         Kind::Port => (["1", "65535"], Some("65536")),
         Kind::Threads => (["1", "1024"], Some("many")),
         Kind::Time => (["90s", "7d"], Some("1.5h")),
+        Kind::Store => (["etcd://a:1", "etcd://b:2/lab"], Some("http://a:1")),
         Kind::Devices => (["cpu", "cuda:0,2"], Some("gpu")),
         Kind::Choice(words) => ([words[0], words[1]], Some("xml")),
     }

@@ -104,6 +104,52 @@ pub(crate) fn reliability() -> Board {
         description: "What was lost, how fast the run was back, and what would be lost now.",
         rows: vec![
             (
+                "Cluster",
+                vec![
+                    series(
+                        ("Rigs", "none"),
+                        "That have joined: at work, free, away.",
+                        &[("sum by (state) (shoal_cluster_rigs{@c})", "{{state}}")],
+                    ),
+                    series(
+                        ("Silence of rigs", "s"),
+                        "Since the coordinator has heard a rig. After 5 s it is away.",
+                        &[(
+                            "time() - max by (rig) (shoal_cluster_rig_last_heartbeat_timestamp_seconds{@c} > 0)",
+                            "{{rig}}",
+                        )],
+                    ),
+                    series(
+                        ("Changes written down", "ops"),
+                        "By the coordinator, and attempts that failed: while one fails, nothing new is done.",
+                        &[
+                            (
+                                "sum(rate(shoal_cluster_store_commits_total{@c}[$__rate_interval]))",
+                                "written",
+                            ),
+                            (
+                                "sum(rate(shoal_cluster_store_failures_total{@c}[$__rate_interval]))",
+                                "failed",
+                            ),
+                        ],
+                    ),
+                    series(
+                        ("Refused at the door", "none"),
+                        "Attempts to join with a wrong token, and calls that are not for whoever called.",
+                        &[
+                            (
+                                "sum(increase(shoal_cluster_tokens_refused_total{@c}[$__rate_interval]))",
+                                "tokens",
+                            ),
+                            (
+                                "sum(increase(shoal_cluster_calls_refused_total{@c}[$__rate_interval]))",
+                                "calls",
+                            ),
+                        ],
+                    ),
+                ],
+            ),
+            (
                 "Losses and recoveries",
                 vec![
                     series(

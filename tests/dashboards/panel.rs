@@ -225,11 +225,11 @@ fn datasource() -> Value {
     json!({ "type": "prometheus", "uid": "${datasource}" })
 }
 
-/// With the labels of what was chosen.
+/// With the labels of what was chosen; a cluster's own metrics (`@c`) are of no run.
 fn chosen(query: &str) -> String {
     let run = r#"job=~"$job",run=~"$run""#;
     let query = query.replace("@w", &format!(r#"{run},process=~"$worker""#));
-    query.replace('@', run)
+    query.replace("@c", r#"job=~"$job""#).replace('@', run)
 }
 
 fn variables() -> Vec<Value> {

@@ -95,6 +95,12 @@ impl Places {
         Some(Place { places: self.clone(), address, member: None })
     }
 
+    /// Connections of strangers, and of members.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.strangers.values().sum(), state.members)
+    }
+
     /// What ends each connection that a member has now.
     pub(crate) fn passes_of(&self, who: &Identity) -> Vec<Pass> {
         let state = self.lock();

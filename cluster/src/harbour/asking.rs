@@ -40,6 +40,7 @@ impl Harbour {
         match ask {
             Ask::Overview => self.overview(reply),
             Ask::Run { job, ask } => self.ask_run(&job, ask, reply),
+            Ask::Metrics { rig } => self.metrics_for_a_person(rig, reply),
             Ask::Drain { rig, force } => self.drain(&rig, force, reply),
             Ask::Apply(applied) => self.apply(applied, reply),
             Ask::CreateToken(new) => {

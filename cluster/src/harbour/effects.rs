@@ -36,6 +36,7 @@ impl Harbour {
         let Some(record) = self.state.job(job) else { return };
         let launch =
             Launch { name: job.to_owned(), manifest: record.manifest.clone(), most, first };
+        self.metrics.launches.inc();
         match self.launchers.launch(launch) {
             Ok(ended) => {
                 let (inbox, name) = (self.inbox.clone(), job.to_owned());

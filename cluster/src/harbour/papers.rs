@@ -126,12 +126,14 @@ impl Harbour {
         let now = unix();
         let shown_address = address.map_or_else(|| "?".to_owned(), |address| address.to_string());
         if !self.failures.may_try(address, now) {
+            self.metrics.tokens_refused.inc();
             tracing::warn!(address = shown_address, "too many wrong tokens: not looked at");
             return Err(REFUSED.to_owned());
         }
         let name: Name = name.parse().map_err(|error: TrustError| error.to_string())?;
         let matches = |hash: &str| Token::matches(hash, &token_secret);
         let Some(role) = self.state.use_token(&token_id, now, matches) else {
+            self.metrics.tokens_refused.inc();
             self.failures.failed(address, now);
             tracing::warn!(address = shown_address, "a token was refused");
             return Err(REFUSED.to_owned());
@@ -143,6 +145,7 @@ impl Harbour {
             ));
         }
         tracing::info!(%name, %role, address = shown_address, "joins with a token");
+        self.metrics.enrolments.inc();
         self.sign(&Identity { name, role }, &request_pem)
     }
 

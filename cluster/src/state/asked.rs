@@ -30,7 +30,7 @@ impl Cluster {
                 Answer::Done(format!("token {id} is revoked; who joined with it stays"))
             }
             Ask::RevokeToken { id } => Answer::Unknown(format!("there is no token {id}")),
-            Ask::Apply(_) | Ask::Run { .. } | Ask::CreateToken(_) => {
+            Ask::Apply(_) | Ask::Run { .. } | Ask::Metrics { .. } | Ask::CreateToken(_) => {
                 Answer::Refused("this question was put to the wrong place".to_owned())
             }
         }

@@ -27,7 +27,7 @@ pub struct TokenRecord {
 }
 
 impl TokenRecord {
-    fn is_good(&self, unix: u64) -> bool {
+    pub(super) fn is_good(&self, unix: u64) -> bool {
         self.uses_left > 0 && unix < self.expires
     }
 

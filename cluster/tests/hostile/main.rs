@@ -20,6 +20,7 @@ mod floods;
 mod frames;
 mod join;
 mod members;
+mod metrics;
 
 /// No job is applied here.
 struct Nobody;

@@ -27,6 +27,8 @@ impl State {
             coordinator_restarts: self.restarts,
             workers_min: self.settings.job.workers.min,
             workers: (0..self.settings.workers_wanted).map(|n| self.worker(WorkerId(n))).collect(),
+            grid: Some(self.settings.job.grid),
+            routers: self.tempo.routers.clone(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! How fast steps come, and the newest loss: for people who ask, and measured anew by each coordinator.
 
 use shoal_plan::report::{Outcome, StepReport};
+use shoal_plan::routing::Routing;
 
 /// The newest step's weight in the mean duration of a step, as the launcher's progress has it.
 const SMOOTHING: f64 = 0.1;
@@ -13,6 +14,8 @@ pub(super) struct Tempo {
     /// Of the newest step that was trained.
     pub(super) loss: Option<f64>,
     tokens: u64,
+    /// Of the same step: as many as the network has layers of experts.
+    pub(super) routers: Vec<Routing>,
 }
 
 impl Tempo {
@@ -25,6 +28,7 @@ impl Tempo {
         let before = self.since_ms.replace(now_ms);
         let Outcome::Trained(row) = &report.outcome else { return };
         (self.loss, self.tokens) = (Some(row.loss), row.tokens);
+        self.routers.clone_from(&row.router);
         let Some(before) = before else { return };
         let seconds = now_ms.saturating_sub(before) as f64 / 1e3;
         let mean = self.seconds.unwrap_or(seconds);

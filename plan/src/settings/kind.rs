@@ -25,6 +25,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Of `spec.workers.device`.
     Devices,
+    /// Where a cluster's state is kept.
+    Store,
     /// Several texts.
     Texts,
 }
@@ -43,6 +45,7 @@ impl Kind {
             Self::Port => value.parse::<u16>().is_ok(),
             Self::Threads => value.parse().is_ok_and(|n: u32| (1..=THREADS_MAX).contains(&n)),
             Self::Time => seconds(value).is_some(),
+            Self::Store => value.starts_with("etcd://"),
             Self::Devices => value.parse::<DeviceChoice>().is_ok(),
             Self::Choice(words) => words.contains(&value),
         }
@@ -59,6 +62,7 @@ impl Kind {
             Self::Port => "a port, 0 to 65535".to_owned(),
             Self::Threads => format!("a whole number from 1 to {THREADS_MAX}"),
             Self::Time => "a number and s, m, h or d, such as 24h".to_owned(),
+            Self::Store => "etcd://HOST:PORT[,HOST:PORT...][/PREFIX]".to_owned(),
             Self::Devices => "auto, cpu, cuda, or some GPUs, such as cuda:0,2".to_owned(),
             Self::Choice(words) => words.join(", "),
             Self::Texts => "text, or a list of texts".to_owned(),
@@ -76,6 +80,7 @@ impl Kind {
             | Self::Port
             | Self::Threads
             | Self::Time
+            | Self::Store
             | Self::Devices
             | Self::Choice(_)
             | Self::Texts => false,

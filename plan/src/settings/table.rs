@@ -114,7 +114,7 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting(
         "coordinator.store",
-        Kind::Text,
+        Kind::Store,
         (Some("store"), COORDINATOR),
         "SHOAL_STORE",
         Found("a file in coordinator.state"),
@@ -143,6 +143,14 @@ pub static SETTINGS: &[Setting] = &[
         "SHOAL_STORE_KEY",
         Found("nothing"),
         "Its key (PEM), for its user alone.",
+    ),
+    setting(
+        "coordinator.metrics_port",
+        Kind::Port,
+        (Some("metrics-port"), COORDINATOR),
+        "SHOAL_METRICS_PORT",
+        Found("none: no metrics are served"),
+        "Where on its loopback a cluster's metrics are, and a list of them for Prometheus at `/sd`; 0: any free port.",
     ),
     setting(
         "rig.join",

@@ -15,6 +15,7 @@ fn examples(setting: &Setting) -> [&'static str; 4] {
         Kind::Port => ["1", "2", "3", "65535"],
         Kind::Threads => ["1", "2", "3", "1024"],
         Kind::Time => ["1s", "2m", "3h", "4d"],
+        Kind::Store => ["etcd://a:1", "etcd://b:2", "etcd://c:3,d:4", "etcd://e:5/lab"],
         Kind::Devices => ["cpu", "cuda", "cuda:0,2", "auto"],
         // With three words at most, those of neighbouring layers differ still.
         Kind::Choice(words) => [words[0], words[1], words[0], words[1]],

@@ -296,6 +296,13 @@ pub(crate) struct Launch {
     /// For a cluster's coordinator, which listens here: rigs are the workers
     #[arg(long, value_name = "SOCKET", hide = true, requires = "first")]
     pub cluster: Option<PathBuf>,
+    /// For whichever of several coordinators is active: where they are, by what it is known, and which launch it is
+    #[arg(long, value_name = "HOST:PORT,...", hide = true, value_delimiter = ',', requires_all = ["credentials", "nth", "first"])]
+    pub coordinators: Vec<String>,
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pub credentials: Option<PathBuf>,
+    #[arg(long, value_name = "N", hide = true)]
+    pub nth: Option<u64>,
     /// So many of them suffice to begin
     #[arg(long, value_name = "N", hide = true)]
     pub first: Option<u32>,

@@ -39,7 +39,9 @@ pub(crate) fn examine(args: &cli::Doctor) -> Result<(), Stopped> {
     let mut findings = Machine::here(&papers.directory).findings();
     findings.extend(Gpus::here().findings());
     findings.extend(papers.findings());
-    if let Ok(Some(address)) = &papers.address {
+    if let Ok(Some(addresses)) = &papers.address {
+        // Where there are several coordinators: the first.
+        let address = addresses.split(',').next().unwrap_or_default();
         let trusting = trusting(args, &papers)?;
         let runtime = launch::event_loop()?;
         findings.extend(runtime.block_on(cluster(args, &papers, address, trusting)));

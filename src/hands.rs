@@ -42,7 +42,10 @@ impl Rigs {
             ToLauncher::Unseated { worker, .. } => {
                 self.seated.remove(worker);
             }
-            ToLauncher::Stop => {}
+            ToLauncher::Stop
+            | ToLauncher::Superseded
+            | ToLauncher::Beat { .. }
+            | ToLauncher::Dial { .. } => {}
         }
     }
 }

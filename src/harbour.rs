@@ -33,6 +33,9 @@ mod standing;
 const AUTHORITY: &str = "authority";
 const NAME: &str = "name";
 
+/// There, too: by what launchers are known to the coordinators of a cluster that has several.
+const LAUNCHERS: &str = "launchers";
+
 /// The certificate of whoever made the cluster.
 const ADMIN_LIFE: Duration = Duration::from_hours(365 * 24);
 
@@ -59,11 +62,12 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let mut standing = None;
+        let own = args.advertise.clone().unwrap_or_else(|| reached(address).to_string());
         let store: Box<dyn Store> = match &remote {
             None => Box::new(in_file(&directory.join(STORE))?),
             Some(remote) => {
                 let candidate = Candidate {
-                    address: args.advertise.clone().unwrap_or_else(|| reached(address).to_string()),
+                    address: own.clone(),
                     cluster: (cluster.to_string(), authority.pin().to_string()),
                     directory: directory.clone(),
                 };
@@ -75,42 +79,67 @@ pub(crate) fn stand(args: &cli::Stand) -> Result<(), Stopped> {
         if is_new {
             keep(&directory, &cluster, &authority)?;
         }
+        let home = standing.as_ref().map(|_| own.clone()).unwrap_or_default();
+        let known =
+            standing.as_ref().map(|_| launchers_papers(&directory, &authority)).transpose()?;
         let admin = known_as_admin(args, &authority, address)?;
         note(&told(&cluster, address, (&directory, remote.as_ref()), admin.as_deref()));
         notify::ready(&format!("cluster {cluster} at {address}"));
-        if let Some(standing) = &mut standing {
-            let mut watchdog = Watchdog::new(&directory);
-            let term = standing::elected(standing, &mut watchdog, &mut signals).await?;
-            note(&format!("active, in term {term}"));
-            notify::status(&format!("active at {address}, in term {term}"));
-        }
         let program = std::env::current_exe().context("finding this program's own file")?;
-        let launchers =
-            Launching { program, directory: directory.clone(), log_format: args.log_format };
+        let launchers = Launching {
+            program,
+            directory: directory.clone(),
+            log_format: args.log_format,
+            shared: known.zip(standing.clone()),
+        };
         let settings = Settings {
             cluster: cluster.clone(),
             authority,
             directory: directory.clone(),
             life: args.certificate_life,
             limits: Limits::USUAL,
+            standing: standing.clone(),
+            home,
         };
+        if let Some(standing) = &mut standing {
+            stand_by(standing, &settings, &port, &mut signals).await?;
+        }
         let running = shoal_cluster::serve(settings, port, store, Box::new(launchers));
         let running = running.context("starting the cluster's coordinator")?;
         if let Some(port) = args.metrics_port {
             watched(port, cluster.to_string(), &running, &directory).await?;
         }
-        work(running, standing, &directory, &mut signals).await
+        work(running, standing, (&directory, args.stop_runs), &mut signals).await
     })
+}
+
+/// Answers at the door who is active, until that is this coordinator.
+async fn stand_by(
+    standing: &mut watch::Receiver<Standing>,
+    settings: &Settings,
+    port: &TcpListener,
+    signals: &mut Signals,
+) -> Result<(), Stopped> {
+    let mut watchdog = Watchdog::new(&settings.directory);
+    let door = port.try_clone().context("sharing the port")?;
+    let door = shoal_cluster::stand_by(settings, door).context("standing by")?;
+    let term = standing::elected(standing, &mut watchdog, signals).await?;
+    drop(door);
+    note(&format!("active, in term {term}"));
+    let address = port.local_addr().context("asking for the port")?;
+    notify::status(&format!("active at {address}, in term {term}"));
+    Ok(())
 }
 
 /// Until somebody wants it to go, or another coordinator is active.
 async fn work(
     mut running: Running,
     mut standing: Option<watch::Receiver<Standing>>,
-    directory: &Path,
+    (directory, stop_runs): (&Path, bool),
     signals: &mut Signals,
 ) -> Result<(), Stopped> {
     let pulse = running.pulse();
+    let others = standing.clone().filter(|_| !stop_runs);
     tokio::select! {
         _ = &mut running.ended => {
             Err(anyhow::anyhow!("the coordinator has ended by itself: its log says why").into())
@@ -118,6 +147,11 @@ async fn work(
         () = fed(&pulse, directory) => Ok(()),
         why = standing::deposed(standing.as_mut()) => Err(standing::begin_anew(&why)),
         signal = signals.next() => {
+            if others.as_ref().is_some_and(|others| others.borrow().coordinators.len() > 1) {
+                note(&format!("{signal}: runs go on, and another coordinator takes over"));
+                notify::stopping("another coordinator takes over");
+                return Ok(());
+            }
             note(&format!("{signal}: runs write a checkpoint and end; once more ends at once"));
             notify::stopping("runs write checkpoints");
             tokio::select! {
@@ -275,11 +309,30 @@ fn known_as_admin(
     Ok(Some(directory))
 }
 
+/// Launchers call other coordinators when this one is gone: with a certificate of its authority's.
+fn launchers_papers(directory: &Path, authority: &Authority) -> Result<PathBuf, Stopped> {
+    let place = directory.join(LAUNCHERS);
+    let is_good = |known: &Credentials| known.pin() == authority.pin() && !known.is_due(calendar());
+    if !Credentials::open(&place).is_ok_and(|known| is_good(&known)) {
+        sign_for(&place, authority, "launcher", Role::Coordinator)?;
+    }
+    Ok(place)
+}
+
 fn sign_in(directory: &Path, authority: &Authority) -> Result<(), Stopped> {
+    sign_for(directory, authority, "admin", Role::Admin)
+}
+
+fn sign_for(
+    directory: &Path,
+    authority: &Authority,
+    name: &str,
+    role: Role,
+) -> Result<(), Stopped> {
     let signed = || -> Result<(), ClientError> {
-        let name: Name = "admin".parse()?;
+        let name: Name = name.parse()?;
         let request = Request::new(&name)?;
-        let identity = Identity { name, role: Role::Admin };
+        let identity = Identity { name, role };
         let signed = authority.sign(request.pem(), &identity, ADMIN_LIFE, calendar())?;
         let credentials =
             Credentials::new(authority.certificate_pem(), &signed.certificate_pem, request)?;
@@ -293,6 +346,8 @@ struct Launching {
     program: PathBuf,
     directory: PathBuf,
     log_format: cli::LogFormat,
+    /// By what launchers are known to other coordinators, and where those are.
+    shared: Option<(PathBuf, watch::Receiver<Standing>)>,
 }
 
 impl Launchers for Launching {
@@ -307,7 +362,7 @@ impl Launchers for Launching {
 
 impl Launching {
     fn start(&self, launch: &Launch) -> anyhow::Result<Ended> {
-        let Launch { name, manifest, first, .. } = launch;
+        let Launch { name, manifest, first, nth, .. } = launch;
         let run_dir = self.directory.join(JOBS).join(name);
         let logs = run_dir.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
@@ -329,11 +384,16 @@ impl Launching {
         for change in &manifest.overrides {
             command.args(["--set", change]);
         }
+        command.arg("--run-dir").arg(&run_dir);
+        match &self.shared {
+            None => command.arg("--cluster").arg(self.directory.join(SOCKET)),
+            Some((credentials, standing)) => {
+                let coordinators = standing.borrow().coordinators.join(",");
+                command.args(["--coordinators", &coordinators, "--nth", &nth.to_string()]);
+                command.arg("--credentials").arg(credentials)
+            }
+        };
         command
-            .arg("--run-dir")
-            .arg(&run_dir)
-            .arg("--cluster")
-            .arg(self.directory.join(SOCKET))
             .args(["--first", &first.to_string()])
             .args(["--log-format", self.log_format.name()])
             .stdin(Stdio::null())

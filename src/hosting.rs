@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use shoal_bench::Meter;
 use shoal_bench::peak::Peak;
 use shoal_plan::plan::{RunId, WorkerId};
-use shoal_worker::daemon::{self, Gate, Options};
+use shoal_worker::daemon::{self, Doors, Gate, Options};
 use shoal_worker::devices::Devices;
 use shoal_worker::engine::CellEngines;
 use shoal_worker::metrics::{Metrics, Peaks};
@@ -110,7 +110,10 @@ fn bound_for(advertise: IpAddr) -> IpAddr {
 /// On this machine, or through a cluster's door.
 fn gate(args: &cli::Worker) -> anyhow::Result<Gate> {
     if let Some(credentials) = &args.credentials {
-        return Ok(Gate::Cluster { address: args.join.clone(), credentials: credentials.clone() });
+        return Ok(Gate::Cluster {
+            doors: Doors::new(&args.join),
+            credentials: credentials.clone(),
+        });
     }
     let address = args.join.parse();
     Ok(Gate::Here(address.with_context(|| format!("--join {}: want ADDRESS:PORT", args.join))?))

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
+use shoal_cluster::dialing::Dialer;
 use shoal_cluster::words::{DataFile, LaunchEnd, Opened};
 use shoal_coordinator::{follow, journal};
 use shoal_plan::job::{Job, Workers};
@@ -28,7 +29,7 @@ use crate::exit::Stopped;
 use crate::finish::Finish;
 use crate::hands::{Hands, Rigs};
 use crate::initial;
-use crate::line::{Heard, Line};
+use crate::line::{Caller, Heard, Line};
 use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
@@ -46,9 +47,16 @@ use crate::train::{Done, Recovery, Training};
 
 /// Trains what the manifest describes: plan, coordinator, workers, evaluation, summary.
 pub(crate) fn launch(args: &cli::Launch) -> Result<(), Stopped> {
-    let Some(socket) = &args.cluster else { return launch_over(args, None) };
     let name = args.run_dir.as_deref().and_then(Path::file_name).unwrap_or_default();
-    let (line, heard) = Line::call(socket, &name.to_string_lossy())?;
+    let (line, heard) = match (&args.cluster, &args.credentials) {
+        (Some(socket), _) => Line::call(socket, &name.to_string_lossy())?,
+        (None, Some(credentials)) => {
+            let dialer = Dialer { credentials: credentials.clone() };
+            let (coordinators, nth) = (args.coordinators.clone(), args.nth.unwrap_or(0));
+            Line::call_any(&name.to_string_lossy(), Caller { coordinators, dialer, nth })
+        }
+        (None, None) => return launch_over(args, None),
+    };
     let ended = launch_over(args, Some((line.clone(), heard)));
     line.end(match &ended {
         Ok(()) => LaunchEnd::Finished,
@@ -129,7 +137,7 @@ fn check_machine(
     }
     let needs = Needs::of(loaded.job(), &loaded.plan, (loaded.text_bytes(), devices.are_gpus()));
     let mut has = Has::here(run_dir.path());
-    if args.cluster.is_some() {
+    if args.cluster.is_some() || args.credentials.is_some() {
         // The workers are elsewhere.
         (has.memory_bytes, has.files) = (None, None);
     }

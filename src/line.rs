@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -13,6 +14,13 @@ use shoal_cluster::words::{FromLauncher, LaunchEnd, Opened, ToLauncher};
 use tokio::sync::mpsc;
 
 use crate::clock::Stopwatch;
+
+mod remote;
+
+pub(crate) use remote::Caller;
+
+/// How often it is looked whether the last word is on its way.
+const SENDING: Duration = Duration::from_millis(20);
 
 /// Between two attempts to take the line up.
 const RETRY: Duration = Duration::from_millis(200);
@@ -44,11 +52,20 @@ pub(crate) struct Line(Arc<Shared>);
 struct Shared {
     name: String,
     state: Mutex<State>,
+    /// Words that lie before somebody else who sends them.
+    unsent: AtomicUsize,
+}
+
+/// To this machine, or to wherever the active coordinator is.
+#[derive(Debug)]
+enum Stream {
+    Here(UnixStream),
+    There(mpsc::UnboundedSender<String>),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    stream: Option<UnixStream>,
+    stream: Option<Stream>,
     opened: Option<Box<Opened>>,
 }
 
@@ -61,7 +78,7 @@ impl Line {
         socket: &Path,
         name: &str,
     ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<Heard>)> {
-        let line = Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::default() }));
+        let line = Self::new(name);
         let stream = line.connect(socket);
         let stream =
             stream.with_context(|| format!("calling the coordinator at {}", socket.display()))?;
@@ -71,16 +88,40 @@ impl Line {
         Ok((line, heard))
     }
 
+    fn new(name: &str) -> Self {
+        let (name, state, unsent) = (name.to_owned(), Mutex::default(), AtomicUsize::new(0));
+        Self(Arc::new(Shared { name, state, unsent }))
+    }
+
+    /// Calls whichever of several coordinators is active, and says so often that it is there.
+    pub(crate) fn call_any(name: &str, caller: Caller) -> (Self, mpsc::UnboundedReceiver<Heard>) {
+        let line = Self::new(name);
+        let (tell, heard) = mpsc::unbounded_channel();
+        remote::listen(line.clone(), caller, tell);
+        (line, heard)
+    }
+
     fn connect(&self, socket: &Path) -> std::io::Result<UnixStream> {
         let stream = UnixStream::connect(socket)?;
         let mut state = self.state();
-        state.stream = Some(stream.try_clone()?);
+        state.stream = Some(Stream::Here(stream.try_clone()?));
         let here = FromLauncher::Here { name: self.0.name.clone() };
-        let mut written = write(&mut state, &here);
+        let mut written = self.write(&mut state, &here);
         if let Some(opened) = state.opened.clone() {
-            written = written.and_then(|()| write(&mut state, &FromLauncher::Open(opened)));
+            written = written.and_then(|()| self.write(&mut state, &FromLauncher::Open(opened)));
         }
         written.map(|()| stream)
+    }
+
+    /// Somebody listens who knows already whose line it is.
+    fn take_up(&self, stream: mpsc::UnboundedSender<String>) {
+        let mut state = self.state();
+        self.0.unsent.store(0, Ordering::SeqCst);
+        state.stream = Some(Stream::There(stream));
+        if let Some(opened) = state.opened.clone() {
+            // Fails where it has ended again, which is seen.
+            let _ = self.write(&mut state, &FromLauncher::Open(opened));
+        }
     }
 
     fn listen(&self, mut stream: UnixStream, socket: &Path, tell: &mpsc::UnboundedSender<Heard>) {
@@ -126,30 +167,48 @@ impl Line {
         let mut state = self.state();
         state.opened = Some(Box::new(opened.clone()));
         // Nobody there: it is said when somebody is.
-        let _ = write(&mut state, &FromLauncher::Open(Box::new(opened)));
+        let _ = self.write(&mut state, &FromLauncher::Open(Box::new(opened)));
     }
 
     /// Says something that means nothing later, to whoever is there now.
     pub(crate) fn say(&self, word: &FromLauncher) {
-        let _ = write(&mut self.state(), word);
+        let _ = self.write(&mut self.state(), word);
     }
 
     /// The last word: waits for somebody to hear it.
     pub(crate) fn end(&self, end: LaunchEnd) {
         let (watch, word) = (Stopwatch::start(), FromLauncher::Ended(end));
-        while write(&mut self.state(), &word).is_err() && watch.seconds() < LAST_WORD_SECONDS {
+        while !self.is_said(&word, &watch) && watch.seconds() < LAST_WORD_SECONDS {
             thread::park_timeout(RETRY);
         }
     }
-}
 
-fn write(state: &mut State, word: &FromLauncher) -> std::io::Result<()> {
-    let Some(stream) = &mut state.stream else {
-        return Err(std::io::ErrorKind::NotConnected.into());
-    };
-    let mut text = serde_json::to_string(word)?;
-    text.push('\n');
-    stream.write_all(text.as_bytes())
+    /// Says it, and waits until it is on its way.
+    fn is_said(&self, word: &FromLauncher, watch: &Stopwatch) -> bool {
+        if self.write(&mut self.state(), word).is_err() {
+            return false;
+        }
+        while self.0.unsent.load(Ordering::SeqCst) > 0 && watch.seconds() < LAST_WORD_SECONDS {
+            if self.state().stream.is_none() {
+                return false;
+            }
+            thread::park_timeout(SENDING);
+        }
+        true
+    }
+
+    fn write(&self, state: &mut State, word: &FromLauncher) -> std::io::Result<()> {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        let mut text = serde_json::to_string(word)?;
+        text.push('\n');
+        match state.stream.as_mut().ok_or_else(gone)? {
+            Stream::Here(stream) => stream.write_all(text.as_bytes()),
+            Stream::There(sender) => {
+                self.0.unsent.fetch_add(1, Ordering::SeqCst);
+                sender.send(text).map_err(|_| gone())
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -92,6 +92,14 @@ impl Cluster {
         let credentials = Credentials::open(&directory).map_err(ClientError::from)?;
         let runtime = launch::event_loop()?;
         let client = runtime.block_on(Client::connect(address.trim(), &credentials))?;
+        let known: Vec<&str> = address.trim().split(',').collect();
+        let new = client.coordinators().iter().map(String::as_str);
+        let all: Vec<&str> =
+            known.iter().copied().chain(new.filter(|new| !known.contains(new))).collect();
+        if all.len() > known.len() {
+            // Somebody else's directory stays as it is.
+            let _ = remember(&directory, &all.join(","));
+        }
         Ok(Self { client, runtime })
     }
 

@@ -42,6 +42,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether another coordinator is the active one, where there are several.
+const ELSEWHERE: Duration = Duration::from_secs(4);
+
 /// How often it is looked whether the certificate is to be renewed.
 const RENEW_LOOK: Duration = Duration::from_secs(2);
 
@@ -52,7 +55,11 @@ const HAND_OVER_SECONDS: f64 = 60.0;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Remembered {
+    /// Of each coordinator, with commas between them.
     pub(crate) address: String,
+    /// The highest that was seen: nobody of a lower one is believed, not after a restart either.
+    #[serde(default)]
+    pub(crate) term: u64,
 }
 
 /// One rig.
@@ -92,6 +99,7 @@ pub(crate) fn work(args: &cli::Join) -> Result<(), Stopped> {
 async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
     let certificate = directory.join(CERTIFICATE);
     let remembered = remembered(&directory)?;
+    let term = remembered.as_ref().map_or(0, |known| known.term);
     let address = args.coordinator.clone().or(remembered.map(|known| known.address));
     let address = address.ok_or_else(|| {
         Stopped::Input(
@@ -114,9 +122,7 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
             certificate.display()
         )));
     }
-    let text = serde_json::to_string(&Remembered { address: address.clone() });
-    let text = text.context("writing what is to be remembered")?;
-    run_dir::write_atomically(&directory.join(REMEMBERED), text.as_bytes())?;
+    remember(&directory, &Remembered { address: address.clone(), term })?;
     Ok(Rig {
         address,
         name,
@@ -129,6 +135,11 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
         yield_to: args.yield_to.clone(),
         log_format: args.log_format,
     })
+}
+
+fn remember(directory: &Path, what: &Remembered) -> anyhow::Result<()> {
+    let text = serde_json::to_string(what).context("writing what is to be remembered")?;
+    run_dir::write_atomically(&directory.join(REMEMBERED), text.as_bytes())
 }
 
 pub(crate) fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped> {
@@ -147,6 +158,14 @@ pub(crate) fn remembered(directory: &Path) -> Result<Option<Remembered>, Stopped
 
 fn program() -> Result<PathBuf, Stopped> {
     Ok(std::env::current_exe().context("finding this program's own file")?)
+}
+
+/// Whether another coordinator is the active one, once somebody who looks knows.
+async fn found(looking: &mut Option<JoinHandle<bool>>) -> bool {
+    let Some(looks) = looking else { return std::future::pending().await };
+    let found = looks.await.unwrap_or(false);
+    *looking = None;
+    found
 }
 
 impl Rig {
@@ -211,7 +230,10 @@ impl Rig {
         probe_port: Option<u16>,
     ) -> Result<(Client, Attending), ClientError> {
         let credentials = Credentials::open(&self.certificate)?;
-        let client = Client::connect(&self.address, &credentials).await?;
+        let known = remembered(&self.directory).ok().flatten();
+        let (addresses, seen) = known.map_or((self.address.clone(), 0), |k| (k.address, k.term));
+        let client = Client::connect_after(&addresses, &credentials, seen).await?;
+        self.learn(client.coordinators(), client.term());
         let hello = FromRig::Hello {
             version: VERSION,
             facts: Facts {
@@ -232,7 +254,8 @@ impl Rig {
             return advertise;
         }
         let route = || -> std::io::Result<IpAddr> {
-            let mut found = self.address.to_socket_addrs()?;
+            let first = self.address.split(',').next().unwrap_or_default();
+            let mut found = first.to_socket_addrs()?;
             let to = found.next().ok_or(std::io::ErrorKind::NotFound)?;
             let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
             // No packet is sent: the system only says which address it would use.
@@ -253,7 +276,9 @@ impl Rig {
         let mut heartbeat = interval(HEARTBEAT);
         let mut look = interval(LOOK);
         let mut renew = interval(RENEW_LOOK);
-        for ticks in [&mut heartbeat, &mut look, &mut renew] {
+        let mut elsewhere = interval(ELSEWHERE);
+        let mut looking: Option<JoinHandle<bool>> = None;
+        for ticks in [&mut heartbeat, &mut look, &mut renew, &mut elsewhere] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let (mut leaving, mut renewing): (Option<Stopwatch>, _) = (None, None);
@@ -286,6 +311,17 @@ impl Rig {
                     renewing = self.renew(&client);
                     continue;
                 }
+                _at = elsewhere.tick(), if looking.is_none() => {
+                    looking = self.look_elsewhere(client.term());
+                    continue;
+                }
+                found = found(&mut looking) => {
+                    if !found {
+                        continue;
+                    }
+                    let (address, why) = (self.address.clone(), "another one is active".to_owned());
+                    return Ended::Broken(ClientError::Unreachable { address, why });
+                }
                 signal = signals.next() => {
                     if leaving.replace(Stopwatch::start()).is_some() {
                         posts.kill_all();
@@ -305,8 +341,42 @@ impl Rig {
         }
     }
 
+    /// Where coordinators are, as far as is known by now, with commas between.
+    pub(crate) fn addresses(&self) -> String {
+        let known = remembered(&self.directory).ok().flatten();
+        known.map_or_else(|| self.address.clone(), |known| known.address)
+    }
+
+    /// Keeps where coordinators are, and the highest term that was seen.
+    fn learn(&self, coordinators: &[String], term: u64) {
+        let Ok(Some(known)) = remembered(&self.directory) else { return };
+        let mut addresses: Vec<&str> = known.address.split(',').collect();
+        let new = coordinators.iter().map(String::as_str);
+        addresses.extend(new.filter(|new| !known.address.split(',').any(|old| old == *new)));
+        let now = Remembered { address: addresses.join(","), term: known.term.max(term) };
+        if (&now.address, now.term) != (&known.address, known.term)
+            && let Err(error) = remember(&self.directory, &now)
+        {
+            tracing::warn!(%error, "where coordinators are cannot be remembered");
+        }
+    }
+
+    /// Looks whether another coordinator has become the active one, while this one does not know of it.
+    fn look_elsewhere(&self, term: u64) -> Option<JoinHandle<bool>> {
+        let known = remembered(&self.directory).ok().flatten()?;
+        if term == 0 || !known.address.contains(',') {
+            return None;
+        }
+        let credentials = Credentials::open(&self.certificate).ok()?;
+        Some(tokio::spawn(async move {
+            let found = Client::connect_after(&known.address, &credentials, term + 1).await;
+            found.is_ok_and(|client| client.term() > term)
+        }))
+    }
+
     fn hear(&self, word: ToRig, posts: &mut Posts, client: &Client) {
         match word {
+            ToRig::Coordinators(coordinators) => self.learn(&coordinators, client.term()),
             ToRig::Start(order) => posts.start(self, *order, client),
             ToRig::Leave { post } => posts.ask_to_leave(&post),
             ToRig::Kill { post } => posts.kill(&post),

@@ -308,6 +308,9 @@ mod tests {
             fresh: true,
             force: false,
             cluster: None,
+            coordinators: Vec::new(),
+            credentials: None,
+            nth: None,
             first: None,
         };
         let text = next(&args, &tiny_job());

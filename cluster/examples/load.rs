@@ -54,6 +54,8 @@ async fn main() -> Outcome<()> {
         directory: scratch.path().to_path_buf(),
         life: Duration::from_hours(24),
         limits: Limits::USUAL,
+        standing: None,
+        home: String::new(),
     };
     let store = Box::new(Embedded::open(&scratch.path().join(STORE))?);
     let port = TcpListener::bind("127.0.0.1:0")?;

@@ -9,9 +9,10 @@ use shoal_proto::wire::raw::cluster_client::ClusterClient;
 use shoal_proto::wire::raw::enrolment_client::EnrolmentClient;
 use shoal_proto::wire::raw::rigs_client::RigsClient;
 use shoal_proto::wire::raw::{
-    EnrolRequest, FileWanted, LogWanted, Papers, Question, RenewRequest, Words,
+    EnrolRequest, FileWanted, LogWanted, Papers, Question, RenewRequest, StandingTold,
+    StandingWanted, Words,
 };
-use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, TERM_KEY};
 use shoal_trust::{Credentials, Name, Request, Token, TrustError, pinned, reach};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -53,12 +54,32 @@ pub enum ClientError {
     Trust(#[from] TrustError),
 }
 
-/// Joins: proves the token to the coordinator that it pins, and to no other, and keeps the certificate in
+/// Joins at whichever of `HOST:PORT[,HOST:PORT...]` is active: proves the token to the coordinator that it pins, and to no other, and keeps the certificate in
 /// `directory`.
 ///
 /// # Errors
 /// The coordinator is another one, or refuses the token or the name.
 pub async fn join(
+    addresses: &str,
+    token: &Token,
+    name: &Name,
+    directory: &Path,
+) -> Result<Credentials, ClientError> {
+    let mut failure = None;
+    for address in addresses.split(',') {
+        match join_at(address, token, name, directory).await {
+            Err(error @ ClientError::Unreachable { .. }) => failure = failure.or(Some(error)),
+            joined => return joined,
+        }
+    }
+    let nobody = || ClientError::Unreachable {
+        address: addresses.to_owned(),
+        why: "want HOST:PORT".to_owned(),
+    };
+    Err(failure.unwrap_or_else(nobody))
+}
+
+async fn join_at(
     address: &str,
     token: &Token,
     name: &Name,
@@ -148,7 +169,14 @@ pub(crate) fn failed(address: String, status: &Status) -> ClientError {
 pub struct Client {
     pub(crate) address: String,
     pub(crate) channel: Channel,
+    /// Of the coordinator at the other end; 0 where there is only one.
+    term: u64,
+    coordinators: Vec<String>,
 }
+
+/// What a coordinator says of how it stands.
+const STANDS_BY: u32 = 1;
+const CANNOT_KNOW: u32 = 3;
 
 /// Which log, and how much of it.
 #[derive(Clone, Debug)]
@@ -160,11 +188,85 @@ pub struct Wanted {
 }
 
 impl Client {
+    /// Connects to whichever coordinator is active. `addresses`: `HOST:PORT[,HOST:PORT...]`.
+    ///
     /// # Errors
-    /// Nobody is there, or somebody else.
-    pub async fn connect(address: &str, credentials: &Credentials) -> Result<Self, ClientError> {
-        let channel = connect(address, credentials.client()?).await?;
-        Ok(Self { address: address.to_owned(), channel })
+    /// Nobody is there, or somebody else; or all stand by.
+    pub async fn connect(addresses: &str, credentials: &Credentials) -> Result<Self, ClientError> {
+        Self::connect_after(addresses, credentials, 0).await
+    }
+
+    /// The same, for whoever has seen a term: a coordinator of a lower one is not believed.
+    ///
+    /// # Errors
+    /// As for `connect`.
+    pub async fn connect_after(
+        addresses: &str,
+        credentials: &Credentials,
+        seen: u64,
+    ) -> Result<Self, ClientError> {
+        let mut left: Vec<String> = addresses.split(',').map(str::to_owned).collect();
+        let (mut at, mut undecided, mut failure) = (0, None, None);
+        while let Some(address) = left.get(at).cloned() {
+            at += 1;
+            let channel = match connect(&address, credentials.client()?).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    failure.get_or_insert(error);
+                    continue;
+                }
+            };
+            let mut asking = RigsClient::new(channel.clone());
+            let stands = timeout(CONNECT, asking.standing(StandingWanted {})).await;
+            // Whatever else is wrong, the call that follows says.
+            let stands = stands.ok().and_then(Result::ok).map(tonic::Response::into_inner);
+            let StandingTold { stands, term, active, coordinators } = stands.unwrap_or_default();
+            let client = Self { address: address.clone(), channel, term, coordinators };
+            if term < seen && stands != STANDS_BY {
+                let why = format!("it was active in term {term}, and term {seen} has begun");
+                failure = Some(ClientError::Unreachable { address, why });
+            } else if stands == STANDS_BY {
+                if !active.is_empty() && !left.contains(&active) {
+                    left.push(active);
+                }
+                let why = "it stands by, and no active coordinator is reached".to_owned();
+                failure = Some(ClientError::Unreachable { address, why });
+            } else if stands == CANNOT_KNOW {
+                undecided.get_or_insert(client);
+            } else {
+                return Ok(client);
+            }
+        }
+        let nobody = || ClientError::Unreachable {
+            address: addresses.to_owned(),
+            why: "want HOST:PORT".to_owned(),
+        };
+        undecided.ok_or_else(|| failure.unwrap_or_else(nobody))
+    }
+
+    /// What was answered, if it is of the term that the coordinator said it is active in.
+    fn told<T>(
+        &self,
+        answer: Result<Result<tonic::Response<T>, Status>, tokio::time::error::Elapsed>,
+    ) -> Result<T, ClientError> {
+        if let Ok(Ok(response)) = &answer {
+            let said = response.metadata().get(TERM_KEY).and_then(|term| term.to_str().ok());
+            if said.and_then(|term| term.parse().ok()).unwrap_or(0) < self.term {
+                let why = "it answered in a term that is over".to_owned();
+                return Err(ClientError::Unreachable { address: self.address.clone(), why });
+            }
+        }
+        told(&self.address, answer)
+    }
+
+    /// In which the coordinator at the other end is active.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Where coordinators of the cluster are, as far as it knows.
+    pub fn coordinators(&self) -> &[String] {
+        &self.coordinators
     }
 
     /// # Errors
@@ -178,7 +280,7 @@ impl Client {
         let mut client = ClusterClient::new(self.channel.clone())
             .max_decoding_message_size(ANSWER_BYTES_MAX)
             .max_encoding_message_size(ORDER_BYTES_MAX);
-        let answer = told(&self.address, timeout(ANSWER, client.ask(question)).await)?;
+        let answer = self.told(timeout(ANSWER, client.ask(question)).await)?;
         serde_json::from_str(&answer.answer_json).map_err(misunderstood)
     }
 
@@ -194,7 +296,7 @@ impl Client {
         let Wanted { job, log, tail_bytes, follow } = wanted;
         let asked = LogWanted { job, log, tail_bytes, follow };
         let mut client = ClusterClient::new(self.channel.clone());
-        let mut chunks = told(&self.address, timeout(ANSWER, client.logs(asked)).await)?;
+        let mut chunks = self.told(timeout(ANSWER, client.logs(asked)).await)?;
         loop {
             match chunks.message().await {
                 Ok(Some(chunk)) if take(&chunk.bytes) => {}
@@ -212,7 +314,7 @@ impl Client {
         let request = Request::new(name)?;
         let asked = RenewRequest { request_pem: request.pem().to_owned() };
         let mut client = RigsClient::new(self.channel.clone());
-        let papers = told(&self.address, timeout(ANSWER, client.renew(asked)).await)?;
+        let papers = self.told(timeout(ANSWER, client.renew(asked)).await)?;
         keep(&papers, request, directory)
     }
 
@@ -226,13 +328,13 @@ impl Client {
         let _ = outbox.try_send(hello);
         let words = ReceiverStream::new(outgoing).map(|message: FromRig| {
             let json = serde_json::to_string(&message).expect("plain structs of numbers and text");
-            Words { json }
+            Words { json, term: 0 }
         });
         let mut client = RigsClient::new(self.channel.clone())
             .max_decoding_message_size(ORDER_BYTES_MAX)
             .max_encoding_message_size(WORDS_BYTES_MAX);
-        let incoming = told(&self.address, timeout(ANSWER, client.attend(words)).await)?;
-        Ok(Attending { address: self.address.clone(), outbox, incoming })
+        let incoming = self.told(timeout(ANSWER, client.attend(words)).await)?;
+        Ok(Attending { address: self.address.clone(), outbox, incoming, term: self.term })
     }
 
     /// Brings a file of a run's text into `directory`, checked, and whole or not at all.
@@ -247,7 +349,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let asked = FileWanted { run: run.to_owned(), name: file.name.clone() };
         let mut client = RigsClient::new(self.channel.clone());
-        let mut chunks = told(&self.address, timeout(ANSWER, client.fetch(asked)).await)?;
+        let mut chunks = self.told(timeout(ANSWER, client.fetch(asked)).await)?;
         let aside = directory.join(format!("{}.partial", file.name));
         let failing = |why: String| ClientError::File { path: aside.clone(), why };
         let opened = tokio::fs::File::create(&aside).await;
@@ -287,6 +389,8 @@ pub struct Attending {
     address: String,
     pub outbox: mpsc::Sender<FromRig>,
     incoming: tonic::Streaming<Words>,
+    /// What was seen when it began.
+    term: u64,
 }
 
 impl Attending {
@@ -300,6 +404,9 @@ impl Attending {
             ClientError::Unreachable { address, why }
         };
         match self.incoming.message().await {
+            Ok(Some(words)) if words.term < self.term => {
+                Err(broken("it gave an order of a term that is over"))
+            }
             Ok(Some(words)) => serde_json::from_str(&words.json).map_err(|error| {
                 let address = self.address.clone();
                 let why = format!("it said what this shoal does not understand: {error}");

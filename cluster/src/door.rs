@@ -20,6 +20,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::launchers::calling::PROTOCOL;
+
 mod places;
 
 pub use places::Limits;
@@ -69,6 +71,23 @@ pub(crate) struct Secured {
     peer: Peer,
 }
 
+impl Secured {
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.peer.identity()
+    }
+
+    /// # Errors
+    /// There is no place for one more connection.
+    pub(crate) fn admit(&self) -> Result<Duration, &'static str> {
+        self.peer.admit()
+    }
+
+    /// Whether no HTTP/2 is to be spoken.
+    fn is_launchers(&self) -> bool {
+        self.stream.get_ref().1.alpn_protocol() == Some(PROTOCOL)
+    }
+}
+
 impl Connected for Secured {
     type ConnectInfo = Peer;
 
@@ -113,7 +132,7 @@ pub(crate) async fn accept(
     listener: TcpListener,
     (limits, places): (Limits, Places),
     tls: Tls,
-    accepted: mpsc::Sender<io::Result<Secured>>,
+    (accepted, called): (mpsc::Sender<io::Result<Secured>>, mpsc::Sender<Secured>),
 ) {
     loop {
         let connection = tokio::select! {
@@ -129,9 +148,10 @@ pub(crate) async fn accept(
             tracing::warn!(%address, "a stranger too many was turned away");
             continue;
         };
-        let (tls, accepted) = (Arc::clone(&tls), accepted.clone());
+        let (tls, accepted, called) = (Arc::clone(&tls), accepted.clone(), called.clone());
         tokio::spawn(async move {
             match timeout(limits.patience, secure(stream, address, place, limits, &tls)).await {
+                Ok(Ok(secured)) if secured.is_launchers() => drop(called.send(secured).await),
                 Ok(Ok(secured)) => drop(accepted.send(Ok(secured)).await),
                 Ok(Err(error)) => tracing::info!(%address, %error, "a connection was refused"),
                 Err(_) => tracing::info!(%address, "a handshake took too long"),

@@ -12,7 +12,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::WorkerId;
 use shoal_trust::{Authority, Identity, Name};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::door::{Limits, Places, Tls};
@@ -20,7 +20,9 @@ use crate::launchers::{self, Launchers, Lines};
 use crate::metrics::Metrics;
 use crate::probing::words::Neighbour;
 use crate::server;
+use crate::standing::Stands;
 use crate::state::{Cluster, Effect, Key, SessionId};
+use crate::store::remote::Standing;
 use crate::store::{self, Change, Store, StoreError};
 use crate::watching::Watch;
 use crate::words::{Answer, Ask, FromLauncher, FromRig, Manifest, ToLauncher, ToRig};
@@ -30,7 +32,10 @@ mod effects;
 mod logs;
 mod papers;
 mod rigs;
+mod standby;
 mod watching;
+
+pub use standby::{StandingBy, stand_by};
 
 use papers::Failures;
 pub(crate) use watching::Look;
@@ -60,6 +65,10 @@ pub struct Settings {
     /// How long certificates of rigs are good; they are renewed when two thirds are over.
     pub life: Duration,
     pub limits: Limits,
+    /// How it stands, where several coordinators share the store.
+    pub standing: Option<watch::Receiver<Standing>>,
+    /// What this coordinator is called among them: where it is reached.
+    pub home: String,
 }
 
 /// Why a cluster's process cannot begin.
@@ -177,6 +186,8 @@ pub(crate) enum Inbound {
         name: String,
         /// Of this connection.
         line: u64,
+        /// Which launch it says that it is.
+        nth: Option<u64>,
         outbox: mpsc::UnboundedSender<ToLauncher>,
     },
     LauncherSays {
@@ -185,6 +196,11 @@ pub(crate) enum Inbound {
         message: FromLauncher,
     },
     LauncherGone {
+        name: String,
+        line: u64,
+    },
+    /// The same of one on whatever machine: it may come back.
+    LauncherAway {
         name: String,
         line: u64,
     },
@@ -219,7 +235,9 @@ pub fn serve(
         let what = what.to_owned();
         move |source| ClusterError::Listen { what, source }
     };
-    let state = Cluster::new(store::known(store.as_mut())?);
+    let mut state = Cluster::new(store::known(store.as_mut())?);
+    state.is_at(&settings.home);
+    let stands = Stands::new(settings.standing.clone());
     let address = port.local_addr().map_err(listen("the port"))?;
     port.set_nonblocking(true).map_err(listen("the port"))?;
     let listener = TcpListener::from_std(port).map_err(listen("the port"))?;
@@ -236,12 +254,13 @@ pub fn serve(
         listener,
         (settings.limits, places.clone()),
         Arc::clone(&tls),
-        Arc::clone(&denied),
+        (Arc::clone(&denied), stands.clone()),
         (inbox.clone(), metrics.calls_refused.clone()),
     );
     let harbour = Harbour {
         metrics,
         waiting_for: Waiting::default(),
+        stands,
         own_due: own.due,
         settings,
         state,
@@ -311,6 +330,7 @@ impl Running {
 
 struct Harbour {
     settings: Settings,
+    stands: Stands,
     state: Cluster,
     store: Box<dyn Store>,
     launchers: Box<dyn Launchers>,
@@ -405,9 +425,8 @@ impl Harbour {
             Inbound::Log { job, log, reply } => {
                 let _ = reply.send(self.log_of(&job, &log));
             }
-            Inbound::LauncherHere { name, line, outbox } => {
-                self.lines.here(&name, line, outbox);
-                self.state.launcher_says(&name, FromLauncher::Here { name: name.clone() });
+            Inbound::LauncherHere { name, line, nth, outbox } => {
+                self.launcher_here(name, line, nth, outbox);
             }
             Inbound::LauncherSays { name, line, message } => {
                 if self.lines.speaks(&name, line) {
@@ -417,6 +436,11 @@ impl Harbour {
             Inbound::LauncherGone { name, line } => {
                 if self.lines.gone(&name, line) {
                     self.state.launcher_lost(&name, "its line ended");
+                }
+            }
+            Inbound::LauncherAway { name, line } => {
+                if self.lines.away(&name, line) {
+                    self.state.launcher_away(&name);
                 }
             }
             Inbound::ProcessEnded { name, launch, how } => {

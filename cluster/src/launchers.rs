@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use crate::harbour::Inbound;
 use crate::words::{FromLauncher, Manifest, ToLauncher};
 
+pub(crate) mod calling;
+
 /// A job and the names and hashes of its files.
 const LINE_BYTES_MAX: usize = 4 << 20;
 
@@ -27,6 +29,8 @@ pub struct Launch {
     /// Rigs that can help at most, and those it begins with.
     pub most: u32,
     pub first: u32,
+    /// Of all launches of the job: the last one counts.
+    pub nth: u64,
 }
 
 /// Resolves when the process has ended, with how.
@@ -78,6 +82,15 @@ impl Lines {
         if spoke {
             self.lines.remove(name);
             self.launched(name);
+        }
+        spoke
+    }
+
+    /// The same of a line to another machine: the launcher may come back over another one, or its process end.
+    pub(crate) fn away(&mut self, name: &str, line: u64) -> bool {
+        let spoke = self.speaks(name, line);
+        if spoke {
+            self.lines.remove(name);
         }
         spoke
     }
@@ -136,7 +149,7 @@ async fn hear(stream: UnixStream, line: u64, inbox: mpsc::Sender<Inbound>) {
     let mut lines = BufReader::new(read);
     let Some(FromLauncher::Here { name }) = next(&mut lines).await else { return };
     let (outbox, mut outgoing) = mpsc::unbounded_channel::<ToLauncher>();
-    let here = Inbound::LauncherHere { name: name.clone(), line, outbox };
+    let here = Inbound::LauncherHere { name: name.clone(), line, nth: None, outbox };
     if inbox.send(here).await.is_err() {
         return;
     }

@@ -7,6 +7,7 @@
 
 mod client;
 mod clock;
+pub mod dialing;
 mod door;
 pub mod election;
 pub mod exposition;
@@ -18,6 +19,7 @@ pub mod probing;
 mod quota;
 mod roles;
 mod server;
+mod standing;
 pub mod state;
 pub mod store;
 pub mod watching;
@@ -25,5 +27,7 @@ pub mod words;
 
 pub use client::{Attending, Client, ClientError, Wanted, join};
 pub use door::Limits;
-pub use harbour::{ClusterError, JOBS, Pulse, Running, SOCKET, STORE, Settings, serve};
+pub use harbour::{
+    ClusterError, JOBS, Pulse, Running, SOCKET, STORE, Settings, StandingBy, serve, stand_by,
+};
 pub use launchers::{Ended, Launch, Launchers, ReadConfig};

@@ -18,12 +18,24 @@ enum Who {
     Nobody,
 }
 
-const TABLE: [(&str, Who); 16] = [
+/// Answered by standbys, too.
+pub(crate) const STANDING: &str = "/shoal.v1.Rigs/Standing";
+
+/// What is decided, and not only said: not while the coordinator cannot know whether it is active.
+const CHANGES: [&str; 3] =
+    ["/shoal.v1.Enrolment/Enrol", "/shoal.v1.Rigs/Attend", "/shoal.v1.Rigs/Renew"];
+
+pub(crate) fn changes(path: &str) -> bool {
+    CHANGES.contains(&path)
+}
+
+const TABLE: [(&str, Who); 17] = [
     ("/shoal.v1.Enrolment/Enrol", Who::Anybody),
     ("/shoal.v1.Rigs/Attend", Who::Rigs),
     ("/shoal.v1.Rigs/Renew", Who::Members),
     ("/shoal.v1.Rigs/Fetch", Who::Rigs),
     ("/shoal.v1.Rigs/Look", Who::Rigs),
+    (STANDING, Who::Members),
     ("/shoal.v1.Rigs/Neighbours", Who::Rigs),
     ("/shoal.v1.Rigs/ProbeUp", Who::Rigs),
     ("/shoal.v1.Rigs/ProbeDown", Who::Rigs),
@@ -138,11 +150,20 @@ mod tests {
         assert_eq!(people, allowed(Some(&caller(Role::Viewer))));
         let end = |call: &String| call.rsplit('/').next().unwrap().to_owned();
         let people: Vec<_> = people.iter().map(end).collect();
-        assert_eq!(people, ["Enrol", "Renew", "Ask", "Logs"]);
+        assert_eq!(people, ["Enrol", "Renew", "Standing", "Ask", "Logs"]);
         let rigs: Vec<_> = allowed(Some(&caller(Role::Worker))).iter().map(end).collect();
         let runs = ["Session", "Deposit", "Withdraw"];
-        let cluster =
-            ["Enrol", "Attend", "Renew", "Fetch", "Look", "Neighbours", "ProbeUp", "ProbeDown"];
+        let cluster = [
+            "Enrol",
+            "Attend",
+            "Renew",
+            "Fetch",
+            "Look",
+            "Standing",
+            "Neighbours",
+            "ProbeUp",
+            "ProbeDown",
+        ];
         assert_eq!(rigs, [&runs[..], &cluster].concat());
         let told = may("/shoal.v1.Cluster/Ask", None).unwrap_err();
         assert!(told.contains("wants a certificate"), "{told}");

@@ -8,12 +8,12 @@ use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request as HttpRequest, Response as HttpResponse};
+use http::{HeaderValue, Request as HttpRequest, Response as HttpResponse};
 use prometheus::IntCounter;
 use shoal_proto::wire::raw::cluster_server::ClusterServer;
 use shoal_proto::wire::raw::enrolment_server::EnrolmentServer;
 use shoal_proto::wire::raw::rigs_server::RigsServer;
-use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use shoal_proto::wire::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, TERM_KEY};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -25,7 +25,9 @@ use tower_service::Service;
 
 use crate::door::{self, Limits, Peer, Places, Tls};
 use crate::harbour::Inbound;
+use crate::launchers::calling;
 use crate::roles;
+use crate::standing::Stands;
 
 mod enrolment;
 mod forward;
@@ -46,12 +48,13 @@ pub(crate) const ORDER_BYTES_MAX: usize = 4 << 20;
 #[derive(Clone)]
 pub(crate) struct Rim {
     pub(crate) inbox: mpsc::Sender<Inbound>,
+    pub(crate) stands: Stands,
     sessions: Arc<AtomicU64>,
 }
 
 impl Rim {
-    pub(crate) fn new(inbox: mpsc::Sender<Inbound>) -> Self {
-        Self { inbox, sessions: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(inbox: mpsc::Sender<Inbound>, stands: Stands) -> Self {
+        Self { inbox, stands, sessions: Arc::new(AtomicU64::new(1)) }
     }
 
     fn next_session(&self) -> u64 {
@@ -75,12 +78,14 @@ pub(crate) async fn serve(
     listener: TcpListener,
     door: (Limits, Places),
     tls: Tls,
-    denied: Denied,
+    (denied, stands): (Denied, Stands),
     (inbox, refused): (mpsc::Sender<Inbound>, IntCounter),
 ) {
-    let rim = Rim::new(inbox);
+    let rim = Rim::new(inbox.clone(), stands.clone());
     let (accepted_sender, accepted) = mpsc::channel(1);
-    let accepting = door::accept(listener, door, tls, accepted_sender);
+    let (called_sender, called) = mpsc::channel(16);
+    let accepting = door::accept(listener, door, tls, (accepted_sender, called_sender));
+    let launchers = calling::accept(called, stands.clone(), inbox);
     let enrolment = EnrolmentServer::new(enrolment::Enrolling::new(rim.clone()))
         .max_decoding_message_size(16 << 10)
         .max_encoding_message_size(64 << 10);
@@ -98,7 +103,7 @@ pub(crate) async fn serve(
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(8))
         .http2_max_local_error_reset_streams(Some(8))
-        .layer(Checked { denied, refused })
+        .layer(Checked { denied, stands, refused })
         .add_service(enrolment)
         .add_service(rigs)
         .add_service(people)
@@ -111,6 +116,7 @@ pub(crate) async fn serve(
             }
         }
         () = accepting => {}
+        () = launchers => {}
     }
 }
 
@@ -121,6 +127,7 @@ pub(crate) type Denied = Arc<RwLock<std::collections::BTreeSet<String>>>;
 #[derive(Clone)]
 struct Checked {
     denied: Denied,
+    stands: Stands,
     refused: IntCounter,
 }
 
@@ -128,6 +135,7 @@ struct Checked {
 struct CheckedService<S> {
     inner: S,
     denied: Denied,
+    stands: Stands,
     refused: IntCounter,
 }
 
@@ -135,7 +143,8 @@ impl<S> tower_layer::Layer<S> for Checked {
     type Service = CheckedService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CheckedService { inner, denied: Arc::clone(&self.denied), refused: self.refused.clone() }
+        let Self { denied, stands, refused } = self.clone();
+        CheckedService { inner, denied, stands, refused }
     }
 }
 
@@ -156,22 +165,27 @@ where
     }
 
     fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
-        match self.check(&request) {
-            Ok(Duration::ZERO) => Box::pin(self.inner.call(request)),
-            Ok(wait) => {
-                // The one that was made ready goes with the call.
-                let next = self.inner.clone();
-                let mut inner = std::mem::replace(&mut self.inner, next);
-                Box::pin(async move {
-                    sleep(wait).await;
-                    inner.call(request).await
-                })
-            }
+        let term = HeaderValue::from(self.stands.term());
+        let wait = match self.check(&request) {
+            Ok(wait) => wait,
             Err(status) => {
                 self.refused.inc();
-                Box::pin(std::future::ready(Ok(status.into_http())))
+                let mut answer = status.into_http();
+                answer.headers_mut().insert(TERM_KEY, term);
+                return Box::pin(std::future::ready(Ok(answer)));
             }
-        }
+        };
+        // The one that was made ready goes with the call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        Box::pin(async move {
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            let mut answer = inner.call(request).await?;
+            answer.headers_mut().insert(TERM_KEY, term);
+            Ok(answer)
+        })
     }
 }
 
@@ -196,6 +210,14 @@ impl<S> CheckedService<S> {
             });
         }
         // A stranger that enrols stays one: its time is short.
-        peer.admit().map_err(Status::resource_exhausted)
+        let wait = peer.admit().map_err(Status::resource_exhausted)?;
+        let path = request.uri().path();
+        if path == roles::STANDING {
+            return Ok(wait);
+        }
+        if let Some(why) = self.stands.refusal(roles::changes(path)) {
+            return Err(Status::unavailable(why));
+        }
+        Ok(wait)
     }
 }

@@ -75,6 +75,12 @@ pub struct JobRecord {
     pub stopping: bool,
     /// Rigs on which it has died too often.
     pub shunned: BTreeSet<RigName>,
+    /// How often it was launched. Only the last launch counts.
+    #[serde(default)]
+    pub launches: u64,
+    /// The coordinator on whose machine its run's directory is.
+    #[serde(default)]
+    pub home: Option<String>,
 }
 
 /// A run under way.
@@ -108,6 +114,7 @@ pub enum Effect {
         job: JobName,
         most: u32,
         first: u32,
+        nth: u64,
     },
     TellLauncher {
         job: JobName,
@@ -155,6 +162,8 @@ pub struct Cluster {
     awaited_until_ms: BTreeMap<JobName, u64>,
     /// When launchers of a job were lost, within a while.
     launchers_lost_ms: BTreeMap<JobName, Vec<u64>>,
+    /// Where this coordinator is reached; nothing where there is only one.
+    here: String,
     now_ms: u64,
     effects: Vec<Effect>,
     changed: BTreeSet<Key>,
@@ -176,6 +185,21 @@ impl Cluster {
         let awaited_until_ms = under_way.map(|(name, _)| (name.clone(), REATTACH_MS)).collect();
         let away_since_ms = rigs.keys().map(|rig| (rig.clone(), 0)).collect();
         Self { rigs, jobs, tokens, denied, away_since_ms, awaited_until_ms, ..Self::default() }
+    }
+
+    /// What this coordinator is called among others.
+    pub fn is_at(&mut self, home: &str) {
+        home.clone_into(&mut self.here);
+    }
+
+    /// The coordinator whose machine has a job's run, where that is another one than this.
+    pub fn is_elsewhere(&self, name: &str) -> Option<&str> {
+        self.jobs.get(name)?.home.as_deref().filter(|home| *home != self.here)
+    }
+
+    /// Whether no launcher was started after this one.
+    pub fn is_newest(&self, name: &str, nth: u64) -> bool {
+        self.jobs.get(name).is_some_and(|job| job.phase.is_under_way() && job.launches == nth)
     }
 
     /// What has changed and what is to be done since the last call.
@@ -311,7 +335,7 @@ impl Cluster {
     }
 
     /// Whether this session's rig has this post.
-    pub fn is_at(&self, session: SessionId, post: &Post) -> bool {
+    pub fn has_post(&self, session: SessionId, post: &Post) -> bool {
         let Some(rig) = self.sessions.get(&session).map(|session| &session.rig) else {
             return false;
         };

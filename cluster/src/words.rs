@@ -266,6 +266,8 @@ pub enum FromRig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToRig {
+    /// The first, and now and then: where coordinators of this cluster are reached, where there are several.
+    Coordinators(Vec<String>),
     /// Fetch the text, and start a process.
     Start(Box<Order>),
     /// A process is to hand over its cells and go.
@@ -321,6 +323,8 @@ impl DataFile {
 pub enum FromLauncher {
     /// The first, and only the first: the job it is for.
     Here { name: String },
+    /// It is there. Said over a line to another machine alone.
+    Beat,
     /// A run's coordinator listens here, on this machine. Said again over each new connection.
     Open(Box<Opened>),
     /// A worker's process is wanted once more.
@@ -375,6 +379,19 @@ pub enum ToLauncher {
     },
     /// Write a checkpoint and end.
     Stop,
+    /// Another launcher has taken this one's place: end now, and write nothing.
+    Superseded,
+    /// The first over a line to another machine, and every second: in which term the coordinator is active, whether it
+    /// may decide now, and where all of them are.
+    Beat {
+        term: u64,
+        decides: bool,
+        coordinators: Vec<String>,
+    },
+    /// Open a tunnel to the run's coordinator.
+    Dial {
+        tunnel: u64,
+    },
 }
 
 impl fmt::Display for JobPhase {

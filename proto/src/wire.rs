@@ -35,6 +35,9 @@ pub const SECRET_KEY: &str = "shoal-secret";
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Metadata key of each answer of a cluster's door: the term of the coordinator that answers.
+pub const TERM_KEY: &str = "shoal-term";
+
 /// Metadata key of the run that a call through a cluster's door is for.
 pub const RUN_KEY: &str = "shoal-run";
 

@@ -89,6 +89,10 @@ pub(crate) struct Stand {
     pub advertise: Option<String>,
     #[command(flatten)]
     pub store: StoreAt,
+    /// SIGTERM lets runs end with a checkpoint, though another coordinator is there: in a container, which takes them
+    /// with it
+    #[arg(long)]
+    pub stop_runs: bool,
     #[command(flatten)]
     pub home: Home,
     /// Serve metrics of the cluster, its runs and its rigs on this port of loopback, with a list of them at /sd; 0: any
@@ -119,8 +123,8 @@ pub(crate) struct StoreAt {
 
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// The cluster's coordinator; needed once
-    #[arg(long = "join", value_name = "HOST:PORT")]
+    /// The cluster's coordinator, or each of several with commas between; needed once
+    #[arg(long = "join", value_name = "HOST:PORT,...")]
     pub coordinator: Option<String>,
     /// A file that holds the token; needed once. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]
@@ -208,8 +212,8 @@ pub(crate) struct NewToken {
 
 #[derive(Debug, Args)]
 pub(crate) struct Login {
-    /// The cluster's coordinator
-    #[arg(value_name = "HOST:PORT")]
+    /// The cluster's coordinator, or each of several with commas between
+    #[arg(value_name = "HOST:PORT,...")]
     pub address: String,
     /// A file that holds the token, of role admin or viewer. Or the variable `SHOAL_TOKEN`
     #[arg(long, value_name = "FILE")]

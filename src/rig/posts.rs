@@ -113,7 +113,7 @@ impl Posts {
             return;
         }
         self.rig = Some(Spawn {
-            address: rig.address.clone(),
+            address: rig.addresses(),
             certificate: rig.certificate.clone(),
             advertise: rig.reached_at(),
             first_port: rig.first_port,

@@ -58,8 +58,8 @@ impl Training<'_> {
     ) -> Result<(), Stopped> {
         self.hands.heard(word);
         match word {
-            // Seen to where children are.
-            ToLauncher::Exited { .. } => {}
+            // Seen to where children are, and by the line itself.
+            ToLauncher::Exited { .. } | ToLauncher::Beat { .. } | ToLauncher::Dial { .. } => {}
             ToLauncher::Seated { worker, rig } => {
                 self.restarts.begins_anew(*worker, self.watch.seconds());
                 self.events.add(Kind::Restarted, Some(*worker), format!("on rig {rig}"));
@@ -67,6 +67,11 @@ impl Training<'_> {
             }
             ToLauncher::Unseated { worker, why } => {
                 progress.say(&format!("{worker} has no rig: {why}"));
+            }
+            ToLauncher::Superseded => {
+                let what = "another launcher has this run now";
+                self.events.add(Kind::Failed, None, what);
+                return Err(Stopped::Failed(anyhow::anyhow!(what)));
             }
             ToLauncher::Stop => {
                 self.wants_to_stop(Signal::Ordered, false, stopping, progress)?;

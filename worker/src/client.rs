@@ -18,7 +18,7 @@ use crate::daemon::DaemonError;
 pub(crate) mod courier;
 mod gate;
 
-pub use gate::Gate;
+pub use gate::{Doors, Gate};
 
 /// A coordinator that is not there by then will not come. It may be started anew meanwhile.
 const CONNECT_DEADLINE: Duration = Duration::from_mins(1);

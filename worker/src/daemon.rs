@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-pub use crate::client::Gate;
 pub use crate::client::courier::{Courier, CourierError};
 use crate::client::{self, Incoming, Link};
+pub use crate::client::{Doors, Gate};
 use crate::comm::Trust;
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason, Prepared};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shoal_coordinator::timed::Pass;
-use shoal_trust::Identity;
+use shoal_trust::{Identity, Role};
 
 use crate::clock;
 use crate::quota::Bucket;
@@ -136,7 +136,9 @@ impl Place {
             calls: Bucket::new(limits.calls_a_second, limits.calls_saved),
             connections: BTreeMap::new(),
         });
-        if resident.connections.len() >= limits.of_a_member {
+        // Launchers call for each worker of theirs.
+        let is_launcher = who.role == Role::Coordinator;
+        if !is_launcher && resident.connections.len() >= limits.of_a_member {
             return Err("this member has as many connections as one may have: close some");
         }
         resident.connections.insert(number, pass.clone());
@@ -177,8 +179,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use shoal_trust::Role;
-
     use super::*;
 
     fn limits() -> Limits {

@@ -71,7 +71,9 @@ impl Harbour {
         overview.cluster = self.settings.cluster.to_string();
         env!("CARGO_PKG_VERSION").clone_into(&mut overview.version);
         for job in &mut overview.jobs {
-            job.directory = Some(self.run_dir(&job.name).display().to_string());
+            let at = self.state.is_elsewhere(&job.name).map(|home| format!(" at {home}"));
+            job.directory =
+                Some(format!("{}{}", self.run_dir(&job.name).display(), at.unwrap_or_default()));
         }
         let runs: Vec<(usize, RunRecord)> = (overview.jobs.iter().enumerate())
             .filter_map(|(at, job)| Some((at, self.state.job(&job.name)?.run.clone()?)))

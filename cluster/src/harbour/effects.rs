@@ -24,7 +24,7 @@ impl Harbour {
                 }
             }
             Effect::Cut { rig } => self.cut(&rig),
-            Effect::Launch { job, most, first } => self.launch(&job, most, first),
+            Effect::Launch { job, most, first, nth } => self.launch(&job, most, first, nth),
             Effect::TellLauncher { job, message } => {
                 self.lines.tell(&job, message);
             }
@@ -32,10 +32,10 @@ impl Harbour {
         }
     }
 
-    fn launch(&mut self, job: &str, most: u32, first: u32) {
+    fn launch(&mut self, job: &str, most: u32, first: u32, nth: u64) {
         let Some(record) = self.state.job(job) else { return };
         let launch =
-            Launch { name: job.to_owned(), manifest: record.manifest.clone(), most, first };
+            Launch { name: job.to_owned(), manifest: record.manifest.clone(), most, first, nth };
         self.metrics.launches.inc();
         match self.launchers.launch(launch) {
             Ok(ended) => {

@@ -16,7 +16,7 @@ impl Harbour {
     /// Appends lines to a worker's log. What cannot be kept is dropped: a full disk ends no run.
     pub(super) fn keep_log(&self, session: SessionId, post: &Post, text: &str) {
         let Some(job) = self.job_of_run(&post.run) else { return };
-        if !self.state.is_at(session, post) {
+        if !self.state.has_post(session, post) {
             return;
         }
         let path = self.run_dir(&job).join("logs").join(format!("{}.log", post.worker));
@@ -41,6 +41,9 @@ impl Harbour {
             return Err(format!(
                 "there is no log {log}: want out, launch, coordinator or worker-N"
             ));
+        }
+        if let Some(home) = self.state.is_elsewhere(job) {
+            return Err(format!("{job}'s logs are on the machine of the coordinator at {home}"));
         }
         let path = self.run_dir(job).join("logs").join(format!("{log}.log"));
         if path.is_file() { Ok(path) } else { Err(format!("{job} has no log {log} yet")) }

@@ -11,6 +11,7 @@ use shoal_trust::{Clients, Credentials, Identity, Name, Pin, Request, Role, Toke
 
 use super::{Harbour, Paper, Settings, Stranger};
 use crate::clock::{self, unix};
+use crate::launchers::calling::PROTOCOL;
 use crate::server::Denied;
 use crate::state::TokenRecord;
 use crate::words::{Answer, NewToken};
@@ -55,7 +56,7 @@ pub(super) fn own(settings: &Settings, denied: &Denied) -> Result<Own, TrustErro
     let is_denied =
         move |serial: &str| denied.read().unwrap_or_else(PoisonError::into_inner).contains(serial);
     let mut config = (*credentials.server(is_denied, Clients::Optional)?).clone();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), PROTOCOL.to_vec()];
     Ok(Own { config: Arc::new(config), due: now + OWN_LIFE * 2 / 3 })
 }
 

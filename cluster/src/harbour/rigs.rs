@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Harbour, JOBS, Member, Outgoing};
 use crate::state::{RunRecord, SessionId};
-use crate::words::FromRig;
+use crate::words::{FromLauncher, FromRig, ToLauncher, ToRig};
 use crate::{clock, fitness};
 
 impl Harbour {
@@ -22,6 +22,11 @@ impl Harbour {
             let words = fitness::words(rig, &facts.version, version, env!("CARGO_PKG_VERSION"));
             let clocks = || fitness::clocks(rig, unix_ms?, clock::unix_ms());
             let Some(refused) = words.or_else(clocks) else {
+                let coordinators = self.stands.coordinators();
+                if coordinators.len() > 1 {
+                    // It is new: its outbox is empty.
+                    let _ = outbox.try_send(Outgoing::Tell(ToRig::Coordinators(coordinators)));
+                }
                 self.rigs.insert(session, outbox);
                 self.state.rig_came(session, rig, facts, running);
                 return;
@@ -33,6 +38,23 @@ impl Harbour {
         tracing::warn!(refused);
         // It is new: its outbox is empty.
         let _ = outbox.try_send(Outgoing::Close(refused));
+    }
+
+    /// A launcher speaks for its job from now on, unless another one was started after it.
+    pub(super) fn launcher_here(
+        &mut self,
+        name: String,
+        line: u64,
+        nth: Option<u64>,
+        outbox: mpsc::UnboundedSender<ToLauncher>,
+    ) {
+        if nth.is_some_and(|nth| !self.state.is_newest(&name, nth)) {
+            // It may have gone already.
+            let _ = outbox.send(ToLauncher::Superseded);
+            return;
+        }
+        self.lines.here(&name, line, outbox);
+        self.state.launcher_says(&name, FromLauncher::Here { name: name.clone() });
     }
 
     pub(super) fn member(&self, rig: &str, run: &str) -> Result<Member, String> {

@@ -149,6 +149,7 @@ impl Harbour {
             Inbound::LauncherHere { .. }
             | Inbound::LauncherSays { .. }
             | Inbound::LauncherGone { .. }
+            | Inbound::LauncherAway { .. }
             | Inbound::ProcessEnded { .. } => "launcher",
             Inbound::Ask { .. } | Inbound::Log { .. } => "person",
             Inbound::Enrol { .. }

@@ -22,7 +22,7 @@ impl Client {
         let json = serde_json::to_string(look).map_err(|error| self.misunderstood(&error))?;
         let mut client = RigsClient::new(self.channel.clone());
         let since = Instant::now();
-        let answer = timeout(ANSWER, client.look(Words { json })).await;
+        let answer = timeout(ANSWER, client.look(Words { json, term: 0 })).await;
         let words = told(&self.address, answer)?;
         let took = since.elapsed();
         let seen = serde_json::from_str(&words.json).map_err(|error| self.misunderstood(&error))?;

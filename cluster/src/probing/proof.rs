@@ -62,6 +62,8 @@ impl Cluster {
             directory: place.clone(),
             life: Duration::from_mins(10),
             limits: Limits::USUAL,
+            standing: None,
+            home: String::new(),
         };
         let store = Embedded::open(&place.join("store")).unwrap();
         let port = TcpListener::bind((HERE, 0)).unwrap();

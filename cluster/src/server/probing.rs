@@ -27,7 +27,7 @@ pub(super) fn look(rig: &str, address: IpAddr, asked: &str) -> Result<Words, Sta
 
 pub(super) fn written<T: serde::Serialize>(what: &T) -> Result<Words, Status> {
     let json = serde_json::to_string(what).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(Words { json })
+    Ok(Words { json, term: 0 })
 }
 
 /// Counts what comes, and keeps none of it.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use shoal_proto::wire::CHUNK_BYTES_MAX;
 use shoal_proto::wire::raw::rigs_server::Rigs;
 use shoal_proto::wire::raw::{
-    Chunk, FileWanted, NeighboursWanted, Papers, ProbeWanted, Probed, RenewRequest, Words,
+    Chunk, FileWanted, NeighboursWanted, Papers, ProbeWanted, Probed, RenewRequest, StandingTold,
+    StandingWanted, Words,
 };
 use shoal_trust::Identity;
 use tokio::io::AsyncReadExt;
@@ -72,18 +73,18 @@ impl Rigs for Attending {
         let rig = caller(&request)?.name.to_string();
         let session = SessionId(self.0.next_session());
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
-        let inbox = self.0.inbox.clone();
+        let (inbox, term) = (self.0.inbox.clone(), self.0.stands.term());
         let messages = request.into_inner();
         tokio::spawn(async move {
             let why = hear(messages, (session, rig), outbox, &inbox).await;
             // Fails when the harbour has ended, which needs no news then.
             let _ = inbox.send(Inbound::RigGone { session, why }).await;
         });
-        let outgoing = ReceiverStream::new(outgoing).map(|outgoing| match outgoing {
+        let outgoing = ReceiverStream::new(outgoing).map(move |outgoing| match outgoing {
             Outgoing::Tell(message) => {
                 let json = serde_json::to_string(&message);
                 let json = json.map_err(|error| Status::internal(error.to_string()))?;
-                Ok(Words { json })
+                Ok(Words { json, term })
             }
             Outgoing::Close(reason) => Err(Status::failed_precondition(reason)),
         });
@@ -119,6 +120,16 @@ impl Rigs for Attending {
         let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
         let address = peer.ok_or_else(|| Status::internal("a call without a connection"))?;
         probing::look(rig.as_str(), address, &request.into_inner().json).map(Response::new)
+    }
+
+    async fn standing(&self, _: Request<StandingWanted>) -> Result<Response<StandingTold>, Status> {
+        let stands = &self.0.stands;
+        Ok(Response::new(StandingTold {
+            stands: stands.is().number(),
+            term: stands.term(),
+            active: stands.elsewhere().unwrap_or_default(),
+            coordinators: stands.coordinators(),
+        }))
     }
 
     async fn neighbours(

@@ -104,6 +104,8 @@ impl Cluster {
             seats: BTreeMap::new(),
             stopping: false,
             shunned: BTreeSet::new(),
+            launches: known.map_or(0, |known| known.launches),
+            home: known.and_then(|known| known.home.clone()),
         };
         self.jobs.insert(name.clone(), record);
         self.changed.insert(Key::Job(name.clone()));

@@ -4,7 +4,7 @@ use shoal_plan::plan::WorkerId;
 
 use super::{
     Cluster, Effect, FromLauncher, JOBS_KEPT, JobName, JobPhase, Key, LaunchEnd, Opened, Post,
-    RunRecord, ToLauncher, ToRig,
+    REATTACH_MS, RunRecord, ToLauncher, ToRig,
 };
 
 /// A launcher that is lost is replaced so often within this time; then its job has failed.
@@ -16,6 +16,7 @@ impl Cluster {
     pub fn launcher_says(&mut self, name: &str, message: FromLauncher) {
         match message {
             FromLauncher::Here { .. } => drop(self.awaited_until_ms.remove(name)),
+            FromLauncher::Beat => {}
             FromLauncher::Open(opened) => self.opened(name, *opened),
             FromLauncher::Start { worker } => self.order(name, worker),
             FromLauncher::GivenUp { worker, why } => self.given_up(name, worker, &why),
@@ -143,12 +144,19 @@ impl Cluster {
         self.schedule();
     }
 
+    /// A launcher's line to another machine has ended: it has a while to come back.
+    pub fn launcher_away(&mut self, name: &str) {
+        if self.jobs.get(name).is_some_and(|job| job.phase.is_under_way()) {
+            self.awaited_until_ms.insert(name.to_owned(), self.now_ms + REATTACH_MS);
+        }
+    }
+
     /// Of those that were there before this process.
     pub(super) fn launchers_that_never_came(&mut self) {
         let now_ms = self.now_ms;
         let late = self.awaited_until_ms.iter().filter(|(_, until)| **until < now_ms);
         for name in late.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.launcher_lost(&name, "it did not come back after the coordinator's restart");
+            self.launcher_lost(&name, "it did not come back");
         }
     }
 

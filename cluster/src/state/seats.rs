@@ -43,7 +43,12 @@ impl Cluster {
             let settled = self.last_came_ms + SETTLE_MS <= self.now_ms;
             let job = &self.jobs[&name];
             let (min, most) = (job.job.workers.min.max(1) as usize, most(job) as usize);
-            let why = if free.len() < min {
+            let why = if let Some(home) = self.elsewhere(job) {
+                format!(
+                    "its checkpoints are on the machine of the coordinator at {home}, and spec.checkpoint.store has no \
+                     copy: it goes on when that one is active. `shoal forget {name}` and `apply` begin it anew"
+                )
+            } else if free.len() < min {
                 format!("it needs {min} free rigs and there are {}", free.len())
             } else if free.len() < most && !settled {
                 format!("more rigs than {} would help: waiting a moment for them", free.len())
@@ -62,6 +67,12 @@ impl Cluster {
         }
     }
 
+    /// The machine that has all that a job has reached, where that is not this one.
+    fn elsewhere<'a>(&self, job: &'a JobRecord) -> Option<&'a str> {
+        let home = job.home.as_deref().filter(|home| *home != self.here);
+        home.filter(|_| job.job.checkpoint.store.is_none())
+    }
+
     fn in_order(&self, which: impl Fn(&JobRecord) -> bool) -> Vec<JobName> {
         let mut names: Vec<_> = self.jobs.iter().filter(|(_, job)| which(job)).collect();
         names.sort_by_key(|(_, job)| job.order);
@@ -69,19 +80,26 @@ impl Cluster {
     }
 
     fn launch(&mut self, name: &str, rigs: Vec<RigName>) {
+        let here = self.here.clone();
         let Some(job) = self.change_job(name) else { return };
         job.seats = (0..).map(WorkerId).zip(rigs).collect();
         job.phase = JobPhase::Starting;
         job.why = None;
         job.shunned.clear();
-        let (most, first) = (most(job), job.seats.len() as u32);
-        self.effects.push(Effect::Launch { job: name.to_owned(), most, first });
+        job.launches += 1;
+        job.home = Some(here);
+        let (most, first, nth) = (most(job), job.seats.len() as u32, job.launches);
+        self.effects.push(Effect::Launch { job: name.to_owned(), most, first, nth });
     }
 
     /// Gives a rig the first seat of a run under way that nobody has. Whether there was one.
     fn take_a_seat(&mut self, name: &str, rig: &str) -> bool {
         let job = self.jobs.get(name).filter(|job| !job.stopping && !job.shunned.contains(rig));
-        let Some(job) = job else { return false };
+        // The text of a run is where its launcher is: only rigs that have it already can take part from elsewhere.
+        let Some(job) = job.filter(|job| job.home.as_ref().is_none_or(|home| *home == self.here))
+        else {
+            return false;
+        };
         let mut seats = (0..most(job)).map(WorkerId);
         let Some(worker) = seats.find(|seat| !job.seats.contains_key(seat)) else { return false };
         if let Some(job) = self.change_job(name) {

@@ -127,7 +127,7 @@ fn a_job_waits_for_rigs_settles_starts_and_gives_each_a_seat() {
     assert!(why(&harbour).contains("waiting a moment"), "{}", why(&harbour));
     harbour.live(SETTLE_MS / 1000 + 1, &[a, b]);
     let launched = harbour.take();
-    let launch = Effect::Launch { job: "a".into(), most: 4, first: 2 };
+    let launch = Effect::Launch { job: "a".into(), most: 4, first: 2, nth: 1 };
     assert!(launched.contains(&launch), "{launched:?}");
     assert_eq!(harbour.seats("a"), [(0, "a".into()), (1, "b".into())]);
     assert!(starts(&launched).is_empty(), "nobody starts before the run's coordinator listens");
@@ -378,4 +378,54 @@ fn a_coordinator_that_goes_lets_runs_stop_and_they_go_on_with_the_next() {
     harbour.wait(10_000);
     assert_eq!(harbour.phase("a"), JobPhase::Queued, "it waits for the next process");
     assert!(!harbour.take().iter().any(|effect| matches!(effect, Effect::Launch { .. })));
+}
+
+#[test]
+fn a_run_is_taken_over_and_only_its_newest_launcher_counts() {
+    let mut first = Harbour::new();
+    first.cluster.is_at("a:1");
+    first.comes("a");
+    first.apply(job("a", 1, 1));
+    first.opens("a");
+    let nth = first.cluster.job("a").unwrap().launches;
+    let record = serde_json::from_slice(&first.cluster.value(&Key::Job("a".into())).unwrap());
+    let known = Known {
+        jobs: [("a".to_owned(), record.unwrap())].into(),
+        rigs: [("a".to_owned(), RigRecord::default())].into(),
+        ..Known::default()
+    };
+    let mut after = Harbour { cluster: Cluster::new(known), ..Harbour::new() };
+    after.cluster.is_at("b:2");
+    assert!(after.cluster.is_newest("a", nth) && !after.cluster.is_newest("a", nth - 1));
+    after.cluster.launcher_says("a", FromLauncher::Here { name: "a".into() });
+    after.wait(60_000);
+    assert_eq!(after.phase("a"), JobPhase::Running, "its launcher is there");
+    // It is gone, and what it had reached is on its machine alone.
+    after.cluster.launcher_away("a");
+    let rig = after.comes("a");
+    after.live(20, &[rig]);
+    assert_eq!(after.phase("a"), JobPhase::Queued);
+    let why = after.cluster.job("a").unwrap().why.clone().unwrap();
+    assert!(why.contains("on the machine of the coordinator at a:1"), "{why}");
+    after.take();
+    // With a copy elsewhere another launcher goes on, and the one before counts no more.
+    after.cluster.change_job("a").unwrap().job.checkpoint.store = Some("s3://copies".into());
+    after.live(1, &[rig]);
+    let launched = after.take();
+    let launch = Effect::Launch { job: "a".into(), most: 1, first: 1, nth: nth + 1 };
+    assert!(launched.contains(&launch), "{launched:?}");
+    assert!(!after.cluster.is_newest("a", nth) && after.cluster.is_newest("a", nth + 1));
+}
+
+#[test]
+fn a_launcher_that_comes_back_in_time_was_not_lost() {
+    let mut harbour = Harbour::new();
+    let rig = harbour.comes("a");
+    harbour.apply(job("a", 1, 1));
+    harbour.opens("a");
+    harbour.cluster.launcher_away("a");
+    harbour.live(8, &[rig]);
+    harbour.cluster.launcher_says("a", FromLauncher::Here { name: "a".into() });
+    harbour.live(30, &[rig]);
+    assert_eq!(harbour.phase("a"), JobPhase::Running);
 }

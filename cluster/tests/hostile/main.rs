@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use shoal_cluster::probing::words::Look;
 use shoal_cluster::store::Embedded;
+use shoal_cluster::store::remote::Standing;
 use shoal_cluster::words::{Answer, Ask, Facts, FromRig, RigIs, VERSION};
 use shoal_cluster::{
     Attending, Client, ClientError, Ended, Launch, Launchers, Limits, Running, STORE, Settings,
@@ -16,11 +17,14 @@ use shoal_cluster::{
 };
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 
+use tokio::sync::watch;
+
 mod floods;
 mod frames;
 mod join;
 mod members;
 mod metrics;
+mod terms;
 
 /// No job is applied here.
 struct Nobody;
@@ -40,6 +44,11 @@ struct Served {
 
 impl Served {
     fn new() -> Self {
+        Self::standing(None)
+    }
+
+    /// One of several coordinators.
+    fn standing(standing: Option<watch::Receiver<Standing>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create(&"tests".parse().unwrap(), SystemTime::now()).unwrap();
         authority.save(&directory.path().join("authority")).unwrap();
@@ -49,6 +58,8 @@ impl Served {
             directory: directory.path().to_path_buf(),
             life: Duration::from_hours(1),
             limits: Limits::USUAL,
+            standing,
+            home: String::new(),
         };
         let store = Box::new(Embedded::open(&directory.path().join(STORE)).unwrap());
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shoal_plan::plan::RunId;
@@ -19,16 +21,35 @@ use tonic::transport::{Channel, Endpoint};
 pub enum Gate {
     /// Refused unless it is this machine: nothing leaves it without TLS.
     Here(SocketAddr),
-    /// `HOST:PORT` of a cluster's door, and where this rig's certificate lies. It is read for every connection,
+    /// `HOST:PORT` of each door of a cluster, of which one is active, and where this rig's certificate lies. It is read for every connection,
     /// so that a renewed one takes effect.
-    Cluster { address: String, credentials: PathBuf },
+    Cluster { doors: Doors, credentials: PathBuf },
+}
+
+/// Addresses, of which the next is tried when one does not do.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    addresses: Vec<String>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Doors {
+    /// `HOST:PORT[,HOST:PORT...]`
+    pub fn new(addresses: &str) -> Self {
+        let addresses = addresses.split(',').map(str::to_owned).collect();
+        Self { addresses, next: Arc::default() }
+    }
+
+    fn next(&self) -> &str {
+        &self.addresses[self.next.fetch_add(1, Ordering::Relaxed) % self.addresses.len()]
+    }
 }
 
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Here(address) => write!(f, "{address}"),
-            Self::Cluster { address, .. } => f.write_str(address),
+            Self::Cluster { doors, .. } => f.write_str(&doors.addresses.join(",")),
         }
     }
 }
@@ -53,7 +74,9 @@ impl Gate {
                 let endpoint = settle(endpoint.expect("an address makes a URI"));
                 endpoint.connect().await.map_err(|error| error.to_string())
             }
-            Self::Cluster { address, credentials } => {
+            Self::Cluster { doors, credentials } => {
+                // A standby lets no call through: the next attempt goes to the next one.
+                let address = doors.next();
                 let credentials =
                     Credentials::open(credentials).map_err(|error| error.to_string())?;
                 let config = credentials.client().map_err(|error| error.to_string())?;

@@ -16,6 +16,7 @@ use shoal_cluster::Client;
 use shoal_cluster::probing::reaching::Trusting;
 use shoal_cluster::probing::words::Look;
 use shoal_cluster::probing::{address, neighbour, reaching};
+use shoal_cluster::relaying::Relay;
 use shoal_cluster::words::VERSION;
 use shoal_trust::Credentials;
 
@@ -153,7 +154,7 @@ async fn met(
     };
     // The rig's own agent may not run: others dial this process back.
     let certificate = papers.directory.join(crate::rig::CERTIFICATE);
-    let back = neighbour::listen(here, 0, &certificate);
+    let back = neighbour::listen(here, 0, &certificate, Relay::default());
     let place = back.as_ref().ok().map(|back| (here, back.port));
     let mut peers = Vec::new();
     for whom in neighbours {

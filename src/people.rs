@@ -297,7 +297,12 @@ fn rig_row(rig: &RigStatus) -> [String; 7] {
     let cordoned = if rig.cordoned { ", cordoned" } else { "" };
     let does = match (&rig.job, &rig.worker) {
         (Some(job), Some(worker)) => format!("{job}/{worker}"),
+        _ if facts.relay_only => "only relays".to_owned(),
         _ => String::new(),
+    };
+    let does = match rig.relays {
+        0 => does,
+        n => format!("{does}{}relays {n}", if does.is_empty() { "" } else { ", " }),
     };
     let gpus: Vec<String> = facts
         .gpus

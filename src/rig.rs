@@ -4,6 +4,7 @@
 pub(crate) mod facts;
 mod posts;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shoal_cluster::probing::neighbour;
+use shoal_cluster::probing::words::Neighbour;
+use shoal_cluster::relaying::Relay;
 use shoal_cluster::words::{Facts, FromRig, ToRig, VERSION};
 use shoal_cluster::{Attending, Client, ClientError};
 use shoal_plan::device::DeviceChoice;
@@ -73,6 +76,8 @@ pub(crate) struct Rig {
     pub(crate) threads: u32,
     pub(crate) devices: DeviceChoice,
     pub(crate) yield_to: Vec<String>,
+    relay: Relay,
+    relay_only: bool,
     pub(crate) log_format: cli::LogFormat,
 }
 
@@ -133,6 +138,8 @@ async fn joined(args: &cli::Join, directory: PathBuf) -> Result<Rig, Stopped> {
         threads: args.threads,
         devices: args.devices.clone(),
         yield_to: args.yield_to.clone(),
+        relay: Relay::default(),
+        relay_only: args.relay_only,
         log_format: args.log_format,
     })
 }
@@ -220,7 +227,8 @@ impl Rig {
     /// Where other rigs may measure the way to this one. Without it, it trains all the same.
     fn probes(&self) -> Option<neighbour::Listening> {
         let port = if self.first_port == 0 { 0 } else { self.first_port.saturating_add(2) };
-        let opened = neighbour::listen(self.reached_at(), port, &self.certificate);
+        let opened =
+            neighbour::listen(self.reached_at(), port, &self.certificate, self.relay.clone());
         opened.inspect_err(|error| tracing::warn!(%error, "no port can be opened for probes")).ok()
     }
 
@@ -238,6 +246,7 @@ impl Rig {
             version: VERSION,
             facts: Facts {
                 probe_port,
+                relay_only: self.relay_only,
                 ..facts::here((&self.directory, &self.devices), Some(self.reached_at()))
             },
             running: posts.running(),
@@ -382,7 +391,25 @@ impl Rig {
             ToRig::Kill { post } => posts.kill(&post),
             ToRig::Over { run } => posts.over(&run),
             ToRig::Metrics { ask } => posts.tell_metrics(ask),
+            ToRig::Try { neighbours } => self.try_all(neighbours, posts),
+            ToRig::Relay { served } => {
+                let pairs: usize = served.values().map(BTreeSet::len).sum();
+                if pairs > 0 {
+                    note(&format!("relaying between {pairs} pairs of rigs"));
+                }
+                self.relay.serve(served);
+            }
         }
+    }
+
+    /// Beside everything else; what comes of it is told.
+    fn try_all(&self, neighbours: Vec<Neighbour>, posts: &Posts) {
+        let (certificate, tell) = (self.certificate.clone(), posts.teller());
+        tokio::spawn(async move {
+            let trials = neighbour::try_all(neighbours, &certificate).await;
+            // Fails when this rig ends.
+            let _ = tell.send(Told::Word(FromRig::Tried { trials })).await;
+        });
     }
 
     /// Gets a new certificate, if it is time.

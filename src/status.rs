@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use shoal_coordinator::control::{RunPhase, Status, WorkerStatus};
+use shoal_coordinator::control::{DIRECT, RunPhase, Status, WayStatus, WorkerStatus};
 
 use crate::cli;
 use crate::control::{Run, Unanswered};
@@ -88,10 +88,38 @@ fn live(run: &Path, status: &Status) -> String {
         n => format!(", of the coordinator {n}"),
     };
     rows.push(row("recoveries", format!("{}{restarts}", status.recoveries)));
+    if !status.ways.is_empty() {
+        rows.push(row("data", direct(&status.ways)));
+    }
     let head_of_workers = ["worker", "state", "cells", "heard", "pace", "notes"].map(str::to_owned);
     let workers = status.workers.iter().map(worker);
     let workers = std::iter::once(head_of_workers.to_vec()).chain(workers);
-    format!("{head}\n{}\n{}", table(&rows), table(&workers.collect::<Vec<_>>()))
+    let mut text = format!("{head}\n{}\n{}", table(&rows), table(&workers.collect::<Vec<_>>()));
+    let others = others(&status.ways);
+    if others.len() > 1 {
+        let _ = write!(text, "\n{}", table(&others));
+    }
+    text
+}
+
+/// How many pairs dial as usual.
+fn direct(ways: &[WayStatus]) -> String {
+    let direct = ways.iter().filter(|way| way.way == DIRECT).count();
+    if direct == ways.len() {
+        return "direct between all workers".to_owned();
+    }
+    format!("direct between {direct} of {} pairs", ways.len())
+}
+
+/// The pairs that do not.
+fn others(ways: &[WayStatus]) -> Vec<Vec<String>> {
+    let other = |way: &WayStatus| {
+        let WayStatus { workers: (a, b), way } = way;
+        vec![format!("{a} and {b}"), harmless(way.as_bytes())]
+    };
+    let head = vec!["pair".to_owned(), "data goes".to_owned()];
+    let others = ways.iter().filter(|way| way.way != DIRECT).map(other);
+    std::iter::once(head).chain(others).collect()
 }
 
 fn worker(worker: &WorkerStatus) -> Vec<String> {
@@ -167,7 +195,25 @@ mod tests {
             workers: vec![one(0, WorkerIs::Training, &[0, 1]), yields],
             grid: None,
             routers: Vec::new(),
+            ways: Vec::new(),
         }
+    }
+
+    #[test]
+    fn ways_that_are_not_direct_are_listed() {
+        let way = |a, b, way: &str| WayStatus {
+            workers: (WorkerId(a), WorkerId(b)),
+            way: way.to_owned(),
+        };
+        let mut status = training();
+        status.ways = vec![way(0, 1, DIRECT), way(0, 2, DIRECT)];
+        let text = live(Path::new("a"), &status);
+        assert!(text.contains("  data        direct between all workers\n"), "{text}");
+        status.ways[1].way = "from rig-b".to_owned();
+        let text = live(Path::new("a"), &status);
+        assert!(text.contains("  data        direct between 1 of 2 pairs\n"), "{text}");
+        let list = "  pair                   data goes\n  worker-0 and worker-2  from rig-b\n";
+        assert!(text.ends_with(list), "{text}");
     }
 
     #[test]

@@ -112,6 +112,7 @@ pub(crate) fn resume(args: &cli::Resume) -> Result<(), Stopped> {
 }
 
 fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
+    let ends_at_once = order == Order::Stop { now: true };
     match run.ask(&Ask::Order(order)) {
         Ok(Answer::Accepted(what)) => {
             note(&harmless(what.as_bytes()));
@@ -120,7 +121,7 @@ fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
         Ok(Answer::Refused(why)) => Err(Stopped::Refused(harmless(why.as_bytes()))),
         Ok(Answer::Status(_)) => Err(Stopped::Refused("the run answers another question".into())),
         // It was there a moment ago: an order to end at once leaves no time for an answer.
-        Err(Unanswered::Nobody) if order == (Order::Stop { now: true }) => Ok(()),
+        Err(Unanswered::Nobody) if ends_at_once => Ok(()),
         Err(unanswered) => Err(unanswered.stops(directory)),
     }
 }

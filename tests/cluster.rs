@@ -13,6 +13,8 @@ mod harbour;
 mod metrics;
 #[path = "processes/network.rs"]
 mod network;
+#[path = "cluster/relays.rs"]
+mod relays;
 #[path = "cluster/secrets.rs"]
 mod secrets;
 

@@ -19,7 +19,7 @@ use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_plan::routing::Routing;
 use shoal_plan::schedule::Schedule;
-use shoal_worker::comm::{Membership, Mesh, Timeouts};
+use shoal_worker::comm::{Membership, Mesh, Timeouts, Ways};
 use shoal_worker::engine::{Cell, Inputs};
 
 const STEPS: u64 = 20;
@@ -128,6 +128,7 @@ fn train(job: &Job, run_dir: &Path, n_workers: u32) -> Run {
                 hosts: plan.hosts.clone(),
                 peers: peers.clone(),
                 trust: None,
+                ways: Ways::default(),
             };
             let (cells, inputs) = (plan.cells_of(*me), Arc::clone(&inputs));
             thread::spawn(move || host(membership, listener, &cells, &inputs))

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use shoal_coordinator::timed::{Late, Pass, Timed};
-use shoal_trust::Identity;
+use shoal_proto::relay;
+use shoal_trust::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -20,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::launchers::calling::PROTOCOL;
+use crate::launchers::calling;
+use crate::relaying::{Relay, watch_over};
 
 mod places;
 
@@ -72,6 +74,10 @@ pub(crate) struct Secured {
 }
 
 impl Secured {
+    fn wants_a_relay(&self) -> bool {
+        self.stream.get_ref().1.alpn_protocol() == Some(relay::PROTOCOL)
+    }
+
     pub(crate) fn identity(&self) -> Option<&Identity> {
         self.peer.identity()
     }
@@ -84,7 +90,7 @@ impl Secured {
 
     /// Whether no HTTP/2 is to be spoken.
     fn is_launchers(&self) -> bool {
-        self.stream.get_ref().1.alpn_protocol() == Some(PROTOCOL)
+        self.stream.get_ref().1.alpn_protocol() == Some(calling::PROTOCOL)
     }
 }
 
@@ -131,7 +137,7 @@ pub(crate) type Tls = Arc<RwLock<Arc<ServerConfig>>>;
 pub(crate) async fn accept(
     listener: TcpListener,
     (limits, places): (Limits, Places),
-    tls: Tls,
+    (tls, relay): (Tls, Relay),
     (accepted, called): (mpsc::Sender<io::Result<Secured>>, mpsc::Sender<Secured>),
 ) {
     loop {
@@ -148,16 +154,32 @@ pub(crate) async fn accept(
             tracing::warn!(%address, "a stranger too many was turned away");
             continue;
         };
-        let (tls, accepted, called) = (Arc::clone(&tls), accepted.clone(), called.clone());
+        let (tls, relay) = (Arc::clone(&tls), relay.clone());
+        let (accepted, called) = (accepted.clone(), called.clone());
         tokio::spawn(async move {
             match timeout(limits.patience, secure(stream, address, place, limits, &tls)).await {
                 Ok(Ok(secured)) if secured.is_launchers() => drop(called.send(secured).await),
+                Ok(Ok(secured)) if secured.wants_a_relay() => {
+                    if let Err(error) = relayed(secured, &relay).await {
+                        tracing::info!(%address, %error, "a relayed connection ended early");
+                    }
+                }
                 Ok(Ok(secured)) => drop(accepted.send(Ok(secured)).await),
                 Ok(Err(error)) => tracing::info!(%address, %error, "a connection was refused"),
                 Err(_) => tracing::info!(%address, "a handshake took too long"),
             }
         });
     }
+}
+
+/// As a call of a member: among its connections, in its turn, and over when it is expelled.
+async fn relayed(secured: Secured, relay: &Relay) -> io::Result<()> {
+    let Secured { stream, peer } = secured;
+    let rig = peer.identity().filter(|identity| identity.role == Role::Worker);
+    let rig = rig.ok_or_else(|| io::Error::other("only rigs are relayed"))?;
+    sleep(peer.admit().map_err(io::Error::other)?).await;
+    watch_over(stream.get_ref().0.stream())?;
+    relay.attend(stream, &rig.name).await
 }
 
 async fn secure(

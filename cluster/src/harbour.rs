@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use shoal_coordinator::control::Meeting;
 use shoal_plan::job::Job;
-use shoal_plan::plan::WorkerId;
+use shoal_plan::plan::{RunId, WorkerId};
 use shoal_trust::{Authority, Identity, Name};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +20,7 @@ use crate::door::{Limits, Places, Tls};
 use crate::launchers::{self, Launchers, Lines};
 use crate::metrics::Metrics;
 use crate::probing::words::Neighbour;
+use crate::relaying::Relay;
 use crate::server;
 use crate::standing::Stands;
 use crate::state::{Cluster, Effect, Key, SessionId};
@@ -29,6 +31,7 @@ use crate::words::{Answer, Ask, FromLauncher, FromRig, Manifest, ToLauncher, ToR
 
 mod asking;
 mod effects;
+mod hearing;
 mod logs;
 mod papers;
 mod rigs;
@@ -211,6 +214,13 @@ pub(crate) enum Inbound {
         how: String,
     },
     Look(Look),
+    /// A run's coordinator was told how its rigs come together: whether it took it.
+    Met {
+        name: String,
+        run: RunId,
+        meetings: Vec<Meeting>,
+        taken: bool,
+    },
     /// Answered by the loop, which is what makes it a sign of life.
     Alive {
         reply: oneshot::Sender<()>,
@@ -248,12 +258,12 @@ pub fn serve(
     let own = papers::own(&settings, &denied)?;
     let tls: Tls = Arc::new(RwLock::new(own.config));
     let (inbox, inbound) = mpsc::channel(INBOX);
-    let places = Places::new(settings.limits);
+    let (places, relay) = (Places::new(settings.limits), Relay::default());
     let metrics = Metrics::new(&settings.cluster.to_string())?;
     let serving = server::serve(
         listener,
         (settings.limits, places.clone()),
-        Arc::clone(&tls),
+        (Arc::clone(&tls), relay.clone()),
         (Arc::clone(&denied), stands.clone()),
         (inbox.clone(), metrics.calls_refused.clone()),
     );
@@ -269,6 +279,7 @@ pub fn serve(
         tls,
         denied,
         places,
+        relay,
         inbox: inbox.clone(),
         started: Instant::now(),
         rigs: BTreeMap::new(),
@@ -339,6 +350,8 @@ struct Harbour {
     own_due: std::time::SystemTime,
     denied: server::Denied,
     places: Places,
+    /// For pairs of rigs that know no other.
+    relay: Relay,
     inbox: mpsc::Sender<Inbound>,
     started: Instant,
     rigs: BTreeMap<SessionId, mpsc::Sender<Outgoing>>,
@@ -385,77 +398,6 @@ impl Harbour {
         for _ in 1..TOGETHER {
             let Ok(message) = inbound.try_recv() else { return };
             self.hear(message);
-        }
-    }
-
-    fn hear(&mut self, message: Inbound) {
-        self.count(&message);
-        match message {
-            Inbound::RigCame { session, rig, first, outbox } => {
-                self.rig_came(session, &rig, first, outbox);
-            }
-            Inbound::RigSays { session, message } => {
-                self.pass_by(session, &message);
-                self.state.rig_says(session, message);
-            }
-            Inbound::RigGone { session, why } => {
-                self.rigs.remove(&session);
-                self.metrics_never_come(session);
-                self.state.rig_gone(session, &why);
-            }
-            Inbound::Enrol { stranger, reply } => {
-                let enrolled = self.enrol(stranger);
-                let _ = reply.send(self.once_written(enrolled));
-            }
-            Inbound::Renew { identity, request_pem, reply } => {
-                let signed = self.sign(&identity, &request_pem);
-                let _ = reply.send(self.once_written(signed));
-            }
-            Inbound::File { rig, run, name, reply } => {
-                let _ = reply.send(self.file(&rig, &run, &name));
-            }
-            Inbound::Neighbours { rig, reply } => {
-                let _ = reply.send(self.state.neighbours(&rig));
-            }
-            Inbound::Member { rig, run, reply } => {
-                let _ = reply.send(self.member(&rig, &run));
-            }
-            Inbound::Ask { ask, reply } => self.ask(ask, reply),
-            Inbound::Apply { applied, job, reply } => self.applied(applied, *job, reply),
-            Inbound::Log { job, log, reply } => {
-                let _ = reply.send(self.log_of(&job, &log));
-            }
-            Inbound::LauncherHere { name, line, nth, outbox } => {
-                self.launcher_here(name, line, nth, outbox);
-            }
-            Inbound::LauncherSays { name, line, message } => {
-                if self.lines.speaks(&name, line) {
-                    self.state.launcher_says(&name, message);
-                }
-            }
-            Inbound::LauncherGone { name, line } => {
-                if self.lines.gone(&name, line) {
-                    self.state.launcher_lost(&name, "its line ended");
-                }
-            }
-            Inbound::LauncherAway { name, line } => {
-                if self.lines.away(&name, line) {
-                    self.state.launcher_away(&name);
-                }
-            }
-            Inbound::ProcessEnded { name, launch, how } => {
-                if self.lines.ended(&name, launch) {
-                    self.state.launcher_lost(&name, &how);
-                }
-            }
-            Inbound::Look(look) => self.look(look),
-            Inbound::Alive { reply } => {
-                let _ = reply.send(());
-            }
-            Inbound::Rest { reply } => {
-                self.state.rest();
-                self.resting.push(reply);
-            }
         }
     }
 

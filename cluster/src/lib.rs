@@ -17,6 +17,7 @@ mod launchers;
 mod metrics;
 pub mod probing;
 mod quota;
+pub mod relaying;
 mod roles;
 mod server;
 mod standing;

@@ -26,6 +26,7 @@ use tower_service::Service;
 use crate::door::{self, Limits, Peer, Places, Tls};
 use crate::harbour::Inbound;
 use crate::launchers::calling;
+use crate::relaying::Relay;
 use crate::roles;
 use crate::standing::Stands;
 
@@ -77,14 +78,14 @@ impl Rim {
 pub(crate) async fn serve(
     listener: TcpListener,
     door: (Limits, Places),
-    tls: Tls,
+    (tls, relay): (Tls, Relay),
     (denied, stands): (Denied, Stands),
     (inbox, refused): (mpsc::Sender<Inbound>, IntCounter),
 ) {
     let rim = Rim::new(inbox.clone(), stands.clone());
     let (accepted_sender, accepted) = mpsc::channel(1);
     let (called_sender, called) = mpsc::channel(16);
-    let accepting = door::accept(listener, door, tls, (accepted_sender, called_sender));
+    let accepting = door::accept(listener, door, (tls, relay), (accepted_sender, called_sender));
     let launchers = calling::accept(called, stands.clone(), inbox);
     let enrolment = EnrolmentServer::new(enrolment::Enrolling::new(rim.clone()))
         .max_decoding_message_size(16 << 10)

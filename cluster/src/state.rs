@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use shoal_coordinator::control::Meeting;
 use shoal_plan::job::Job;
 use shoal_plan::plan::{RunId, WorkerId};
 
+use crate::relaying::Served;
 use crate::words::{
     DataFile, Facts, FromLauncher, FromRig, JobPhase, LaunchEnd, Manifest, Opened, Order, Post,
     ToLauncher, ToRig,
@@ -19,11 +21,15 @@ use crate::words::{
 mod asked;
 mod figures;
 mod launchers;
+mod meetings;
 mod neighbours;
+mod reach;
+mod relays;
 mod seats;
 mod tokens;
 
 pub use figures::RigFigures;
+use reach::Reach;
 pub use tokens::TokenRecord;
 
 /// A rig that is silent for so long is away.
@@ -81,6 +87,12 @@ pub struct JobRecord {
     /// The coordinator on whose machine its run's directory is.
     #[serde(default)]
     pub home: Option<String>,
+    /// How those with a seat come together, where not both of a pair can dial the other.
+    #[serde(default)]
+    pub meetings: Vec<Meeting>,
+    /// Rigs that are relays of the run, or were: they hear when it is over.
+    #[serde(default)]
+    pub relays: BTreeSet<RigName>,
 }
 
 /// A run under way.
@@ -120,6 +132,14 @@ pub enum Effect {
         job: JobName,
         message: ToLauncher,
     },
+    /// A run's coordinator is to be told how its rigs come together.
+    Meet {
+        job: JobName,
+        run: RunId,
+        meetings: Vec<Meeting>,
+    },
+    /// The pairs of rigs that the door relays from now on.
+    Relay(Served),
     Note(String),
 }
 
@@ -164,6 +184,17 @@ pub struct Cluster {
     launchers_lost_ms: BTreeMap<JobName, Vec<u64>>,
     /// Where this coordinator is reached; nothing where there is only one.
     here: String,
+    reach: Reach,
+    /// When ways that were closed are tried again.
+    try_again_ms: u64,
+    /// What each run knows of how its rigs come together, until when an answer to it is awaited, and which workers
+    /// start when it is known.
+    told: BTreeMap<JobName, (RunId, Vec<Meeting>)>,
+    telling_until_ms: BTreeMap<JobName, u64>,
+    starts: BTreeSet<(JobName, WorkerId)>,
+    /// What each relay that is here was told to serve, and the door.
+    relays_told: BTreeMap<RigName, Served>,
+    door_told: Served,
     now_ms: u64,
     effects: Vec<Effect>,
     changed: BTreeSet<Key>,
@@ -220,7 +251,9 @@ impl Cluster {
         }
         self.launchers_that_never_came();
         self.give_away();
+        self.try_again();
         self.schedule();
+        self.settle_meetings();
     }
 
     /// A rig, proven by its certificate, has said its hello.
@@ -243,6 +276,9 @@ impl Cluster {
         };
         self.sessions.insert(session, state);
         self.effects.push(Effect::Note(format!("rig {rig} is here")));
+        self.reach.forget(rig);
+        self.relays_told.remove(rig);
+        self.try_newcomer(rig);
         self.set_right(session);
         self.schedule();
     }
@@ -272,6 +308,7 @@ impl Cluster {
             }
             FromRig::NotStarted { post, why } => self.not_started(&name, &post, why),
             FromRig::Log { .. } | FromRig::Metrics { .. } => {}
+            FromRig::Tried { trials } => self.tried(&name, &trials),
             FromRig::Leaving { reason } => {
                 rig.leaving = true;
                 let posts: Vec<Post> = rig.running.iter().cloned().collect();
@@ -288,6 +325,7 @@ impl Cluster {
         let Some(gone) = self.sessions.remove(&session) else { return };
         self.effects.push(Effect::Note(format!("rig {} is away: {why}", gone.rig)));
         self.away_since_ms.insert(gone.rig.clone(), self.now_ms);
+        self.settle_meetings();
         if gone.leaving {
             // It said so: nobody waits for it.
             self.vacate(&gone.rig, "its rig has left");

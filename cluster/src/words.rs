@@ -13,6 +13,9 @@ use shoal_coordinator::control;
 use shoal_plan::job::Job;
 use shoal_plan::plan::{RunId, WorkerId};
 
+use crate::probing::words::{Neighbour, Trial};
+use crate::relaying::Served;
+
 /// Of these words. Another one's are not understood.
 pub const VERSION: u32 = 1;
 
@@ -135,6 +138,9 @@ pub struct RigStatus {
     pub job: Option<String>,
     pub worker: Option<WorkerId>,
     pub cordoned: bool,
+    /// Pairs of rigs between which it passes bytes on.
+    #[serde(default)]
+    pub relays: u32,
     pub heard_seconds_ago: Option<f64>,
 }
 
@@ -195,6 +201,9 @@ pub struct Facts {
     /// Where they may see how fast.
     #[serde(default)]
     pub probe_port: Option<u16>,
+    /// It takes no seat: it only relays.
+    #[serde(default)]
+    pub relay_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +269,10 @@ pub enum FromRig {
     Leaving {
         reason: String,
     },
+    /// Whom it reaches of those that it was to try.
+    Tried {
+        trials: Vec<Trial>,
+    },
 }
 
 /// To a rig.
@@ -278,6 +291,10 @@ pub enum ToRig {
     Over { run: RunId },
     /// It is to say what its worker tells Prometheus.
     Metrics { ask: u64 },
+    /// Whom of these does it reach?
+    Try { neighbours: Vec<Neighbour> },
+    /// The pairs of rigs that it relays from now on, by run, in the place of what was said before.
+    Relay { served: Served },
 }
 
 /// What a rig is to start.

@@ -5,6 +5,7 @@
 //! answer asks again.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_plan::grid::Grid;
@@ -20,7 +21,7 @@ pub enum Ask {
 }
 
 /// What changes the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
     /// A worker is to hand over its cells at the end of a step and go for good.
@@ -38,7 +39,44 @@ pub enum Order {
     Pause,
     /// Go on.
     Resume,
+    /// Of a cluster's coordinator: how the run's rigs come together, in the place of what was said before. Counts from
+    /// the next plan on.
+    Meet(Vec<Meeting>),
 }
+
+/// How two rigs come together of which not both can dial the other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meeting {
+    /// By name, in order.
+    pub rigs: (String, String),
+    pub way: Way,
+}
+
+/// The way between two rigs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Way {
+    /// Only this one of the two can dial the other.
+    From(String),
+    /// Neither can: both dial this rig, which passes bytes on.
+    Through { rig: String, at: SocketAddr },
+    /// Neither can: both dial the cluster's door, which passes bytes on.
+    ThroughCoordinator,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(rig) => write!(f, "from {rig}"),
+            Self::Through { rig, .. } => write!(f, "through {rig}"),
+            Self::ThroughCoordinator => f.write_str("through the coordinator"),
+        }
+    }
+}
+
+/// The most that are said of one run: what is not listed is taken for a pair of which both can dial.
+pub const MEETINGS_MAX: usize = 500;
 
 /// To one question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +124,19 @@ pub struct Status {
     /// How even the experts' load was in the newest trained step, by layer.
     #[serde(default)]
     pub routers: Vec<Routing>,
+    /// How each two of the rigs that are here come together; none where workers are on one machine.
+    pub ways: Vec<WayStatus>,
+}
+
+/// The way between workers of which both can dial the other.
+pub const DIRECT: &str = "direct";
+
+/// How two workers exchange data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayStatus {
+    pub workers: (WorkerId, WorkerId),
+    /// `DIRECT`, or as `Way` is said.
+    pub way: String,
 }
 
 /// How far a run is.

@@ -19,7 +19,7 @@ use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
 use shoal_proto::{Assign, FromWorker, ToWorker};
 
-use crate::control::Order;
+use crate::control::{Meeting, Order};
 use crate::ledger::LedgerRow;
 use crate::news::{Cause, News};
 use crate::settings::Settings;
@@ -51,6 +51,7 @@ mod ignored;
 mod in_a_row;
 mod joining;
 mod losing;
+mod meeting;
 mod member;
 mod ordered;
 mod parts;
@@ -229,6 +230,8 @@ pub struct State {
     link_broke: InARow,
     /// Workers that cannot reach each other.
     apart: Apart,
+    /// Of pairs of rigs of which not both can dial the other.
+    meetings: Vec<Meeting>,
     /// When the first host was at the edge.
     edge_ms: Option<u64>,
     stragglers: Stragglers,
@@ -275,6 +278,7 @@ impl State {
             loss: None,
             link_broke: InARow::default(),
             apart: Apart::default(),
+            meetings: Vec::new(),
             edge_ms: None,
             stragglers: Stragglers::default(),
             tempo: Tempo::default(),

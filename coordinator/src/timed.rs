@@ -75,6 +75,10 @@ impl<L: Late> Timed<L> {
         Self { stream, pass: Pass::default(), deadline: Box::pin(sleep(patience)), late }
     }
 
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     pub fn pass(&self) -> Pass {
         self.pass.clone()
     }

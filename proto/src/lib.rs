@@ -10,11 +10,14 @@
 
 mod files;
 mod message;
+pub mod relay;
 mod secret;
 pub mod wire;
 
 pub use files::{Deposit, DepositPiece, Withdrawal};
-pub use message::{Assign, FailureKind, FromWorker, Hello, Resuming, Source, ToWorker};
+pub use message::{
+    Assign, FailureKind, FromWorker, Hello, Meeting, Resuming, Source, ToWorker, Way,
+};
 pub use secret::{Secret, SecretError};
 pub use shoal_trust::Name;
 pub use wire::WireError;

@@ -239,6 +239,29 @@ pub struct Assign {
     pub sources: Vec<Source>,
     /// The name in the certificate of every worker in `vaults`; none where nobody has a certificate.
     pub names: BTreeMap<WorkerId, Name>,
+    /// Of the pairs of workers of which not both can dial the other; each pair once. Of any other pair whoever has
+    /// the higher id dials.
+    pub meetings: Vec<Meeting>,
+}
+
+/// How two workers come together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meeting {
+    /// The lower id first.
+    pub ends: (WorkerId, WorkerId),
+    pub way: Way,
+}
+
+/// The way of a pair of which not both can dial the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Only this one of the two can dial the other.
+    From(WorkerId),
+    /// Neither can: both dial this relay.
+    Through { rig: String, at: SocketAddr },
+    /// Neither can: both dial the cluster's door.
+    ThroughDoor,
 }
 
 /// A snapshot in some worker's memory.

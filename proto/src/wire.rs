@@ -15,6 +15,7 @@ use shoal_trust::TrustError;
 use crate::message::{FailureKind, FromWorker, Hello, Resuming};
 
 mod files;
+mod meetings;
 mod members;
 mod reports;
 mod to_worker;
@@ -52,8 +53,8 @@ pub const FROM_WORKER_BYTES_MAX: usize = 256 << 10;
 /// The largest message the coordinator may send. A plan of 1,000 cells has about 100 KiB.
 pub const TO_WORKER_BYTES_MAX: usize = 4 << 20;
 
-/// The largest question of whoever looks after a run. The longest that means anything has some 60 bytes.
-pub const QUESTION_BYTES_MAX: usize = 1 << 10;
+/// The largest question of whoever looks after a run. How a pair of rigs comes together has some 300 bytes at most.
+pub const QUESTION_BYTES_MAX: usize = 256 << 10;
 
 /// The largest answer. What is said of one worker of a hundred cells has about 1 KiB.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;

@@ -138,6 +138,9 @@ pub(crate) struct Join {
     /// The first of three ports on which other rigs reach this one (data, snapshots, probes); 0: any free ones
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub first_port: u16,
+    /// Take no seat in a job: only pass bytes on between rigs that cannot reach each other
+    #[arg(long)]
+    pub relay_only: bool,
     /// Everything of the rig [default: ~/.local/state/shoal/rig]
     #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,

@@ -29,6 +29,7 @@ pub(crate) fn here((directory, lent): (&Path, &DeviceChoice), address: Option<Ip
         gpus: gpus.collect(),
         address,
         probe_port: None,
+        relay_only: false,
     }
 }
 

@@ -102,6 +102,11 @@ impl Posts {
         self.running.keys().cloned().collect()
     }
 
+    /// For whoever else has something to say.
+    pub(crate) fn teller(&self) -> mpsc::Sender<Told> {
+        self.tell.clone()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.running.is_empty() && self.coming.is_empty()
     }

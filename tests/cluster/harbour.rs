@@ -156,12 +156,17 @@ impl Harbour {
     }
 
     pub(crate) fn rig_that_comes(&self, name: &str, token: Option<&Path>) -> Process {
+        self.rig_with(name, token, &[])
+    }
+
+    pub(crate) fn rig_with(&self, name: &str, token: Option<&Path>, more: &[&str]) -> Process {
         let (state, address) = (self.path.join(name).display().to_string(), self.address());
         let mut args = vec!["worker", "--state", &state, "--join", &address, "--threads", "1"];
         let token = token.map(|token| token.display().to_string());
         if let Some(token) = &token {
             args.extend(["--name", name, "--token-file", token]);
         }
+        args.extend(more);
         self.background(&format!("rig-{name}"), &args)
     }
 

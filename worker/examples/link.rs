@@ -16,7 +16,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use shoal_worker::Trust;
-use shoal_worker::comm::{Comm, Endpoint, Membership, Mesh, Timeouts};
+use shoal_worker::comm::{Comm, Endpoint, Membership, Mesh, Timeouts, Ways};
 
 /// Rounds of each kind, alternating; the median is told.
 const ROUNDS: usize = 7;
@@ -126,6 +126,7 @@ fn open(trusts: Option<&[Trust; 2]>) -> Outcome<[Mesh; 2]> {
         hosts: vec![WorkerId(0), WorkerId(1)],
         peers: peers.clone(),
         trust: trusts.map(|trusts| trusts[me as usize].clone()),
+        ways: Ways::default(),
     };
     let (zero, one) = (member(0), member(1));
     let opening = thread::spawn(move || Mesh::open(zero, first, Timeouts::default()));

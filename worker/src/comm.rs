@@ -22,12 +22,14 @@ pub(crate) mod deadline;
 mod frame;
 pub(crate) mod handshake;
 mod link;
-mod mesh;
+pub(crate) mod mesh;
 mod opening;
 #[cfg(test)]
 pub(crate) mod proof;
+pub(crate) mod relayed;
 mod threads;
 pub(crate) mod trust;
+pub(crate) mod way;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -38,6 +40,7 @@ use shoal_plan::plan::WorkerId;
 pub use frame::Operation;
 pub use mesh::{Endpoint, Membership, Mesh, Timeouts};
 pub use trust::Trust;
+pub use way::Ways;
 
 /// One cell's view of the others. A group is a list of distinct cells with this one among them, the
 /// same list in the same order on every member; members call the same collectives in the same

@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 pub use crate::client::courier::{Courier, CourierError};
 use crate::client::{self, Incoming, Link};
 pub use crate::client::{Doors, Gate};
-use crate::comm::Trust;
+use crate::comm::{Trust, Ways};
 use crate::session::{Effect, Event, Session};
 pub use crate::session::{EngineEvent, ExitReason, Prepared};
 use crate::vault::{Held, Vault};
@@ -86,6 +86,8 @@ pub struct Assignment {
     pub listener: TcpListener,
     /// With the names of this plan.
     pub trust: Option<Trust>,
+    /// How this worker and each other come together.
+    pub ways: Ways,
     pub threads: usize,
 }
 
@@ -365,13 +367,28 @@ impl<F: EngineFactory> Daemon<F> {
     }
 
     fn assignment(&self, assign: Assign) -> Result<Assignment, DaemonError> {
-        let Assign { run, plan, mut job, peers, resume_from, standing, vaults, sources, names } =
-            assign;
+        let Assign {
+            run,
+            plan,
+            mut job,
+            peers,
+            resume_from,
+            standing,
+            vaults,
+            sources,
+            names,
+            meetings,
+        } = assign;
         let (bind, trust) = (self.options.bind, self.options.trust.as_ref());
         if trust.is_none() && !names.is_empty() {
             return Err(DaemonError::NoCredentials);
         }
-        self.vault.meet(&names);
+        let door = match &self.options.join {
+            Gate::Here(_) => &[],
+            Gate::Cluster { doors, .. } => doors.addresses(),
+        };
+        let ways = Ways::of(self.options.worker, &meetings, (&run, door));
+        self.vault.meet(&names, &ways, &vaults);
         if let (Some(wanted), Some(here)) = (&mut job.training.init, &self.options.init) {
             *wanted = here.display().to_string();
         }
@@ -400,6 +417,7 @@ impl<F: EngineFactory> Daemon<F> {
             courier,
             listener: listener.map_err(|source| DaemonError::Listen { bind, source })?,
             trust: trust.map(|trust| trust.naming(&names)),
+            ways,
             threads: self.options.threads,
         })
     }

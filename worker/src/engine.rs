@@ -300,6 +300,7 @@ fn conduct(
         hosts: assignment.plan.hosts.clone(),
         peers: assignment.peers.clone(),
         trust: assignment.trust.clone(),
+        ways: assignment.ways.clone(),
     };
     let is_off = || control.is_aborted();
     let timeouts = Timeouts::of(assignment.plan.generation);

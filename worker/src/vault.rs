@@ -15,6 +15,7 @@ mod keep;
 #[cfg(test)]
 mod proof;
 mod serve;
+mod standing;
 mod store;
 mod wire;
 
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -36,6 +37,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::comm::handshake::Identity;
 use crate::comm::trust::Trust;
+use crate::comm::way::Ways;
+use standing::{Calls, Waiting};
 use store::Store;
 pub(crate) use store::{Snapshot, Terms};
 
@@ -98,6 +101,14 @@ struct Shared {
     identity: Identity,
     /// With the names of all plans so far.
     trust: Mutex<Option<Trust>>,
+    /// How this worker and each other come together, by the newest plan.
+    ways: Mutex<Ways>,
+    /// Peers that cannot be dialed, and have called.
+    waiting: Waiting,
+    /// Peers that cannot dial this worker, and where it waits for what they ask.
+    calls: Mutex<Calls>,
+    /// Conversations under way.
+    talks: AtomicUsize,
     me: WorkerId,
     store: Mutex<Store>,
     /// Own cells whose newest snapshot is not stored and copied yet.
@@ -125,6 +136,10 @@ impl Vault {
         let shared = Arc::new(Shared {
             identity: Identity::of_vault(run, secret.bytes(), me),
             trust: Mutex::new(trust),
+            ways: Mutex::default(),
+            waiting: Waiting::default(),
+            calls: Mutex::default(),
+            talks: AtomicUsize::new(0),
             me,
             store: Mutex::new(Store::new()),
             busy: Mutex::default(),
@@ -149,10 +164,19 @@ impl Vault {
         self.0.address
     }
 
-    /// Who is who in a plan that is in force, or may come.
-    pub(crate) fn meet(&self, names: &BTreeMap<WorkerId, Name>) {
-        let mut trust = lock(&self.0.shared.trust);
+    /// Who is who in a plan that is in force, or may come, and how they come together.
+    pub(crate) fn meet(
+        &self,
+        names: &BTreeMap<WorkerId, Name>,
+        ways: &Ways,
+        vaults: &BTreeMap<WorkerId, SocketAddr>,
+    ) {
+        let shared = &self.0.shared;
+        let mut trust = lock(&shared.trust);
         *trust = trust.take().map(|trust| trust.naming(names));
+        drop(trust);
+        ways.clone_into(&mut lock(&shared.ways));
+        shared.call_at(&ways.calls(vaults));
     }
 
     /// A new plan: from now on snapshots of its generation alone are taken, and what it cannot go on

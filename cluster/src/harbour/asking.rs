@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use shoal_coordinator::control::{self, Order};
+use shoal_coordinator::control::{self, Meeting, Order};
 use shoal_plan::job::Job;
 use shoal_plan::manifest;
+use shoal_plan::plan::RunId;
 use shoal_proto::Secret;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -126,6 +127,22 @@ impl Harbour {
                 said = Answer::Refused(format!("{what}: {why}"));
             }
             let _ = reply.send(said);
+        });
+    }
+
+    /// Tells a run's coordinator how its rigs come together; what it says to that comes back to the loop.
+    pub(super) fn tell_meetings(&mut self, name: String, run: RunId, meetings: Vec<Meeting>) {
+        let Some(record) = self.state.job(&name).and_then(|job| job.run.clone()) else { return };
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let order = control::Ask::Order(Order::Meet(meetings.clone()));
+            let said = put(&record, &order, PATIENCE).await;
+            let taken = matches!(said, Answer::Run(control::Answer::Accepted(_)));
+            if !taken {
+                tracing::debug!(?said, name, "a run was not told how its rigs come together");
+            }
+            // Fails when the harbour has ended.
+            let _ = inbox.send(Inbound::Met { name, run, meetings, taken }).await;
         });
     }
 

@@ -28,6 +28,8 @@ impl Harbour {
             Effect::TellLauncher { job, message } => {
                 self.lines.tell(&job, message);
             }
+            Effect::Meet { job, run, meetings } => self.tell_meetings(job, run, meetings),
+            Effect::Relay(served) => self.relay.serve(served),
             Effect::Note(text) => tracing::info!("{text}"),
         }
     }

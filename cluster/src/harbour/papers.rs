@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
 use shoal_coordinator::timed::Pass;
+use shoal_proto::relay;
 use shoal_trust::{Clients, Credentials, Identity, Name, Pin, Request, Role, Token, TrustError};
 
 use super::{Harbour, Paper, Settings, Stranger};
 use crate::clock::{self, unix};
-use crate::launchers::calling::PROTOCOL;
+use crate::launchers::calling;
 use crate::server::Denied;
 use crate::state::TokenRecord;
 use crate::words::{Answer, NewToken};
@@ -56,7 +57,8 @@ pub(super) fn own(settings: &Settings, denied: &Denied) -> Result<Own, TrustErro
     let is_denied =
         move |serial: &str| denied.read().unwrap_or_else(PoisonError::into_inner).contains(serial);
     let mut config = (*credentials.server(is_denied, Clients::Optional)?).clone();
-    config.alpn_protocols = vec![b"h2".to_vec(), PROTOCOL.to_vec()];
+    let protocols = [b"h2".as_slice(), calling::PROTOCOL, relay::PROTOCOL];
+    config.alpn_protocols = protocols.map(<[u8]>::to_vec).to_vec();
     Ok(Own { config: Arc::new(config), due: now + OWN_LIFE * 2 / 3 })
 }
 

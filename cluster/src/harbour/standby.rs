@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::{ClusterError, Settings, papers};
 use crate::door::Places;
 use crate::metrics::Metrics;
+use crate::relaying::Relay;
 use crate::server;
 use crate::standing::Stands;
 
@@ -42,6 +43,7 @@ pub fn stand_by(
     let (limits, places) = (settings.limits, Places::new(settings.limits));
     let tls = Arc::new(RwLock::new(own.config));
     Ok(StandingBy(tokio::spawn(async move {
-        server::serve(listener, (limits, places), tls, (denied, stands), told).await;
+        server::serve(listener, (limits, places), (tls, Relay::default()), (denied, stands), told)
+            .await;
     })))
 }

@@ -160,6 +160,7 @@ impl Harbour {
             | Inbound::Member { .. }
             | Inbound::Look(_)
             | Inbound::Alive { .. }
+            | Inbound::Met { .. }
             | Inbound::Rest { .. } => return,
         };
         self.metrics.messages.with_label_values(&[from]).inc();
@@ -178,6 +179,7 @@ impl Harbour {
             | FromRig::Started { .. }
             | FromRig::Exited { .. }
             | FromRig::NotStarted { .. }
+            | FromRig::Tried { .. }
             | FromRig::Leaving { .. } => {}
         }
     }

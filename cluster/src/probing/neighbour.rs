@@ -1,5 +1,6 @@
 //! From rig to rig: a port on which others see whether they reach this one, how far away it is and how fast, and
-//! whether it reaches them. Both ends show a certificate of role worker before anything else is read.
+//! whether it reaches them; where they reach it, it can be their relay. Both ends show a certificate of role worker
+//! before anything else is read.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_proto::relay::PROTOCOL;
 use shoal_trust::{Clients, Credentials, Identity, Name, Role, identity_of, server_name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::words::Neighbour;
+use super::words::{Neighbour, Trial};
 use super::{Rate, Turn, Turns, median, wire};
+use crate::relaying::{Relay, watch_over};
 
 /// Connections that are served at once, strangers' among them.
 const CONNECTIONS_MAX: usize = 16;
@@ -77,7 +80,12 @@ impl Drop for Listening {
 ///
 /// # Errors
 /// No port can be opened.
-pub fn listen(advertised: IpAddr, port: u16, certificate: &Path) -> io::Result<Listening> {
+pub fn listen(
+    advertised: IpAddr,
+    port: u16,
+    certificate: &Path,
+    relay: Relay,
+) -> io::Result<Listening> {
     let any: IpAddr = if advertised.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
     let bind = |address| std::net::TcpListener::bind(SocketAddr::new(address, port));
     let listener = match bind(advertised) {
@@ -87,11 +95,11 @@ pub fn listen(advertised: IpAddr, port: u16, certificate: &Path) -> io::Result<L
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
     let listener = TcpListener::from_std(listener)?;
-    let serving = tokio::spawn(serve(listener, certificate.to_owned()));
+    let serving = tokio::spawn(serve(listener, certificate.to_owned(), relay));
     Ok(Listening { port, serving })
 }
 
-async fn serve(listener: TcpListener, certificate: PathBuf) {
+async fn serve(listener: TcpListener, certificate: PathBuf, relay: Relay) {
     let (places, turns) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Turns::default());
     loop {
         let Ok((stream, address)) = listener.accept().await else {
@@ -101,25 +109,45 @@ async fn serve(listener: TcpListener, certificate: PathBuf) {
         };
         // One too many is closed at once.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (certificate, turns) = (certificate.clone(), turns.clone());
+        let (certificate, turns, relay) = (certificate.clone(), turns.clone(), relay.clone());
         tokio::spawn(async move {
-            let _place = place;
-            if let Ok(Err(error)) = timeout(LIFE, answer(stream, &certificate, &turns)).await {
-                tracing::info!(%address, %error, "a probe was refused");
+            let served = async {
+                let credentials = Credentials::open(&certificate).map_err(io::Error::other)?;
+                let stream = accept(stream, &credentials).await?;
+                let caller = caller(&stream)?;
+                if stream.get_ref().1.alpn_protocol() == Some(PROTOCOL) {
+                    // It has a place among the relay's, and may stay.
+                    drop(place);
+                    return relay.attend(stream, &caller.name).await;
+                }
+                let answered = timeout(LIFE, answer(stream, &caller, &credentials, &turns)).await;
+                answered.unwrap_or(Ok(()))
+            };
+            if let Err(error) = served.await {
+                tracing::info!(%address, %error, "a neighbour's connection ended early");
             }
         });
     }
 }
 
-async fn answer(stream: TcpStream, certificate: &Path, turns: &Turns) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let credentials = Credentials::open(certificate).map_err(io::Error::other)?;
+async fn accept(
+    stream: TcpStream,
+    credentials: &Credentials,
+) -> io::Result<server::TlsStream<TcpStream>> {
+    watch_over(&stream)?;
     let config = credentials.server(|_| false, Clients::Required).map_err(io::Error::other)?;
     let mut config = (*config).clone();
-    config.alpn_protocols = vec![wire::PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![wire::PROTOCOL.to_vec(), PROTOCOL.to_vec()];
     let accepted = timeout(HANDSHAKE, TlsAcceptor::from(Arc::new(config)).accept(stream)).await;
-    let mut stream = accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let caller = caller(&stream)?;
+    accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+async fn answer(
+    mut stream: server::TlsStream<TcpStream>,
+    caller: &Identity,
+    credentials: &Credentials,
+    turns: &Turns,
+) -> io::Result<()> {
     let _turn = turn(turns, caller.name.as_str()).await?;
     let mut dialed = false;
     for _ in 0..QUESTIONS_MAX {
@@ -137,7 +165,7 @@ async fn answer(stream: TcpStream, certificate: &Path, turns: &Turns) -> io::Res
                 let mut place = [0; wire::PLACE_BYTES];
                 stream.read_exact(&mut place).await?;
                 let (address, port) = wire::read_place(place);
-                let found = dial(SocketAddr::new(address, port), &caller, &credentials).await;
+                let found = dial(SocketAddr::new(address, port), caller, credentials).await;
                 stream.write_u8(found.err().map_or(0, |(back, _)| back as u8)).await?;
             }
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "no question of a probe")),
@@ -164,7 +192,8 @@ fn caller(stream: &server::TlsStream<TcpStream>) -> io::Result<Identity> {
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let shown = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
     let (identity, ..) = identity_of(shown).map_err(io::Error::other)?;
-    if identity.role == Role::Worker && stream.get_ref().1.alpn_protocol() == Some(wire::PROTOCOL) {
+    let spoken = stream.get_ref().1.alpn_protocol();
+    if identity.role == Role::Worker && [wire::PROTOCOL, PROTOCOL].map(Some).contains(&spoken) {
         return Ok(identity);
     }
     Err(io::Error::other(format!("{identity} does not probe rigs")))
@@ -203,6 +232,61 @@ pub async fn meet(
     credentials: &Credentials,
     back: Option<(IpAddr, u16)>,
 ) -> Result<Met, String> {
+    let (place, whom) = place(whom)?;
+    let stream = dial(place, &whom, credentials).await.map_err(|(_, why)| why)?;
+    match timeout(LIFE, measure(stream, back)).await {
+        Ok(met) => met.map_err(|error| format!("{place}: {error}")),
+        Err(_) => Err(format!("{place} was not done within {} s", LIFE.as_secs())),
+    }
+}
+
+/// Neighbours that are tried at once.
+const TRIED_AT_ONCE: usize = 16;
+
+/// A port that is busy, or just opens, hangs up: it is tried again after so long, longer each time.
+const TRY_PAUSE: Duration = Duration::from_millis(200);
+const TRIES: u32 = 4;
+
+/// Which of these rigs this one reaches, by their probe ports: who is reached there is who was meant.
+pub async fn try_all(neighbours: Vec<Neighbour>, certificate: &Path) -> Vec<Trial> {
+    let places = Arc::new(Semaphore::new(TRIED_AT_ONCE));
+    let mut trying = JoinSet::new();
+    for neighbour in neighbours {
+        let (places, certificate) = (Arc::clone(&places), certificate.to_owned());
+        trying.spawn(async move {
+            let _place = places.acquire_owned().await;
+            let reached = reaches(&neighbour, &certificate).await;
+            if let Err(why) = &reached {
+                tracing::info!(rig = neighbour.name, why, "a neighbour is not reached");
+            }
+            Trial { rig: neighbour.name, reached: reached.is_ok() }
+        });
+    }
+    let mut trials = Vec::new();
+    while let Some(trial) = trying.join_next().await {
+        trials.extend(trial.ok());
+    }
+    trials
+}
+
+async fn reaches(neighbour: &Neighbour, certificate: &Path) -> Result<(), String> {
+    let mut pause = TRY_PAUSE;
+    for tried in 1.. {
+        let credentials = Credentials::open(certificate).map_err(|error| error.to_string())?;
+        let (place, whom) = place(neighbour)?;
+        match dial(place, &whom, &credentials).await {
+            Ok(_) => break,
+            Err((Back::Silent, why)) => return Err(why),
+            Err((_, why)) if tried == TRIES => return Err(why),
+            Err(_) => sleep(pause).await,
+        }
+        pause *= 2;
+    }
+    Ok(())
+}
+
+/// Where a rig is probed, and who must answer there.
+fn place(whom: &Neighbour) -> Result<(SocketAddr, Identity), String> {
     let name: Name =
         whom.name.parse().map_err(|error: shoal_trust::TrustError| error.to_string())?;
     let (Some(address), Some(port)) = (whom.address, whom.probe_port) else {
@@ -210,13 +294,7 @@ pub async fn meet(
             "{name} has no probe port: its `shoal worker` is older, or could not open one"
         ));
     };
-    let whom = Identity { name, role: Role::Worker };
-    let place = SocketAddr::new(address, port);
-    let stream = dial(place, &whom, credentials).await.map_err(|(_, why)| why)?;
-    match timeout(LIFE, measure(stream, back)).await {
-        Ok(met) => met.map_err(|error| format!("{place}: {error}")),
-        Err(_) => Err(format!("{place} was not done within {} s", LIFE.as_secs())),
-    }
+    Ok((SocketAddr::new(address, port), Identity { name, role: Role::Worker }))
 }
 
 async fn measure(

@@ -9,8 +9,9 @@ use shoal_trust::{Authority, Credentials, Identity, Name, Request, Role};
 use tempfile::TempDir;
 
 use super::BYTES_MAX;
-use super::neighbour::{Back, Listening, listen, meet};
+use super::neighbour::{Back, Listening, listen, meet, try_all};
 use super::words::{Look, Neighbour};
+use crate::relaying::Relay;
 use crate::store::Embedded;
 use crate::words::{Facts, FromRig, VERSION};
 use crate::{Client, Ended, JOBS, Launch, Launchers, Limits, Running, Settings};
@@ -49,7 +50,7 @@ impl Cluster {
 
     fn rig(&self, name: &str) -> (Credentials, Listening) {
         let (credentials, place) = self.member(name, Role::Worker);
-        (credentials, listen(HERE, 0, &place).unwrap())
+        (credentials, listen(HERE, 0, &place, Relay::default()).unwrap())
     }
 
     fn coordinator(&self) -> Running {
@@ -106,6 +107,28 @@ async fn two_rigs_measure_each_other_and_say_whether_the_way_back_is_open() {
     assert!(why.contains("certificate"), "{why}");
     let silent = Neighbour { probe_port: None, ..b };
     assert!(meet(&silent, &a, None).await.unwrap_err().contains("no probe port"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rig_finds_out_which_of_many_it_reaches() {
+    let (cluster, other) = (Cluster::new(), Cluster::new());
+    let (_, place) = cluster.member("a", Role::Worker);
+    let rigs: Vec<(String, Listening)> =
+        (0..20).map(|n| format!("r{n}")).map(|name| (name.clone(), cluster.rig(&name).1)).collect();
+    let mut neighbours: Vec<Neighbour> =
+        rigs.iter().map(|(name, port)| neighbour(name, port)).collect();
+    // Somebody else answers, nobody does, somebody of another cluster does, and one cannot be tried at all.
+    let (_, stranger) = other.rig("s");
+    let closed = TcpListener::bind((HERE, 0)).unwrap().local_addr().unwrap().port();
+    neighbours.push(neighbour("x", &rigs[0].1));
+    neighbours.push(Neighbour { probe_port: Some(closed), ..neighbour("y", &rigs[0].1) });
+    neighbours.push(neighbour("s", &stranger));
+    neighbours.push(Neighbour { address: None, ..neighbour("z", &rigs[0].1) });
+    let trials = try_all(neighbours, &place).await;
+    let (reached, not): (Vec<_>, Vec<_>) = trials.into_iter().partition(|trial| trial.reached);
+    let mut not: Vec<_> = not.into_iter().map(|trial| trial.rig).collect();
+    not.sort();
+    assert_eq!((reached.len(), not.join(" ")), (20, "s x y z".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,3 +34,11 @@ pub struct Neighbour {
     /// Where it lets itself be probed.
     pub probe_port: Option<u16>,
 }
+
+/// What came of trying to reach another rig.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trial {
+    pub rig: String,
+    pub reached: bool,
+}

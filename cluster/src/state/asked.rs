@@ -69,6 +69,7 @@ impl Cluster {
             job: seat.map(|(job, _)| job.clone()),
             worker: seat.map(|(_, worker)| worker),
             cordoned: record.cordoned,
+            relays: self.load_of(name) as u32,
             heard_seconds_ago: heard.map(|at| self.now_ms.saturating_sub(*at) as f64 / 1e3),
         }
     }
@@ -106,6 +107,8 @@ impl Cluster {
             shunned: BTreeSet::new(),
             launches: known.map_or(0, |known| known.launches),
             home: known.and_then(|known| known.home.clone()),
+            meetings: Vec::new(),
+            relays: BTreeSet::new(),
         };
         self.jobs.insert(name.clone(), record);
         self.changed.insert(Key::Job(name.clone()));

@@ -30,7 +30,7 @@ impl Cluster {
         let Opened { run, secret, address, files } = opened;
         let Some(record) = self.change_job(name) else { return };
         let is_back = record.run.as_ref().is_some_and(|known| known.run == run);
-        record.run = Some(RunRecord { run, secret, address, files });
+        record.run = Some(RunRecord { run: run.clone(), secret, address, files });
         record.phase = JobPhase::Running;
         record.why = None;
         let (seats, stopping): (Vec<WorkerId>, _) =
@@ -39,6 +39,10 @@ impl Cluster {
             self.effects
                 .push(Effect::TellLauncher { job: name.to_owned(), message: ToLauncher::Stop });
         }
+        if !is_back {
+            self.meets_as_usual(name, run);
+        }
+        self.settle_meetings();
         // Rigs that are back before their launcher are set right by now.
         for worker in seats.into_iter().filter(|_| !is_back) {
             self.order(name, worker);

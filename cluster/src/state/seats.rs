@@ -12,7 +12,8 @@ impl Cluster {
     fn free(&self) -> Vec<RigName> {
         let is_free = |rig: &RigName| {
             let record = self.rigs.get(rig);
-            record.is_some_and(|record| !record.cordoned) && self.seat_of(rig).is_none()
+            record.is_some_and(|record| !record.cordoned && !record.facts.relay_only)
+                && self.seat_of(rig).is_none()
         };
         let here = self.sessions.values().filter(|session| !session.leaving);
         let mut free: Vec<_> = here.map(|session| session.rig.clone()).filter(is_free).collect();
@@ -52,6 +53,8 @@ impl Cluster {
                 format!("it needs {min} free rigs and there are {}", free.len())
             } else if free.len() < most && !settled {
                 format!("more rigs than {} would help: waiting a moment for them", free.len())
+            } else if self.reach.are_awaited(&free, self.now_ms) {
+                "waiting a moment until it is known which rigs reach each other".to_owned()
             } else {
                 let first: Vec<RigName> = free.drain(..most.min(free.len())).collect();
                 self.launch(&name, first);
@@ -73,7 +76,7 @@ impl Cluster {
         home.filter(|_| job.job.checkpoint.store.is_none())
     }
 
-    fn in_order(&self, which: impl Fn(&JobRecord) -> bool) -> Vec<JobName> {
+    pub(super) fn in_order(&self, which: impl Fn(&JobRecord) -> bool) -> Vec<JobName> {
         let mut names: Vec<_> = self.jobs.iter().filter(|(_, job)| which(job)).collect();
         names.sort_by_key(|(_, job)| job.order);
         names.into_iter().map(|(name, _)| name.clone()).collect()
@@ -86,10 +89,13 @@ impl Cluster {
         job.phase = JobPhase::Starting;
         job.why = None;
         job.shunned.clear();
+        job.meetings.clear();
+        job.relays.clear();
         job.launches += 1;
         job.home = Some(here);
         let (most, first, nth) = (most(job), job.seats.len() as u32, job.launches);
         self.effects.push(Effect::Launch { job: name.to_owned(), most, first, nth });
+        self.try_seated(name);
     }
 
     /// Gives a rig the first seat of a run under way that nobody has. Whether there was one.
@@ -107,6 +113,8 @@ impl Cluster {
         }
         let seated = ToLauncher::Seated { worker, rig: rig.to_owned() };
         self.effects.push(Effect::TellLauncher { job: name.to_owned(), message: seated });
+        self.try_seated(name);
+        self.settle_meetings();
         self.order(name, worker);
         true
     }
@@ -116,12 +124,16 @@ impl Cluster {
         let Some(job) = self.jobs.get(name) else { return };
         let (Some(run), Some(rig)) = (&job.run, job.seats.get(&worker)) else { return };
         let Some(session) = self.session_of(rig) else { return };
+        let (job, run, may) = (job.job.clone(), run.clone(), self.may_start(name, worker));
+        if !may {
+            return;
+        }
         let order = Order {
-            post: Post { run: run.run.clone(), worker },
+            post: Post { run: run.run, worker },
             name: name.to_owned(),
-            job: job.job.clone(),
-            secret: run.secret.clone(),
-            files: run.files.clone(),
+            job,
+            secret: run.secret,
+            files: run.files,
         };
         let message = ToRig::Start(Box::new(order));
         self.effects.push(Effect::Tell { session, message });
@@ -176,6 +188,7 @@ impl Cluster {
 
     /// All rigs of a run are told that it is over, and may do something else.
     pub(super) fn dismiss(&mut self, name: &str) {
+        self.forget_meetings(name);
         let Some(job) = self.change_job(name) else { return };
         let rigs: Vec<RigName> = std::mem::take(&mut job.seats).into_values().collect();
         let Some(run) = job.run.as_ref().map(|run| run.run.clone()) else { return };

@@ -6,6 +6,7 @@ use super::*;
 use crate::words::{Answer, Ask, RigIs};
 
 mod churn;
+mod meetings;
 
 /// A cluster, and the clock that it is told.
 struct Harbour {

@@ -131,6 +131,7 @@ impl Cluster {
         self.rigs.remove(rig);
         self.heard_ms.remove(rig);
         self.away_since_ms.remove(rig);
+        self.reach.forget(rig);
         self.changed.insert(Key::Rig(rig.to_owned()));
     }
 

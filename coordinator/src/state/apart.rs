@@ -56,6 +56,12 @@ impl Apart {
         Some(long_ms / 1_000)
     }
 
+    /// The two come together in another way than before.
+    pub(super) fn forget(&mut self, (a, b): (WorkerId, WorkerId)) {
+        let ends = (a.min(b), a.max(b));
+        self.pairs.retain(|pair| pair.ends != ends);
+    }
+
     /// Whether no packet comes through between the two.
     pub(super) fn are(&self, a: WorkerId, b: WorkerId, now_ms: u64) -> bool {
         let ends = (a.min(b), a.max(b));
@@ -145,6 +151,9 @@ mod tests {
         let both = [(a, 1), (b, 1)];
         assert_eq!(apart.together(&both, 100 + APART_MS), [a, b]);
         assert_eq!(apart.report(b, a, 100 + APART_MS), Some(40));
+        let mut told = apart.clone();
+        told.forget((a, b));
+        assert!(!told.are(a, b, 100 + APART_MS), "they meet in another way now");
         let later_ms = 100 + 3 * APART_MS + FORGIVEN_MS;
         assert_eq!(apart.report(b, a, later_ms), Some(20));
         for _ in 0..20 {

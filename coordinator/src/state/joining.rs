@@ -221,6 +221,7 @@ impl State {
             vaults,
             sources,
             names: self.names(),
+            meetings: self.meetings(),
         })
     }
 

@@ -17,6 +17,7 @@ impl State {
             Order::Stop { now } => Ok(self.stop_as_ordered(now)),
             Order::Pause => self.pause_as_ordered(),
             Order::Resume => self.resume_as_ordered(),
+            Order::Meet(meetings) => self.meet(meetings),
         };
         self.effects.push(Effect::Answer { asked, reply });
     }

@@ -90,7 +90,7 @@ fn disturbance(random: &mut Random) -> Event {
             let now = random.below(2) == 0;
             let orders =
                 [Order::Drain { worker, force }, Order::Stop { now }, Order::Pause, Order::Resume];
-            let order = orders[random.below(4) as usize];
+            let order = orders[random.below(4) as usize].clone();
             return Event::Ordered { asked: random.next(), order };
         }
         _ => FromWorker::Heartbeat { generation: None, step: 0 },

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_plan::plan::{Plan, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
-use shoal_proto::{Assign, Name, Source};
+use shoal_proto::{Assign, Meeting, Name, Source};
 
 use super::apart::Apart;
 use super::awaiting::Awaiting;
@@ -26,6 +26,7 @@ use super::stragglers::Stragglers;
 use super::sums::Sums;
 use super::tempo::Tempo;
 use super::{Effect, Phase, State};
+use crate::control;
 use crate::settings::Settings;
 
 /// The state as it is written down.
@@ -55,6 +56,8 @@ pub struct Saved {
     loss: Option<Loss>,
     link_broke: InARow,
     apart: Apart,
+    #[serde(default)]
+    meetings: Vec<control::Meeting>,
     edge_ms: Option<u64>,
     recoveries: u64,
     restarts: u64,
@@ -73,6 +76,8 @@ struct Assigned {
     /// Of rigs.
     #[serde(default)]
     names: BTreeMap<WorkerId, String>,
+    #[serde(default)]
+    meetings: Vec<Meeting>,
 }
 
 fn named(names: &BTreeMap<WorkerId, String>) -> BTreeMap<WorkerId, Name> {
@@ -88,6 +93,7 @@ impl Assigned {
             resume_from: assign.resume_from,
             sources: assign.sources.clone(),
             names: assign.names.iter().map(|(id, name)| (*id, name.to_string())).collect(),
+            meetings: assign.meetings.clone(),
         }
     }
 }
@@ -127,6 +133,7 @@ impl State {
             loss,
             link_broke,
             apart,
+            meetings,
             edge_ms,
             recoveries,
             restarts,
@@ -158,6 +165,7 @@ impl State {
             loss: loss.clone(),
             link_broke: *link_broke,
             apart: apart.clone(),
+            meetings: meetings.clone(),
             edge_ms: *edge_ms,
             recoveries: *recoveries,
             restarts: *restarts,
@@ -182,6 +190,7 @@ impl State {
                 vaults: assigned.vaults,
                 sources: assigned.sources,
                 names: named(&assigned.names),
+                meetings: assigned.meetings,
             })
         });
         let mut stragglers = Stragglers::default();
@@ -214,6 +223,7 @@ impl State {
             loss: saved.loss,
             link_broke: saved.link_broke,
             apart: saved.apart,
+            meetings: saved.meetings,
             edge_ms: saved.edge_ms,
             stragglers,
             tempo: Tempo::default(),

@@ -29,6 +29,7 @@ impl State {
             workers: (0..self.settings.workers_wanted).map(|n| self.worker(WorkerId(n))).collect(),
             grid: Some(self.settings.job.grid),
             routers: self.tempo.routers.clone(),
+            ways: self.ways(),
         }
     }
 

@@ -14,7 +14,7 @@ use shoal_plan::schedule::Schedule;
 use shoal_plan::standing::{Best, Standing};
 
 use super::*;
-use crate::message::{Assign, Source, ToWorker};
+use crate::message::{Assign, Meeting, Source, ToWorker, Way};
 
 fn hello() -> FromWorker {
     FromWorker::Hello(Hello {
@@ -133,7 +133,16 @@ fn assign() -> Assign {
     let sources = (0..4).map(source).collect();
     let names = [(WorkerId(0), "rig-a"), (WorkerId(1), "Rig.b")];
     let names = names.map(|(id, name)| (id, name.parse().unwrap())).into();
-    Assign { run, plan, job, peers, resume_from, standing: standing(), vaults, sources, names }
+    let ends = (WorkerId(0), WorkerId(1));
+    let meetings = vec![Meeting { ends, way: Way::From(WorkerId(0)) }];
+    let standing = standing();
+    Assign { run, plan, job, peers, resume_from, standing, vaults, sources, names, meetings }
+}
+
+fn relayed(rig: &str) -> Vec<Meeting> {
+    let ends = (WorkerId(0), WorkerId(1));
+    let (rig, at) = (rig.to_owned(), "10.0.0.3:7403".parse().unwrap());
+    vec![Meeting { ends, way: Way::Through { rig, at } }]
 }
 
 #[test]
@@ -197,6 +206,12 @@ fn what_the_coordinator_says_arrives_unchanged() {
         ToWorker::Assign(Box::new(Assign { resume_from: None, ..assign() })),
         ToWorker::Assign(Box::new(Assign { sources: vec![], ..assign() })),
         ToWorker::Assign(Box::new(Assign { names: BTreeMap::new(), ..assign() })),
+        ToWorker::Assign(Box::new(Assign { meetings: vec![], ..assign() })),
+        ToWorker::Assign(Box::new(Assign { meetings: relayed("rig-c"), ..assign() })),
+        ToWorker::Assign(Box::new(Assign {
+            meetings: vec![Meeting { way: Way::ThroughDoor, ..relayed("rig-c").remove(0) }],
+            ..assign()
+        })),
         ToWorker::Start { generation },
         ToWorker::Edge { generation },
         ToWorker::Released { generation },
@@ -305,6 +320,47 @@ fn refuses_assign(change: impl FnOnce(&mut raw::Assign), want: &str) {
     change(&mut message);
     let error = Assign::try_from(message).unwrap_err();
     assert_eq!(error.to_string(), want);
+}
+
+#[test]
+fn meetings_that_are_none_are_refused() {
+    for (first, second) in [(1, 0), (1, 1)] {
+        refuses_assign(
+            |a| (a.meetings[0].first, a.meetings[0].second) = (first, second),
+            &format!(
+                "assign.meetings is worker-{first} and worker-{second}: want each pair once, the lower id first"
+            ),
+        );
+    }
+    refuses_assign(
+        |a| a.meetings.extend(a.meetings.clone()),
+        "assign.meetings is worker-0 and worker-1: want each pair once, the lower id first",
+    );
+    refuses_assign(
+        |a| a.meetings[0].second = 7,
+        "assign.meetings is worker-7: want a worker with a vault",
+    );
+    refuses_assign(|a| a.meetings[0].way = None, "assign.meetings.way is missing");
+    refuses_assign(
+        |a| a.meetings[0].way = Some(raw::meeting::Way::From(7)),
+        "assign.meetings.from is worker-7: want one of the two",
+    );
+    let through = |rig: &str, address: &str| {
+        let (rig, address) = (rig.to_owned(), address.to_owned());
+        Some(raw::meeting::Way::Through(raw::Relay { rig, address }))
+    };
+    refuses_assign(
+        |a| a.meetings[0].way = through("a/b", "10.0.0.3:7403"),
+        "assign.meetings.through.rig has a name that is none",
+    );
+    refuses_assign(
+        |a| a.meetings[0].way = through("rig-c", "there"),
+        "assign.meetings.through.address is not an address",
+    );
+    refuses_assign(
+        |a| a.meetings[0].way = Some(raw::meeting::Way::ThroughDoor(false)),
+        "assign.meetings.through_door is false: want true",
+    );
 }
 
 #[test]

@@ -9,7 +9,8 @@ use shoal_plan::plan::{Generation, Plan, StagePlan, WorkerId};
 use shoal_trust::Name;
 
 use super::{
-    WireError, address, finite, hash, present, raw, readable, reports, run_id, shortened, value,
+    WireError, address, finite, hash, meetings, present, raw, readable, reports, run_id, shortened,
+    value,
 };
 use crate::message::{Assign, Source, ToWorker};
 
@@ -85,7 +86,8 @@ impl TryFrom<raw::Assign> for Assign {
         let sources = sources(raw.sources, plan.grid, &vaults)?;
         let resume_from = raw.resume_from;
         let names = names(raw.names, &vaults)?;
-        Ok(Self { run, plan, job, peers, resume_from, standing, vaults, sources, names })
+        let meetings = meetings::read(raw.meetings, &vaults)?;
+        Ok(Self { run, plan, job, peers, resume_from, standing, vaults, sources, names, meetings })
     }
 }
 
@@ -102,6 +104,7 @@ impl From<Assign> for raw::Assign {
             vaults: assign.vaults.iter().map(|(worker, at)| (worker.0, at.to_string())).collect(),
             sources: assign.sources.into_iter().map(raw_source).collect(),
             names: assign.names.iter().map(|(worker, name)| (worker.0, name.to_string())).collect(),
+            meetings: assign.meetings.into_iter().map(meetings::raw).collect(),
         }
     }
 }

@@ -60,6 +60,7 @@ fn status(step: u64) -> Status {
         ],
         grid: Some(Grid { stages: 2, expert_shards: 2, replicas: 1 }),
         routers: vec![router(1), router(2)],
+        ways: Vec::new(),
     }
 }
 
@@ -71,6 +72,7 @@ fn rig(name: &str, is: RigIs, worker: Option<u32>) -> RigStatus {
         job: worker.map(|_| "first".to_owned()),
         worker: worker.map(WorkerId),
         cordoned: false,
+        relays: 0,
         heard_seconds_ago: (is != RigIs::Away).then_some(0.7),
     }
 }

@@ -40,6 +40,11 @@ impl Doors {
         Self { addresses, next: Arc::default() }
     }
 
+    /// `HOST:PORT` of each.
+    pub(crate) fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     fn next(&self) -> &str {
         &self.addresses[self.next.fetch_add(1, Ordering::Relaxed) % self.addresses.len()]
     }

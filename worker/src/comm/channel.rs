@@ -154,12 +154,12 @@ impl fmt::Debug for Channel {
     }
 }
 
-fn own_fault(error: shoal_trust::TrustError) -> Refusal {
+pub(super) fn own_fault(error: shoal_trust::TrustError) -> Refusal {
     decided(format!("this worker's own credentials are of no use: {error}"))
 }
 
 /// Both prove who they are, or the other end is told that it did not.
-fn shake_hands(
+pub(super) fn shake_hands(
     connection: &mut Connection,
     mut stream: &TcpStream,
     deadline: Deadline,

@@ -81,6 +81,10 @@ impl Identity {
         Self { magic: VAULT_MAGIC, ..Self::new(run, secret, Generation(0), me) }
     }
 
+    pub(super) fn generation(&self) -> Generation {
+        self.generation
+    }
+
     pub(crate) fn me(&self) -> WorkerId {
         self.me
     }

@@ -1,7 +1,7 @@
 //! What endpoints meet in once a mesh is open: an inbox per pair of cells, an outbox per connection,
 //! and the one failure that stops them all. `threads` moves bytes between outboxes and inboxes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,6 +89,8 @@ pub(super) struct Shared {
     /// By (from, to); `to` is hosted here.
     inboxes: BTreeMap<(CellId, CellId), Inbox>,
     links: BTreeMap<WorkerId, Link>,
+    /// Those whose links go over a relay.
+    relayed: BTreeSet<WorkerId>,
     threads_running: Mutex<usize>,
     thread_ended: Condvar,
 }
@@ -111,7 +113,7 @@ impl Shared {
         generation: Generation,
         hosts: Vec<WorkerId>,
         silence: Duration,
-        channels: BTreeMap<WorkerId, Channel>,
+        (channels, relayed): (BTreeMap<WorkerId, Channel>, BTreeSet<WorkerId>),
     ) -> Self {
         let cells = || (0..hosts.len() as u32).map(CellId);
         let inboxes = cells()
@@ -135,6 +137,7 @@ impl Shared {
             inboxes,
             threads_running: Mutex::new(2 * channels.len()),
             thread_ended: Condvar::new(),
+            relayed,
             links: channels.into_iter().map(|(peer, channel)| (peer, link(channel))).collect(),
         }
     }
@@ -153,7 +156,9 @@ impl Shared {
     }
 
     /// Stops everything with this failure, unless it has failed or is closing already.
-    pub(super) fn fail(&self, failure: Failure) {
+    pub(super) fn fail(&self, mut failure: Failure) {
+        // That a relay is silent says nothing of who is behind it.
+        failure.silent &= failure.peer.is_none_or(|peer| !self.relayed.contains(&peer));
         if !self.closing.load(Ordering::Acquire) && self.failure.set(failure).is_ok() {
             self.wake_all();
         }

@@ -16,6 +16,7 @@ use super::handshake::Identity;
 use super::link::{Failure, Outgoing, Shared};
 use super::threads::WRITE_PAUSE;
 use super::trust::Trust;
+use super::way::Ways;
 use super::{CommError, Traffic, opening};
 
 /// Who belongs to the mesh, and how members know each other.
@@ -32,6 +33,8 @@ pub struct Membership {
     pub peers: BTreeMap<WorkerId, SocketAddr>,
     /// Without it connections are in clear.
     pub trust: Option<Trust>,
+    /// How this worker and each other come together.
+    pub ways: Ways,
 }
 
 impl fmt::Debug for Membership {
@@ -43,6 +46,7 @@ impl fmt::Debug for Membership {
             .field("hosts", &self.hosts)
             .field("peers", &self.peers)
             .field("trust", &self.trust)
+            .field("ways", &self.ways)
             .finish_non_exhaustive()
     }
 }
@@ -124,14 +128,15 @@ impl Mesh {
         timeouts: Timeouts,
         is_off: &dyn Fn() -> bool,
     ) -> Result<Self, CommError> {
-        let Membership { run, secret, generation, me, hosts, peers, trust } = membership;
+        let Membership { run, secret, generation, me, hosts, peers, trust, ways } = membership;
         let mut members: BTreeSet<WorkerId> = hosts.iter().copied().collect();
         if !members.remove(&me) {
             members.clear();
         }
         let addresses = members.iter().map(|peer| (*peer, peers.get(peer).copied())).collect();
         let identity = Identity::new(&run, &secret, generation, me);
-        let members = (identity, trust);
+        let relayed = ways.relayed();
+        let members = (identity, trust, ways);
         let channels = opening::connect_all(members, &addresses, listener, &timeouts, is_off)?;
         for (peer, channel) in &channels {
             let stream = channel.stream();
@@ -147,7 +152,8 @@ impl Mesh {
                 silent: Vec::new(),
             })?;
         }
-        let shared = Arc::new(Shared::new(me, generation, hosts, timeouts.silence, channels));
+        let shared =
+            Arc::new(Shared::new(me, generation, hosts, timeouts.silence, (channels, relayed)));
         let threads = shared.peers().flat_map(|peer| spawn_threads(&shared, peer)).collect();
         Ok(Self { shared, me, shutdown: timeouts.shutdown, taken: Mutex::default(), threads })
     }
@@ -179,7 +185,7 @@ impl Mesh {
 
 /// A link whose packets vanish looks like a peer that computes: only the kernel can tell. It asks an
 /// idle peer for a sign of life, and gives a connection up whose bytes nobody acknowledges.
-fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn notice_silence(stream: &TcpStream) -> io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     let asks = socket2::TcpKeepalive::new()
         .with_time(LINK_ASKS_EVERY)

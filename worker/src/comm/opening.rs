@@ -1,4 +1,5 @@
-//! How a mesh comes together: of each pair of workers, the one with the higher id dials the other.
+//! How a mesh comes together: of each pair of workers, the one with the higher id dials the other, or the one that
+//! can, where the plan says that only one of them can.
 //!
 //! Every handshake has its own thread and its own time limit, so that a stranger who stalls holds
 //! up nobody; strangers are refused and the wait for the right peer goes on until the deadline.
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use shoal_plan::plan::WorkerId;
+use shoal_proto::relay::{Purpose, Role};
 
 use super::CommError;
 use super::channel::Channel;
@@ -19,7 +21,9 @@ use super::deadline::Deadline;
 use super::handshake::{self, Identity, Refusal};
 use super::link::is_silence;
 use super::mesh::Timeouts;
+use super::relayed::{Relay, Unmet};
 use super::trust::Trust;
+use super::way::{Way, Ways};
 
 /// Unfinished handshakes at a time. Connections beyond are closed unread.
 const HANDSHAKES_MAX: usize = 64;
@@ -33,12 +37,20 @@ const LOOKS: u32 = 4;
 
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
+/// Between two attempts to meet at a relay, which cost a TLS handshake each.
+const MEET_PAUSE: Duration = Duration::from_millis(250);
+
+/// A relay that is not there, or does not serve the pair, for so long: the next plan may have another.
+const RELAY_PATIENCE: Duration = Duration::from_secs(3);
+
 enum Event {
     Joined(WorkerId, Channel),
     /// From whom, if that is known, and why.
     Refused(Option<WorkerId>, Refusal),
     /// For too long no packet of it came through.
     Silent(WorkerId),
+    /// The relay on the way to it is of no use, and why.
+    NoRelay(WorkerId, String),
     Broken(String),
 }
 
@@ -55,20 +67,25 @@ struct Opening {
     link: Duration,
 }
 
-/// One open, proven connection to each of `peers`; an address is needed for those with a lower id.
+/// One open, proven connection to each of `peers`; an address is needed for those that this worker dials.
 pub(super) fn connect_all(
-    (identity, trust): (Identity, Option<Trust>),
+    (identity, trust, ways): (Identity, Option<Trust>, Ways),
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     listener: TcpListener,
     timeouts: &Timeouts,
     is_off: &dyn Fn() -> bool,
 ) -> Result<BTreeMap<WorkerId, Channel>, CommError> {
     let me = identity.me();
-    let higher: BTreeSet<_> = peers.keys().copied().filter(|peer| *peer > me).collect();
+    let dials = |peer: WorkerId| match ways.to(peer) {
+        Way::Usual | Way::Through(_) => peer < me,
+        Way::Dial => true,
+        Way::Await => false,
+    };
+    let awaited: BTreeSet<_> = peers.keys().copied().filter(|peer| !dials(*peer)).collect();
     let opening = Arc::new(Opening {
         identity,
         trust,
-        wanted: Mutex::new(higher.clone()),
+        wanted: Mutex::new(awaited),
         handshakes: AtomicUsize::new(0),
         over: AtomicBool::new(false),
         deadline: Deadline::after(timeouts.join),
@@ -84,16 +101,22 @@ pub(super) fn connect_all(
     for (peer, address) in peers {
         let (opening, events, peer, address) =
             (Arc::clone(&opening), events.clone(), *peer, *address);
-        thread::spawn(move || {
-            if peer < me {
-                dial_until_joined(&opening, peer, address, &events);
-            } else if let Some(address) = address {
-                look_until_joined(&opening, peer, address, &events);
+        match (ways.to(peer), address) {
+            (Way::Through(relay), _) => {
+                let role = if dials(peer) { Role::Calls } else { Role::Waits };
+                thread::spawn(move || meet_until_joined(&opening, (peer, role), &relay, &events));
             }
-        });
+            (Way::Usual | Way::Dial, _) if dials(peer) => {
+                thread::spawn(move || dial_until_joined(&opening, peer, address, &events));
+            }
+            (Way::Usual, Some(address)) => {
+                thread::spawn(move || look_until_joined(&opening, peer, address, &events));
+            }
+            (Way::Usual | Way::Dial | Way::Await, _) => {}
+        }
     }
     drop(events);
-    let joined = gather(me, peers, &inbox, (opening.deadline, timeouts), is_off);
+    let joined = gather(me, peers, &inbox, (opening.deadline, timeouts), &ways.relayed(), is_off);
     opening.over.store(true, Ordering::Release);
     joined
 }
@@ -103,6 +126,7 @@ fn gather(
     peers: &BTreeMap<WorkerId, Option<SocketAddr>>,
     inbox: &mpsc::Receiver<Event>,
     (deadline, timeouts): (Deadline, &Timeouts),
+    relayed: &BTreeSet<WorkerId>,
     is_off: &dyn Fn() -> bool,
 ) -> Result<BTreeMap<WorkerId, Channel>, CommError> {
     let mut joined = BTreeMap::new();
@@ -133,11 +157,17 @@ fn gather(
                 let (waited, silent) = (timeouts.link, vec![peer]);
                 return Err(CommError::Join { me, missing, waited, silent });
             }
+            Some(Event::NoRelay(peer, why)) => {
+                let (missing, waited) = (format!("{peer} ({why})"), RELAY_PATIENCE);
+                return Err(CommError::Join { me, missing, waited, silent: Vec::new() });
+            }
             Some(Event::Broken(cause)) => return Err(CommError::Listener { me, cause }),
             None => {
                 let missing = peers.keys().filter(|peer| !joined.contains_key(*peer));
-                let silent: Vec<WorkerId> = missing.copied().collect();
+                let mut silent: Vec<WorkerId> = missing.copied().collect();
                 let (missing, waited) = (told(&silent, &refusals), timeouts.join);
+                // Of those behind a relay this end knows nothing at first hand.
+                silent.retain(|peer| !relayed.contains(peer));
                 return Err(CommError::Join { me, missing, waited, silent });
             }
         }
@@ -228,6 +258,46 @@ fn dial_until_joined(
     }
 }
 
+/// Both ends dial the relay; there one calls and one waits, and from then on all is as between two that dial.
+fn meet_until_joined(
+    opening: &Opening,
+    (peer, role): (WorkerId, Role),
+    relay: &Relay,
+    events: &mpsc::Sender<Event>,
+) {
+    let is_off = || opening.over.load(Ordering::Acquire) || opening.deadline.left().is_none();
+    let refused = |refusal| Event::Refused(Some(peer), refusal);
+    let mut patience = Deadline::after(RELAY_PATIENCE);
+    while !is_off() {
+        let purpose = Purpose::Data(opening.identity.generation());
+        let no_trust = || handshake::decided("a relay is for workers with certificates".to_owned());
+        let met = match &opening.trust {
+            Some(trust) => relay.reach(trust, (peer, purpose, role), &is_off),
+            None => Err(Unmet::Relay(no_trust())),
+        };
+        let event = match (met, role) {
+            (Ok(stream), Role::Calls) => greet(opening, peer, stream),
+            (Ok(stream), Role::Waits) => match answer(opening, stream) {
+                Ok((peer, channel)) => Event::Joined(peer, channel),
+                Err(refusal) => refused(refusal),
+            },
+            (Err(Unmet::Relay(refusal)), _) if patience.left().is_none() => {
+                Event::NoRelay(peer, refusal.reason)
+            }
+            (Err(Unmet::Relay(refusal)), _) => refused(refusal),
+            (Err(Unmet::Peer(refusal)), _) => {
+                patience = Deadline::after(RELAY_PATIENCE);
+                refused(refusal)
+            }
+        };
+        let settled = !matches!(event, Event::Refused(..));
+        if events.send(event).is_err() || settled {
+            return;
+        }
+        thread::park_timeout(MEET_PAUSE);
+    }
+}
+
 /// One that is to dial this worker cannot be waited for in vain: if its machine does not even answer,
 /// no packet of it will come.
 fn look_until_joined(
@@ -271,6 +341,11 @@ fn dial(opening: &Opening, peer: WorkerId, address: Option<SocketAddr>) -> Event
         Err(error) if is_silence(&error) && left > opening.link => return Event::Silent(peer),
         Err(error) => return refused(format!("connecting to {address}: {error}")),
     };
+    greet(opening, peer, stream)
+}
+
+/// Of a connection to the peer, dialed or over a relay.
+fn greet(opening: &Opening, peer: WorkerId, stream: TcpStream) -> Event {
     let deadline = opening.deadline.within(opening.handshake);
     let dialed =
         Channel::dial(stream, opening.trust.as_ref(), peer, deadline).and_then(|channel| {

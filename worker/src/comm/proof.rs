@@ -15,7 +15,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, RunId, WorkerId};
 
 use self::over::{Over, over_both};
-use super::{Comm, Endpoint, Membership, Mesh, Sum, Timeouts};
+use super::{Comm, Endpoint, Membership, Mesh, Sum, Timeouts, Ways};
 
 const SECRET: [u8; 32] = [7; 32];
 const TIMEOUTS: Timeouts = Timeouts {
@@ -70,6 +70,7 @@ fn membership(
         hosts: hosting.iter().map(|host| WorkerId(*host)).collect(),
         peers: peers.clone(),
         trust: over.trust(me),
+        ways: Ways::default(),
     }
 }
 

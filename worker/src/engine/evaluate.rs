@@ -207,6 +207,7 @@ pub(super) mod tests {
             hosts: plan.hosts.clone(),
             peers: BTreeMap::new(),
             trust: None,
+            ways: crate::comm::Ways::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mesh = Mesh::open(membership, listener, Timeouts::default()).unwrap();

@@ -184,6 +184,7 @@ impl Fleet {
                 courier: None,
                 listener: worker.listener.try_clone().unwrap(),
                 trust: None,
+                ways: crate::comm::Ways::default(),
                 threads: 1,
             };
             let (tell, events) = unbounded_channel();
@@ -411,6 +412,7 @@ fn an_engine_is_replaced_though_a_peer_never_came_or_stopped_for_good() {
         courier: None,
         listener: worker.listener.try_clone().unwrap(),
         trust: None,
+        ways: crate::comm::Ways::default(),
         threads: 1,
     };
     let (tell, mut events) = unbounded_channel();

@@ -34,6 +34,7 @@ pub(crate) fn assign(run: &str, generation: Generation) -> Box<Assign> {
         vaults: BTreeMap::new(),
         sources: vec![],
         names: BTreeMap::new(),
+        meetings: vec![],
     })
 }
 

@@ -12,13 +12,15 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::standing::Standing;
 use shoal_proto::Source;
+use shoal_proto::relay::{Purpose, Role};
 
 use super::store::Snapshot;
 use super::wire::{Fault, Head, Kind, Line, PATIENCE};
 use super::{Shared, Vault, VaultError, lock};
 use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
-use crate::comm::handshake;
+use crate::comm::handshake::{self, Refusal};
+use crate::comm::way::Way;
 
 /// For connecting, and as much for the handshake.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -73,7 +75,7 @@ impl Shared {
         let Snapshot { standing, blake3, ref bytes } = **snapshot;
         let is_over = || self.is_past(generation);
         let send = || {
-            let channel = self.dial(worker, address)?;
+            let channel = self.reach(worker, address)?;
             let mut line = Line::new(&channel, &is_over)?;
             let (kind, n) = (Kind::Put, bytes.len() as u64);
             line.send_head(&Head { kind, generation, cell, standing, bytes: n, blake3 })?;
@@ -88,20 +90,41 @@ impl Shared {
         sent.map_err(|fault| fault.told((worker, address), (cell, standing.step), blake3))
     }
 
+    /// A connection on which a worker's vault answers.
+    fn reach(&self, worker: WorkerId, address: SocketAddr) -> Result<Channel, Fault> {
+        let way = lock(&self.ways).to(worker);
+        match way {
+            Way::Usual | Way::Dial => self.dial(worker, address),
+            Way::Through(relay) => {
+                let trust = lock(&self.trust).clone();
+                let trust = trust.ok_or_else(|| Fault::Refused("no certificates".to_owned()))?;
+                let deadline = Deadline::after(CONNECT * 3);
+                let is_off = || self.is_over() || deadline.left().is_none();
+                let met = relay.reach(&trust, (worker, Purpose::Vault, Role::Calls), &is_off);
+                self.greet(worker, met.map_err(|unmet| fault(unmet.refusal()))?)
+            }
+            Way::Await => self.waiting.take(worker, CONNECT).ok_or_else(|| {
+                let waited = CONNECT.as_secs();
+                Fault::Lost(format!("it cannot be dialed, and has not called for {waited} s"))
+            }),
+        }
+    }
+
     /// A connection to a worker's vault, past the handshake.
-    fn dial(&self, worker: WorkerId, address: SocketAddr) -> Result<Channel, Fault> {
+    pub(super) fn dial(&self, worker: WorkerId, address: SocketAddr) -> Result<Channel, Fault> {
         let lost = |error: &dyn std::fmt::Display| Fault::Lost(error.to_string());
         let stream = TcpStream::connect_timeout(&address, CONNECT).map_err(|error| lost(&error))?;
+        self.greet(worker, stream)
+    }
+
+    fn greet(&self, worker: WorkerId, stream: TcpStream) -> Result<Channel, Fault> {
         let deadline = Deadline::after(CONNECT);
         let trust = lock(&self.trust).clone();
         let greeted = Channel::dial(stream, trust.as_ref(), worker, deadline).and_then(|channel| {
             handshake::dial(&channel, &self.identity, worker, deadline)?;
             Ok(channel)
         });
-        greeted.map_err(|refusal| {
-            let told = if refusal.decided { Fault::Refused } else { Fault::Lost };
-            told(refusal.reason)
-        })
+        greeted.map_err(fault)
     }
 
     /// One try to get a snapshot from another worker's vault.
@@ -112,7 +135,7 @@ impl Shared {
         n_bytes: u64,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Snapshot, Fault> {
-        let channel = self.dial(worker, address)?;
+        let channel = self.reach(worker, address)?;
         let mut line = Line::new(&channel, is_over)?;
         line.send_head(wanted)?;
         line.verdict()?;
@@ -203,6 +226,11 @@ impl Shared {
             thread::park_timeout(PAUSE);
         }
     }
+}
+
+fn fault(refusal: Refusal) -> Fault {
+    let told = if refusal.decided { Fault::Refused } else { Fault::Lost };
+    told(refusal.reason)
 }
 
 impl Fault {

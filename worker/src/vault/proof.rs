@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
 use std::time::Duration;
 
-use shoal_proto::Source;
+use shoal_proto::{self as proto, Meeting, Source};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::wire::{Fault, Head, Kind, Line};
@@ -323,7 +323,41 @@ fn a_copy_nobody_takes_is_given_up_and_a_new_plan_does_not_wait_for_it(over: &Ov
     assert!(lock(&vault.0.shared.store).get(CELL, 20).is_ok(), "it is held here all the same");
 }
 
+/// Worker 1 can dial worker 0 and is dialed by nobody: it calls, and is asked over that connection.
+fn whoever_cannot_be_dialed_is_asked_over_its_own_call(over: &Over) {
+    let secret = Secret::random().unwrap();
+    let mut places = open(over, 2, &secret);
+    let names = BTreeMap::new();
+    let ends = (WorkerId(0), WorkerId(1));
+    let meetings = [Meeting { ends, way: proto::Way::From(ends.1) }];
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let vaults = BTreeMap::from([(ends.0, places[0].vault.address()), (ends.1, nowhere)]);
+    // Before it is known here that the plan says so, it is told so, and calls again.
+    places[1].vault.meet(&names, &Ways::of(ends.1, &meetings, (&run(), &[])), &vaults);
+    places[0].vault.meet(&names, &Ways::of(ends.0, &meetings, (&run(), &[])), &vaults);
+    let targets = BTreeMap::from([(ends.1, nowhere)]);
+    for step in [10, 20] {
+        let vault = &places[0].vault;
+        vault.snapshot((G1, CELL, at(step)), N, &targets, write(step)).unwrap();
+        settled(&places[0]);
+        assert_eq!(heard(&mut places[1]), (step, CELL, hash(step)));
+    }
+    for place in &places {
+        place.vault.begin(terms(Generation(2), Some(20)));
+    }
+    // What it alone holds is fetched the same way; it itself asks as usual.
+    lock(&places[0].vault.0.shared.store).clear();
+    places[0].vault.begin(terms(Generation(2), Some(20)));
+    let what = (Generation(2), CELL, at(20));
+    let got = places[0].vault.fetch(what, (&source(1, 20), Some(nowhere)), N, &|| false).unwrap();
+    assert!(got.bytes == state(20));
+    let error =
+        places[1].vault.fetch(what, (&source(0, 30), vaults.get(&ends.0).copied()), N, &|| false);
+    assert!(error.err().unwrap().to_string().contains("worker-0 refused the snapshot"));
+}
+
 over_both!(
+    whoever_cannot_be_dialed_is_asked_over_its_own_call,
     a_snapshot_is_stored_copied_and_fetched_by_who_needs_it,
     a_copy_that_is_there_already_is_not_sent_again,
     strangers_and_members_of_the_data_plane_are_not_let_in,
@@ -346,10 +380,10 @@ fn a_worker_whose_certificate_is_not_known_or_another_s_gets_nothing_until_the_p
     assert_eq!(refusal, "refused: the plan has no certificate's name for worker-1");
     let mut wrong = all.clone();
     wrong.insert(WorkerId(1), all[&WorkerId(2)].clone());
-    vault.meet(&wrong);
+    vault.meet(&wrong, &Ways::default(), &BTreeMap::new());
     let refusal = visit(&over, &places[0], &identity, 0).unwrap_err();
     let want = "refused: worker-1 is the worker rig-2, and its certificate says rig-1";
     assert_eq!(refusal, want);
-    vault.meet(&all);
+    vault.meet(&all, &Ways::default(), &BTreeMap::new());
     visit(&over, &places[0], &identity, 0).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::{Shared, lock};
 use crate::comm::channel::Channel;
 use crate::comm::deadline::Deadline;
 use crate::comm::handshake;
+use crate::comm::way::Way;
 
 /// Conversations at a time. Connections beyond are closed unread.
 const CONVERSATIONS_MAX: usize = 64;
@@ -26,7 +27,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Until the vault's last handle is gone.
 pub(super) fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
-    let conversations = Arc::new(AtomicUsize::new(0));
     loop {
         let accepted = listener.accept();
         if shared.is_over() {
@@ -36,22 +36,34 @@ pub(super) fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
             thread::park_timeout(PAUSE);
             continue;
         };
-        if conversations.fetch_add(1, Ordering::AcqRel) >= CONVERSATIONS_MAX {
-            conversations.fetch_sub(1, Ordering::AcqRel);
-            continue;
-        }
-        let (shared, running) = (Arc::clone(shared), Arc::clone(&conversations));
-        let talk = move || {
-            shared.converse(stream);
-            running.fetch_sub(1, Ordering::AcqRel);
-        };
-        if thread::Builder::new().name("vault-talk".to_owned()).spawn(talk).is_err() {
-            conversations.fetch_sub(1, Ordering::AcqRel);
-        }
+        shared.converse_beside(stream);
     }
 }
 
+/// What becomes of a connection.
+pub(super) enum Then {
+    Over,
+    /// This side may ask over it.
+    Asks,
+}
+
 impl Shared {
+    /// On a thread of its own; one connection too many is closed unread.
+    pub(super) fn converse_beside(self: &Arc<Self>, stream: TcpStream) {
+        if self.talks.fetch_add(1, Ordering::AcqRel) >= CONVERSATIONS_MAX {
+            self.talks.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        let shared = Arc::clone(self);
+        let talk = move || {
+            shared.converse(stream);
+            shared.talks.fetch_sub(1, Ordering::AcqRel);
+        };
+        if thread::Builder::new().name("vault-talk".to_owned()).spawn(talk).is_err() {
+            self.talks.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
     /// One connection: who it is, what it wants, and that.
     fn converse(&self, stream: TcpStream) {
         // Any member may come; whose cells it may bring is the store's to say.
@@ -70,15 +82,33 @@ impl Shared {
         let is_over = || self.is_over();
         let served = Line::new(&channel, &is_over).and_then(|mut line| {
             let head = line.recv_head()?;
-            match head.kind {
-                Kind::Put => self.take(&mut line, peer, &head),
-                Kind::Get => self.give(&mut line, &head),
-                Kind::Snapshot => line.refuse("an answer, want a request"),
-            }
+            self.answer(&mut line, peer, &head)
         });
-        if let Err(fault) = served {
-            tracing::debug!(%peer, ?fault, "a conversation ended early");
+        match served {
+            Ok(Then::Over) => {}
+            Ok(Then::Asks) => self.waiting.put(peer, channel),
+            Err(fault) => tracing::debug!(%peer, ?fault, "a conversation ended early"),
         }
+    }
+
+    /// What is asked, over a connection on which everybody knows who is who.
+    pub(super) fn answer(
+        &self,
+        line: &mut Line<'_>,
+        peer: WorkerId,
+        head: &Head,
+    ) -> Result<Then, Fault> {
+        match head.kind {
+            Kind::Put => self.take(line, peer, head)?,
+            Kind::Get => self.give(line, head)?,
+            Kind::Snapshot => line.refuse("an answer, want a request")?,
+            Kind::Wait if lock(&self.ways).to(peer) == Way::Await => {
+                line.agree()?;
+                return Ok(Then::Asks);
+            }
+            Kind::Wait => line.refuse("it can be dialed from here, as far as the plan says")?,
+        }
+        Ok(Then::Over)
     }
 
     /// Takes a copy.

@@ -2,7 +2,8 @@
 //!
 //! A request is a head of 128 bytes. `Put`: the vault answers with a verdict, then the bytes follow,
 //! then comes a second verdict: it holds them. `Get`: the vault answers with a verdict, a head and
-//! the bytes. A verdict is one byte 0, or 1 and the reason in words (u16 length), or 2: held already.
+//! the bytes. `Wait`: the vault answers with a verdict, and some time later with a request of its own, over
+//! the same connection. A verdict is one byte 0, or 1 and the reason in words (u16 length), or 2: held already.
 //!
 //! Head, little endian: kind 1, zero 3, generation 8, cell 4, standing 45 (step 8, sequences 8,
 //! skips 4, rollbacks 4, best known 1, its step 8, its loss 8, stale 4), length of the snapshot 8,
@@ -39,6 +40,8 @@ pub(super) enum Kind {
     Get = 2,
     /// The answer to `Get`.
     Snapshot = 3,
+    /// Nothing is wanted: whoever was dialed may ask over this connection, later.
+    Wait = 4,
 }
 
 /// Everything about a snapshot but its bytes. Of a `Get` the standing has its step alone, and the
@@ -100,7 +103,7 @@ impl Head {
         }
         let eight = |at| u64::from_le_bytes(field(head, at));
         let four = |at| u32::from_le_bytes(field(head, at));
-        let kinds = [Kind::Put, Kind::Get, Kind::Snapshot];
+        let kinds = [Kind::Put, Kind::Get, Kind::Snapshot, Kind::Wait];
         let kind = kinds.into_iter().find(|kind| *kind as u8 == head[0]);
         let best = Best { step: eight(41), loss: f64::from_bits(eight(49)) };
         Ok(Self {
@@ -148,6 +151,24 @@ impl<'a> Line<'a> {
     pub(super) fn recv_head(&mut self) -> Result<Head, Fault> {
         let mut head = [0; HEAD_BYTES];
         self.read(&mut head)?;
+        Head::decode(&head).map_err(Fault::Lost)
+    }
+
+    /// The same, however long nothing comes.
+    pub(super) fn wait_for_head(&mut self) -> Result<Head, Fault> {
+        let (mut head, mut channel) = ([0; HEAD_BYTES], self.channel);
+        loop {
+            match channel.read(&mut head[..1]) {
+                Ok(0) => return Err(Fault::Lost("the connection closed".to_owned())),
+                Ok(_) => break,
+                Err(error) if is_pause(error.kind()) && (self.is_over)() => {
+                    return Err(Fault::Stopped);
+                }
+                Err(error) if is_pause(error.kind()) => {}
+                Err(error) => return Err(Fault::Lost(error.to_string())),
+            }
+        }
+        self.read(&mut head[1..])?;
         Head::decode(&head).map_err(Fault::Lost)
     }
 

@@ -6,6 +6,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::over::{Over, over_both};
+use shoal_proto::{Meeting, Way};
+
 use super::*;
 use crate::comm::CommError;
 use crate::comm::deadline::Deadline;
@@ -103,7 +105,37 @@ fn an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_nex
     leaving.join().unwrap();
 }
 
+/// Of a pair of which only one can dial the other, that one does, whatever its id: nobody else knows an address.
+fn whoever_can_dials_where_only_one_of_two_can(over: &Over) {
+    let hosting = [0, 1, 2];
+    for from in [0, 2] {
+        let (listeners, peers) = listen(&hosting);
+        let ends = (WorkerId(0), WorkerId(2));
+        let meetings = [Meeting { ends, way: Way::From(WorkerId(from)) }];
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let meshes: BTreeMap<_, _> = thread::scope(|scope| {
+            let open = |(me, listener): (WorkerId, TcpListener)| {
+                let mut peers = peers.clone();
+                let other = if me == ends.0 { ends.1 } else { ends.0 };
+                if me != WorkerId(from) && me != WorkerId(1) {
+                    peers.insert(other, nowhere);
+                }
+                let ways = Ways::of(me, &meetings, (&run_id(), &[]));
+                let membership = Membership { ways, ..membership(over, me, &hosting, &peers) };
+                (me, scope.spawn(move || Mesh::open(membership, listener, TIMEOUTS).unwrap()))
+            };
+            let opening: Vec<_> = listeners.into_iter().map(open).collect();
+            opening.into_iter().map(|(me, mesh)| (me, mesh.join().unwrap())).collect()
+        });
+        let got = run_cells(&meshes, &hosting, |endpoint| {
+            endpoint.all_gather(&cells(&[0, 1, 2]), vec![endpoint.cell().0 as u8]).unwrap()
+        });
+        assert!(got.iter().all(|all| *all == [[0], [1], [2]]), "{got:?}");
+    }
+}
+
 over_both!(
+    whoever_can_dials_where_only_one_of_two_can,
     a_lost_peer_ends_every_all_to_all_and_the_next_call_of_who_computes,
     a_peer_that_takes_nothing_holds_up_neither_the_end_nor_the_tear_down,
     an_opening_that_is_called_off_waits_for_nobody_and_leaves_the_port_to_the_next,

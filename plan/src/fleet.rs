@@ -79,6 +79,9 @@ pub struct Rig {
     /// Its network interfaces together, in each direction, shared by its GPUs.
     #[serde(default = "Rig::nic")]
     pub nic: Rate,
+    /// Whether rigs of other sites can dial it; two that cannot be dialed need a relay, or a line in `links`.
+    #[serde(default)]
+    pub reach: Reach,
     /// Whether the network moves GPU memory without the CPU (`InfiniBand`, RoCE).
     #[serde(default)]
     pub rdma: bool,
@@ -100,6 +103,17 @@ pub struct Rig {
     /// What was measured, instead of the catalogue's figures.
     #[serde(default)]
     pub measured: Measured,
+}
+
+/// Who can dial a rig.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Everybody.
+    #[default]
+    Open,
+    /// Rigs of its own site: a router translates addresses.
+    Outbound,
 }
 
 /// Measured figures of a rig. null: the catalogue's, times the stated efficiency.
@@ -210,6 +224,7 @@ impl Rig {
             machines: 1,
             site: home(),
             nic: Self::nic(),
+            reach: Reach::Open,
             rdma: false,
             host_memory_gb: Self::host_memory_gb(),
             host_memory_gb_s: Self::host_memory_gb_s(),

@@ -35,6 +35,9 @@ pub(super) fn value(planned: &Planned<'_>) -> Value {
         let before = sent.get(name).and_then(Value::as_f64).unwrap_or(0.0);
         sent.insert(name.clone(), (before + bytes).into());
     }
+    let relayed = super::report::relayed(planned).into_iter().map(|((a, b), (relay, bytes))| {
+        json!({ "rigs": [a, b], "through": relay, "bytes_a_step": bytes })
+    });
     let rejected = answer.rejected.iter().map(|other| {
         json!({ "grid": other.candidate.grid.to_string(), "step_s": other.step_s, "why": other.why })
     });
@@ -49,6 +52,7 @@ pub(super) fn value(planned: &Planned<'_>) -> Value {
         "step_s": prediction.step_s, "bound_s": answer.bound_s, "step_by_kind": kinds,
         "tokens_per_s": prediction.tokens_per_s, "mfu": prediction.mfu,
         "memory": cells.collect::<Vec<_>>(), "bound_by": bound_by, "bytes_sent_a_step": sent,
+        "relayed": relayed.collect::<Vec<_>>(),
         "snapshots": snapshots::value(planned), "tokens": planned.tokens,
         "bill": {
             "currency": planned.question.fleet.currency, "days": bill.days, "gpu_hours": bill.gpu_hours,

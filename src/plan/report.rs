@@ -1,5 +1,6 @@
 //! A plan as people read it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use shoal_plan::arithmetic;
@@ -14,6 +15,7 @@ pub(super) fn text(planned: &Planned<'_>) -> String {
     let sections = [
         head(planned),
         rigs(planned),
+        ways(planned),
         step(planned),
         snapshots::text(planned),
         bill_of(planned),
@@ -109,6 +111,34 @@ fn rigs(planned: &Planned<'_>) -> String {
         rows.push(row);
     }
     format!("Memory of the fullest card of each rig, GiB:\n{}", table(&rows))
+}
+
+/// Pairs of rigs that exchange data and do not both dial.
+pub(super) fn relayed(planned: &Planned<'_>) -> BTreeMap<(String, String), (String, f64)> {
+    let network = &planned.layout.network;
+    let mut pairs: BTreeMap<(String, String), (String, f64)> = BTreeMap::new();
+    for ((a, b), bytes) in &planned.answer.prediction.bytes_between {
+        let Some(relay) = network.relay(*a, *b) else { continue };
+        let (a, b) = (network.rig_name(*a).to_owned(), network.rig_name(*b).to_owned());
+        let ends = if a <= b { (a, b) } else { (b, a) };
+        let relay = network.relay_name(relay).to_owned();
+        pairs.entry(ends).or_insert((relay, 0.0)).1 += bytes;
+    }
+    pairs
+}
+
+fn ways(planned: &Planned<'_>) -> String {
+    let pairs = relayed(planned);
+    if pairs.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![["pair", "data goes", "a step"].map(str::to_owned).to_vec()];
+    for ((a, b), (relay, bytes)) in pairs {
+        let sent = format!("{}B", short(bytes));
+        rows.push(vec![format!("{a} and {b}"), format!("through {relay}"), sent]);
+    }
+    let head = "Rigs that cannot dial each other; a relay carries each byte in and out:";
+    format!("{head}\n{}", table(&rows))
 }
 
 fn memory(cell: &CellUse) -> Vec<String> {

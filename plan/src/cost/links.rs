@@ -2,6 +2,7 @@
 //! exchange of tokens, a message between stages and a sum of gradients take on them.
 
 mod paths;
+mod relays;
 
 use super::Software;
 use super::efficiency as share;
@@ -10,6 +11,7 @@ use crate::gpus::Peers;
 use crate::model::ModelConfig;
 
 pub use paths::Link;
+pub use relays::Relay;
 
 /// A way for bytes: `latency_s + bytes / bytes_per_s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Network<'a> {
     fleet: &'a Fleet,
     /// The rig of each machine.
     rigs: Vec<usize>,
+    /// One machine of each rig that everybody can dial: machines of a rig are alike.
+    open: Vec<usize>,
 }
 
 /// One card of an expert group.
@@ -64,7 +68,9 @@ impl<'a> Network<'a> {
     pub fn new(fleet: &'a Fleet) -> Self {
         let rigs = fleet.rigs.iter().enumerate();
         let rigs = rigs.flat_map(|(at, rig)| std::iter::repeat_n(at, rig.machines as usize));
-        Self { fleet, rigs: rigs.collect() }
+        let rigs: Vec<usize> = rigs.collect();
+        let open = relays::open(fleet, &rigs);
+        Self { fleet, rigs, open }
     }
 
     pub fn machines(&self) -> usize {
@@ -104,8 +110,13 @@ impl<'a> Network<'a> {
         rig.nic.bytes_per_s() * efficiency
     }
 
-    /// From one machine to another, with nothing else on the way.
+    /// From one machine to another, with nothing else on the way; over a relay, where neither can dial the other.
     pub fn between(&self, a: usize, b: usize) -> Way {
+        self.relay(a, b).map_or_else(|| self.dialed(a, b), |relay| self.relayed((a, b), relay))
+    }
+
+    /// From one to the other, as if nothing were in between.
+    fn dialed(&self, a: usize, b: usize) -> Way {
         let nic = self.nic(a).min(self.nic(b));
         if self.site(a) == self.site(b) {
             let rigs = [a, b].map(|machine| &self.fleet.rigs[self.rigs[machine]]);

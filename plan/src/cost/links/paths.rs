@@ -22,8 +22,17 @@ pub enum Link {
 }
 
 impl Network<'_> {
-    /// The links from one machine to another. None inside a machine.
+    /// The links from one machine to another, over a relay where they need one. None inside a machine.
     pub fn path(&self, from: usize, to: usize) -> Vec<Link> {
+        let relay = self.relay(from, to);
+        relay.map_or_else(
+            || self.dialed_path(from, to),
+            |relay| self.relayed_path((from, to), relay),
+        )
+    }
+
+    /// The same as if nothing were in between.
+    pub(super) fn dialed_path(&self, from: usize, to: usize) -> Vec<Link> {
         if from == to {
             return Vec::new();
         }

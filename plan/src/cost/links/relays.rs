@@ -115,7 +115,7 @@ mod tests {
         assert_eq!((relay, network.relay_name(relay)), (Relay::Machine(3), "s"));
         let way = network.between(0, 1);
         assert!((way.bytes_per_s - 12.5e6 * share::SOCKET).abs() < 1.0, "{way:?}");
-        assert!((way.latency_s - (0.040 + 0.040) / 2.0).abs() < 1e-9, "{way:?}");
+        assert!((way.latency_s - 0.040).abs() < 1e-9, "{way:?}");
         let over_r = network.relayed((0, 1), Relay::Machine(2));
         assert!((over_r.bytes_per_s - 18.75e6 / 2.0 * share::SOCKET).abs() < 1.0, "{over_r:?}");
         let names: Vec<String> =

@@ -351,9 +351,11 @@ fn whoever_cannot_be_dialed_is_asked_over_its_own_call(over: &Over) {
     let what = (Generation(2), CELL, at(20));
     let got = places[0].vault.fetch(what, (&source(1, 20), Some(nowhere)), N, &|| false).unwrap();
     assert!(got.bytes == state(20));
+    let what = (Generation(2), CELL, at(30));
     let error =
         places[1].vault.fetch(what, (&source(0, 30), vaults.get(&ends.0).copied()), N, &|| false);
-    assert!(error.err().unwrap().to_string().contains("worker-0 refused the snapshot"));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("worker-0 refused the snapshot"), "{error}");
 }
 
 over_both!(

@@ -26,11 +26,17 @@ pub(crate) fn lent_cards(
 ) -> Result<Vec<Result<Card, DeviceError>>, DeviceError> {
     match lent {
         DeviceChoice::Cpu => Ok(Vec::new()),
-        DeviceChoice::Cuda(gpus) if !gpus.is_empty() => {
-            Ok(gpus.iter().map(|gpu| Card::look(*gpu as usize)).collect())
-        }
-        DeviceChoice::Auto | DeviceChoice::Cuda(_) => Card::all(),
+        DeviceChoice::Auto => cards(&[]),
+        DeviceChoice::Cuda(gpus) => cards(gpus),
     }
+}
+
+/// These GPUs; none named: all.
+fn cards(gpus: &[u32]) -> Result<Vec<Result<Card, DeviceError>>, DeviceError> {
+    if gpus.is_empty() {
+        return Card::all();
+    }
+    Ok(gpus.iter().map(|gpu| Card::look(*gpu as usize)).collect())
 }
 
 /// What each worker gets.
@@ -73,14 +79,8 @@ impl Devices {
 
     /// These GPUs, or all; each of them must do.
     fn wanted(job: &Job, wanted: &[u32]) -> Result<Self, String> {
-        let cards = if wanted.is_empty() {
-            Card::all().map_err(|error| error.to_string())?
-        } else {
-            let open = |gpu: &u32| Card::look(*gpu as usize);
-            wanted.iter().map(open).collect()
-        };
         let mut usable = Vec::new();
-        for card in cards {
+        for card in cards(wanted).map_err(|error| error.to_string())? {
             usable.push(card.map_err(|error| error.to_string())?);
         }
         if usable.is_empty() {

@@ -372,8 +372,9 @@ impl Rig {
 
     /// Looks whether another coordinator has become the active one, while this one does not know of it.
     fn look_elsewhere(&self, term: u64) -> Option<JoinHandle<bool>> {
-        let known = remembered(&self.directory).ok().flatten()?;
-        if term == 0 || !known.address.contains(',') {
+        // Where there is only one coordinator there are no terms.
+        let known = (term > 0).then(|| remembered(&self.directory).ok().flatten())??;
+        if !known.address.contains(',') {
             return None;
         }
         let credentials = Credentials::open(&self.certificate).ok()?;

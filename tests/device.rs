@@ -263,7 +263,10 @@ fn every_card_in_every_precision_is_the_cpu_within_rounding() {
 fn memory_is_what_was_planned_whatever_the_schedule() {
     let place = Place::new("device-memory", &manifest(2));
     for (run, settings) in [
-        ("zero-bubble", &["parallelism.schedule=zb-h1", "training.precision=bf16"][..]),
+        (
+            "zero-bubble",
+            &["parallelism.schedule=zb-h1", "training.precision=bf16", "training.batch=2"][..],
+        ),
         (
             "interleaved",
             &[
@@ -271,9 +274,10 @@ fn memory_is_what_was_planned_whatever_the_schedule() {
                 "parallelism.chunks=2",
                 "model.num_hidden_layers=4",
                 "training.ema=0.9",
+                "training.batch=2",
             ][..],
         ),
-        ("uneven", &["training.batch=5", "training.microbatch=2", "training.sequence=24"][..]),
+        ("uneven", &["training.batch=3", "training.microbatch=2", "training.sequence=24"][..]),
     ] {
         let standin = card("4090");
         let settings: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();

@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::server::{ORDER_BYTES_MAX, WORDS_BYTES_MAX};
+use crate::standing::Is;
 use crate::words::{Answer, Ask, DataFile, FromRig, ToRig};
 
 /// To the first answer.
@@ -72,11 +73,13 @@ pub async fn join(
             joined => return joined,
         }
     }
-    let nobody = || ClientError::Unreachable {
-        address: addresses.to_owned(),
-        why: "want HOST:PORT".to_owned(),
-    };
-    Err(failure.unwrap_or_else(nobody))
+    Err(failure.unwrap_or_else(|| nobody(addresses)))
+}
+
+/// Where not even one address is named.
+fn nobody(addresses: &str) -> ClientError {
+    let (address, why) = (addresses.to_owned(), "want HOST:PORT".to_owned());
+    ClientError::Unreachable { address, why }
 }
 
 async fn join_at(
@@ -174,10 +177,6 @@ pub struct Client {
     coordinators: Vec<String>,
 }
 
-/// What a coordinator says of how it stands.
-const STANDS_BY: u32 = 1;
-const CANNOT_KNOW: u32 = 3;
-
 /// Which log, and how much of it.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -222,26 +221,22 @@ impl Client {
             let stands = stands.ok().and_then(Result::ok).map(tonic::Response::into_inner);
             let StandingTold { stands, term, active, coordinators } = stands.unwrap_or_default();
             let client = Self { address: address.clone(), channel, term, coordinators };
-            if term < seen && stands != STANDS_BY {
+            if term < seen && stands != Is::Standby.number() {
                 let why = format!("it was active in term {term}, and term {seen} has begun");
                 failure = Some(ClientError::Unreachable { address, why });
-            } else if stands == STANDS_BY {
+            } else if stands == Is::Standby.number() {
                 if !active.is_empty() && !left.contains(&active) {
                     left.push(active);
                 }
                 let why = "it stands by, and no active coordinator is reached".to_owned();
                 failure = Some(ClientError::Unreachable { address, why });
-            } else if stands == CANNOT_KNOW {
+            } else if stands == Is::Undecided.number() {
                 undecided.get_or_insert(client);
             } else {
                 return Ok(client);
             }
         }
-        let nobody = || ClientError::Unreachable {
-            address: addresses.to_owned(),
-            why: "want HOST:PORT".to_owned(),
-        };
-        undecided.ok_or_else(|| failure.unwrap_or_else(nobody))
+        undecided.ok_or_else(|| failure.unwrap_or_else(|| nobody(addresses)))
     }
 
     /// What was answered, if it is of the term that the coordinator said it is active in.

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-pub use crate::launchers::calling::First;
 use crate::launchers::calling::PROTOCOL;
+pub use crate::launchers::calling::{BEAT, First};
 
 /// One attempt.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -78,9 +78,8 @@ impl Lines {
 
     /// A line has ended. Whether with it the job's launcher is gone; its process then counts no more.
     pub(crate) fn gone(&mut self, name: &str, line: u64) -> bool {
-        let spoke = self.speaks(name, line);
+        let spoke = self.away(name, line);
         if spoke {
-            self.lines.remove(name);
             self.launched(name);
         }
         spoke

@@ -3,12 +3,13 @@
 //!
 //! Names and units: `docs/metrics.md`. Counters are fed as things happen, gauges are set when somebody looks.
 
-use prometheus::core::Collector;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, Result, TextEncoder,
+    Registry, Result, TextEncoder,
 };
+use shoal_coordinator::Book;
 
+use crate::state::RigFigures;
 use crate::words::{JobPhase, RigIs};
 
 /// A tenth of a millisecond to three seconds: a commit waits for the disk.
@@ -48,20 +49,12 @@ pub(crate) struct Metrics {
     unwritten: IntGauge,
 }
 
-/// A rig, as it is now.
-#[derive(Clone, Debug)]
-pub(crate) struct RigFigures {
-    pub(crate) name: String,
-    pub(crate) is: RigIs,
-    /// Of the calendar; none: it was not heard by this process.
-    pub(crate) heard_unix: Option<f64>,
-    pub(crate) disk_free_bytes: f64,
-}
-
 /// All that is counted when somebody looks.
 #[derive(Clone, Debug)]
-pub(crate) struct Figures {
-    pub(crate) rigs: Vec<RigFigures>,
+pub(crate) struct Figures<'a> {
+    /// When, in seconds of the calendar.
+    pub(crate) unix: u64,
+    pub(crate) rigs: Vec<RigFigures<'a>>,
     pub(crate) jobs: Vec<JobPhase>,
     pub(crate) tokens: usize,
     pub(crate) denied: usize,
@@ -73,10 +66,10 @@ pub(crate) struct Figures {
 impl Metrics {
     pub(crate) fn new(cluster: &str) -> Result<Self> {
         let registry = Registry::new();
-        let book = Book(&registry);
-        book.fact("shoal_cluster_info", "Which cluster this is.", "name", cluster)?;
-        let version = env!("CARGO_PKG_VERSION");
-        book.fact("shoal_build_info", "The program's version.", "version", version)?;
+        let book = Book::new(&registry);
+        book.fact("shoal_cluster_info", "Which cluster this is.", &[("name", cluster.to_owned())])?;
+        let version = [("version", env!("CARGO_PKG_VERSION").to_owned())];
+        book.fact("shoal_build_info", "The program's version.", &version)?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let (start, factor, count) = COMMIT_S;
@@ -86,28 +79,34 @@ impl Metrics {
         );
         let buckets = prometheus::exponential_buckets(start, factor, count)?;
         Ok(Self {
-            rigs: book.gauges("shoal_cluster_rigs", "Rigs that have joined.", "state")?,
-            rig_up: book.gauges("shoal_cluster_rig_up", "1: the rig is here.", "rig")?,
-            rig_heard: book.reals(
+            rigs: book.integers("shoal_cluster_rigs", "Rigs that have joined.", "state")?,
+            rig_up: book.integers("shoal_cluster_rig_up", "1: the rig is here.", "rig")?,
+            rig_heard: book.gauges(
                 "shoal_cluster_rig_last_heartbeat_timestamp_seconds",
                 "Unix time at which a rig was last heard.",
+                &["rig"],
             )?,
-            rig_disk: book.reals(
+            rig_disk: book.gauges(
                 "shoal_cluster_rig_disk_available_bytes",
                 "Bytes that a rig may still write.",
+                &["rig"],
             )?,
-            jobs: book.gauges("shoal_cluster_jobs", "Jobs that were applied.", "phase")?,
-            tokens: book.gauge("shoal_cluster_tokens", "Invitations that are good still.")?,
-            denied: book.gauge(
+            jobs: book.integers("shoal_cluster_jobs", "Jobs that were applied.", "phase")?,
+            tokens: book.integer("shoal_cluster_tokens", "Invitations that are good still.")?,
+            denied: book.integer(
                 "shoal_cluster_denied_certificates",
                 "Certificates that count no more and are not over yet.",
             )?,
-            connections: book.gauges(
+            connections: book.integers(
                 "shoal_cluster_connections",
                 "Connections of those who have proven themselves, and of those who have not.",
                 "of",
             )?,
-            messages: messages(&book)?,
+            messages: book.counters(
+                "shoal_cluster_messages_total",
+                "Messages that the cluster's loop has heard.",
+                ("from", &["rig", "launcher", "person"]),
+            )?,
             heartbeats: book.counter("shoal_cluster_heartbeats_total", "Heartbeats of rigs.")?,
             tokens_refused: book.counter(
                 "shoal_cluster_tokens_refused_total",
@@ -130,7 +129,7 @@ impl Metrics {
                 "Attempts to write changes down that failed; they are tried again.",
             )?,
             commit_seconds: book.take(Histogram::with_opts(commit.buckets(buckets))?)?,
-            unwritten: book.gauge(
+            unwritten: book.integer(
                 "shoal_cluster_store_unwritten",
                 "Facts that have changed and are not written down: nothing is done about them.",
             )?,
@@ -139,7 +138,7 @@ impl Metrics {
     }
 
     /// Everything in Prometheus's text format.
-    pub(crate) fn text(&self, figures: &Figures) -> String {
+    pub(crate) fn text(&self, figures: &Figures<'_>) -> String {
         self.set(figures);
         let mut text = Vec::new();
         // Only fails where a family has no metrics, which `gather` leaves out.
@@ -149,7 +148,7 @@ impl Metrics {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    fn set(&self, figures: &Figures) {
+    fn set(&self, figures: &Figures<'_>) {
         for state in RIGS {
             let n = figures.rigs.iter().filter(|rig| rig.is == state).count();
             self.rigs.with_label_values(&[&state.to_string()]).set(whole(n));
@@ -163,10 +162,12 @@ impl Metrics {
         self.rig_heard.reset();
         self.rig_disk.reset();
         for rig in &figures.rigs {
-            let labels = [rig.name.as_str()];
+            let labels = [rig.name];
+            // None: it was not heard by this process.
+            let heard = rig.heard_seconds_ago.map_or(0.0, |ago| figures.unix as f64 - ago);
             self.rig_up.with_label_values(&labels).set(i64::from(rig.is != RigIs::Away));
-            self.rig_heard.with_label_values(&labels).set(rig.heard_unix.unwrap_or(0.0));
-            self.rig_disk.with_label_values(&labels).set(rig.disk_free_bytes);
+            self.rig_heard.with_label_values(&labels).set(heard);
+            self.rig_disk.with_label_values(&labels).set(rig.disk_free_mb as f64 * 1e6);
         }
         self.tokens.set(whole(figures.tokens));
         self.denied.set(whole(figures.denied));
@@ -176,58 +177,8 @@ impl Metrics {
     }
 }
 
-/// By who has said them; all are there from the start.
-fn messages(book: &Book<'_>) -> Result<IntCounterVec> {
-    let messages = book.counters(
-        "shoal_cluster_messages_total",
-        "Messages that the cluster's loop has heard.",
-        "from",
-    )?;
-    for from in ["rig", "launcher", "person"] {
-        messages.with_label_values(&[from]);
-    }
-    Ok(messages)
-}
-
 fn whole(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-/// Makes metrics, and takes them into the registry.
-struct Book<'a>(&'a Registry);
-
-impl Book<'_> {
-    fn take<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T> {
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
-        self.take(IntCounter::new(name, help)?)
-    }
-
-    fn counters(&self, name: &str, help: &str, label: &str) -> Result<IntCounterVec> {
-        self.take(IntCounterVec::new(Opts::new(name, help), &[label])?)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
-        self.take(IntGauge::new(name, help)?)
-    }
-
-    fn gauges(&self, name: &str, help: &str, label: &str) -> Result<IntGaugeVec> {
-        self.take(IntGaugeVec::new(Opts::new(name, help), &[label])?)
-    }
-
-    /// By rig.
-    fn reals(&self, name: &str, help: &str) -> Result<GaugeVec> {
-        self.take(GaugeVec::new(Opts::new(name, help), &["rig"])?)
-    }
-
-    /// A gauge that is 1, for the sake of its label.
-    fn fact(&self, name: &str, help: &str, label: &str, value: &str) -> Result<()> {
-        self.take(IntGauge::with_opts(Opts::new(name, help).const_label(label, value))?)?.set(1);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -238,13 +189,10 @@ mod tests {
     #[test]
     fn what_is_counted_is_what_is_there_now() {
         let metrics = Metrics::new("lab").unwrap();
-        let rig = |name: &str, is| RigFigures {
-            name: name.to_owned(),
-            is,
-            heard_unix: Some(1.7e9),
-            disk_free_bytes: 5e9,
-        };
+        let rig =
+            |name, is| RigFigures { name, is, heard_seconds_ago: Some(1.0), disk_free_mb: 5_000 };
         let mut figures = Figures {
+            unix: 1_700_000_000,
             rigs: vec![rig("a", RigIs::Busy), rig("b", RigIs::Away)],
             jobs: vec![JobPhase::Running, JobPhase::Queued, JobPhase::Queued],
             tokens: 1,

@@ -95,6 +95,13 @@ pub struct JobRecord {
     pub relays: BTreeSet<RigName>,
 }
 
+impl JobRecord {
+    /// The coordinator whose machine has its run, where that is another one than `here`.
+    fn elsewhere(&self, here: &str) -> Option<&str> {
+        self.home.as_deref().filter(|home| *home != here)
+    }
+}
+
 /// A run under way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
@@ -225,7 +232,7 @@ impl Cluster {
 
     /// The coordinator whose machine has a job's run, where that is another one than this.
     pub fn is_elsewhere(&self, name: &str) -> Option<&str> {
-        self.jobs.get(name)?.home.as_deref().filter(|home| *home != self.here)
+        self.jobs.get(name)?.elsewhere(&self.here)
     }
 
     /// Whether no launcher was started after this one.
@@ -348,7 +355,8 @@ impl Cluster {
         })
     }
 
-    fn session_of(&self, rig: &str) -> Option<SessionId> {
+    /// Of a rig that is here.
+    pub fn session_of(&self, rig: &str) -> Option<SessionId> {
         self.sessions.iter().find(|(_, session)| session.rig == rig).map(|(id, _)| *id)
     }
 

@@ -30,7 +30,7 @@ pub use asking::{AskError, ask};
 pub use error::Error;
 pub use following::{Following, follow};
 pub use ledger::{LedgerRow, Rollback, StepLine};
-pub use metrics::Metrics;
+pub use metrics::{Book, Metrics};
 pub use news::{Cause, Command, Failure, News, Restored};
 pub use server::{Running, serve};
 pub use settings::{MakePlan, Settings};

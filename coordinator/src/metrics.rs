@@ -24,7 +24,7 @@ use shoal_plan::report::{Outcome, StepRow};
 use crate::error::Error;
 use crate::news::News;
 use crate::settings::Settings;
-use book::Book;
+pub use book::Book;
 use changes::Changes;
 use checkpoints::Checkpoints;
 use store::Store;

@@ -7,7 +7,8 @@
 //! - `SHOAL_GPU=1` takes the second card.
 //!
 //! Words on the command line choose the cases whose names have one of them; `--seed N` changes the numbers;
-//! `--list` names the cases.
+//! `--list` names the cases; `--all` leaves out none on any card of the stand-in, where otherwise only one runs
+//! them all.
 #![expect(clippy::print_stdout, reason = "a table for whoever runs it")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -67,6 +68,10 @@ struct Options {
     seed: u64,
     list: bool,
     bench: bool,
+    /// Every second case, from this one on.
+    half: Option<usize>,
+    /// All cases on each card of the stand-in.
+    all: bool,
     /// Opens this device and says what came of it, nothing else.
     open: Option<usize>,
     /// Tries this change of the PTX instead of the PTX.
@@ -83,6 +88,8 @@ impl Options {
                 "--seed" => options.seed = arguments.next().unwrap().parse().unwrap(),
                 "--list" => options.list = true,
                 "--bench" => options.bench = true,
+                "--half" => options.half = Some(arguments.next().unwrap().parse().unwrap()),
+                "--all" => options.all = true,
                 "--mutant" => options.mutant = Some(arguments.next().unwrap().parse().unwrap()),
                 "--open" => options.open = Some(arguments.next().unwrap().parse().unwrap()),
                 // What `cargo test` hands to every test: not ours.
@@ -119,9 +126,17 @@ fn cases() -> Vec<Case> {
     families.into_iter().flatten().collect()
 }
 
+/// Which half a case belongs to: by its name alone (FNV-1a), so that no family is all in one.
+fn half(case: &Case) -> usize {
+    let mixed = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    (case.name.bytes().fold(0x811c_9dc5, mixed) >> 31) as usize
+}
+
 fn main() -> ExitCode {
     let options = Options::read(std::env::args().skip(1));
-    let cases: Vec<Case> = cases().into_iter().filter(|case| options.wants(case)).collect();
+    let cases = cases().into_iter().filter(|case| options.wants(case));
+    let cases: Vec<Case> =
+        cases.filter(|case| options.half.is_none_or(|h| h == half(case))).collect();
     if let Some(ordinal) = options.open {
         match Device::open(ordinal) {
             Ok(device) => println!("opened {}", device.properties().name),
@@ -139,7 +154,7 @@ fn main() -> ExitCode {
     let mut good = true;
     // Cargo has built the stand-in beside this executable; elsewhere there is none.
     if !required && std::env::var_os("CARGO_MANIFEST_DIR").is_some() {
-        let mut failures = standin::run(&options.words);
+        let mut failures = standin::run(&options.words, options.all);
         if options.words.is_empty() {
             failures.extend(standin::open());
             failures.extend(standin::mutants());

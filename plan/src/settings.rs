@@ -174,38 +174,18 @@ impl Layers {
 
 /// A variable's values: of a list they have commas between them.
 fn split(setting: &Setting, text: &str) -> Result<Values, WrongVariable> {
-    let values: Values = match setting.kind {
-        Kind::Texts => text.split(',').map(|one| one.trim().to_owned()).collect(),
-        Kind::Text
-        | Kind::Secret
-        | Kind::Path
-        | Kind::Cluster
-        | Kind::Socket
-        | Kind::Address
-        | Kind::Port
-        | Kind::Threads
-        | Kind::Time
-        | Kind::Store
-        | Kind::Devices
-        | Kind::Choice(_) => vec![text.to_owned()],
+    let values: Values = if setting.kind == Kind::Texts {
+        text.split(',').map(|one| one.trim().to_owned()).collect()
+    } else {
+        vec![text.to_owned()]
     };
     if values.iter().all(|value| setting.kind.takes(value)) {
         return Ok(values);
     }
-    let got = match setting.kind {
-        Kind::Secret => String::new(),
-        Kind::Text
-        | Kind::Texts
-        | Kind::Path
-        | Kind::Cluster
-        | Kind::Socket
-        | Kind::Address
-        | Kind::Port
-        | Kind::Threads
-        | Kind::Time
-        | Kind::Store
-        | Kind::Devices
-        | Kind::Choice(_) => format!(", got {}", crate::manifest::complaint::quote(text)),
+    let got = if setting.kind == Kind::Secret {
+        String::new()
+    } else {
+        format!(", got {}", crate::manifest::complaint::quote(text))
     };
     let wanted = setting.kind.wanted();
     Err(WrongVariable { variable: setting.variable, wanted, got })

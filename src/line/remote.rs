@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use shoal_cluster::dialing::{Dialer, First};
+use shoal_cluster::dialing::{BEAT, Dialer, First};
 use shoal_cluster::words::{FromLauncher, ToLauncher};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
@@ -18,9 +18,6 @@ use crate::clock::Stopwatch;
 
 /// A coordinator says so often that it is there; each time that one is silent for so long, it is away.
 const SILENT: Duration = Duration::from_secs(4);
-
-/// So often a launcher says that it is there.
-const BEAT: Duration = Duration::from_secs(1);
 
 /// While the coordinator does not decide, others are asked so often whether they do.
 const LOOK: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Harbour, Inbound, Outgoing};
 use crate::clock::unix;
 use crate::exposition;
-use crate::metrics::{Figures, RigFigures};
+use crate::metrics::Figures;
 use crate::state::SessionId;
 use crate::watching::{PATIENCE, TEXT_BYTES_MAX, Unwatched, Watched};
 use crate::words::{Answer, FromRig, ToRig};
@@ -58,14 +58,9 @@ impl Harbour {
     fn metrics_text(&self) -> String {
         let now = unix();
         let (strangers, members) = self.places.counts();
-        let rig = |rig: crate::state::RigFigures<'_>| RigFigures {
-            name: rig.name.to_owned(),
-            is: rig.is,
-            heard_unix: rig.heard_seconds_ago.map(|ago| now as f64 - ago),
-            disk_free_bytes: rig.disk_free_mb as f64 * 1e6,
-        };
         self.metrics.text(&Figures {
-            rigs: self.state.rig_figures().map(rig).collect(),
+            unix: now,
+            rigs: self.state.rig_figures().collect(),
             jobs: self.state.jobs().map(|(_, job)| job.phase).collect(),
             tokens: self.state.good_tokens(now),
             denied: self.state.denied().len(),
@@ -77,7 +72,7 @@ impl Harbour {
 
     /// Asks a rig for what its worker tells Prometheus. Whoever asks while a question is under way gets its answer.
     fn ask_for_metrics(&mut self, rig: String, reply: MetricsReply) {
-        let session = self.state.session_of_rig(&rig);
+        let session = self.state.session_of(&rig);
         let outbox = session.and_then(|session| Some((session, self.rigs.get(&session)?)));
         // Whoever asked may have gone, here and below.
         let Some((session, outbox)) = outbox else {

@@ -29,7 +29,7 @@ const FIRST_BYTES_MAX: usize = 4 << 10;
 const FIRST: Duration = Duration::from_secs(5);
 
 /// Each side says so often that it is there.
-pub(crate) const BEAT: Duration = Duration::from_secs(1);
+pub const BEAT: Duration = Duration::from_secs(1);
 
 /// A launcher of which nothing was heard for so long is away.
 const SILENT: Duration = Duration::from_secs(15);

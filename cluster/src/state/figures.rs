@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cluster, SessionId};
+use super::Cluster;
 use crate::watching::Watched;
 use crate::words::RigIs;
 
@@ -56,10 +56,5 @@ impl Cluster {
                 .collect::<BTreeMap<_, _>>(),
         };
         runs.map(of_job).collect()
-    }
-
-    /// The session of a rig that is here.
-    pub fn session_of_rig(&self, rig: &str) -> Option<SessionId> {
-        self.session_of(rig)
     }
 }

@@ -83,24 +83,25 @@ impl Cluster {
     }
 
     fn tell_served(&mut self, relays: &BTreeMap<RigName, Served>) {
+        let nothing = Served::new();
+        let serves = |rig: &RigName| relays.get(rig).unwrap_or(&nothing);
         let can_be = |rig: &RigName| {
             self.rigs.get(rig).is_some_and(|record| record.facts.probe_port.is_some())
         };
-        let here: Vec<_> = (self.sessions.iter())
-            .filter(|(_, session)| can_be(&session.rig))
+        // One that has just come may serve what is over.
+        let is_news = |rig: &RigName| self.relays_told.get(rig) != Some(serves(rig));
+        let news: Vec<_> = (self.sessions.iter())
+            .filter(|(_, session)| can_be(&session.rig) && is_news(&session.rig))
             .map(|(id, session)| (*id, session.rig.clone()))
             .collect();
-        for (session, rig) in here {
-            let served = relays.get(&rig).cloned().unwrap_or_default();
-            // One that has just come may serve what is over.
-            if self.relays_told.get(&rig) != Some(&served) {
-                self.relays_told.insert(rig, served.clone());
-                self.effects.push(Effect::Tell { session, message: ToRig::Relay { served } });
-            }
+        for (session, rig) in news {
+            let served = serves(&rig).clone();
+            self.relays_told.insert(rig, served.clone());
+            self.effects.push(Effect::Tell { session, message: ToRig::Relay { served } });
         }
     }
 
-    /// Whether a run is one that a relay may serve: for tests of what is told.
+    /// The runs that a relay was told to serve.
     #[cfg(test)]
     pub(super) fn relayed_runs(&self, rig: &str) -> Vec<shoal_plan::plan::RunId> {
         self.relays_told.get(rig).map_or_else(Vec::new, |served| served.keys().cloned().collect())

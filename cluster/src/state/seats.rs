@@ -72,8 +72,7 @@ impl Cluster {
 
     /// The machine that has all that a job has reached, where that is not this one.
     fn elsewhere<'a>(&self, job: &'a JobRecord) -> Option<&'a str> {
-        let home = job.home.as_deref().filter(|home| *home != self.here);
-        home.filter(|_| job.job.checkpoint.store.is_none())
+        job.elsewhere(&self.here).filter(|_| job.job.checkpoint.store.is_none())
     }
 
     pub(super) fn in_order(&self, which: impl Fn(&JobRecord) -> bool) -> Vec<JobName> {
@@ -102,8 +101,7 @@ impl Cluster {
     fn take_a_seat(&mut self, name: &str, rig: &str) -> bool {
         let job = self.jobs.get(name).filter(|job| !job.stopping && !job.shunned.contains(rig));
         // The text of a run is where its launcher is: only rigs that have it already can take part from elsewhere.
-        let Some(job) = job.filter(|job| job.home.as_ref().is_none_or(|home| *home == self.here))
-        else {
+        let Some(job) = job.filter(|job| job.elsewhere(&self.here).is_none()) else {
             return false;
         };
         let mut seats = (0..most(job)).map(WorkerId);

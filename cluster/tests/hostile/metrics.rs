@@ -32,23 +32,22 @@ async fn what_a_rig_says_instead_of_metrics_is_passed_on_to_nobody() {
         (Ok(long), Err("are taken")),
         (Err("no worker\u{1b}[2J runs here".to_owned()), Err("rig bad: no worker[2J runs here")),
     ] {
-        let asking = tokio::spawn({
-            let watch = watch.clone();
-            async move { watch.of_rig("bad").await }
-        });
-        let ask = question(&mut attending).await;
-        // Only the answer to what was asked counts; whoever asks meanwhile gets the same.
-        let also = tokio::spawn({
-            let watch = watch.clone();
-            async move { watch.of_rig("bad").await }
-        });
-        for ask in [ask + 1, ask.wrapping_sub(1)] {
-            let word = FromRig::Metrics { ask, text: Ok("forged 1\n".to_owned()) };
-            attending.outbox.send(word).await.unwrap();
-        }
-        attending.outbox.send(FromRig::Metrics { ask, text: said.clone() }).await.unwrap();
-        let got = asking.await.unwrap();
-        drop(also);
+        // Two who ask: the second is told the answer to the first one's question, or asks its own,
+        // as it comes. Only the answer to what was asked counts.
+        let both = async { tokio::join!(watch.of_rig("bad"), watch.of_rig("bad")) };
+        tokio::pin!(both);
+        let (got, also) = loop {
+            let ask = tokio::select! {
+                both = &mut both => break both,
+                ask = question(&mut attending) => ask,
+            };
+            for ask in [ask + 1, ask.wrapping_sub(1)] {
+                let word = FromRig::Metrics { ask, text: Ok("forged 1\n".to_owned()) };
+                attending.outbox.send(word).await.unwrap();
+            }
+            attending.outbox.send(FromRig::Metrics { ask, text: said.clone() }).await.unwrap();
+        };
+        assert_eq!(got, also);
         match (got, wanted) {
             (Ok(text), Ok(())) => assert_eq!(Ok(text), said),
             (Err(error), Err(wanted)) => {

@@ -11,29 +11,30 @@ use prometheus::{
 const BUCKETS_S: (f64, f64, usize) = (1e-3, 2.0, 17);
 
 /// The registry of one process under construction.
-pub(super) struct Book(Registry);
+pub struct Book(Registry);
 
 impl Book {
-    pub(super) fn new(registry: &Registry) -> Self {
+    pub fn new(registry: &Registry) -> Self {
         Self(registry.clone())
     }
 
-    fn take<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T> {
+    /// What is made in another way than those below.
+    pub fn take<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T> {
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
-    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
+    pub fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
         self.take(IntCounter::new(name, help)?)
     }
 
     /// Of what is too much for 64 bits.
-    pub(super) fn large_counter(&self, name: &str, help: &str) -> Result<Counter> {
+    pub fn large_counter(&self, name: &str, help: &str) -> Result<Counter> {
         self.take(Counter::new(name, help)?)
     }
 
     /// By a label with these values.
-    pub(super) fn counters(
+    pub fn counters(
         &self,
         name: &str,
         help: &str,
@@ -46,32 +47,32 @@ impl Book {
         Ok(counters)
     }
 
-    pub(super) fn gauge(&self, name: &str, help: &str) -> Result<Gauge> {
+    pub fn gauge(&self, name: &str, help: &str) -> Result<Gauge> {
         self.take(Gauge::new(name, help)?)
     }
 
-    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
+    pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
         self.take(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    pub(super) fn integer(&self, name: &str, help: &str) -> Result<IntGauge> {
+    pub fn integer(&self, name: &str, help: &str) -> Result<IntGauge> {
         self.take(IntGauge::new(name, help)?)
     }
 
-    pub(super) fn integers(&self, name: &str, help: &str, label: &str) -> Result<IntGaugeVec> {
+    pub fn integers(&self, name: &str, help: &str, label: &str) -> Result<IntGaugeVec> {
         self.take(IntGaugeVec::new(Opts::new(name, help), &[label])?)
     }
 
-    pub(super) fn seconds(&self, name: &str, help: &str) -> Result<Histogram> {
+    pub fn seconds(&self, name: &str, help: &str) -> Result<Histogram> {
         self.take(Histogram::with_opts(durations(name, help)?)?)
     }
 
-    pub(super) fn seconds_by(&self, name: &str, help: &str, label: &str) -> Result<HistogramVec> {
+    pub fn seconds_by(&self, name: &str, help: &str, label: &str) -> Result<HistogramVec> {
         self.take(HistogramVec::new(durations(name, help)?, &[label])?)
     }
 
     /// A gauge that is 1, for the sake of its labels.
-    pub(super) fn fact(&self, name: &str, help: &str, labels: &[(&str, String)]) -> Result<()> {
+    pub fn fact(&self, name: &str, help: &str, labels: &[(&str, String)]) -> Result<()> {
         let opts = labels
             .iter()
             .fold(Opts::new(name, help), |opts, (label, value)| opts.const_label(*label, value));

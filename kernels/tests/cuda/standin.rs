@@ -36,18 +36,25 @@ const SECOND_TURN: &[&str] = &[
     "window",
 ];
 
+/// The card that runs all cases in either turn. The others run every second one unless all are asked for: their images
+/// come from the same source, and every case runs on two or three cards.
+const WHOLE: &str = "4090";
+
 /// Runs the chosen cases on every card, as many cards at a time as there are cores. What failed, one text for
 /// each child and one for each complaint.
-pub(crate) fn run(words: &[String]) -> Vec<String> {
-    let turns = CARDS.into_iter().flat_map(|card| TURNS.map(|turn| (card, turn)));
+///
+/// - `all`: no case is left out on any card.
+pub(crate) fn run(words: &[String], all: bool) -> Vec<String> {
+    let turns = CARDS.into_iter().enumerate().flat_map(|card| TURNS.map(|turn| (card, turn)));
     let waiting = Mutex::new(turns);
     let next = || waiting.lock().expect("no thread died").next();
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
-                while let Some((card, turn)) = next() {
-                    let found = one_turn(card, turn, words);
+                while let Some(((place, card), turn)) = next() {
+                    let half = (!all && words.is_empty() && card != WHOLE).then_some(place % 2);
+                    let found = one_turn(card, turn, words, half);
                     failures.lock().expect("no thread died").extend(found);
                 }
             });
@@ -60,6 +67,7 @@ fn one_turn(
     card: &str,
     (seed, schedule, sums): (u64, &str, &str),
     words: &[String],
+    half: Option<usize>,
 ) -> Vec<String> {
     let standin = StandIn::new().cards(card).seed(seed);
     let standin =
@@ -69,7 +77,10 @@ fn one_turn(
         _ => words.iter().map(String::as_str).collect(),
     };
     let seed = seed.to_string();
-    let output = child(&standin, &[&["--seed", seed.as_str()], chosen.as_slice()].concat());
+    let half = half.map(|half| half.to_string());
+    let half: Vec<&str> = half.iter().flat_map(|half| ["--half", half]).collect();
+    let arguments = [&["--seed", seed.as_str()], half.as_slice(), chosen.as_slice()].concat();
+    let output = child(&standin, &arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let summary = text.lines().last().unwrap_or("nothing").to_owned();
     println!("stand-in {card}, {schedule}, {sums} sums: {summary}");

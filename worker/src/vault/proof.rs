@@ -355,7 +355,7 @@ fn whoever_cannot_be_dialed_is_asked_over_its_own_call(over: &Over) {
     let error =
         places[1].vault.fetch(what, (&source(0, 30), vaults.get(&ends.0).copied()), N, &|| false);
     let error = error.err().unwrap().to_string();
-    assert!(error.contains("worker-0"), "{error}");
+    assert!(error.contains("worker-0 refused the snapshot"), "{error}");
 }
 
 over_both!(

@@ -1,6 +1,7 @@
 //! `shoal bench`: measures what this machine does with a model, and prints it.
 
 mod card;
+mod comm;
 mod decode;
 mod growth;
 mod meter;
@@ -23,6 +24,7 @@ pub(crate) fn bench(verb: &Bench) -> Result<(), Stopped> {
         Some(Measured::Train(args)) => train::bench(args),
         Some(Measured::Growth(args)) => growth::bench(args),
         Some(Measured::Decode(args)) => decode::bench(args),
+        Some(Measured::Comm(args)) => comm::bench(args),
     }
 }
 

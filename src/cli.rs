@@ -20,7 +20,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_plan::job;
 use shoal_worker::devices::Share;
 
-pub(crate) use bench::{Bench, Decode, Growth, Measured, Ops, Over, Preset, Sizes, Train};
+pub(crate) use bench::{
+    Bench, CommArgs, Decode, Growth, Measured, Ops, Over, Preset, Sizes, Train,
+};
 pub(crate) use checkpoints::{Checkpoints, ExportStep, Gc, Ls, OfRun, Verify};
 pub(crate) use cluster::{
     Apply, Doctor, Expel, Home, Join, Login, Logs, Overview, RemoveJob, RigNamed, Stand, StoreAt,

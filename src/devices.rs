@@ -56,8 +56,8 @@ impl Devices {
         let mut devices = Self::dealt(loaded)?;
         let job = loaded.job().clone();
         pace::by_devices(&job, &mut loaded.plan, &fit::devices_of(&devices.shares));
-        let help = "lower spec.training.microbatch or sequence, take more stages, expert shards or GPUs, raise \
-                    spec.workers.device_mb, or train with `device: cpu`";
+        let help = "lower spec.training.microbatch or sequence, set spec.training.recompute: all, take more stages, \
+                    expert shards or GPUs, raise spec.workers.device_mb, or train with `device: cpu`";
         devices
             .fit(loaded.job(), &loaded.plan)
             .map_err(|problem| loaded.error_at("spec.workers.device", &problem, help))?;

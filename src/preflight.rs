@@ -76,8 +76,8 @@ impl Needs {
                     .push(format!("{what}: about {need}{unit} needed, {has}{unit} there; {lower}"));
             }
         };
-        let lower =
-            "lower spec.training.microbatch or sequence, take a smaller model, or fewer replicas";
+        let lower = "lower spec.training.microbatch or sequence, set spec.training.recompute: all, take a smaller model, \
+                     or fewer replicas";
         let lower = match self.snapshot_bytes {
             0 => lower.to_owned(),
             bytes => format!(

@@ -187,7 +187,36 @@ fn growth_has_a_row_for_every_size() {
 }
 
 #[test]
+fn collectives_are_measured_between_processes() {
+    let report = json(&["comm", "--workers", "3", "--mib", "1,2", "--seconds", "0.05"]);
+    assert_eq!(report["workers"], 3);
+    let tcp = ["one_way_gigabytes_per_second", "both_ways_gigabytes_per_second"];
+    positive(&report["tcp"], &tcp);
+    positive(&report["tcp"], &["round_trip_seconds"]);
+    positive(&report, &["round_trip_seconds"]);
+    let rows = report["rows"].as_array().unwrap();
+    let kinds = ["all-to-all", "all-reduce", "reduce-scatter", "all-gather"];
+    let wanted = [1, 2].into_iter().flat_map(|mib| kinds.map(|kind| (kind, mib)));
+    assert!(
+        rows.iter()
+            .map(|row| (row["operation"].as_str().unwrap(), row["mib"].as_u64().unwrap()))
+            .eq(wanted)
+    );
+    for row in rows {
+        positive(row, &["seconds", "gigabytes_per_second", "share_of_tcp"]);
+        assert!(row["rounds"].as_u64().unwrap() >= 5, "{row}");
+        let bytes =
+            row["gigabytes_per_second"].as_f64().unwrap() * row["seconds"].as_f64().unwrap() * 1e9;
+        let want = row["mib"].as_f64().unwrap() * f64::from(1 << 20);
+        assert!((bytes / want - 1.0).abs() < 1e-9, "{row}");
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
+    let alone = shoal(&["comm", "--workers", "1"]);
+    assert_eq!(alone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("1 is not in 2..=16"));
     let cases = [
         (&["train", "--seconds", "0"][..], "--seconds is 0, want a number above 0"),
         (&["train", "--text", "no-such-file"], "reading no-such-file"),

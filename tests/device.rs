@@ -70,7 +70,9 @@ fn memory_in_use(place: &Place, run: &str) -> Vec<(usize, usize)> {
 #[track_caller]
 fn used_as_planned(place: &Place, run: &str, ended: &Ended) {
     let memory = memory_in_use(place, run);
-    assert_eq!(memory.len(), 4, "of four cells: {memory:?}");
+    // More than one plan where a busy machine made a worker slow enough to give cells away.
+    let plans = memory.len() / 4;
+    assert!(0 < plans && memory.len() == 4 * plans, "of four cells: {memory:?}");
     for (planned, used) in &memory {
         assert_eq!(used, planned, "{memory:?}");
     }

@@ -12,7 +12,7 @@ use std::thread;
 
 use shoal_data::{EndToken, Settings, Source, TokenizerChoice, prepare};
 use shoal_plan::grid::{CellId, Grid};
-use shoal_plan::job::{Job, Precision};
+use shoal_plan::job::{Job, Precision, Recompute};
 use shoal_plan::manifest;
 use shoal_plan::model::RopeScaling;
 use shoal_plan::placement::make_plan;
@@ -411,6 +411,18 @@ fn both_pipeline_schedules_are_bit_equal() {
             assert!(bits(&zb.gradients[name]).eq(bits(want)), "{precision}: gradient of {name}");
         }
     }
+}
+
+/// It changes what is kept, and nothing else.
+#[test]
+fn what_is_computed_again_is_bit_equal() {
+    let kept = job((2, 2, 1), Precision::Fp8);
+    let mut again = kept.clone();
+    again.training.recompute = Recompute::All;
+    let (kept, again) = (train(&kept, tokens(), 2), train(&again, tokens(), 2));
+    assert_eq!(again.losses, kept.losses);
+    assert_eq!(again.grad_norms, kept.grad_norms);
+    assert_eq!(again.routers, kept.routers, "routers count once");
 }
 
 /// Two stages of two chunks.

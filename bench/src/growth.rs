@@ -48,7 +48,7 @@ impl Over {
 
 #[cfg(test)]
 mod tests {
-    use shoal_plan::job::Precision;
+    use shoal_plan::job::{Precision, Recompute};
 
     use super::*;
 
@@ -57,6 +57,7 @@ mod tests {
         let base = Cell {
             model: ModelConfig::tiny(),
             precision: Precision::Bf16,
+            recompute: Recompute::None,
             batch: 4,
             tokens: 128,
             microbatches: 1,

@@ -174,6 +174,7 @@ fn random(dtype: DType, rows: usize, cols: usize) -> Tensor {
 #[cfg(test)]
 mod tests {
     use shoal_plan::arithmetic::parameters;
+    use shoal_plan::job::Recompute;
 
     use super::*;
     use crate::Ticks;
@@ -203,6 +204,7 @@ mod tests {
             let cell = Cell {
                 model: shapes.model.clone(),
                 precision,
+                recompute: Recompute::None,
                 batch,
                 tokens,
                 microbatches: 1,

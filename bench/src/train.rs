@@ -10,7 +10,7 @@ use shoal_kernels::adamw::AdamStep;
 use shoal_model::cuda::Gpu;
 use shoal_model::{Alone, BatchTokens, Cut, LossScale, Losses, Stage, StageOptions, Update};
 use shoal_plan::arithmetic::{flops_per_token, parameters};
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Recompute};
 use shoal_plan::model::ModelConfig;
 
 use crate::cuda::{self, Card};
@@ -35,6 +35,7 @@ const CLIP_EPSILON: f64 = 1e-6;
 pub struct Cell {
     pub model: ModelConfig,
     pub precision: Precision,
+    pub recompute: Recompute,
     /// Sequences of a step.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -227,7 +228,10 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(cell: &'a Cell) -> Self {
-        let options = StageOptions::new(cell.precision, cell.seed);
+        let options = StageOptions {
+            recompute: cell.recompute,
+            ..StageOptions::new(cell.precision, cell.seed)
+        };
         let targets = (cell.batch * cell.tokens) as f32;
         let second = (cell.batch * (cell.tokens - 1)).max(1) as f32;
         Self {
@@ -313,8 +317,16 @@ mod tests {
     fn cell() -> Cell {
         let model = ModelConfig { num_nextn_predict_layers: 0, ..ModelConfig::tiny() };
         let text = "one line that is learnt by heart; ".repeat(20).bytes().map(u32::from).collect();
-        let (precision, seed) = (Precision::Bf16, 1);
-        Cell { model, precision, batch: 2, tokens: 16, microbatches: 2, text, seed }
+        Cell {
+            model,
+            precision: Precision::Bf16,
+            recompute: Recompute::None,
+            batch: 2,
+            tokens: 16,
+            microbatches: 2,
+            text,
+            seed: 1,
+        }
     }
 
     #[test]

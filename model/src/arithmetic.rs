@@ -5,10 +5,12 @@ use std::borrow::Cow;
 use shoal_kernels::fp8::ScaleFormat;
 use shoal_kernels::linear::{Math, Operand};
 use shoal_kernels::tensor::{DType, Tensor};
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Recompute};
 use shoal_plan::numerics::{self, Scales};
 
-/// Forms of values in one precision. In all of them norms, router, softmax and loss are FP32.
+use crate::options::StageOptions;
+
+/// Forms of values in one precision, and which of them backward computes again. In all precisions norms, router, softmax and loss are FP32.
 ///
 /// - fp8, report 3.3: FP8 in every Linear but head and `eh_proj`; BF16 between operations.
 /// - bf16: BF16 in every Linear and between operations.
@@ -24,6 +26,7 @@ pub(crate) struct Arithmetic {
     pub(crate) wide: Math,
     /// The residual stream and the output of every operation.
     pub(crate) activation: DType,
+    pub(crate) recompute: Recompute,
 }
 
 impl Arithmetic {
@@ -35,6 +38,7 @@ impl Arithmetic {
             weight: math,
             wide: math,
             activation: DType::Bf16,
+            recompute: Recompute::None,
         };
         let fp8 = |format| match format {
             numerics::ScaleFormat::Pow2 => Math::Fp8(ScaleFormat::Pow2),
@@ -50,6 +54,12 @@ impl Arithmetic {
             Precision::Bf16 => one(Math::Bf16),
             Precision::F32 => Self { activation: DType::F32, ..one(Math::F32) },
         }
+    }
+
+    /// As a stage computes.
+    pub(crate) fn of(options: &StageOptions) -> Self {
+        let arithmetic = Self::new(options.precision, options.scales);
+        Self { recompute: options.recompute, ..arithmetic }
     }
 
     /// A Linear's input, in the form it is multiplied and cached.

@@ -23,9 +23,13 @@ pub(crate) struct Ffn {
     down: Id,
 }
 
-/// Kept after forward: SwiGLU's inputs [T, F], in the form of a Linear's input.
+/// Kept after forward; nothing where backward computes it again.
 #[derive(Clone, Debug)]
-pub(crate) struct FfnKept {
+pub(crate) struct FfnKept(Option<Inputs>);
+
+/// SwiGLU's inputs [T, F], in the form of a Linear's input.
+#[derive(Clone, Debug)]
+struct Inputs {
     g: Operand,
     u: Operand,
 }
@@ -44,7 +48,8 @@ pub(crate) struct FfnGradients {
 
 impl FfnKept {
     pub(crate) fn add_to(&self, memory: &mut Memory) {
-        memory.cached_linear_inputs += self.g.bytes() + self.u.bytes();
+        let bytes = |inputs: &Inputs| inputs.g.bytes() + inputs.u.bytes();
+        memory.cached_linear_inputs += self.0.as_ref().map_or(0, bytes);
     }
 }
 
@@ -65,19 +70,29 @@ impl Ffn {
     ) -> (Tensor, FfnKept) {
         let [g, u] = p.linear_pair([self.gate, self.up], x, self.arithmetic.activation);
         let h = self.arithmetic.into_operand(swiglu::forward(&g, &u, gates));
-        let (g, u) = (self.arithmetic.into_operand(g), self.arithmetic.into_operand(u));
-        (p.linear(self.down, &h, out), FfnKept { g, u })
+        let keeps = !self.arithmetic.recompute.feed_forward();
+        let kept = FfnKept(keeps.then(|| self.inputs([g, u])));
+        (p.linear(self.down, &h, out), kept)
     }
 
-    /// The input half. SwiGLU's output is computed again from what was kept.
+    fn inputs(&self, [g, u]: [Tensor; 2]) -> Inputs {
+        Inputs { g: self.arithmetic.into_operand(g), u: self.arithmetic.into_operand(u) }
+    }
+
+    /// The input half. SwiGLU's output is computed again from what was kept, and its inputs from `x` if they were
+    /// not.
     pub(crate) fn backward_input<'a>(
         &self,
         p: &Parameters,
-        kept: &FfnKept,
+        (x, kept): (impl Into<Rows<'a>>, &FfnKept),
         gates: Option<&[f32]>,
         d_y: impl Into<Rows<'a>>,
     ) -> FfnGradients {
-        let (g, u) = (self.arithmetic.activations(&kept.g), self.arithmetic.activations(&kept.u));
+        let again = kept.0.is_none().then(|| {
+            self.inputs(p.linear_pair([self.gate, self.up], x, self.arithmetic.activation))
+        });
+        let Inputs { g, u } = kept.0.as_ref().or(again.as_ref()).expect("kept, or computed again");
+        let (g, u) = (self.arithmetic.activations(g), self.arithmetic.activations(u));
         let d_h = p.linear_input_gradient(self.down, d_y, self.arithmetic.activation);
         let back = swiglu::backward(&g, &u, gates, &d_h);
         let h = self.arithmetic.into_operand(back.h);
@@ -118,14 +133,15 @@ pub(crate) struct Dense {
 #[derive(Clone, Debug)]
 pub(crate) struct DenseKept {
     x: Tensor,
-    n: Arc<Operand>,
+    /// `None` where backward computes it again.
+    n: Option<Arc<Operand>>,
     ffn: FfnKept,
 }
 
 impl DenseKept {
     pub(crate) fn add_to(&self, memory: &mut Memory) {
         memory.cached_residual += self.x.bytes().len();
-        memory.cached_linear_inputs += self.n.bytes();
+        memory.cached_linear_inputs += self.n.as_ref().map_or(0, |n| n.bytes());
         self.ffn.add_to(memory);
     }
 }
@@ -137,11 +153,16 @@ impl Dense {
     }
 
     pub(crate) fn forward(&self, p: &Parameters, x: Tensor) -> (Tensor, DenseKept) {
-        let n = rmsnorm::forward(&x, p.values(self.norm), self.eps);
-        let n = Arc::new(self.arithmetic.into_operand(n));
-        let (mut y, ffn) = self.ffn.forward(p, &n, None, self.arithmetic.activation);
+        let n = self.normed(p, &x);
+        let (mut y, ffn) = self.ffn.forward(p, &*n, None, self.arithmetic.activation);
         y.add_assign(&x);
-        (y, DenseKept { x, n, ffn })
+        let keeps = !self.arithmetic.recompute.feed_forward();
+        (y, DenseKept { x, n: keeps.then_some(n), ffn })
+    }
+
+    fn normed(&self, p: &Parameters, x: &Tensor) -> Arc<Operand> {
+        let n = rmsnorm::forward(x, p.values(self.norm), self.eps);
+        Arc::new(self.arithmetic.into_operand(n))
     }
 
     pub(crate) fn backward_input(
@@ -152,8 +173,9 @@ impl Dense {
         deferred: &mut Vec<Deferred>,
     ) -> Tensor {
         let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
-        let gradients = self.ffn.backward_input(p, &kept.ffn, None, &d_y_operand);
-        let (x, d_y_cached) = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
+        let n = kept.n.unwrap_or_else(|| self.normed(p, &kept.x));
+        let gradients = self.ffn.backward_input(p, (&*n, &kept.ffn), None, &*d_y_operand);
+        let (x, d_y_cached) = (Cached::Whole(n), Cached::Whole(d_y_operand));
         let (d_n, _) = self.ffn.defer(gradients, x, d_y_cached, deferred);
         let (gain, d_gain) = p.values_and_gradient(self.norm);
         rmsnorm::backward_onto(&d_y, &kept.x, (gain, self.eps), &d_n, d_gain)

@@ -17,6 +17,8 @@
 //! routers, the embedding. It exchanges rows with the other shards. The *weight half* accumulates
 //! `d_W += d_y^T x` for every Linear and talks to nobody. The head's weight gradient belongs to the
 //! forward pass: it is taken there, chunk by chunk, so that logits are never all alive.
+//! What `training.recompute` names is not kept after forward but computed again at the beginning of the block's input
+//! half: of attention stays the block's input, of a feed-forward its input, the routing and the rows received.
 //! In precision bf16 what is FP8 here is BF16; in f32 everything is FP32.
 
 use std::collections::BTreeSet;

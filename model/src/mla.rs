@@ -48,6 +48,13 @@ enum Query {
 pub(crate) struct MlaKept {
     /// The block's input [T, D].
     x: Tensor,
+    /// `None` where backward computes it again.
+    attended: Option<Attended>,
+}
+
+/// What attention read and gave.
+#[derive(Clone, Debug)]
+struct Attended {
     latents: Latents,
     o: Arc<Tensor>,
     lse: Vec<f32>,
@@ -68,9 +75,10 @@ struct Latents {
 
 impl MlaKept {
     pub(crate) fn add_to(&self, memory: &mut Memory) {
-        let Latents { n, query, key_value, k_rope } = &self.latents;
         memory.cached_residual += self.x.bytes().len();
-        memory.cached_attention += self.o.bytes().len() + size_of_val(&self.lse[..]);
+        let Some(Attended { latents, o, lse }) = &self.attended else { return };
+        let Latents { n, query, key_value, k_rope } = latents;
+        memory.cached_attention += o.bytes().len() + size_of_val(&lse[..]);
         memory.cached_attention += key_value.0.bytes().len() + k_rope.bytes().len();
         memory.cached_linear_inputs += n.bytes() + key_value.1.bytes();
         if let Some((before, after)) = query {
@@ -113,13 +121,26 @@ impl Mla {
         x: Tensor,
         shape: BatchShape,
     ) -> (Tensor, MlaKept) {
-        let latents = self.latents(p, &x);
+        let (attended, _) = self.attend(p, &x, shape);
+        let o = self.arithmetic.operand(&attended.o);
+        let mut y = p.linear(self.o, &o, self.arithmetic.activation);
+        y.add_assign(&x);
+        let keeps = !self.arithmetic.recompute.attention();
+        (y, MlaKept { x, attended: keeps.then_some(attended) })
+    }
+
+    /// Attention over what the block read, with queries, and keys with values.
+    fn attend(
+        &self,
+        p: &Parameters,
+        x: &Tensor,
+        shape: BatchShape,
+    ) -> (Attended, (Tensor, Tensor)) {
+        let latents = self.latents(p, x);
         let (q, kv) = self.projections(p, &latents);
         let heads = self.head_shape(shape);
         let (o, lse) = heads::attend(&q, &kv, &latents.k_rope, &heads, self.scale());
-        let mut y = p.linear(self.o, &self.arithmetic.operand(&o), self.arithmetic.activation);
-        y.add_assign(&x);
-        (y, MlaKept { x, latents, o: Arc::new(o), lse })
+        (Attended { latents, o: Arc::new(o), lse }, (q, kv))
     }
 
     fn latents(&self, p: &Parameters, x: &Tensor) -> Latents {
@@ -153,22 +174,29 @@ impl Mla {
         deferred: &mut Vec<Deferred>,
     ) -> Tensor {
         let out = self.arithmetic.activation;
-        let (q, kv) = self.projections(p, &kept.latents);
+        let (attended, (q, kv)) = match kept.attended {
+            Some(attended) => {
+                let projections = self.projections(p, &attended.latents);
+                (attended, projections)
+            }
+            None => self.attend(p, &kept.x, shape),
+        };
+        let Attended { latents, o, lse } = attended;
         let d_y_operand = Arc::new(self.arithmetic.gradient_operand(&d_y));
         let d_o = p.linear_input_gradient(self.o, &d_y_operand, out);
         let (d_q, d_kv, d_k_rope) = heads::attend_backward(
-            (&q, &kv, &kept.latents.k_rope),
-            (&kept.o, &kept.lse, &d_o),
+            (&q, &kv, &latents.k_rope),
+            (&o, &lse, &d_o),
             &self.head_shape(shape),
             self.scale(),
         );
         deferred.push(Deferred {
             parameter: self.o,
-            x: Cached::Plain(kept.o, self.arithmetic.input),
+            x: Cached::Plain(o, self.arithmetic.input),
             d_y: Cached::Whole(d_y_operand),
         });
 
-        let Latents { n, query, key_value: (low_kv, after_kv), .. } = kept.latents;
+        let Latents { n, query, key_value: (low_kv, after_kv), .. } = latents;
         let mut task = Half { arithmetic: self.arithmetic, p, deferred };
         let mut d_n = match (self.query, query) {
             (Query::LowRank { a, norm, b }, Some((low, after))) => {

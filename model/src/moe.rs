@@ -56,7 +56,8 @@ pub(crate) struct Moe {
 pub(crate) struct MoeKept {
     /// The block's input [T, D].
     x: Tensor,
-    n: Arc<Operand>,
+    /// `None` where backward computes it again.
+    n: Option<Arc<Operand>>,
     pub(crate) routing: Routing,
     /// What went where, by shard.
     sent: Vec<Outgoing>,
@@ -70,7 +71,7 @@ impl MoeKept {
         memory.cached_residual += self.x.bytes().len();
         memory.cached_routing +=
             size_of_val(&scores[..]) + size_of_val(&chosen[..]) + size_of_val(&gates[..]);
-        memory.cached_linear_inputs += self.n.bytes();
+        memory.cached_linear_inputs += self.n.as_ref().map_or(0, |n| n.bytes());
         self.experts.add_to(memory);
         if let Some(shared) = &self.shared {
             shared.add_to(memory);
@@ -155,6 +156,7 @@ impl Moe {
         let mut y =
             self.by_token(&sent, &values, (x.rows(), y.as_ref()), self.arithmetic.activation);
         y.add_assign(&x);
+        let n = (!self.arithmetic.recompute.feed_forward()).then_some(n);
         Ok((y, MoeKept { x, n, routing, sent, experts, shared: kept }))
     }
 
@@ -196,8 +198,14 @@ impl Moe {
             let d_experts =
                 self.experts.backward_input(p, kept.experts, Arc::clone(&d_rows), deferred);
             let shared = self.shared.zip(kept.shared).map(|(ffn, shared_kept)| {
-                let gradients = ffn.backward_input(p, &shared_kept, None, &*d_y_operand);
-                let x = Cached::Whole(Arc::clone(&kept.n));
+                let n = kept.n.unwrap_or_else(|| {
+                    let n =
+                        rmsnorm::forward(&kept.x, p.values(self.norm), self.config.rms_norm_eps);
+                    Arc::new(self.arithmetic.into_operand(n))
+                });
+                let kept = (&*n, &shared_kept);
+                let gradients = ffn.backward_input(p, kept, None, &*d_y_operand);
+                let x = Cached::Whole(n);
                 ffn.defer(gradients, x, Cached::Whole(Arc::clone(&d_y_operand)), deferred).0
             });
             (d_experts, shared)

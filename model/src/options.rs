@@ -1,6 +1,6 @@
 //! What a stage is built with beside its part of the model. Equal on all cells of a run.
 
-use shoal_plan::job::{Precision, Training};
+use shoal_plan::job::{Precision, Recompute, Training};
 use shoal_plan::numerics::{Moments, ParameterGroup, Scales};
 
 use crate::error::Error;
@@ -11,6 +11,8 @@ pub struct StageOptions {
     pub precision: Precision,
     /// Of FP8 tiles; read in precision fp8 only.
     pub scales: Scales,
+    /// What backward computes again. Changes memory and time, and no number.
+    pub recompute: Recompute,
     /// How `AdamW` keeps its moments. A checkpoint of the other kind is converted.
     pub moments: Moments,
     /// Parameters that weight decay leaves alone.
@@ -26,6 +28,7 @@ impl From<&Training> for StageOptions {
         Self {
             precision: training.precision,
             scales: training.scales,
+            recompute: training.recompute,
             moments: training.moments,
             weight_decay_exclude: training.weight_decay_exclude.clone(),
             ema_decay: training.ema,
@@ -49,6 +52,7 @@ impl StageOptions {
         Self {
             precision,
             scales: Scales::default(),
+            recompute: Recompute::default(),
             moments: Moments::default(),
             weight_decay_exclude: ParameterGroup::NOT_DECAYED.to_vec(),
             ema_decay: 0.0,

@@ -113,7 +113,7 @@ impl Parameters {
         let averaged = 0.0 < options.ema_decay;
         let arena = |class| Arena::zeros(sizes[&class], options.moments, averaged);
         Self {
-            arithmetic: Arithmetic::new(options.precision, options.scales),
+            arithmetic: Arithmetic::of(options),
             options: options.clone(),
             swapped: false,
             compute: Vec::new(),

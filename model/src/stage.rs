@@ -131,7 +131,7 @@ impl Stage {
 
     fn over(p: Parameters, cut: Cut, options: &StageOptions) -> Self {
         let config = Arc::new(cut.config.clone());
-        let arithmetic = Arithmetic::new(options.precision, options.scales);
+        let arithmetic = Arithmetic::of(options);
         let layer = |number| Layer::new(&p, &config, arithmetic, &cut, number);
         Self {
             embedding: cut.first.then(|| p.id(EMBEDDING)),

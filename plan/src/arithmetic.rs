@@ -3,6 +3,7 @@
 //! Counts follow DeepSeek-V3's released tensors; FLOPs are 2 for each multiply-add, forward and
 //! backward together. Sizes are bounded by the manifest's rules, so that no count overflows.
 
+use crate::job::Recompute;
 use crate::model::ModelConfig;
 
 /// Forward once, backward twice (gradients of inputs and of weights), 2 FLOPs a multiply-add.
@@ -89,45 +90,44 @@ impl Linear {
 
 /// The Linears of a layer that every cell of its stage holds and every token meets: attention, the
 /// dense feed-forward or the shared experts and the router. Queries, keys and values are computed
-/// again in the backward pass.
-pub(crate) fn linears(model: &ModelConfig, layer: u32) -> Vec<Linear> {
+/// again in the backward pass, and what `recompute` says.
+pub(crate) fn linears(model: &ModelConfig, layer: u32, recompute: Recompute) -> Vec<Linear> {
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
     let (qk, v) = (u64::from(model.qk_head_dim()), u64::from(model.v_head_dim));
     let (nope, rope) = (u64::from(model.qk_nope_head_dim), u64::from(model.qk_rope_head_dim));
     let kv = u64::from(model.kv_lora_rank);
     let again = |inputs, outputs| Linear { again: true, ..Linear::new(inputs, outputs) };
+    let latent =
+        |inputs, outputs| Linear { again: recompute.attention(), ..Linear::new(inputs, outputs) };
     let mut all = match model.q_lora_rank.map(u64::from) {
-        Some(rank) => vec![Linear::new(d, rank), again(rank, heads * qk)],
+        Some(rank) => vec![latent(d, rank), again(rank, heads * qk)],
         None => vec![again(d, heads * qk)],
     };
-    all.extend([
-        Linear::new(d, kv + rope),
-        again(kv, heads * (nope + v)),
-        Linear::new(heads * v, d),
-    ]);
+    all.extend([latent(d, kv + rope), again(kv, heads * (nope + v)), Linear::new(heads * v, d)]);
     let hidden = if model.is_moe(layer) {
         all.push(Linear::new(d, u64::from(model.n_routed_experts)));
         u64::from(model.moe_intermediate_size) * u64::from(model.n_shared_experts)
     } else {
         u64::from(model.intermediate_size)
     };
-    all.extend(feed_forward(d, hidden));
+    all.extend(feed_forward(d, hidden, recompute));
     all
 }
 
 /// The Linears of one routed expert.
-pub(crate) fn expert_linears(model: &ModelConfig) -> [Linear; 2] {
-    feed_forward(model.hidden_size.into(), model.moe_intermediate_size.into())
+pub(crate) fn expert_linears(model: &ModelConfig, recompute: Recompute) -> [Linear; 2] {
+    feed_forward(model.hidden_size.into(), model.moe_intermediate_size.into(), recompute)
 }
 
 /// Gate and up side by side, and down.
-fn feed_forward(d: u64, hidden: u64) -> [Linear; 2] {
-    [Linear::new(d, 2 * hidden), Linear::new(hidden, d)]
+fn feed_forward(d: u64, hidden: u64, recompute: Recompute) -> [Linear; 2] {
+    let first = Linear { again: recompute.feed_forward(), ..Linear::new(d, 2 * hidden) };
+    [first, Linear::new(hidden, d)]
 }
 
 /// Weights of `linears`.
 pub(crate) fn dense_linears(model: &ModelConfig, layer: u32) -> u64 {
-    linears(model, layer).into_iter().map(Linear::weights).sum()
+    linears(model, layer, Recompute::None).into_iter().map(Linear::weights).sum()
 }
 
 /// Weights of `n_experts` routed experts; none in a dense layer.

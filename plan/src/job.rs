@@ -62,6 +62,8 @@ pub struct Training {
     pub precision: Precision,
     /// Of FP8 tensors; read in `fp8` only.
     pub scales: Scales,
+    /// What backward computes again, so that forward need not keep it.
+    pub recompute: Recompute,
     /// Peak learning rate.
     pub lr: f32,
     /// What it does after the warm-up.
@@ -122,6 +124,37 @@ pub enum Precision {
 impl Precision {
     /// From the narrowest to the widest.
     pub const ALL: [Self; 3] = [Self::Fp8, Self::Bf16, Self::F32];
+}
+
+/// What backward computes again in place of what forward kept: less memory, more time, the same numbers to the bit. Norm
+/// outputs, queries, keys, values and SwiGLU's output are computed again whatever this says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Nothing more.
+    #[default]
+    None,
+    /// The attention block: of it stays what it read.
+    Attention,
+    /// The feed-forward block: of it stay what it read, the router's decision, and the rows that experts received, so that
+    /// nothing is sent twice.
+    FeedForward,
+    /// Both: whole layers.
+    All,
+}
+
+impl Recompute {
+    pub const ALL: [Self; 4] = [Self::None, Self::Attention, Self::FeedForward, Self::All];
+
+    /// Whether attention blocks keep no more than what they read.
+    pub fn attention(self) -> bool {
+        matches!(self, Self::Attention | Self::All)
+    }
+
+    /// Whether feed-forward blocks keep no more than what they, and their experts, read.
+    pub fn feed_forward(self) -> bool {
+        matches!(self, Self::FeedForward | Self::All)
+    }
 }
 
 /// When the model is held against text it does not train on.

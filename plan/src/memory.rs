@@ -243,7 +243,7 @@ impl Widths {
 
 /// What tokens leave behind in one layer between forward and backward: what enters the two norms,
 /// what enters the Linears, the output of attention, what the router decided, and the inputs of
-/// `SwiGLU`. Queries, keys and values are computed again.
+/// `SwiGLU`, but for what `training.recompute` leaves out. Queries, keys and values are computed again in any case.
 fn layer_activations(job: &Job, layer: u32) -> TokenBytes {
     let (model, row) = (&job.model, Widths::of(job));
     let (d, heads) = (u64::from(model.hidden_size), u64::from(model.num_attention_heads));
@@ -252,24 +252,25 @@ fn layer_activations(job: &Job, layer: u32) -> TokenBytes {
         + latent(model.kv_lora_rank.into())
         + row.plain(model.qk_rope_head_dim.into());
     let attention = row.plain(heads * u64::from(model.v_head_dim)) + 4 * heads;
-    let blocks = 2 * (row.plain(d) + row.input(d));
-    let own = blocks + latents + attention;
+    let recompute = job.training.recompute;
+    // Of what is computed again nothing is kept.
+    let unless = |again: bool, bytes: u64| if again { 0 } else { bytes };
+    let own = 2 * row.plain(d)
+        + unless(recompute.attention(), row.input(d) + latents + attention)
+        + unless(recompute.feed_forward(), row.input(d));
+    let hidden = |width: u64| unless(recompute.feed_forward(), 2 * row.input(width));
     let moe = u64::from(model.moe_intermediate_size);
     if !model.is_moe(layer) {
-        let hidden = 2 * row.input(model.intermediate_size.into());
+        let hidden = hidden(model.intermediate_size.into());
         return TokenBytes { own: own + hidden, ..TokenBytes::default() };
     }
     let chosen = u64::from(model.num_experts_per_tok);
     let router = 4 * u64::from(model.n_routed_experts) + 8 * chosen;
     let shared = match model.n_shared_experts {
         0 => 0,
-        shared => 2 * row.input(u64::from(shared) * moe),
+        shared => hidden(u64::from(shared) * moe),
     };
-    TokenBytes {
-        own: own + router + shared,
-        received: row.input(d),
-        routed: chosen * 2 * row.input(moe),
-    }
+    TokenBytes { own: own + router + shared, received: row.input(d), routed: chosen * hidden(moe) }
 }
 
 /// What tokens leave behind in one layer between the halves of backward: of each Linear, its input

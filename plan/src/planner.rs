@@ -5,8 +5,8 @@
 //! A `Candidate` is a complete answer. `predict` says what it would take, `search` finds a good one, `bound` how
 //! much better another could be, `snapshots` what copies of its state take beside it, `advice` puts it in words.
 //!
-//! What is not modelled yet: recompute and offload beyond what the trainer does, several cells of one card, and
-//! traffic of other people on the links.
+//! `training.recompute` is counted as the job has it, in memory and in time; the planner does not choose it. What is not
+//! modelled yet: offload, several cells of one card, and traffic of other people on the links.
 
 pub mod advice;
 mod bound;

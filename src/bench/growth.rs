@@ -4,7 +4,7 @@ use serde::Serialize;
 use shoal_bench::growth::Over;
 use shoal_bench::peak::Peak;
 use shoal_bench::train::{Cell, Length, random_tokens};
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Recompute};
 use shoal_plan::model::ModelConfig;
 
 use super::meter::Process;
@@ -47,6 +47,7 @@ pub(super) fn bench(args: &Growth) -> Result<(), Stopped> {
         text: random_tokens(NOISE, model.vocab_size.min(256), 1),
         model,
         precision,
+        recompute: Recompute::None,
         batch: sizes.batch(),
         tokens: sizes.tokens(),
         microbatches: 1,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use shoal_bench::cuda::{Card, CardPeak, Description, Effort, Unit};
 use shoal_bench::peak::Peak;
 use shoal_bench::train::{Cell, Length, Trained, random_tokens};
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Recompute};
 use shoal_plan::model::ModelConfig;
 
 use super::meter::{Process, peak_resident_bytes};
@@ -22,6 +22,7 @@ use crate::terminal::{data, note};
 struct Report {
     preset: &'static str,
     precision: Precision,
+    recompute: Recompute,
     threads: usize,
     batch: usize,
     tokens: usize,
@@ -99,6 +100,7 @@ pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
     let cell = Cell {
         model,
         precision,
+        recompute: args.recompute.into(),
         batch: args.sizes.batch(),
         tokens: args.sizes.tokens(),
         microbatches: args.microbatches,
@@ -123,6 +125,7 @@ pub(super) fn bench(args: &Train) -> Result<(), Stopped> {
     let report = Report {
         preset: preset.name(),
         precision,
+        recompute: cell.recompute,
         threads: pool.current_num_threads(),
         batch: cell.batch,
         tokens: cell.tokens,
@@ -159,15 +162,25 @@ fn parts(trained: &Trained) -> String {
     parts.join(", ")
 }
 
+fn again(recompute: Recompute) -> &'static str {
+    match recompute {
+        Recompute::None => "",
+        Recompute::Attention => ", attention computed again",
+        Recompute::FeedForward => ", feed-forward computed again",
+        Recompute::All => ", layers computed again",
+    }
+}
+
 fn shown(report: &Report) -> Vec<Vec<String>> {
     let Report { trained, machine, .. } = report;
     let bytes = |bytes: u64| format!("{}B", short(bytes as f64));
     let unknown = || "unknown".to_owned();
+    let again = again(report.recompute);
     let rows = [
         (
             "cell",
             format!(
-                "{} {:?}, {} MTP, {} sequences of {} tokens in {} microbatches, {} threads",
+                "{} {:?}, {} MTP, {} sequences of {} tokens in {} microbatches{again}, {} threads",
                 report.preset,
                 report.precision,
                 report.mtp,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use shoal_plan::device::DeviceChoice;
+use shoal_plan::job;
 use shoal_plan::model::ModelConfig;
 
 use super::{Model, Output, Precision};
@@ -13,10 +14,12 @@ Examples:
   shoal bench
   shoal bench ops --preset small --precision fp8 --threads 1
   shoal bench train --preset small --batch 4 --tokens 512 --mtp 0 --text README.md
+  shoal bench train --preset small --mtp 0 --recompute all
   shoal bench growth --preset tiny
   shoal bench --device cuda --preset v2-lite-like --precision fp8
   shoal bench train --device cuda:1 --preset small
   shoal bench decode runs/quickstart
+  shoal bench comm --workers 2 --mib 1,16,64
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no model there (decode), 130 Ctrl-C.";
 
@@ -52,6 +55,8 @@ pub(crate) enum Measured {
     Growth(Growth),
     /// Measure plain and speculative decoding, and what bounds the gain
     Decode(Decode),
+    /// What workers on this machine move in collectives, against plain TCP
+    Comm(CommArgs),
 }
 
 /// The network, and how it is computed.
@@ -148,6 +153,9 @@ pub(crate) struct Train {
     /// Multi-token-prediction modules
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=4))]
     pub mtp: u32,
+    /// What backward computes again, as `spec.training.recompute`
+    #[arg(long, value_enum, default_value_t = Recompute::None)]
+    pub recompute: Recompute,
     /// Passes that share the batch
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub microbatches: usize,
@@ -165,6 +173,27 @@ pub(crate) struct Train {
     pub seed: u64,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// Blocks that keep what they read and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Recompute {
+    None,
+    Attention,
+    FeedForward,
+    All,
+}
+
+impl From<Recompute> for job::Recompute {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::None => Self::None,
+            Recompute::Attention => Self::Attention,
+            Recompute::FeedForward => Self::FeedForward,
+            Recompute::All => Self::All,
+        }
+    }
 }
 
 /// `shoal bench growth`.
@@ -193,6 +222,25 @@ pub(crate) enum Over {
     Layers,
     /// 1 to 16 sequences a step
     Batch,
+}
+
+/// `shoal bench comm`.
+#[derive(Debug, Args)]
+pub(crate) struct CommArgs {
+    /// Processes that talk to each other
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=16))]
+    pub workers: u32,
+    /// MiB of each member's tensor
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 16, 64], value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub mib: Vec<u32>,
+    /// Seconds to measure each row, after 3 rounds of warm-up
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Which of the processes this is: the first one starts the others
+    #[arg(long, hide = true)]
+    pub member: Option<u32>,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]

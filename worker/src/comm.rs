@@ -24,6 +24,7 @@ pub(crate) mod handshake;
 mod link;
 pub(crate) mod mesh;
 mod opening;
+mod payload;
 #[cfg(test)]
 pub(crate) mod proof;
 pub(crate) mod relayed;

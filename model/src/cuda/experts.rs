@@ -186,7 +186,10 @@ pub(super) fn backward_input(
     let d_gates = gpu.rows("gradients of gates", gathered.rows, 4)?;
     let both = swiglu::Gates { gates: gates.all(), d_gates: d_gates.all() };
     let by_expert = (Some(both), Some(gathered.groups()));
-    let gradients = ffn.backward_input((gpu, p), &activations, by_expert, &d_y)?;
+    let x = ffn.reads_again().then(|| gathered.gather(gpu, &rows)).transpose()?;
+    let kept = (x.as_ref(), &activations);
+    let gradients = ffn.backward_input((gpu, p), kept, by_expert, &d_y)?;
+    drop(x);
     let sides = (
         Cached::ByExpert(rows, Arc::clone(&gathered)),
         Cached::ByExpert(d_rows, Arc::clone(&gathered)),

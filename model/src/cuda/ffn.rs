@@ -23,12 +23,19 @@ pub(super) struct Ffn {
     pub(super) down: GroupId,
 }
 
-/// Kept after forward: SwiGLU's inputs [T, F], in the form of a Linear's input.
+/// Kept after forward; nothing where backward computes it again.
 #[derive(Debug)]
-pub(super) struct FfnKept {
+pub(super) struct FfnKept(Option<Inputs>);
+
+/// SwiGLU's inputs [T, F], in the form of a Linear's input.
+#[derive(Debug)]
+struct Inputs {
     g: Operand,
     u: Operand,
 }
+
+/// The gates of rows, and the experts that they belong to.
+type ByExpert<'a, G> = (Option<G>, Option<gemm::Groups<'a>>);
 
 /// What the input half gives.
 #[derive(Debug)]
@@ -52,46 +59,75 @@ impl Ffn {
         &self,
         (gpu, p): (&Gpu, &Parameters),
         x: &Operand,
-        (gates, groups): (Option<Slice<'_>>, Option<gemm::Groups<'_>>),
+        by_expert: ByExpert<'_, Slice<'_>>,
         out: DType,
     ) -> Result<(Matrix, FfnKept), DeviceError> {
+        let keeps = !self.arithmetic.recompute.feed_forward();
+        let (h, inputs) = self.hidden((gpu, p), x, by_expert, keeps)?;
+        let y = gpu.grouped_linear(p.weight(self.down), &h, out, by_expert.1)?;
+        Ok((y, FfnKept(inputs)))
+    }
+
+    /// The output of SwiGLU, and its inputs where they are wanted.
+    fn hidden(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        x: &Operand,
+        (gates, groups): ByExpert<'_, Slice<'_>>,
+        wanted: bool,
+    ) -> Result<(Operand, Option<Inputs>), DeviceError> {
         let g = gpu.grouped_linear(p.weight(self.gate), x, DType::Bf16, groups)?;
         let u = gpu.grouped_linear(p.weight(self.up), x, DType::Bf16, groups)?;
         let shape = Shape { rows: g.rows, cols: g.cols };
         let inputs = (g.slice(), u.slice(), gates);
-        let (h, kept) = match self.arithmetic.input {
+        Ok(match self.arithmetic.input {
             Math::F32 => panic!("precision f32 stays on the CPU"),
             Math::Bf16 => {
                 let h = gpu.matrix("the output of SwiGLU", DType::Bf16, (g.extent(), g.cols))?;
                 let hidden = swiglu::Hidden::Bf16(h.slice());
                 gpu.kernels.swiglu.forward(&gpu.stream, inputs, hidden, shape)?;
-                (Operand::Bf16(h), FfnKept { g: Operand::Bf16(g), u: Operand::Bf16(u) })
+                let inputs = Inputs { g: Operand::Bf16(g), u: Operand::Bf16(u) };
+                (Operand::Bf16(h), wanted.then_some(inputs))
             }
             Math::Fp8(_) => {
                 let codes = |what| like(gpu, what, &g, self.arithmetic.input);
                 let h = codes("the output of SwiGLU")?;
-                let kept = [codes("an input of SwiGLU")?, codes("an input of SwiGLU")?];
-                let slices = kept.each_ref().map(Tiles::slices);
-                let hidden = swiglu::Hidden::Fp8 { h: h.slices(), kept: Some(slices) };
+                let both = || Ok([codes("an input of SwiGLU")?, codes("an input of SwiGLU")?]);
+                let kept = wanted.then(both).transpose()?;
+                let slices = kept.as_ref().map(|kept| kept.each_ref().map(Tiles::slices));
+                let hidden = swiglu::Hidden::Fp8 { h: h.slices(), kept: slices };
                 gpu.kernels.swiglu.forward(&gpu.stream, inputs, hidden, shape)?;
-                let [g, u] = kept.map(Operand::Fp8);
-                (Operand::Fp8(h), FfnKept { g, u })
+                let kept = kept.map(|kept| kept.map(Operand::Fp8));
+                (Operand::Fp8(h), kept.map(|[g, u]| Inputs { g, u }))
             }
-        };
-        Ok((gpu.grouped_linear(p.weight(self.down), &h, out, groups)?, kept))
+        })
     }
 
-    /// The input half. SwiGLU's output is computed again from what was kept.
+    /// Whether the input half reads what forward read.
+    pub(super) fn reads_again(&self) -> bool {
+        self.arithmetic.recompute.feed_forward()
+    }
+
+    /// The input half. SwiGLU's output is computed again from what was kept, and its inputs from `x` if they were
+    /// not.
     pub(super) fn backward_input(
         &self,
         (gpu, p): (&Gpu, &Parameters),
-        kept: &FfnKept,
-        (gates, groups): (Option<swiglu::Gates<'_>>, Option<gemm::Groups<'_>>),
+        (x, kept): (Option<&Operand>, &FfnKept),
+        (gates, groups): ByExpert<'_, swiglu::Gates<'_>>,
         d_y: &Operand,
     ) -> Result<FfnGradients, DeviceError> {
+        let again = match (&kept.0, x) {
+            (None, Some(x)) => {
+                let by_expert = (gates.map(|gates| gates.gates), groups);
+                self.hidden((gpu, p), x, by_expert, true)?.1
+            }
+            (Some(_), _) | (None, None) => None,
+        };
+        let Inputs { g, u } = kept.0.as_ref().or(again.as_ref()).expect("kept, or computed again");
         let d_h = gpu.grouped_input_gradient(p.weight(self.down), d_y, DType::Bf16, groups)?;
         let shape = Shape { rows: d_h.rows, cols: d_h.cols };
-        let (h, d_g, d_u) = match (&kept.g, &kept.u) {
+        let (h, d_g, d_u) = match (g, u) {
             (Operand::Bf16(g), Operand::Bf16(u)) => {
                 let plain = |what| gpu.matrix(what, DType::Bf16, (d_h.extent(), d_h.cols));
                 let (h, d_g, d_u) = (
@@ -170,7 +206,8 @@ pub(super) struct Dense {
 #[derive(Debug)]
 pub(super) struct DenseKept {
     x: Matrix,
-    n: Arc<Operand>,
+    /// `None` where backward computes it again.
+    n: Option<Arc<Operand>>,
     ffn: FfnKept,
 }
 
@@ -185,11 +222,20 @@ impl Dense {
         (gpu, p): (&Gpu, &Parameters),
         x: Matrix,
     ) -> Result<(Matrix, DenseKept), DeviceError> {
-        let gain = p.master(self.norm);
-        let n = Arc::new(gpu.normed(x.packed(), gain, x.norm(self.eps), self.arithmetic.input)?);
+        let n = self.normed((gpu, p), &x)?;
         let (y, ffn) = self.ffn.forward((gpu, p), &n, (None, None), DType::Bf16)?;
         gpu.add(&y, &x)?;
+        let n = (!self.ffn.reads_again()).then_some(n);
         Ok((y, DenseKept { x, n, ffn }))
+    }
+
+    fn normed(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        x: &Matrix,
+    ) -> Result<Arc<Operand>, DeviceError> {
+        let gain = p.master(self.norm);
+        Ok(Arc::new(gpu.normed(x.packed(), gain, x.norm(self.eps), self.arithmetic.input)?))
     }
 
     pub(super) fn backward_input(
@@ -200,8 +246,11 @@ impl Dense {
         deferred: &mut Vec<Deferred>,
     ) -> Result<Matrix, DeviceError> {
         let d_y_operand = Arc::new(gpu.operand(d_y, self.arithmetic.gradient)?);
-        let gradients = self.ffn.backward_input((gpu, p), &kept.ffn, (None, None), &d_y_operand)?;
-        let sides = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
+        let n = kept.n.map_or_else(|| self.normed((gpu, p), &kept.x), Ok)?;
+        let kept_of_ffn = (Some(&*n), &kept.ffn);
+        let gradients =
+            self.ffn.backward_input((gpu, p), kept_of_ffn, (None, None), &d_y_operand)?;
+        let sides = (Cached::Whole(n), Cached::Whole(d_y_operand));
         let d_n = self.ffn.defer(gradients, sides, None, deferred);
         gpu.norm_backward_onto(p, self.norm, kept.x.norm(self.eps), (&kept.x, &d_n), d_y)
     }

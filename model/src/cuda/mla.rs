@@ -42,6 +42,13 @@ enum Query {
 pub(super) struct MlaKept {
     /// The block's input [T, D].
     x: Matrix,
+    /// `None` where backward computes it again.
+    attended: Option<Attended>,
+}
+
+/// What attention read and gave.
+#[derive(Debug)]
+struct Attended {
     latents: Latents,
     o: Matrix,
     lse: Matrix,
@@ -119,7 +126,24 @@ impl Mla {
         shape: BatchShape,
         turns: &mut Turns,
     ) -> Result<(Matrix, MlaKept), DeviceError> {
-        let latents = self.latents(gpu, p, &x)?;
+        let (attended, _) = self.attend((gpu, p), &x, shape, turns)?;
+        let o = gpu.operand(&attended.o, self.arithmetic.input)?;
+        let keeps = !self.arithmetic.recompute.attention();
+        let attended = keeps.then_some(attended);
+        let y = gpu.linear(p.weight(self.o), &o, DType::Bf16)?;
+        gpu.add(&y, &x)?;
+        Ok((y, MlaKept { x, attended }))
+    }
+
+    /// Attention over what the block read, with what its heads read.
+    fn attend(
+        &self,
+        (gpu, p): (&Gpu, &Parameters),
+        x: &Matrix,
+        shape: BatchShape,
+        turns: &mut Turns,
+    ) -> Result<(Attended, Heads), DeviceError> {
+        let latents = self.latents(gpu, p, x)?;
         let heads = self.heads(gpu, p, &latents, shape, turns)?;
         let s = self.attention_shape(shape);
         let size = (x.extent(), s.heads * s.value);
@@ -127,10 +151,7 @@ impl Mla {
         let lse = gpu.by_head("log-sum-exp of attention", s.heads, x.extent())?;
         let results = (o.slice(), lse.slice());
         gpu.kernels.attention.forward(&gpu.stream, heads.inputs(), results, &s)?;
-        let y =
-            gpu.linear(p.weight(self.o), &gpu.operand(&o, self.arithmetic.input)?, DType::Bf16)?;
-        gpu.add(&y, &x)?;
-        Ok((y, MlaKept { x, latents, o, lse }))
+        Ok((Attended { latents, o, lse }, heads))
     }
 
     fn latents(&self, gpu: &Gpu, p: &Parameters, x: &Matrix) -> Result<Latents, DeviceError> {
@@ -198,19 +219,26 @@ impl Mla {
         shape: BatchShape,
         (turns, deferred): (&mut Turns, &mut Vec<Deferred>),
     ) -> Result<Matrix, DeviceError> {
-        let heads = self.heads(gpu, p, &kept.latents, shape, turns)?;
+        let (attended, heads) = match kept.attended {
+            Some(attended) => {
+                let heads = self.heads(gpu, p, &attended.latents, shape, turns)?;
+                (attended, heads)
+            }
+            None => self.attend((gpu, p), &kept.x, shape, turns)?,
+        };
         let d_y_operand = Arc::new(gpu.operand(d_y, self.arithmetic.gradient)?);
         let d_o = gpu.linear_input_gradient(p.weight(self.o), &d_y_operand, DType::Bf16)?;
         let (d_q, d_kv_b, d_kv) =
-            self.attention_gradients(gpu, (&kept, &heads), &d_o, shape, turns)?;
+            self.attention_gradients(gpu, (&attended, &heads), &d_o, shape, turns)?;
+        let Attended { latents, o, .. } = attended;
         deferred.push(Deferred {
             group: self.o,
-            x: Cached::Plain(kept.o, self.arithmetic.input),
+            x: Cached::Plain(o, self.arithmetic.input),
             d_y: Cached::Whole(d_y_operand),
             experts: None,
         });
 
-        let Latents { n, query, kv, after } = kept.latents;
+        let Latents { n, query, kv, after } = latents;
         let mut half = Half { arithmetic: self.arithmetic, gpu, p, deferred };
         let d_n = match (self.query, query) {
             (Query::LowRank { a, norm, b }, Some((low, after))) => {
@@ -236,7 +264,7 @@ impl Mla {
     fn attention_gradients(
         &self,
         gpu: &Gpu,
-        (kept, heads): (&MlaKept, &Heads),
+        (attended, heads): (&Attended, &Heads),
         d_o: &Matrix,
         shape: BatchShape,
         turns: &mut Turns,
@@ -249,8 +277,11 @@ impl Mla {
         let what = "gradients of the rotated key";
         let d_k_rope = gpu.matrix(what, DType::Bf16, (d_o.extent(), s.heads * s.rope))?;
         let delta = gpu.by_head("row sums of attention", s.heads, d_o.extent())?;
-        let outputs =
-            attention::Outputs { o: kept.o.slice(), lse: kept.lse.slice(), d_o: d_o.slice() };
+        let outputs = attention::Outputs {
+            o: attended.o.slice(),
+            lse: attended.lse.slice(),
+            d_o: d_o.slice(),
+        };
         let gradients = attention::Gradients {
             dq: d_q.slice(),
             d_kv: d_kv_b.slice(),

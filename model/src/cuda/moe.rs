@@ -46,7 +46,8 @@ pub(super) struct Moe {
 pub(super) struct MoeKept {
     /// The block's input [T, D].
     x: Matrix,
-    n: Arc<Operand>,
+    /// `None` where backward computes it again.
+    n: Option<Arc<Operand>>,
     routing: Routing,
     /// [T, K].
     pub(super) chosen: Vec<u32>,
@@ -160,6 +161,7 @@ impl Moe {
         messages::give(incoming);
         let y = self.by_token(gpu, (&sent, &values), (x.extent(), also.as_ref()), DType::Bf16)?;
         gpu.add(&y, &x)?;
+        let n = (!self.experts.reads_again()).then_some(n);
         Ok((y, MoeKept { x, n, routing, chosen, sent, experts, shared }))
     }
 
@@ -252,8 +254,10 @@ impl Moe {
         let fetch = gpu.fetch(&d_sums)?;
         // While rows travel.
         let shared = self.shared.zip(kept.shared).map(|(ffn, shared)| {
-            let gradients = ffn.backward_input((gpu, p), &shared, (None, None), &d_y_operand)?;
-            let sides = (Cached::Whole(kept.n), Cached::Whole(d_y_operand));
+            let n = kept.n.map_or_else(|| self.normed(gpu, p, &kept.x), Ok)?;
+            let kept = (Some(&*n), &shared);
+            let gradients = ffn.backward_input((gpu, p), kept, (None, None), &d_y_operand)?;
+            let sides = (Cached::Whole(n), Cached::Whole(d_y_operand));
             Ok::<_, DeviceError>(ffn.defer(gradients, sides, None, deferred))
         });
         let shared = shared.transpose()?;
@@ -280,6 +284,12 @@ impl Moe {
         let d_n = self.by_token(gpu, returned, (d_y.extent(), shared.as_ref()), DType::F32)?;
         let decided = (&kept.x, &kept.routing, &d_gates[..]);
         Ok(self.backward_router_and_norm(p, decided, (&d_n, d_y), run)?)
+    }
+
+    /// What experts read, as forward made it.
+    fn normed(&self, gpu: &Gpu, p: &Parameters, x: &Matrix) -> Result<Arc<Operand>, DeviceError> {
+        let plain = gpu.plain_norm(p, self.norm, x.norm(self.config.rms_norm_eps), x.packed())?;
+        Ok(Arc::new(gpu.operand(&plain, self.arithmetic.input)?))
     }
 
     /// The router reads the norm's output, so its gradient joins before the norm's.

@@ -102,7 +102,7 @@ impl Imagined {
     fn new(job: &Job, plan: &Plan, id: CellId) -> Result<Self, Error> {
         let gpu = Gpu::imagined()?.with_room(Room::of(job, plan, id));
         let options = StageOptions::from(&job.training);
-        let arithmetic = Arithmetic::new(options.precision, options.scales);
+        let arithmetic = Arithmetic::of(&options);
         let cuts = Cut::of(&job.model, plan, id);
         let experts = job.model.n_routed_experts as usize;
         let layers = cuts.iter().flat_map(Cut::moe_layers);

@@ -149,8 +149,9 @@ impl Experts {
         let ExpertsKept { received, segments, places, activations } = kept;
         let gradients = self.each(&segments, |expert, segment| {
             let kept = activations[expert].as_ref().expect("an expert with rows kept its inputs");
+            let x = Rows::gathered(&received.rows, &segment.rows);
             let d_y = Rows::gathered(&d_rows, &segment.rows);
-            self.ffns[expert].backward_input(p, kept, Some(&segment.gates), d_y)
+            self.ffns[expert].backward_input(p, (x, kept), Some(&segment.gates), d_y)
         });
         let mut d_pairs = vec![0.0; received.n_pairs()];
         let mut values = Vec::with_capacity(self.len());

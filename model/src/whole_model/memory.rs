@@ -1,7 +1,7 @@
 //! What the planner expects a cell to hold, against what it holds.
 
 use shoal_plan::grid::{CellId, Grid};
-use shoal_plan::job::{Job, Precision};
+use shoal_plan::job::{Job, Precision, Recompute};
 use shoal_plan::memory::cell_bytes;
 use shoal_plan::placement::make_plan;
 use shoal_plan::plan::{Generation, WorkerId};
@@ -30,7 +30,11 @@ fn the_planner_expects_what_a_cell_holds() {
     let mut job = Job::example();
     job.grid = Grid { stages: 1, expert_shards: 1, replicas: 1 };
     (job.training.batch, job.training.microbatch, job.training.sequence) = (2, 2, 96);
-    for dense in [false, true] {
+    for (dense, recompute) in [false, true]
+        .into_iter()
+        .flat_map(|dense| Recompute::ALL.into_iter().map(move |recompute| (dense, recompute)))
+    {
+        job.training.recompute = recompute;
         for precision in Precision::ALL {
             job.training.precision = precision;
             if dense {
@@ -39,8 +43,9 @@ fn the_planner_expects_what_a_cell_holds() {
             let plan = make_plan(&job, &[WorkerId(0)], Generation(1)).unwrap();
             let planned = cell_bytes(&job, &plan, CellId(0));
             let [forward, between] = measure(&job);
-            let what =
-                format!("{precision}, dense: {dense}: {planned:?}\n{forward:?}\n{between:?}");
+            let what = format!(
+                "{precision}, dense: {dense}, {recompute:?}: {planned:?}\n{forward:?}\n{between:?}"
+            );
             assert_eq!(planned.masters, forward.masters as u64, "{what}");
             assert_eq!(planned.gradients, forward.gradients as u64, "{what}");
             assert_eq!(planned.moments, forward.moments as u64, "{what}");
@@ -54,6 +59,40 @@ fn the_planner_expects_what_a_cell_holds() {
             let off = weights / planned.weights as f64 - 1.0;
             assert!(off.abs() < 0.03, "{off} {what}");
         }
+    }
+}
+
+/// Less is kept after forward, and every gradient has the same bits.
+#[test]
+fn what_is_computed_again_changes_no_bit_and_is_not_kept() {
+    for precision in Precision::ALL {
+        let after = |recompute| {
+            let mut job = Job::example();
+            (job.training.precision, job.training.recompute) = (precision, recompute);
+            let options = StageOptions::from(&job.training);
+            let mut stage = Stage::new(Cut::whole(job.model.clone()), &options);
+            let windows = windows(2, 33, job.model.vocab_size, 5);
+            let batch = tokens(&windows);
+            stage.forward(0, &batch.batch(), None, &scale_of(&windows), &mut Alone).unwrap();
+            let kept = stage.memory().cached();
+            stage.backward(0, None, &mut Alone).unwrap();
+            (kept, stage)
+        };
+        let (most, kept) = after(Recompute::None);
+        let [attention, feed_forward, all] =
+            [Recompute::Attention, Recompute::FeedForward, Recompute::All].map(|recompute| {
+                let (held, again) = after(recompute);
+                for name in kept.parameters().names() {
+                    let bits = |stage: &Stage| {
+                        let gradient = stage.parameters().gradient(name).iter();
+                        gradient.map(|g| g.to_bits()).collect::<Vec<_>>()
+                    };
+                    assert_eq!(bits(&again), bits(&kept), "{precision}, {recompute:?}: {name}");
+                }
+                held
+            });
+        assert!(attention < most && feed_forward < most, "{precision}");
+        assert_eq!(most - all, (most - attention) + (most - feed_forward), "{precision}");
     }
 }
 

@@ -9,14 +9,14 @@ use shoal_model::cuda::{Gpu, Kernels};
 use shoal_model::{
     Alone, BatchTokens, Cut, Error, Evaluated, LossScale, Losses, Stage, StageOptions, Update,
 };
-use shoal_plan::job::Precision;
+use shoal_plan::job::{Precision, Recompute};
 use shoal_plan::model::ModelConfig;
 
 use super::{need, shards};
 
 type Case = (&'static str, fn(&Device));
 
-pub(crate) const ALL: [Case; 12] = [
+pub(crate) const ALL: [Case; 14] = [
     ("a step in bf16", |device| some_steps(device, &small(), Precision::Bf16, 1)),
     ("two steps in fp8", |device| some_steps(device, &small(), Precision::Fp8, 2)),
     ("sizes that are no round numbers, bf16", |device| {
@@ -29,6 +29,8 @@ pub(crate) const ALL: [Case; 12] = [
         some_steps(device, &plain(), Precision::Fp8, 1);
     }),
     ("both halves at once, and evaluation", halves_and_evaluation),
+    ("computed again in fp8: the same bits", |device| computed_again(device, Precision::Fp8)),
+    ("computed again in bf16: the same bits", |device| computed_again(device, Precision::Bf16)),
     ("a shard on the GPU beside one on the CPU", shards::mixed_group),
     ("a NaN is named", a_nan_is_named),
     ("memory: the same in every step, and too little of it", memory),
@@ -249,6 +251,25 @@ fn halves_and_evaluation(device: &Device) {
     let ((got, targets), (want, as_many)) = (loss(&apart), loss(&whole(&config, Precision::Fp8)));
     assert_eq!(targets, as_many);
     assert!((got - want).abs() <= want / 1024.0, "{got}, want {want}");
+}
+
+/// What backward computes again instead of keeping it changes no bit.
+fn computed_again(device: &Device, precision: Precision) {
+    let config = small();
+    let after = |recompute| {
+        let options = StageOptions { recompute, ..options(precision) };
+        let mut stage = Stage::new(Cut::whole(config.clone()), &options);
+        stage.move_to(gpu(device, ARENA)).unwrap();
+        let losses = passes(&mut stage, &config);
+        (losses, stage)
+    };
+    let (losses, kept) = after(Recompute::None);
+    let (again, computed) = after(Recompute::All);
+    assert_eq!(again, losses);
+    for name in kept.parameters().names() {
+        let (a, b) = (kept.parameters().gradient(name), computed.parameters().gradient(name));
+        assert_eq!(a, b, "{name}: the same bits");
+    }
 }
 
 fn a_nan_is_named(device: &Device) {

@@ -6,7 +6,7 @@ use shoal_kernels::cuda::Device;
 use shoal_model::cuda::{Gpu, Kernels, Need, Room};
 use shoal_model::{Alone, BatchTokens, Cut, Error, Stage, StageOptions};
 use shoal_plan::grid::CellId;
-use shoal_plan::job::{Job, Precision};
+use shoal_plan::job::{Job, Precision, Recompute};
 use shoal_plan::model::ModelConfig;
 use shoal_plan::numerics::{Moments, ScaleFormat, Scales};
 use shoal_plan::placement::make_plan;
@@ -110,6 +110,15 @@ pub(crate) fn planned(device: &Device) {
         job.model.n_shared_experts = 0;
         job.model.num_nextn_predict_layers = 0;
     });
+    for (precision, recompute) in [
+        (Precision::Fp8, Recompute::All),
+        (Precision::Bf16, Recompute::Attention),
+        (Precision::Bf16, Recompute::FeedForward),
+    ] {
+        holds(device, |job| {
+            (job.training.precision, job.training.recompute) = (precision, recompute);
+        });
+    }
 }
 
 /// One granule less is refused by name, at the latest in the step.
@@ -126,6 +135,10 @@ pub(crate) fn no_byte_too_much(device: &Device) {
     };
     let plain = more(&|_| {});
     assert!(plain < more(&|job| job.training.ema = 0.5));
+    for recompute in [Recompute::Attention, Recompute::FeedForward] {
+        let less = more(&|job| job.training.recompute = recompute);
+        assert!(more(&|job| job.training.recompute = Recompute::All) < less && less < plain);
+    }
     assert!(plain < more(&|job| job.training.microbatch = 3));
     assert!(plain < more(&|job| job.training.moments = Moments::F32));
     let (job, plan) = self::job(|job| job.training.precision = Precision::F32);

@@ -128,11 +128,11 @@ impl Card {
     fn layer(&self, job: &Job, layer: u32, load: Load) -> Halves {
         let model = &job.model;
         let mut sum = Halves::default();
-        for linear in arithmetic::linears(model, layer) {
+        for linear in arithmetic::linears(model, layer, job.training.recompute) {
             sum = sum.plus(self.product(linear, load.own, 1.0, self.narrow), 1.0);
         }
         if model.is_moe(layer) && load.experts > 0.0 {
-            for linear in arithmetic::expert_linears(model) {
+            for linear in arithmetic::expert_linears(model, job.training.recompute) {
                 sum = sum.plus(self.product(linear, load.routed, load.experts, self.narrow), 1.0);
             }
         }
@@ -186,7 +186,8 @@ impl Card {
         let third = own * arithmetic::attention_flops(&job.model, job.training.sequence) / 3.0;
         let forward = third / (self.wide.0 * share::ATTENTION_FORWARD);
         let products = share::ATTENTION_BACKWARD_PRODUCTS * third;
-        let input = products / (self.wide.0 * share::ATTENTION_BACKWARD);
+        let again = if job.training.recompute.attention() { forward } else { 0.0 };
+        let input = products / (self.wide.0 * share::ATTENTION_BACKWARD) + again;
         Halves { forward, input, weight: 0.0 }
     }
 

@@ -8,8 +8,8 @@ use super::Parallelism;
 use crate::device::DeviceChoice;
 use crate::grid::Grid;
 use crate::job::{
-    Checkpoint, EvaluationPlan, Gather, MemorySnapshots, MetricsSettings, Precision, Training,
-    Workers,
+    Checkpoint, EvaluationPlan, Gather, MemorySnapshots, MetricsSettings, Precision, Recompute,
+    Training, Workers,
 };
 use crate::learning_rate::LrSchedule;
 use crate::numerics::{Moments, ParameterGroup, Scales};
@@ -48,6 +48,7 @@ pub(super) fn training() -> Training {
         seed: 1,
         precision: Precision::Fp8,
         scales: Scales::default(),
+        recompute: Recompute::default(),
         lr: 2e-3,
         lr_schedule: LrSchedule::Cosine,
         lr_final_ratio: 0.1,

@@ -1,12 +1,14 @@
 //! The collectives, from sends and receives alone. Every sum is taken in group order.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use shoal_plan::grid::CellId;
 
-use super::frame::Operation;
+use super::frame::{Operation, PIECE_BYTES};
 use super::mesh::Endpoint;
+use super::payload::Payload;
 use super::{Comm, CommError, Sum};
 
 // Numbers travel as they lie in memory.
@@ -18,7 +20,7 @@ impl Comm for Endpoint {
     }
 
     fn send(&mut self, to: CellId, bytes: Vec<u8>) -> Result<(), CommError> {
-        self.post(Operation::Send, to, bytes)
+        self.post(Operation::Send, to, Payload::Own(bytes))
     }
 
     fn recv(&mut self, from: CellId) -> Result<Vec<u8>, CommError> {
@@ -28,17 +30,24 @@ impl Comm for Endpoint {
     fn all_to_all(
         &mut self,
         group: &[CellId],
-        outgoing: Vec<Vec<u8>>,
+        mut outgoing: Vec<Vec<u8>>,
     ) -> Result<Vec<Vec<u8>>, CommError> {
-        exchange(self, Operation::AllToAll, group, outgoing)
+        let me = place(self.id(), group);
+        assert_eq!(outgoing.len(), group.len(), "all-to-all: one part for each member");
+        let mine = std::mem::take(&mut outgoing[me]);
+        let outgoing = outgoing.into_iter().map(Payload::Own);
+        let mut all = exchange(self, Operation::AllToAll, group, me, outgoing)?;
+        all[me] = mine;
+        Ok(all)
     }
 
     fn all_reduce(&mut self, group: &[CellId], data: Sum<'_>) -> Result<(), CommError> {
         match data {
-            Sum::F32(data) => all_reduce(self, group, data),
-            Sum::F64(data) => all_reduce(self, group, data),
-            Sum::U64(data) => all_reduce(self, group, data),
+            Sum::F32(data) => sum(self, Operation::AllReduce, group, data),
+            Sum::F64(data) => sum(self, Operation::AllReduce, group, data),
+            Sum::U64(data) => sum(self, Operation::AllReduce, group, data),
         }
+        .map(|_| ())
     }
 
     fn reduce_scatter(
@@ -47,14 +56,20 @@ impl Comm for Endpoint {
         data: Sum<'_>,
     ) -> Result<Range<usize>, CommError> {
         match data {
-            Sum::F32(data) => sum_own_range(self, Operation::ReduceScatter, group, data),
-            Sum::F64(data) => sum_own_range(self, Operation::ReduceScatter, group, data),
-            Sum::U64(data) => sum_own_range(self, Operation::ReduceScatter, group, data),
+            Sum::F32(data) => sum(self, Operation::ReduceScatter, group, data),
+            Sum::F64(data) => sum(self, Operation::ReduceScatter, group, data),
+            Sum::U64(data) => sum(self, Operation::ReduceScatter, group, data),
         }
     }
 
     fn all_gather(&mut self, group: &[CellId], mine: Vec<u8>) -> Result<Vec<Vec<u8>>, CommError> {
-        exchange(self, Operation::AllGather, group, vec![mine; group.len()])
+        let me = place(self.id(), group);
+        let mine = Arc::new(mine);
+        let outgoing = group.iter().map(|_| Payload::Shared(Arc::clone(&mine)));
+        let mut all = exchange(self, Operation::AllGather, group, me, outgoing)?;
+        // Whoever still writes it has the copy to itself.
+        all[me] = Arc::unwrap_or_clone(mine);
+        Ok(all)
     }
 
     fn broadcast(
@@ -68,10 +83,11 @@ impl Comm for Endpoint {
         if root != self.id() {
             return self.take(Operation::Broadcast, root);
         }
+        let bytes = Arc::new(bytes);
         for member in group.iter().filter(|member| **member != root) {
-            self.post(Operation::Broadcast, *member, bytes.clone())?;
+            self.post(Operation::Broadcast, *member, Payload::Shared(Arc::clone(&bytes)))?;
         }
-        Ok(bytes)
+        Ok(Arc::unwrap_or_clone(bytes))
     }
 }
 
@@ -111,84 +127,131 @@ fn share(n: usize, size: usize, k: usize) -> Range<usize> {
     n * k / size..n * (k + 1) / size
 }
 
+/// Sends part `k` to member `k` and returns what member `k` sent; this cell's own place stays empty.
 fn exchange(
     endpoint: &mut Endpoint,
     operation: Operation,
     group: &[CellId],
-    outgoing: Vec<Vec<u8>>,
+    me: usize,
+    outgoing: impl Iterator<Item = Payload>,
 ) -> Result<Vec<Vec<u8>>, CommError> {
-    let me = place(endpoint.id(), group);
-    assert_eq!(outgoing.len(), group.len(), "{operation}: one part for each member");
-    let mut mine = Vec::new();
-    for (k, part) in outgoing.into_iter().enumerate() {
-        if k == me {
-            mine = part;
-        } else {
-            endpoint.post(operation, group[k], part)?;
-        }
+    let others = || group.iter().enumerate().filter(|(k, _)| *k != me);
+    for ((_, part), (_, member)) in outgoing.enumerate().filter(|(k, _)| *k != me).zip(others()) {
+        endpoint.post(operation, *member, part)?;
     }
-    let mut incoming = Vec::with_capacity(group.len());
-    for (k, member) in group.iter().enumerate() {
-        let part =
-            if k == me { std::mem::take(&mut mine) } else { endpoint.take(operation, *member)? };
-        incoming.push(part);
+    let mut incoming = vec![Vec::new(); group.len()];
+    for (k, member) in others() {
+        incoming[k] = endpoint.take(operation, *member)?;
     }
     Ok(incoming)
 }
 
-fn all_reduce<T: Element>(
-    endpoint: &mut Endpoint,
-    group: &[CellId],
-    data: &mut [T],
-) -> Result<(), CommError> {
-    let operation = Operation::AllReduce;
-    let mine = sum_own_range(endpoint, operation, group, data)?;
-    let others = || group.iter().enumerate();
-    let cell = endpoint.id();
-    for (_, member) in others().filter(|(_, member)| **member != cell) {
-        endpoint.post(operation, *member, bytemuck::cast_slice(&data[mine.clone()]).to_vec())?;
-    }
-    for (k, member) in others().filter(|(_, member)| **member != cell) {
-        let range = share(data.len(), group.len(), k);
-        let bytes = take_exactly(endpoint, operation, *member, size_of_val(&data[range.clone()]))?;
-        bytemuck::cast_slice_mut(&mut data[range]).copy_from_slice(&bytes);
-    }
-    Ok(())
+/// So many pieces are sent before the first is waited for: one is summed while others are on their way.
+const AHEAD: usize = 4;
+
+/// Piece `at` of a range; empty past its end.
+fn piece<T>(range: &Range<usize>, at: usize) -> Range<usize> {
+    let elements = PIECE_BYTES / size_of::<T>();
+    let from = |at: usize| (range.start + at * elements).min(range.end);
+    from(at)..from(at + 1)
 }
 
-/// Every member sums its own range over the group; returns which that is.
-fn sum_own_range<T: Element>(
+/// Every member sums its own range over the group, piece by piece, and in an all-reduce sends each sum to the
+/// others; returns which range that is.
+///
+/// Round `i` of every member: send the others their pieces `i`; sum the own piece `i - AHEAD` and send it to the
+/// others; take their sums `i - 2 AHEAD`. So each pair of members sends and takes in the same order.
+fn sum<T: Element>(
     endpoint: &mut Endpoint,
     operation: Operation,
     group: &[CellId],
     data: &mut [T],
 ) -> Result<Range<usize>, CommError> {
     let me = place(endpoint.id(), group);
-    let range = |k| share(data.len(), group.len(), k);
-    for (k, member) in group.iter().enumerate().filter(|(k, _)| *k != me) {
-        endpoint.post(operation, *member, bytemuck::cast_slice(&data[range(k)]).to_vec())?;
-    }
+    let others = || group.iter().enumerate().filter(|(k, _)| *k != me);
+    let n = data.len();
+    let range = |k| share(n, group.len(), k);
     let mine = range(me);
-    let mut sum: Vec<T> = Vec::new();
-    for (k, member) in group.iter().enumerate() {
-        if k == me {
-            add(&mut sum, data[mine.clone()].iter().copied(), k);
-        } else {
-            let bytes = take_exactly(endpoint, operation, *member, mine.len() * size_of::<T>())?;
-            let part = bytes.chunks_exact(size_of::<T>());
-            add(&mut sum, part.map(bytemuck::pod_read_unaligned), k);
+    // The longest range has the most pieces; of the shortest the last one may be empty, and is not sent.
+    let pieces = n.div_ceil(group.len()).div_ceil(PIECE_BYTES / size_of::<T>());
+    let gathers = operation == Operation::AllReduce;
+    let rounds = if group.len() == 1 { 0 } else { pieces + if gathers { 2 } else { 1 } * AHEAD };
+    let mut total: Vec<T> = Vec::new();
+    for round in 0..rounds {
+        for (k, member) in others() {
+            post_piece(endpoint, operation, *member, &data[piece::<T>(&range(k), round)])?;
+        }
+        let Some(at) = round.checked_sub(AHEAD) else { continue };
+        let own = piece::<T>(&mine, at);
+        if !own.is_empty() {
+            sum_piece(endpoint, (operation, group, me), &mut data[own.clone()], &mut total)?;
+        }
+        if !gathers {
+            continue;
+        }
+        for (_, member) in others() {
+            post_piece(endpoint, operation, *member, &data[own.clone()])?;
+        }
+        let Some(at) = at.checked_sub(AHEAD) else { continue };
+        for (k, member) in others() {
+            let theirs = &mut data[piece::<T>(&range(k), at)];
+            if !theirs.is_empty() {
+                let bytes = take_exactly(endpoint, operation, *member, size_of_val(theirs))?;
+                bytemuck::cast_slice_mut(theirs).copy_from_slice(&bytes);
+                endpoint.spare().put(Payload::Own(bytes));
+            }
         }
     }
-    data[mine.clone()].copy_from_slice(&sum);
     Ok(mine)
 }
 
+fn post_piece<T: Element>(
+    endpoint: &mut Endpoint,
+    operation: Operation,
+    to: CellId,
+    piece: &[T],
+) -> Result<(), CommError> {
+    if piece.is_empty() {
+        return Ok(());
+    }
+    let bytes = endpoint.spare().copy(bytemuck::cast_slice(piece));
+    endpoint.post(operation, to, Payload::Own(bytes))
+}
+
+/// Overwrites a piece of this cell's range with its sum over the group.
+///
+/// - `total`: memory for it.
+fn sum_piece<T: Element>(
+    endpoint: &mut Endpoint,
+    (operation, group, me): (Operation, &[CellId], usize),
+    own: &mut [T],
+    total: &mut Vec<T>,
+) -> Result<(), CommError> {
+    total.clear();
+    for (k, member) in group.iter().enumerate() {
+        if k == me {
+            add(total, own.iter().copied(), k);
+        } else {
+            let bytes = take_exactly(endpoint, operation, *member, size_of_val(own))?;
+            if let Ok(part) = bytemuck::try_cast_slice(&bytes) {
+                add(total, part.iter().copied(), k);
+            } else {
+                let part = bytes.chunks_exact(size_of::<T>());
+                add(total, part.map(bytemuck::pod_read_unaligned), k);
+            }
+            endpoint.spare().put(Payload::Own(bytes));
+        }
+    }
+    own.copy_from_slice(total);
+    Ok(())
+}
+
 /// Adds member `k`'s part; the first one's is where the sum starts.
-fn add<T: Element>(sum: &mut Vec<T>, part: impl Iterator<Item = T>, k: usize) {
+fn add<T: Element>(total: &mut Vec<T>, part: impl Iterator<Item = T>, k: usize) {
     if k == 0 {
-        sum.extend(part);
+        total.extend(part);
     } else {
-        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum = sum.plus(part));
+        total.iter_mut().zip(part).for_each(|(total, part)| *total = total.plus(part));
     }
 }
 

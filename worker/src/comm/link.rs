@@ -14,6 +14,7 @@ use shoal_plan::plan::{Generation, WorkerId};
 use super::CommError;
 use super::channel::Channel;
 use super::frame::{self, Operation};
+use super::payload::{Payload, Spare};
 
 /// The first failure: whose, and why. `None` is this worker's own decision.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ pub(super) struct Outgoing {
     pub(super) from: CellId,
     pub(super) to: CellId,
     pub(super) sequence: u64,
-    pub(super) bytes: Vec<u8>,
+    pub(super) payload: Payload,
 }
 
 #[derive(Default)]
@@ -93,6 +94,7 @@ pub(super) struct Shared {
     relayed: BTreeSet<WorkerId>,
     threads_running: Mutex<usize>,
     thread_ended: Condvar,
+    pub(super) spare: Spare,
 }
 
 /// What a writer does next.
@@ -137,6 +139,7 @@ impl Shared {
             inboxes,
             threads_running: Mutex::new(2 * channels.len()),
             thread_ended: Condvar::new(),
+            spare: Spare::default(),
             relayed,
             links: channels.into_iter().map(|(peer, channel)| (peer, link(channel))).collect(),
         }
@@ -213,13 +216,14 @@ impl Shared {
             return Err(error);
         }
         let Some(link) = self.links.get(&peer) else {
-            self.deliver((from, to), Message { operation, bytes: outgoing.bytes });
+            let bytes = outgoing.payload.into_bytes();
+            self.deliver((from, to), Message { operation, bytes });
             return Ok(());
         };
         let refused = if link.departed.load(Ordering::Acquire) {
             Err("it has left".into())
         } else {
-            frame::check_length(outgoing.bytes.len() as u64).map_err(|error| error.to_string())
+            frame::check_length(outgoing.payload.len() as u64).map_err(|error| error.to_string())
         };
         if let Err(cause) = refused {
             return Err(self.fail_call(peer, cause, operation, from));

@@ -14,6 +14,7 @@ use shoal_plan::plan::{Generation, RunId, WorkerId};
 use super::frame::Operation;
 use super::handshake::Identity;
 use super::link::{Failure, Outgoing, Shared};
+use super::payload::{Payload, Spare};
 use super::threads::WRITE_PAUSE;
 use super::trust::Trust;
 use super::way::Ways;
@@ -244,13 +245,13 @@ impl Endpoint {
         &mut self,
         operation: Operation,
         to: CellId,
-        bytes: Vec<u8>,
+        payload: Payload,
     ) -> Result<(), CommError> {
         assert!(to != self.cell, "{to} sends a message to itself");
-        let n = bytes.len() as u64;
+        let n = payload.len() as u64;
         let next = self.next_sequence.entry(to).or_default();
         let sequence = *next;
-        self.shared.push(Outgoing { operation, from: self.cell, to, sequence, bytes })?;
+        self.shared.push(Outgoing { operation, from: self.cell, to, sequence, payload })?;
         *next += 1;
         self.traffic.sent_bytes += n;
         self.traffic.sent_remote_bytes += if self.shared.is_remote(to) { n } else { 0 };
@@ -268,6 +269,11 @@ impl Endpoint {
         self.traffic.received_bytes += n;
         self.traffic.received_remote_bytes += if self.shared.is_remote(from) { n } else { 0 };
         Ok(bytes)
+    }
+
+    /// Where buffers come from and go back to.
+    pub(super) fn spare(&self) -> &Spare {
+        &self.shared.spare
     }
 
     /// Poisons the mesh because of what a message said.

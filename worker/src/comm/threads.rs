@@ -9,9 +9,10 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 
 use super::channel::Channel;
-use super::frame::{FrameError, HEADER_BYTES, Header, Operation};
+use super::frame::{self, FrameError, HEADER_BYTES, Header, Operation, PIECE_BYTES};
 use super::handshake::{is_pause, printable};
 use super::link::{Failure, Link, Message, Next, Outgoing, Shared, is_silence};
+use super::payload::{Payload, Spare};
 
 /// How often a writer whose peer does not read looks whether the mesh has failed meanwhile.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_millis(100);
@@ -34,7 +35,9 @@ impl Shared {
         loop {
             match self.next(link) {
                 Next::Send(outgoing) => {
-                    if let Err(error) = self.write_frame(link, &outgoing) {
+                    let written = self.write_frame(link, &outgoing);
+                    self.spare.put(outgoing.payload);
+                    if let Err(error) = written {
                         // A peer that stopped on purpose has said why: the reader may know more.
                         self.wait_for_end(link, REASON_WAIT);
                         self.fail(Failure::broken(peer, "sending to it: ", &error));
@@ -60,19 +63,25 @@ impl Shared {
     }
 
     fn write_frame(&self, link: &Link, outgoing: &Outgoing) -> io::Result<()> {
-        let payload = &outgoing.bytes;
+        let mut pieces = outgoing.payload.chunks(PIECE_BYTES);
+        let first = pieces.next().unwrap_or_default();
         let header = Header {
             operation: outgoing.operation,
             generation: self.generation,
             from: outgoing.from,
             to: outgoing.to,
             sequence: outgoing.sequence,
-            payload_bytes: payload.len() as u64,
-            payload_crc: crc32c::crc32c(payload),
+            payload_bytes: outgoing.payload.len() as u64,
+            piece_crc: crc32c::crc32c(first),
         };
-        // In one call and without a copy: the header never travels alone.
+        // In one call and without a copy: neither header nor checksum travels alone.
         let header = header.encode();
-        self.write_all(link, &mut [IoSlice::new(&header), IoSlice::new(payload)])
+        self.write_all(link, &mut [IoSlice::new(&header), IoSlice::new(first)])?;
+        for piece in pieces {
+            let crc = crc32c::crc32c(piece).to_le_bytes();
+            self.write_all(link, &mut [IoSlice::new(&crc), IoSlice::new(piece)])?;
+        }
+        Ok(())
     }
 
     /// Writes all of both, but a peer that does not read cannot hold up the end of the mesh.
@@ -117,7 +126,8 @@ impl Shared {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, channel);
         let mut next_sequence: BTreeMap<(CellId, CellId), u64> = BTreeMap::new();
         loop {
-            let (header, bytes) = read_frame(&mut reader).map_err(|broken| match broken {
+            let read = read_frame(&mut reader, &self.spare);
+            let (header, bytes) = read.map_err(|broken| match broken {
                 Broken::Read(error) => Failure::broken(peer, "", &error),
                 Broken::Frame(cause) => blame(cause),
             })?;
@@ -159,7 +169,7 @@ enum Broken {
     Frame(String),
 }
 
-fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), Broken> {
+fn read_frame(reader: &mut impl Read, spare: &Spare) -> Result<(Header, Vec<u8>), Broken> {
     let mut header = [0; HEADER_BYTES];
     reader.read_exact(&mut header).map_err(|error| {
         if error.kind() == io::ErrorKind::UnexpectedEof {
@@ -169,17 +179,31 @@ fn read_frame(reader: &mut impl Read) -> Result<(Header, Vec<u8>), Broken> {
     })?;
     let framed = |error: FrameError| Broken::Frame(error.to_string());
     let header = Header::decode(&header).map_err(framed)?;
+    let want = header.payload_bytes;
     // Straight to where they stay, in as few calls as the system allows.
-    let mut bytes = vec![0; header.payload_bytes.min(RESERVED_BYTES_MAX) as usize];
-    let mut got = read_up_to(reader, &mut bytes)?;
-    while got == bytes.len() && (got as u64) < header.payload_bytes {
-        let more = (header.payload_bytes - got as u64).min(RESERVED_BYTES_MAX) as usize;
-        bytes.resize(got + more, 0);
-        got += read_up_to(reader, &mut bytes[got..])?;
+    let mut bytes = spare.take(want.min(RESERVED_BYTES_MAX) as usize);
+    let (mut got, mut crc) = (0, header.piece_crc);
+    loop {
+        let piece = (want - got as u64).min(PIECE_BYTES as u64) as usize;
+        if bytes.len() < got + piece {
+            bytes.resize((got as u64 + RESERVED_BYTES_MAX).min(want) as usize, 0);
+        }
+        let read = read_up_to(reader, &mut bytes[got..got + piece])?;
+        if read < piece {
+            let got = (got + read) as u64;
+            return Err(framed(FrameError::Truncated { got, want }));
+        }
+        frame::check_piece(&bytes[got..got + piece], crc).map_err(framed)?;
+        got += piece;
+        if got as u64 == want {
+            return Ok((header, bytes));
+        }
+        let mut next = [0; 4];
+        if read_up_to(reader, &mut next)? < next.len() {
+            return Err(framed(FrameError::Truncated { got: got as u64, want }));
+        }
+        crc = u32::from_le_bytes(next);
     }
-    bytes.truncate(got);
-    header.check_payload(&bytes).map_err(framed)?;
-    Ok((header, bytes))
 }
 
 /// Fills `bytes`; returns how many came before the stream's end, which may be fewer.
@@ -198,7 +222,8 @@ fn read_up_to(reader: &mut impl Read, bytes: &mut [u8]) -> Result<usize, Broken>
 
 impl Outgoing {
     fn control(operation: Operation, bytes: Vec<u8>) -> Self {
-        Self { operation, from: CellId(0), to: CellId(0), sequence: 0, bytes }
+        let payload = Payload::Own(bytes);
+        Self { operation, from: CellId(0), to: CellId(0), sequence: 0, payload }
     }
 }
 

@@ -8,6 +8,7 @@ use socket2::{Domain, Socket, Type};
 use super::over::{Over, over_both};
 use super::*;
 use crate::comm::deadline::Deadline;
+use crate::comm::frame::PIECE_BYTES;
 use crate::comm::handshake::{self, Identity};
 use crate::comm::{CommError, Operation};
 
@@ -256,15 +257,19 @@ fn corrupting_proxy(target: SocketAddr, clean: usize) -> SocketAddr {
 fn a_corrupted_byte_is_noticed_wherever_it_is(over: &Over) {
     const HANDSHAKE_BYTES: usize = 90 + 32;
     let hosting = [0, 1];
+    let piece = PIECE_BYTES + 4;
     let places = match over {
-        // In the header, in the payload, in a later frame's sequence number.
-        Over::Plain => [
+        // In the header, in the first piece, in the second one's checksum and in the third, in a later frame's
+        // sequence number.
+        Over::Plain => vec![
             (HANDSHAKE_BYTES + 10, "header was corrupted"),
             (HANDSHAKE_BYTES + 60, "message was corrupted"),
-            (HANDSHAKE_BYTES + 48 + 5000 + 30, "header"),
+            (HANDSHAKE_BYTES + 48 + PIECE_BYTES + 1, "message was corrupted"),
+            (HANDSHAKE_BYTES + 48 + 2 * piece + 9, "message was corrupted"),
+            (HANDSHAKE_BYTES + 48 + 5000 + 4 * 4 + 30, "header"),
         ],
         // In the records of the first frame and of the second: the certificates take less than 2000.
-        Over::Tls(_) => [3000, 5000, 9000].map(|at| (at, "cannot decrypt peer's message")),
+        Over::Tls(_) => [3000, 5000, 9000].map(|at| (at, "cannot decrypt peer's message")).to_vec(),
     };
     for (at, want) in places {
         let (mut listeners, mut peers) = listen(&hosting);

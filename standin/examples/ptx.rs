@@ -1,5 +1,5 @@
 //! Loads PTX files and says what is in them, or the line that cannot be executed:
-//! `cargo run -p shoal-standin --example load -- FILE.ptx ...`
+//! `cargo run -p shoal-standin --example ptx -- FILE.ptx ...`
 
 #![expect(clippy::print_stdout, reason = "a tool that answers on its output")]
 

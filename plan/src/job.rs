@@ -63,6 +63,7 @@ pub struct Training {
     /// Of FP8 tensors; read in `fp8` only.
     pub scales: Scales,
     /// What backward computes again, so that forward need not keep it.
+    #[serde(default)]
     pub recompute: Recompute,
     /// Peak learning rate.
     pub lr: f32,

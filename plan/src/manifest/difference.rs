@@ -69,6 +69,7 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
     const NUMBERS: &str = "changes the numbers";
     const SPEED: &str = "harmless: changes only the speed";
     const ORDER: &str = "harmless: changes only the speed, every loss stays the same bits";
+    const AGAIN: &str = "harmless: changes memory and speed, every loss stays the same bits";
     const ROUNDING: &str = "harmless: sums run in another order, so losses go on within rounding";
     const DEVICE: &str =
         "harmless: a GPU and a CPU agree within rounding, so losses go on within it";
@@ -84,6 +85,7 @@ fn meaning(path: &str) -> (String, bool, &'static str) {
         "checkpoint" => (format!("spec.{path}"), true, STORE),
         "evaluation" | "metrics" => (format!("spec.{path}"), true, SHOWN),
         _ => match path {
+            "training.recompute" => (format!("spec.{path}"), true, AGAIN),
             "data.bytes_max" => ("spec.data.max_mb".to_owned(), false, NUMBERS),
             "data.heldout_fraction" => ("spec.data.heldout".to_owned(), false, NUMBERS),
             _ => (format!("spec.{path}"), false, NUMBERS),
@@ -109,7 +111,7 @@ fn show(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Precision;
+    use crate::job::{Precision, Recompute};
     use crate::model::{ModelConfig, RopeScaling};
     use crate::schedule::Schedule;
 
@@ -164,6 +166,10 @@ mod tests {
             |job| job.schedule = Schedule::ZbH1,
             "spec.parallelism.schedule: \"1f1b\" -> \"zb-h1\" (harmless: changes only the speed, \
              every loss stays the same bits)",
+        );
+        check(
+            |job| job.training.recompute = Recompute::All,
+            "spec.training.recompute: \"none\" -> \"all\" (harmless: changes memory and speed",
         );
         check(
             |job| job.training.lr_schedule = LrSchedule::Wsd,

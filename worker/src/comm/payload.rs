@@ -107,7 +107,8 @@ mod tests {
         spare.put(Payload::Own(again));
         let small = spare.take(10_000);
         assert_ne!(small.as_ptr(), place, "ten times too large");
-        assert_eq!(spare.copy(&[3; 50_000]), [3; 50_000]);
+        let threes = vec![3; 50_000];
+        assert_eq!(spare.copy(&threes), threes);
 
         for _ in 0..2 * BUFFERS_MAX {
             spare.put(Payload::Own(vec![0; 1 << 20]));

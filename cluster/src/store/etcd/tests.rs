@@ -173,8 +173,9 @@ fn another_cluster_s_data_and_an_etcd_that_went_back_are_refused_with_what_to_do
     std::fs::write(directory.path().join("etcd.json"), &ahead).unwrap();
     let refused = open(&remote, candidate(directory.path(), "a:1")).map(drop).unwrap_err();
     assert!(refused.to_string().contains("etcd went back: it is at revision"), "{refused}");
-    std::fs::write(directory.path().join("etcd.json"), kept.replace("\"id\":", "\"id\":1"))
-        .unwrap();
+    let mut another: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    another["id"] = (another["id"].as_u64().unwrap() ^ 1).into();
+    std::fs::write(directory.path().join("etcd.json"), another.to_string()).unwrap();
     let refused = open(&remote, candidate(directory.path(), "a:1")).map(drop).unwrap_err();
     assert!(refused.to_string().contains("this is another etcd (cluster "), "{refused}");
 }

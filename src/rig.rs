@@ -185,6 +185,7 @@ impl Rig {
         let mut pause = RETRY;
         let probes = self.probes();
         let port = probes.as_ref().map(|probes| probes.port);
+        let mut leaving = None;
         loop {
             watchdog.feed();
             let ended = match self.session(&mut posts, port).await {
@@ -193,7 +194,7 @@ impl Rig {
                     note(&format!("attending {}", self.address));
                     notify::status(&format!("attending {}", self.address));
                     let here = (&mut posts, &mut told, &mut watchdog);
-                    self.serve(client, attending, here, &mut signals).await
+                    self.serve(client, attending, here, (&mut signals, &mut leaving)).await
                 }
                 Err(error) => Ended::Broken(error),
             };
@@ -202,6 +203,11 @@ impl Rig {
                 Ended::Broken(error @ ClientError::Refused { .. }) => {
                     posts.kill_all();
                     return Err(error.into());
+                }
+                Ended::Broken(error) if leaving.is_some() => {
+                    note(&format!("{error}: nothing is handed over any more"));
+                    posts.kill_all();
+                    return Ok(());
                 }
                 Ended::Broken(error) => {
                     note(&format!("{error}; trying again"));
@@ -280,7 +286,7 @@ impl Rig {
         client: Client,
         mut attending: Attending,
         (posts, told, watchdog): (&mut Posts, &mut Receiver<Told>, &mut Watchdog),
-        signals: &mut Signals,
+        (signals, leaving): (&mut Signals, &mut Option<Stopwatch>),
     ) -> Ended {
         let mut heartbeat = interval(HEARTBEAT);
         let mut look = interval(LOOK);
@@ -290,7 +296,7 @@ impl Rig {
         for ticks in [&mut heartbeat, &mut look, &mut renew, &mut elsewhere] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let (mut leaving, mut renewing): (Option<Stopwatch>, _) = (None, None);
+        let mut renewing = None;
         loop {
             let word = tokio::select! {
                 next = attending.next() => match next {
@@ -302,7 +308,7 @@ impl Rig {
                 },
                 Some(told) = told.recv() => posts.told(told),
                 _at = look.tick() => {
-                    if let Some(since) = leaving
+                    if let Some(since) = *leaving
                         && (posts.is_empty() || since.seconds() > HAND_OVER_SECONDS)
                     {
                         posts.kill_all();

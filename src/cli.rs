@@ -11,6 +11,7 @@ mod runs;
 mod steering;
 mod text;
 mod top;
+mod trace;
 mod voice;
 
 use std::net::IpAddr;
@@ -36,6 +37,7 @@ pub(crate) use runs::{Compare, Events};
 pub(crate) use steering::{Drain, Form, Pause, Resume, Status, Stop};
 pub(crate) use text::{Data, Inspect, Output, Stats, TrainTokenizer};
 pub(crate) use top::Top;
+pub(crate) use trace::Trace;
 pub(crate) use voice::{Generate, Model, Serve, Speculate};
 
 /// What both helps begin with.
@@ -107,6 +109,12 @@ pub(crate) enum Verb {
     /// A cluster or a run on one screen: rigs, stages, experts, links, losses, events
     #[command(after_help = top::TOP_EXAMPLES)]
     Top(Top),
+    /// What each cell of a run under way does in some steps, for Perfetto; and where the time goes
+    ///
+    /// Slots, collectives, messages and the update of each cell, with clocks laid side by side, as a file that
+    /// ui.perfetto.dev opens; and a table of computing, communication and waiting.
+    #[command(after_help = trace::TRACE_EXAMPLES)]
+    Trace(Trace),
     /// Let a worker of a run under way hand over its cells and go
     ///
     /// It leaves between two steps, nothing is done again, it is no failure, and it is not started again.

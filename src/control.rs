@@ -151,6 +151,11 @@ impl Run {
         Self::open(directory, home)?.map_err(|unanswered| unanswered.stops(directory))
     }
 
+    /// Whether all of its workers are on this machine, and have one clock.
+    pub(crate) fn is_here(&self) -> bool {
+        matches!(self.way, Way::Here { .. })
+    }
+
     pub(crate) fn ask(&self, ask: &Ask) -> Result<Answer, Unanswered> {
         let (address, secret, runtime) = match &self.way {
             Way::Here { address, secret, runtime } => (*address, secret, runtime),
@@ -208,6 +213,9 @@ impl Run {
         match self.ask(&Ask::Status)? {
             Answer::Status(status) => Ok(*status),
             Answer::Accepted(what) | Answer::Refused(what) => Err(Unanswered::Refused(what)),
+            Answer::Traced(_) => {
+                Err(Unanswered::Refused("the run answers another question".to_owned()))
+            }
         }
     }
 }

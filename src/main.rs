@@ -53,6 +53,7 @@ mod tensorboard;
 mod terminal;
 mod tokenise;
 mod top;
+mod trace;
 mod train;
 mod voice;
 mod yielding;
@@ -85,6 +86,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Top(args) => top::top(&args),
+        Verb::Trace(args) => trace::run(&args),
         Verb::Drain(args) => steering::drain(&args),
         Verb::Stop(args) => steering::stop(&args),
         Verb::Pause(args) => steering::pause(&args),

@@ -119,7 +119,9 @@ fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
             Ok(())
         }
         Ok(Answer::Refused(why)) => Err(Stopped::Refused(harmless(why.as_bytes()))),
-        Ok(Answer::Status(_)) => Err(Stopped::Refused("the run answers another question".into())),
+        Ok(Answer::Status(_) | Answer::Traced(_)) => {
+            Err(Stopped::Refused("the run answers another question".into()))
+        }
         // It was there a moment ago: an order to end at once leaves no time for an answer.
         Err(Unanswered::Nobody) if ends_at_once => Ok(()),
         Err(unanswered) => Err(unanswered.stops(directory)),

@@ -1,5 +1,6 @@
 //! Who may call what. A call that has no row here is refused, and a test fails where a row is missing.
 
+use shoal_coordinator::control;
 use shoal_trust::{Identity, Role};
 
 use crate::words::Ask;
@@ -78,7 +79,7 @@ pub(crate) fn needs(ask: &Ask) -> Role {
     match ask {
         Ask::Overview
         | Ask::Metrics { .. }
-        | Ask::Run { ask: shoal_coordinator::control::Ask::Status, .. } => Role::Viewer,
+        | Ask::Run { ask: control::Ask::Status | control::Ask::Traced { .. }, .. } => Role::Viewer,
         Ask::Apply(_)
         | Ask::Run { .. }
         | Ask::Remove { .. }
@@ -172,10 +173,9 @@ mod tests {
 
     #[test]
     fn a_viewer_looks_and_changes_nothing() {
-        let status = Ask::Run { job: "a".into(), ask: shoal_coordinator::control::Ask::Status };
+        let status = Ask::Run { job: "a".into(), ask: control::Ask::Status };
         assert!(may_ask(&Ask::Overview, Role::Viewer) && may_ask(&status, Role::Viewer));
-        let order =
-            shoal_coordinator::control::Ask::Order(shoal_coordinator::control::Order::Pause);
+        let order = control::Ask::Order(control::Order::Pause);
         let pause = Ask::Run { job: "a".into(), ask: order };
         for ask in [pause, Ask::Tokens, Ask::Cordon { rig: "a".into() }] {
             assert!(!may_ask(&ask, Role::Viewer) && may_ask(&ask, Role::Admin));

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_plan::checkpoint::{CheckpointManifest, Keep};
+use shoal_plan::trace::StepTrace;
 use shoal_proto::{Deposit, FromWorker, ToWorker, Withdrawal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -23,6 +24,7 @@ use crate::metrics::{Committed, Metrics, Rejected};
 use crate::news::{Command, News};
 use crate::settings::Settings;
 use crate::state::{ConnectionId, Denied, Effect, Event};
+use crate::traces::Traces;
 
 /// How often leases and deadlines are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -118,6 +120,7 @@ pub(crate) struct Conductor {
     went_back: Option<Instant>,
     /// Results of manifests that were written on other threads.
     written: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+    traces: Traces,
     /// What carrying out an effect gave rise to.
     follow_ups: VecDeque<Event>,
 }
@@ -159,6 +162,7 @@ impl Conductor {
             stepped: None,
             went_back: None,
             written: mpsc::unbounded_channel(),
+            traces: Traces::default(),
             follow_ups: VecDeque::new(),
         })
     }
@@ -211,6 +215,9 @@ impl Conductor {
             Inbound::Follows { heard, outbox } => self.newcomers.push((heard, outbox)),
             Inbound::Heard(number) => self.durable.heard(number),
             Inbound::Asked { ask: Ask::Status, answer } => self.curious.push(answer),
+            Inbound::Asked { ask: Ask::Traced { after }, answer } => {
+                answer.send(self.traces.answer(Instant::now(), after)).ok();
+            }
             Inbound::Asked { ask: Ask::Order(order), answer } => {
                 self.orders += 1;
                 self.orderers.insert(self.orders, answer);
@@ -240,7 +247,8 @@ impl Conductor {
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, mut event: Event) {
+        self.take_trace(&mut event);
         if let Event::HungUp { connection, .. } = &event {
             self.sessions.remove(connection);
         }
@@ -305,6 +313,24 @@ impl Conductor {
         }
     }
 
+    /// What cells did in a step goes to whoever asked, and leaves the state alone.
+    fn take_trace(&mut self, event: &mut Event) {
+        if *event == Event::Tick {
+            self.traces.forget_if_nobody_asks(Instant::now());
+        }
+        let Event::Message { connection, message: FromWorker::Traced { generation, trace } } =
+            event
+        else {
+            return;
+        };
+        let state = self.durable.state();
+        let worker = state.worker_of(*connection);
+        if let Some(worker) = worker.filter(|_| *generation == state.generation_in_force()) {
+            let spans = std::mem::take(&mut trace.spans);
+            self.traces.add(worker, StepTrace { spans, ..(**trace).clone() });
+        }
+    }
+
     /// Notes who spoke, and what a worker says of its speed. Returns the speaker of a message that
     /// was understood.
     fn hear(&self, event: &Event) -> Option<ConnectionId> {
@@ -336,6 +362,9 @@ impl Conductor {
                     let reply = reply.map_or_else(Answer::Refused, Answer::Accepted);
                     answer.send(reply).ok();
                 }
+            }
+            Effect::Trace { first, steps, hosts } => {
+                self.traces.begin(Instant::now(), (first, steps), hosts);
             }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
             Effect::DiscardCheckpoint { step } => checkpoints::discard(&self.checkpoints, step),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use shoal_plan::grid::Grid;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::routing::Routing;
+use shoal_plan::trace::StepTrace;
 
 /// One question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,10 @@ use shoal_plan::routing::Routing;
 pub enum Ask {
     Status,
     Order(Order),
+    /// What has come of the last trace from this piece on.
+    Traced {
+        after: u64,
+    },
 }
 
 /// What changes the run.
@@ -39,6 +44,8 @@ pub enum Order {
     Pause,
     /// Go on.
     Resume,
+    /// Note what each cell does in so many steps: they are told a moment from now, and `Ask::Traced` gathers it.
+    Trace { steps: u64 },
     /// Of a cluster's coordinator: how the run's rigs come together, in the place of what was said before. Counts from
     /// the next plan on.
     Meet(Vec<Meeting>),
@@ -83,11 +90,27 @@ pub const MEETINGS_MAX: usize = 500;
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Status(Box<Status>),
+    Traced(Box<Traced>),
     /// The order is written down, and will be carried out: what happens now, as a sentence.
     Accepted(String),
     /// Nothing has changed: why, and what would help, as a sentence.
     Refused(String),
 }
+
+/// What was asked for, and some of what has come of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Traced {
+    /// The first step of so many.
+    pub first: u64,
+    pub steps: u64,
+    /// The worker of each cell, in cell order.
+    pub hosts: Vec<WorkerId>,
+    /// As they came. More may follow, in the same answer to a later question.
+    pub pieces: Vec<StepTrace>,
+}
+
+/// The most steps that are traced at once.
+pub const TRACED_STEPS_MAX: u64 = 100;
 
 /// What a run under way says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

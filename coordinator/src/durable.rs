@@ -126,6 +126,7 @@ impl<S: Store> Durable<S> {
                 | Effect::Ignored { .. }
                 | Effect::CommitCheckpoint(_)
                 | Effect::DiscardCheckpoint { .. }
+                | Effect::Trace { .. }
                 | Effect::Answer { .. }) => Output::Effect(effect),
             });
         }

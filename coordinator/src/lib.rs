@@ -25,6 +25,7 @@ mod server;
 mod settings;
 pub mod state;
 pub mod timed;
+mod traces;
 
 pub use asking::{AskError, ask};
 pub use error::Error;

@@ -11,6 +11,7 @@
 //! To add an event: a variant of `Event`, an arm in `apply`, a line in each test table.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use shoal_plan::checkpoint::CheckpointManifest;
@@ -63,6 +64,7 @@ mod stragglers;
 mod sums;
 mod telling;
 mod tempo;
+mod tracing;
 mod yielding;
 
 pub use gathering::Denied;
@@ -156,6 +158,12 @@ pub enum Effect {
         step: u64,
     },
     News(News),
+    /// Workers were told to trace so many steps from the first on. The host of each cell, in cell order.
+    Trace {
+        first: u64,
+        steps: u64,
+        hosts: Vec<WorkerId>,
+    },
     /// To an order.
     Answer {
         asked: u64,
@@ -236,6 +244,8 @@ pub struct State {
     edge_ms: Option<u64>,
     stragglers: Stragglers,
     tempo: Tempo,
+    /// Steps that are traced, and under which plan.
+    traced: Option<(Generation, Range<u64>)>,
     /// How often all trained again after somebody was lost.
     recoveries: u64,
     /// How often the coordinator was started anew, and whom it waits for since.
@@ -282,6 +292,7 @@ impl State {
             edge_ms: None,
             stragglers: Stragglers::default(),
             tempo: Tempo::default(),
+            traced: None,
             recoveries: 0,
             restarts: 0,
             awaiting: None,
@@ -377,8 +388,9 @@ impl State {
             return self.ignore(connection, Ignored::OtherGeneration { got, want });
         }
         match message {
-            // Its whole meaning is that it came; a hello was handled above.
-            FromWorker::Heartbeat { .. } | FromWorker::Hello(_) => {}
+            // Its whole meaning is that it came; a hello was handled above, and what was traced is not the state's
+            // affair.
+            FromWorker::Heartbeat { .. } | FromWorker::Hello(_) | FromWorker::Traced { .. } => {}
             FromWorker::Ready { .. } => self.ready(worker),
             FromWorker::StepDone { step, report, compute_seconds, sums, .. } => {
                 self.step_done(worker, step, report, sums);
@@ -419,7 +431,7 @@ impl State {
         let now_ms = self.now_ms;
         let member = self.member(worker);
         member.heard_ms = now_ms;
-        if !matches!(message, FromWorker::Heartbeat { .. }) {
+        if message.is_kept() {
             member.received += 1;
             let messages = member.received;
             if messages.is_multiple_of(RECEIVED_EVERY) {

@@ -6,7 +6,7 @@
 //! `manifest` (how it is checked), `arithmetic` (what a network costs), `plan` and `placement`
 //! (who hosts which cell, and why), `buddies` (who holds copies of its state), `schedule` (slots), `gpus`, `fleet`, `cost` and
 //! `planner` (what a run would take on cards one may not even have), `batch` and `samples` (which text when),
-//! `learning_rate` (how fast it learns when), `settings` (what verbs take from elsewhere than their flags), `report` and `routing` (what is told of a step), `standing` (how a run stands, beside its tensors).
+//! `learning_rate` (how fast it learns when), `settings` (what verbs take from elsewhere than their flags), `report` and `routing` (what is told of a step), `trace` (what it was made of), `standing` (how a run stands, beside its tensors).
 
 pub mod arithmetic;
 mod balance;
@@ -36,4 +36,5 @@ pub mod schedule;
 pub mod settings;
 pub mod standing;
 pub mod store;
+pub mod trace;
 pub mod work;

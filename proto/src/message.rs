@@ -11,6 +11,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::{Generation, Plan, RunId, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
+use shoal_plan::trace::StepTrace;
 use shoal_trust::Name;
 
 /// What a worker says. A session begins with `Hello`, and says it once.
@@ -98,6 +99,11 @@ pub enum FromWorker {
     Yielding {
         reason: Option<String>,
     },
+    /// What a cell did in a step, or a piece of it. It is not kept: what is lost is missing.
+    Traced {
+        generation: Generation,
+        trace: Box<StepTrace>,
+    },
     /// It wants to hand over its cells and go. Said at any time after the hello.
     Leaving {
         reason: String,
@@ -124,6 +130,12 @@ pub enum FromWorker {
 }
 
 impl FromWorker {
+    /// Whether it is said again after a connection that broke, and counted. Of the others a newer one serves as well,
+    /// or none.
+    pub fn is_kept(&self) -> bool {
+        !matches!(self, Self::Hello(_) | Self::Heartbeat { .. } | Self::Traced { .. })
+    }
+
     /// The generation that fences a message: said under another plan it means nothing. `None` where
     /// it does not matter when it was said: of a hello, a wish to leave, and a heartbeat, which
     /// only says "alive".
@@ -143,6 +155,7 @@ impl FromWorker {
             | Self::CheckpointPartFailed { generation, .. }
             | Self::Held { generation, .. }
             | Self::AtEdge { generation, .. }
+            | Self::Traced { generation, .. }
             | Self::Finished { generation, .. }
             | Self::Failed { generation, .. } => Some(generation),
         }
@@ -198,6 +211,12 @@ pub enum ToWorker {
     /// The plan in force gives this worker no cells, and others hold what it held.
     Released {
         generation: Generation,
+    },
+    /// Note what the cells do in so many steps from this one on, and say so in `FromWorker::Traced`.
+    Trace {
+        generation: Generation,
+        first: u64,
+        steps: u64,
     },
     /// The checkpoint of this step is complete and durable.
     CheckpointCommitted {

@@ -19,8 +19,10 @@ mod meetings;
 mod members;
 mod reports;
 mod to_worker;
+mod traces;
 
 pub use files::bytes as chunk;
+pub use traces::SPANS_MAX;
 
 /// The generated messages, client and server. Only the tonic rims name them.
 #[expect(clippy::pedantic, clippy::allow_attributes, reason = "generated from shoal.proto")]
@@ -105,6 +107,7 @@ impl TryFrom<raw::FromWorker> for FromWorker {
                 sums: members::sums(raw.sums)?,
             },
             Message::Prepared(raw) => members::prepared(raw)?,
+            Message::Traced(raw) => traces::traced(raw)?,
             Message::Yielding(raw) => members::yielding(raw)?,
             Message::Evaluated(raw) => Self::Evaluated {
                 generation: Generation(raw.generation),
@@ -162,10 +165,10 @@ impl From<FromWorker> for raw::FromWorker {
         use raw::from_worker::Message;
         let message = match message {
             FromWorker::Hello(hello) => Message::Hello(hello.into()),
-            FromWorker::Heartbeat { generation, step } => Message::Heartbeat(raw::Heartbeat {
-                generation: generation.map(|generation| generation.0),
-                step,
-            }),
+            FromWorker::Heartbeat { generation, step } => {
+                let generation = generation.map(|generation| generation.0);
+                Message::Heartbeat(raw::Heartbeat { generation, step })
+            }
             FromWorker::Ready { generation } => {
                 Message::Ready(raw::Ready { generation: generation.0 })
             }
@@ -184,12 +187,12 @@ impl From<FromWorker> for raw::FromWorker {
             FromWorker::Yielding { reason } => {
                 Message::Yielding(raw::Yielding { reason: reason.map(shortened) })
             }
+            FromWorker::Traced { generation, trace } => {
+                Message::Traced(traces::raw_traced(generation, *trace))
+            }
             FromWorker::Evaluated { generation, step, evaluations } => {
-                Message::Evaluated(raw::Evaluated {
-                    generation: generation.0,
-                    step,
-                    evaluations: evaluations.into_iter().map(raw::Evaluation::from).collect(),
-                })
+                let evaluations = evaluations.into_iter().map(raw::Evaluation::from).collect();
+                Message::Evaluated(raw::Evaluated { generation: generation.0, step, evaluations })
             }
             FromWorker::GoBack { generation, standing } => Message::GoBack(raw::GoBack {
                 generation: generation.0,
@@ -207,10 +210,10 @@ impl From<FromWorker> for raw::FromWorker {
                 let (generation, cell, standing) = (generation.0, cell.0, Some(standing.into()));
                 Message::Held(raw::Held { generation, standing, cell, blake3 })
             }
-            FromWorker::AtEdge { generation, standing } => Message::AtEdge(raw::AtEdge {
-                generation: generation.0,
-                standing: Some(standing.into()),
-            }),
+            FromWorker::AtEdge { generation, standing } => {
+                let (generation, standing) = (generation.0, Some(standing.into()));
+                Message::AtEdge(raw::AtEdge { generation, standing })
+            }
             FromWorker::Leaving { reason } => {
                 Message::Leaving(raw::Leaving { reason: shortened(reason) })
             }

@@ -79,6 +79,43 @@ fn a_drained_worker_hands_over_leaves_and_is_not_started_again() {
     assert_eq!(account(&place.run_dir("run")).taken_back, 0, "no step is done again");
 }
 
+/// The steps that are traced are steps like any other, and the file says what all cells did in them.
+#[test]
+fn steps_are_traced_while_training_goes_on() {
+    let (place, mut launch) = training("trace", STEPS, &[]);
+    let file = place.run_dir("run").join("trace.json");
+    let path = file.to_str().unwrap().to_owned();
+    let output = shoal(&place, "trace", &["--steps", "2", "-o", &path]);
+    let (table, err) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr));
+    let err = err.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(err.contains(" are traced") && err.contains(" events in "), "{err}");
+    assert!(!err.contains("missing") && !err.contains("its clock"), "{err}");
+    let cells: Vec<&str> =
+        table.lines().skip(1).map(|row| row.split_whitespace().next().unwrap()).collect();
+    assert_eq!(cells, ["cell-0", "cell-1", "cell-2", "cell-3"], "{table}");
+    let trace: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    for cell in 0..4_u64 {
+        let of = |name: &str| {
+            let is = |event: &&Value| event["tid"] == cell && event["name"] == *name;
+            events.iter().filter(is).count()
+        };
+        assert_eq!((of("vote"), of("update"), of("thread_name")), (2, 2, 1), "{cell}");
+        assert_eq!(of("forward 0"), of("backward 0"), "{cell}");
+        assert!(of("forward 0") > 0 && of("all_to_all") > 0 && of("message") > 0, "{cell}");
+    }
+    let steps = events.iter().filter(|event| event["name"].as_str().unwrap().starts_with("step "));
+    assert_eq!(steps.count(), 2 * 4);
+    let refused = told(&place, ("trace", &["--steps", "0"]), 2);
+    assert!(refused.contains("0 is not in 1..=100"), "{refused}");
+    launch.done();
+    undisturbed().equals(&place);
+    let over = told(&place, ("trace", &[]), 3);
+    assert!(over.contains("no run is under way"), "{over}");
+}
+
 #[test]
 fn an_order_that_was_taken_outlives_the_coordinator() {
     let (place, mut launch) = training("drain-conductor", STEPS, &[]);

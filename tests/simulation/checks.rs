@@ -114,6 +114,7 @@ impl Checks {
             Effect::News(news) => self.news(news),
             Effect::Send { .. }
             | Effect::Answer { .. }
+            | Effect::Trace { .. }
             | Effect::Close { .. }
             | Effect::Ignored { .. }
             // Files aside are nobody's source.

@@ -69,6 +69,7 @@ impl Defect {
             }
             Effect::Send { .. }
             | Effect::Answer { .. }
+            | Effect::Trace { .. }
             | Effect::Close { .. }
             | Effect::Ignored { .. }
             | Effect::Record(_)

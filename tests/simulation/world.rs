@@ -394,7 +394,10 @@ impl World {
                 *self.counts.met.entry(name).or_default() += 1;
             }
             Effect::Answer { reply, .. } => self.orders_taken += u64::from(reply.is_ok()),
-            Effect::Ignored { .. } | Effect::Record(_) | Effect::DiscardCheckpoint { .. } => {}
+            Effect::Ignored { .. }
+            | Effect::Record(_)
+            | Effect::Trace { .. }
+            | Effect::DiscardCheckpoint { .. } => {}
         }
     }
 
@@ -427,7 +430,7 @@ impl World {
                 Does::BeginTraining => self.begin_training(worker),
                 Does::StopEngine => self.tell_engine(worker, |engine| engine.stop = true),
                 Does::EndAtEdge => self.tell_engine(worker, |engine| engine.edge = true),
-                Does::CheckpointCommitted { .. } | Does::Ignored { .. } => {}
+                Does::CheckpointCommitted { .. } | Does::Trace { .. } | Does::Ignored { .. } => {}
                 Does::DropEngine => self.drop_engine(worker),
                 Does::Exit(reason) => {
                     let back_ms = if reason.code() == 0 { 3_000 } else { 500 };

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
@@ -101,6 +102,8 @@ pub trait Engine: Send {
     /// End at the next step that all workers agree on, and keep the state in memory for the next
     /// plan. Called at most once, and possibly before `begin` or after the last step.
     fn edge(&self);
+    /// Note what the cells do in these steps, and report `EngineEvent::Traced` after each.
+    fn trace(&self, steps: Range<u64>);
     /// The checkpoint of this step is complete and durable.
     fn checkpoint_committed(&self, step: u64);
 }
@@ -344,6 +347,9 @@ impl<F: EngineFactory> Daemon<F> {
             Effect::BeginTraining => self.tell_engine(|engine| engine.begin()),
             Effect::StopEngine => self.tell_engine(|engine| engine.stop()),
             Effect::EndAtEdge => self.tell_engine(|engine| engine.edge()),
+            Effect::Trace { first, steps } => {
+                self.tell_engine(|engine| engine.trace(first..first.saturating_add(steps)));
+            }
             Effect::CheckpointCommitted { step } => {
                 self.tell_engine(|engine| engine.checkpoint_committed(step));
             }

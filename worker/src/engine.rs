@@ -23,6 +23,7 @@ mod vote;
 mod withdrawing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -33,6 +34,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
+use shoal_plan::trace::StepTrace;
 use shoal_proto::FailureKind;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -113,6 +115,8 @@ enum CellNews {
         /// Of the cell's parameters, unless the step was skipped.
         checksum: Option<u64>,
     },
+    /// What the cell did in a step about which somebody asked, or a piece of it.
+    Traced(StepTrace),
     /// Only from cell 0.
     Evaluated {
         step: u64,
@@ -159,6 +163,8 @@ pub struct Control {
     stop: AtomicBool,
     edge: AtomicBool,
     abort: AtomicBool,
+    /// Steps about which somebody wants to know all.
+    traced: Mutex<Range<u64>>,
 }
 
 impl Control {
@@ -186,6 +192,15 @@ impl Control {
 
     fn stop_wanted(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Asks for a trace of these steps, as far as they are still to come.
+    fn trace(&self, steps: Range<u64>) {
+        *self.traced.lock().unwrap_or_else(PoisonError::into_inner) = steps;
+    }
+
+    fn is_traced(&self, step: u64) -> bool {
+        self.traced.lock().unwrap_or_else(PoisonError::into_inner).contains(&step)
     }
 
     fn edge_wanted(&self) -> bool {
@@ -253,6 +268,10 @@ impl Engine for LocalEngine {
 
     fn edge(&self) {
         self.control.edge();
+    }
+
+    fn trace(&self, steps: Range<u64>) {
+        self.control.trace(steps);
     }
 
     fn checkpoint_committed(&self, step: u64) {
@@ -424,6 +443,7 @@ impl Gathering {
                 let Step { compute_seconds, report, sums, .. } = self.steps.remove(&step)?;
                 Some(EngineEvent::StepDone { step, compute_seconds, report, sums })
             }
+            CellNews::Traced(trace) => Some(EngineEvent::Traced(Box::new(trace))),
             CellNews::Evaluated { step, evaluations } => {
                 Some(EngineEvent::Evaluated { step, evaluations })
             }

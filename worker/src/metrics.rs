@@ -6,6 +6,7 @@
 //! computed meanwhile, so all of it is exposed), `optimizer` (the update), `compute` (all the rest).
 
 mod gpus;
+mod recorder;
 mod watch;
 
 use std::ops::Range;
@@ -21,8 +22,10 @@ use prometheus::{
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Precision;
 use shoal_plan::plan::Generation;
+use shoal_plan::trace::Doing;
 
 use crate::comm::{Comm, CommError, Sum};
+pub(crate) use recorder::What;
 use watch::now;
 pub(crate) use watch::{CellClock, StepWatch};
 
@@ -236,10 +239,10 @@ impl<C: Comm> Metered<C> {
         Self { inner, metrics, clock }
     }
 
-    /// Runs one operation that sends `sent` bytes; `received` reads off what came.
+    /// Runs one operation that sends `sent` bytes, to one peer or a group; `received` reads off what came.
     fn watch<T>(
         &mut self,
-        op: &str,
+        (op, peer): (Doing, Option<CellId>),
         sent: usize,
         run: impl FnOnce(&mut C) -> Result<T, CommError>,
         received: impl FnOnce(&T) -> usize,
@@ -247,16 +250,20 @@ impl<C: Comm> Metered<C> {
         let started = now();
         let result = run(&mut self.inner);
         let time = started.elapsed();
-        let ns = if op == "recv" { &self.clock.bubble } else { &self.clock.communication };
+        let ns = if op == Doing::Recv { &self.clock.bubble } else { &self.clock.communication };
         ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.metrics.durations.with_label_values(&[op]).observe(time.as_secs_f64());
+        self.metrics.durations.with_label_values(&[op.name()]).observe(time.as_secs_f64());
         let count = |direction: &str, n: usize| {
-            self.metrics.bytes.with_label_values(&[op, direction]).inc_by(n as u64);
+            self.metrics.bytes.with_label_values(&[op.name(), direction]).inc_by(n as u64);
         };
         count("sent", sent);
-        if let Ok(value) = &result {
-            count("received", received(value));
+        let came = result.as_ref().map_or(0, received);
+        if result.is_ok() {
+            count("received", came);
         }
+        let (sent_bytes, received_bytes) = (sent as u64, came as u64);
+        let what = What { peer, sent_bytes, received_bytes, ..What::new(op) };
+        self.clock.recorder.note(what, started, time);
         result
     }
 }
@@ -267,11 +274,11 @@ impl<C: Comm> Comm for Metered<C> {
     }
 
     fn send(&mut self, to: CellId, bytes: Vec<u8>) -> Result<(), CommError> {
-        self.watch("send", bytes.len(), |comm| comm.send(to, bytes), |()| 0)
+        self.watch((Doing::Send, Some(to)), bytes.len(), |comm| comm.send(to, bytes), |()| 0)
     }
 
     fn recv(&mut self, from: CellId) -> Result<Vec<u8>, CommError> {
-        self.watch("recv", 0, |comm| comm.recv(from), Vec::len)
+        self.watch((Doing::Recv, Some(from)), 0, |comm| comm.recv(from), Vec::len)
     }
 
     fn all_to_all(
@@ -281,7 +288,7 @@ impl<C: Comm> Comm for Metered<C> {
     ) -> Result<Vec<Vec<u8>>, CommError> {
         let sent = outgoing.iter().map(Vec::len).sum();
         self.watch(
-            "all_to_all",
+            (Doing::AllToAll, None),
             sent,
             |comm| comm.all_to_all(group, outgoing),
             |parts| total(parts),
@@ -290,7 +297,7 @@ impl<C: Comm> Comm for Metered<C> {
 
     fn all_reduce(&mut self, group: &[CellId], data: Sum<'_>) -> Result<(), CommError> {
         let bytes = if group.len() > 1 { data.bytes() } else { 0 };
-        self.watch("all_reduce", bytes, |comm| comm.all_reduce(group, data), |()| bytes)
+        self.watch((Doing::AllReduce, None), bytes, |comm| comm.all_reduce(group, data), |()| bytes)
     }
 
     fn reduce_scatter(
@@ -300,12 +307,17 @@ impl<C: Comm> Comm for Metered<C> {
     ) -> Result<Range<usize>, CommError> {
         let bytes = if group.len() > 1 { data.bytes() } else { 0 };
         let run = |comm: &mut C| comm.reduce_scatter(group, data);
-        self.watch("reduce_scatter", bytes, run, |_| bytes / group.len())
+        self.watch((Doing::ReduceScatter, None), bytes, run, |_| bytes / group.len())
     }
 
     fn all_gather(&mut self, group: &[CellId], mine: Vec<u8>) -> Result<Vec<Vec<u8>>, CommError> {
         let sent = mine.len();
-        self.watch("all_gather", sent, |comm| comm.all_gather(group, mine), |parts| total(parts))
+        self.watch(
+            (Doing::AllGather, None),
+            sent,
+            |comm| comm.all_gather(group, mine),
+            |parts| total(parts),
+        )
     }
 
     fn broadcast(
@@ -315,7 +327,12 @@ impl<C: Comm> Comm for Metered<C> {
         bytes: Vec<u8>,
     ) -> Result<Vec<u8>, CommError> {
         let sent = if root == self.inner.cell() { bytes.len() } else { 0 };
-        self.watch("broadcast", sent, |comm| comm.broadcast(group, root, bytes), Vec::len)
+        self.watch(
+            (Doing::Broadcast, None),
+            sent,
+            |comm| comm.broadcast(group, root, bytes),
+            Vec::len,
+        )
     }
 }
 

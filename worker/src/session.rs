@@ -8,6 +8,7 @@
 use std::fmt;
 
 use shoal_plan::plan::Generation;
+use shoal_plan::trace::StepTrace;
 use shoal_proto::{Assign, FailureKind, FromWorker, Hello, Resuming, ToWorker};
 
 use connection::Connection;
@@ -73,6 +74,11 @@ pub enum Effect {
     StopEngine,
     /// End at the next step that all workers agree on, and keep the state in memory.
     EndAtEdge,
+    /// Note what the cells do in these steps.
+    Trace {
+        first: u64,
+        steps: u64,
+    },
     CheckpointCommitted {
         step: u64,
     },
@@ -255,6 +261,12 @@ impl Session {
             }
             ToWorker::Stop { generation } => self.for_engine(generation, Effect::StopEngine),
             ToWorker::Edge { generation } => self.for_engine(generation, Effect::EndAtEdge),
+            ToWorker::Trace { generation, first, steps } => {
+                if let Some(why) = self.stale(generation) {
+                    return ignored(why);
+                }
+                vec![Effect::Trace { first, steps }]
+            }
             ToWorker::CheckpointCommitted { generation, step } => {
                 self.for_engine(generation, Effect::CheckpointCommitted { step })
             }
@@ -350,6 +362,7 @@ impl Session {
             return ignored("the engine spoke after its end".to_owned());
         }
         let message = match event {
+            EngineEvent::Traced(trace) => return self.traced(generation, trace),
             EngineEvent::Ready => {
                 self.stage = Stage::Ready;
                 FromWorker::Ready { generation }
@@ -402,6 +415,14 @@ impl Session {
             }
         };
         self.say(message)
+    }
+
+    /// Out now or never.
+    fn traced(&self, generation: Generation, trace: Box<StepTrace>) -> Vec<Effect> {
+        if !self.connection.is_up() {
+            return ignored(format!("the trace of step {}: there is no connection", trace.step));
+        }
+        vec![Effect::Send(FromWorker::Traced { generation, trace })]
     }
 
     fn engine_gone(&mut self, now_ms: u64) -> Vec<Effect> {

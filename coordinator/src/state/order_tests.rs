@@ -226,6 +226,41 @@ fn a_run_pauses_between_two_steps_and_goes_on_with_everything() {
 }
 
 #[test]
+fn steps_are_traced_once_by_all_hosts_and_none_that_is_past() {
+    let mut run = Run::two_steps();
+    run.state.settings.job.training.steps = 10;
+    let trace = |run: &mut Run, steps| order(run, Order::Trace { steps });
+    let said = r#"answer 7: Ok("steps 4 to 5 are traced")"#;
+    let told = "trace 4 to 5 of [WorkerId(0), WorkerId(1)]";
+    check(trace(&mut run, 2), &["10 <- Trace", "11 <- Trace", told, said]);
+    check(trace(&mut run, 2), &[said]);
+    let another = r#"answer 7: Err("steps 4 to 5 are traced now: ask again after them")"#;
+    check(trace(&mut run, 3), &[another]);
+    check(trace(&mut run, 0), &[r#"answer 7: Err("0 steps: want 1 to 100")"#]);
+    for step in [3, 4, 5] {
+        run.say(0, step_done(0, step));
+        run.say(1, step_done(1, step));
+    }
+    let again = trace(&mut run, 2);
+    assert!(again.ends_with(r#"answer 7: Ok("steps 7 to 8 are traced")"#), "{again}");
+    for step in 6..=8 {
+        run.say(0, step_done(0, step));
+        run.say(1, step_done(1, step));
+    }
+    let last_one = "trace 10 to 10 of [WorkerId(0), WorkerId(1)]";
+    let last_said = r#"answer 7: Ok("steps 10 to 10 are traced")"#;
+    check(trace(&mut run, 5), &["10 <- Trace", "11 <- Trace", last_one, last_said]);
+    check(trace(&mut run, 5), &[last_said]);
+    let mut short = Run::two_steps();
+    short.state.settings.job.training.steps = 3;
+    let end = r#"answer 7: Err("the run is about to end: no step is left to trace")"#;
+    check(trace(&mut short, 1), &[end]);
+    order(&mut run, Order::Pause);
+    let refused = r#"answer 7: Err("the run is not training now: trace it when it is")"#;
+    check(trace(&mut run, 2), &[refused]);
+}
+
+#[test]
 fn a_drain_while_paused_waits_for_the_run_to_go_on_and_costs_nothing() {
     let mut run = Run::two_steps();
     order(&mut run, Order::Pause);

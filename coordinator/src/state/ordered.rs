@@ -18,6 +18,7 @@ impl State {
             Order::Pause => self.pause_as_ordered(),
             Order::Resume => self.resume_as_ordered(),
             Order::Meet(meetings) => self.meet(meetings),
+            Order::Trace { steps } => self.trace(steps),
         };
         self.effects.push(Effect::Answer { asked, reply });
     }

@@ -200,6 +200,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 | FromWorker::Prepared { .. }
                 | FromWorker::Yielding { .. }
                 | FromWorker::Leaving { .. }
+                | FromWorker::Traced { .. }
                 | FromWorker::Finished { .. }
                 | FromWorker::Failed { .. } => false,
             };
@@ -226,6 +227,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
                 | Effect::Close { .. }
                 | Effect::Ignored { .. }
                 | Effect::Answer { .. }
+                | Effect::Trace { .. }
                 | Effect::Record(_) => {}
             }
         }
@@ -236,7 +238,7 @@ fn simulate(seed: u64, noise: u64, rolls_back: bool) -> Judge {
     judge
 }
 
-fn seeds(n: u64) -> std::ops::Range<u64> {
+fn seeds(n: u64) -> Range<u64> {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     one.map_or(0..n, |seed| seed..seed + 1)
 }

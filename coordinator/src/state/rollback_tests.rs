@@ -74,6 +74,7 @@ fn without_a_checkpoint_the_run_goes_back_to_its_initial_parameters() {
             | Effect::CommitCheckpoint(_)
             | Effect::DiscardCheckpoint { .. }
             | Effect::Answer { .. }
+            | Effect::Trace { .. }
             | Effect::News(_) => None,
         })
         .collect();

@@ -106,6 +106,8 @@ impl State {
             // Measured anew.
             stragglers: _,
             tempo: _,
+            // Gathered in memory: after a restart it is asked for again.
+            traced: _,
             // Connections end with the process.
             proven: _,
             // Carried out before, or after.
@@ -227,6 +229,7 @@ impl State {
             edge_ms: saved.edge_ms,
             stragglers,
             tempo: Tempo::default(),
+            traced: None,
             recoveries: saved.recoveries,
             restarts: saved.restarts,
             awaiting: saved.awaiting,

@@ -111,6 +111,9 @@ fn line(effect: &Effect) -> String {
         Effect::CommitCheckpoint(manifest) => {
             format!("commit {} of {} files", manifest.standing.step, manifest.files.len())
         }
+        Effect::Trace { first, steps, hosts } => {
+            format!("trace {first} to {} of {hosts:?}", first + steps - 1)
+        }
         Effect::DiscardCheckpoint { step } => format!("discard {step}"),
         Effect::News(News::Step(report)) => format!("step {}", report.step()),
         Effect::News(News::Evaluated { step, evaluations }) => {

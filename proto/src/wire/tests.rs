@@ -215,6 +215,7 @@ fn what_the_coordinator_says_arrives_unchanged() {
         ToWorker::Start { generation },
         ToWorker::Edge { generation },
         ToWorker::Released { generation },
+        ToWorker::Trace { generation, first: 40, steps: 3 },
         ToWorker::Stop { generation },
         ToWorker::CheckpointCommitted { generation, step: 50 },
         ToWorker::Received { messages: 64 },

@@ -10,7 +10,7 @@ use shoal_trust::Name;
 
 use super::{
     WireError, address, finite, hash, meetings, present, raw, readable, reports, run_id, shortened,
-    value,
+    traces, value,
 };
 use crate::message::{Assign, Source, ToWorker};
 
@@ -26,6 +26,7 @@ impl TryFrom<raw::ToWorker> for ToWorker {
             Message::Assign(raw) => Self::Assign(Box::new(Assign::try_from(raw)?)),
             Message::Prepare(raw) => Self::Prepare(Box::new(Assign::try_from(raw)?)),
             Message::Released(raw) => Self::Released { generation: Generation(raw.generation) },
+            Message::Trace(raw) => traces::wanted(&raw)?,
             Message::Start(raw) => Self::Start { generation: Generation(raw.generation) },
             Message::Stop(raw) => Self::Stop { generation: Generation(raw.generation) },
             Message::CheckpointCommitted(raw) => {
@@ -48,6 +49,9 @@ impl From<ToWorker> for raw::ToWorker {
             ToWorker::Prepare(assign) => Message::Prepare((*assign).into()),
             ToWorker::Released { generation } => {
                 Message::Released(raw::Released { generation: generation.0 })
+            }
+            ToWorker::Trace { generation, first, steps } => {
+                Message::Trace(raw::Trace { generation: generation.0, first, steps })
             }
             ToWorker::Start { generation } => {
                 Message::Start(raw::Start { generation: generation.0 })

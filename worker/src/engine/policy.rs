@@ -60,7 +60,7 @@ impl Cell {
             if self.standing.is_stale(job.evaluation.patience) {
                 break Ending::NoImprovement;
             }
-            let Taken { wishes, after_skip } = self.take_step(self.wishes(control), say)?;
+            let Taken { wishes, after_skip } = self.take_step(control, say)?;
             if after_skip == Some(AfterSkip::GoBack) {
                 return Ok(Ended::GoBack);
             }
@@ -139,9 +139,12 @@ impl Cell {
         Ok(wishes.edge)
     }
 
-    fn take_step(&mut self, wishes: Wishes, say: Say<'_>) -> Result<Taken, EngineError> {
-        let inputs = Arc::clone(&self.trainer.inputs);
+    fn take_step(&mut self, control: &Control, say: Say<'_>) -> Result<Taken, EngineError> {
+        let (inputs, wishes) = (Arc::clone(&self.trainer.inputs), self.wishes(control));
         let step = self.standing.step + 1;
+        if let Some(watch) = self.watch.as_ref().filter(|_| control.is_traced(step)) {
+            watch.trace();
+        }
         let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
         let Self { trainer, watch, .. } = self;
         let mut train = || trainer.train(step, wishes);
@@ -162,6 +165,11 @@ impl Cell {
         let report = StepReport { first_sequence, sequences, outcome };
         let report = (self.trainer.id == CellId(0)).then_some(report);
         say(CellNews::StepDone { step, compute_seconds, report, checksum });
+        if let Some(watch) = &self.watch {
+            for piece in watch.traced(step, self.trainer.id) {
+                say(CellNews::Traced(piece));
+            }
+        }
         Ok(taken)
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use shoal_kernels::adamw::AdamStep;
 use shoal_kernels::tensor::Tensor;
@@ -17,6 +18,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
 use shoal_plan::report::StepRow;
 use shoal_plan::schedule::{Slot, Work};
+use shoal_plan::trace::Doing;
 
 use super::cell::Inputs;
 use super::error::{EngineError, Refusal};
@@ -25,7 +27,7 @@ use super::hidden::{Direction, Early};
 use super::snapshot;
 use super::vote::{self, Verdict, Vote, Wishes};
 use crate::comm::{Comm, Sum};
-use crate::metrics::StepWatch;
+use crate::metrics::{StepWatch, What};
 
 /// Guards the division by a zero norm; PyTorch's `clip_grad_norm_` uses the same.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -108,7 +110,9 @@ impl Trainer {
 
     pub(super) fn train(&mut self, step: u64, wishes: Wishes) -> Result<StepDone, EngineError> {
         self.gradients_of(step)?;
+        let began = self.began();
         let verdict = self.vote(step, wishes)?;
+        self.ended(began, Doing::Vote, None);
         if let Some((cell, nonfinite)) = verdict.refused {
             let worker = self.inputs.plan.host(cell);
             let here = worker == self.inputs.plan.host(self.id);
@@ -131,6 +135,7 @@ impl Trainer {
         }
         let found = self.chunks.iter().filter_map(Stage::first_nonfinite);
         self.found = found.min_by_key(NonFinite::causal_order);
+        let began = self.began();
         let Self { chunks, comm, groups, .. } = self;
         for chunk in chunks.iter_mut() {
             let gradients = chunk.parameters_mut();
@@ -148,6 +153,7 @@ impl Trainer {
         for chunk in chunks.iter_mut() {
             comm.all_reduce(&groups.stage, Sum::U64(chunk.counts_mut()))?;
         }
+        self.ended(began, Doing::Sums, None);
         Ok(())
     }
 
@@ -168,6 +174,8 @@ impl Trainer {
         let mut done = None;
         for (at, slot) in slots.iter().enumerate() {
             let work = slot.work();
+            let began = self.began();
+            let mut doing = Doing::of(*slot);
             match *slot {
                 Slot::RecvForward(_) => {
                     let hidden = self.recv_hidden(Direction::Forward, work, sequences(work))?;
@@ -178,11 +186,7 @@ impl Trainer {
                     inbox.insert(work, gradient);
                 }
                 Slot::Forward(_) => {
-                    let tokens = self.inputs.microbatch(column, step, work.microbatch)?;
-                    let (batch, input) = (tokens.batch(), inbox.remove(&work));
-                    let (chunk, mut exchange) = self.chunk(work);
-                    let output =
-                        chunk.forward(work.microbatch, &batch, input, &scale, &mut exchange)?;
+                    let output = self.forward((column, step), work, inbox.remove(&work), &scale)?;
                     outbox.extend(output.map(|output| (work, output)));
                 }
                 Slot::BackwardInput(_) => {
@@ -194,8 +198,9 @@ impl Trainer {
                     let half = if both { Stage::backward } else { Stage::backward_input };
                     let d_input = half(chunk, work.microbatch, d_output, &mut exchange)?;
                     outbox.extend(d_input.map(|d_input| (work, d_input)));
+                    doing = if both { Doing::Backward } else { doing };
                 }
-                Slot::BackwardWeight(_) if done == Some(work) => {}
+                Slot::BackwardWeight(_) if done == Some(work) => continue,
                 Slot::BackwardWeight(_) => self.chunk(work).0.backward_weight(work.microbatch)?,
                 Slot::SendForward(_) => {
                     let hidden = outbox.remove(&work).expect(made);
@@ -206,8 +211,34 @@ impl Trainer {
                     self.send_hidden(Direction::Backward, work, &gradient)?;
                 }
             }
+            self.ended(began, doing, Some(work));
         }
         Ok(())
+    }
+
+    fn forward(
+        &mut self,
+        (column, step): (u32, u64),
+        work: Work,
+        input: Option<Tensor>,
+        scale: &LossScale,
+    ) -> Result<Option<Tensor>, EngineError> {
+        let tokens = self.inputs.microbatch(column, step, work.microbatch)?;
+        let batch = tokens.batch();
+        let (chunk, mut exchange) = self.chunk(work);
+        Ok(chunk.forward(work.microbatch, &batch, input, scale, &mut exchange)?)
+    }
+
+    /// A stretch of the step begins, if somebody wants to know.
+    fn began(&self) -> Option<Instant> {
+        self.watch.as_ref()?.began()
+    }
+
+    fn ended(&self, began: Option<Instant>, doing: Doing, work: Option<Work>) {
+        if let Some((watch, began)) = self.watch.as_ref().zip(began) {
+            let work = work.map(|work| (work.chunk, work.microbatch));
+            watch.ended(What { work, ..What::new(doing) }, began);
+        }
     }
 
     /// The chunk that a slot works on, and the line to its expert group.

@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use shoal_plan::grid::CellId;
+use shoal_plan::trace::{Doing, StepTrace};
+
 use super::Metrics;
+use super::recorder::{Recorder, What};
 
 /// Where the time of one cell's step under way went, in nanoseconds.
 #[derive(Debug, Default)]
@@ -12,6 +16,7 @@ pub(crate) struct CellClock {
     pub(super) bubble: AtomicU64,
     pub(super) communication: AtomicU64,
     optimizer: AtomicU64,
+    pub(super) recorder: Recorder,
 }
 
 /// What a clock has counted.
@@ -55,11 +60,33 @@ impl StepWatch {
         (result, compute.as_secs_f64())
     }
 
+    /// From now on, until `traced`, each stretch is noted.
+    pub(crate) fn trace(&self) {
+        self.clock.recorder.begin();
+    }
+
+    /// What was noted of the step that has ended; nothing if nobody asked.
+    pub(crate) fn traced(&self, step: u64, cell: CellId) -> Vec<StepTrace> {
+        self.clock.recorder.end(step, cell)
+    }
+
+    /// A stretch begins, if somebody wants to know.
+    pub(crate) fn began(&self) -> Option<Instant> {
+        self.clock.recorder.is_on().then(now)
+    }
+
+    /// It has ended.
+    pub(crate) fn ended(&self, what: What, began: Instant) {
+        self.clock.recorder.note(what, began, began.elapsed());
+    }
+
     /// Runs the update at the end of a step.
     pub(crate) fn optimizer<T>(&self, run: impl FnOnce() -> T) -> T {
         let started = now();
         let result = run();
-        let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let took = started.elapsed();
+        self.clock.recorder.note(What::new(Doing::Update), started, took);
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.clock.optimizer.fetch_add(ns, Ordering::Relaxed);
         result
     }

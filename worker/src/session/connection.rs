@@ -99,6 +99,11 @@ impl Connection {
         self.state == State::Up
     }
 
+    /// Whether what is not said again would arrive in its place.
+    pub(super) fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
     /// Whether a heartbeat has a way to go.
     pub(super) fn stands(&self) -> bool {
         matches!(self.state, State::Greeting | State::Up)

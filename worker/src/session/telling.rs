@@ -5,6 +5,7 @@ use shoal_plan::grid::CellId;
 use shoal_plan::plan::{Generation, WorkerId};
 use shoal_plan::report::{Ending, Evaluation, StepReport};
 use shoal_plan::standing::Standing;
+use shoal_plan::trace::StepTrace;
 use shoal_proto::FailureKind;
 
 /// What the engine, which computes, has to tell.
@@ -22,6 +23,8 @@ pub enum EngineEvent {
         /// Of its cells' parameters after the step; none if it was skipped.
         sums: Vec<(CellId, u64)>,
     },
+    /// What a cell did in a step, or a piece of it.
+    Traced(Box<StepTrace>),
     /// Only from the host of cell 0.
     Evaluated { step: u64, evaluations: Vec<Evaluation> },
     /// The cell's files of a checkpoint are written and fsynced.

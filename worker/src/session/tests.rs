@@ -91,6 +91,7 @@ fn short(effects: &[Effect]) -> String {
         | Effect::StopEngine
         | Effect::EndAtEdge
         | Effect::CheckpointCommitted { .. }
+        | Effect::Trace { .. }
         | Effect::DropEngine
         | Effect::Release
         | Effect::Exit(_) => format!("{effect:?}"),
@@ -101,6 +102,32 @@ fn short(effects: &[Effect]) -> String {
 #[track_caller]
 fn check(session: &mut Session, event: Event, want: &str) {
     assert_eq!(short(&session.apply(0, event)), want);
+}
+
+/// What is traced goes out at once or never: nobody counts it, and nobody hears it later.
+#[test]
+fn a_trace_is_said_once() {
+    let traced = || {
+        let (step, cell, began_us) = (7, CellId(0), 0);
+        let trace = StepTrace { step, cell, began_us, spans: vec![], left_out: 0, whole: true };
+        Event::Engine(EngineEvent::Traced(Box::new(trace)))
+    };
+    let mut s = session();
+    check(&mut s, Event::Connected, "send Hello");
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "");
+    check(&mut s, given(assign("r", G1)), "start 1");
+    check(&mut s, Event::Engine(EngineEvent::Ready), "send Ready");
+    check(&mut s, from(ToWorker::Start { generation: G1 }), "BeginTraining");
+    let order = |generation| from(ToWorker::Trace { generation, first: 7, steps: 2 });
+    check(&mut s, order(G1), "Trace { first: 7, steps: 2 }");
+    check(&mut s, order(Generation(9)), "ignored: a message of generation 9, now is generation 1");
+    check(&mut s, traced(), "send Traced");
+    check(&mut s, Event::Disconnected { why: "cable".into() }, "");
+    check(&mut s, traced(), "ignored: the trace of step 7: there is no connection");
+    s.apply(60_000 - 1, Event::Tick);
+    check(&mut s, Event::Connected, "send Hello");
+    // Of what was said before only what counts is said again.
+    check(&mut s, from(ToWorker::Received { messages: 0 }), "send Ready");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod cluster;
 mod config;
 mod eval;
 mod models;
+mod page;
 mod plan;
 mod runs;
 mod steering;
@@ -32,6 +33,7 @@ pub(crate) use cluster::{
 pub(crate) use config::{Config, View};
 pub(crate) use eval::Eval;
 pub(crate) use models::{Export, ExportDtype, Import, ImportDtype, Writing};
+pub(crate) use page::Page;
 pub(crate) use plan::Plan;
 pub(crate) use runs::{Compare, Events};
 pub(crate) use steering::{Drain, Form, Pause, Resume, Status, Stop};
@@ -109,6 +111,9 @@ pub(crate) enum Verb {
     /// A cluster or a run on one screen: rigs, stages, experts, links, losses, events
     #[command(after_help = top::TOP_EXAMPLES)]
     Top(Top),
+    /// The same in a browser on this machine: serves a page, and prints its link
+    #[command(after_help = page::PAGE_EXAMPLES)]
+    Page(Page),
     /// What each cell of a run under way does in some steps, for Perfetto; and where the time goes
     ///
     /// Slots, collectives, messages and the update of each cell, with clocks laid side by side, as a file that
@@ -303,6 +308,12 @@ pub(crate) struct Launch {
     /// Start even if memory, disk or open files look too short
     #[arg(long)]
     pub force: bool,
+    /// Serve the run's page at this port of this machine; 0 takes any free one
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    pub page_port: u16,
+    /// Serve no page
+    #[arg(long, conflicts_with = "page_port")]
+    pub no_page: bool,
     /// For a cluster's coordinator, which listens here: rigs are the workers
     #[arg(long, value_name = "SOCKET", hide = true, requires = "first")]
     pub cluster: Option<PathBuf>,
@@ -338,7 +349,7 @@ impl Launch {
 }
 
 /// The word as a shell takes it.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let is_plain = |letter: char| letter.is_alphanumeric() || "-_./=:,+@".contains(letter);
     if !word.is_empty() && word.chars().all(is_plain) {
         word.to_owned()

@@ -82,7 +82,9 @@ pub(crate) fn host(args: cli::Worker) -> anyhow::Result<Infallible> {
     let devices = Devices::open(&args.gpu).context("opening this worker's GPU")?;
     let engines = CellEngines::new(metrics, devices);
     let reason = runtime.block_on(async {
-        let address = scrape::serve(args.metrics_port, move || served.text()).await?;
+        let newest = served.clone();
+        let (text, step) = (move || served.text(), move || newest.newest_step());
+        let address = scrape::serve_worker(args.metrics_port, text, step).await?;
         scrape::announce(&metrics_dir, &worker.to_string(), address)?;
         let asked_to_leave = asked_to_leave(unix::signal(SignalKind::terminate())?);
         let launcher_gone = async move {

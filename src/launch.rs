@@ -34,6 +34,7 @@ use crate::logging;
 use crate::manifest::{self, Loaded};
 use crate::metrics::Metrics;
 use crate::mirror::{self, Copying};
+use crate::page::Page;
 use crate::preflight::{self, Has, Needs};
 use crate::restarts::Restarts;
 use crate::resume::{Earlier, take_over};
@@ -116,7 +117,11 @@ fn launch_over(args: &cli::Launch, over: Over) -> Result<(), Stopped> {
     note(&epochs.overview(&job.training));
     let mut events = open_events(&run_dir, job, &resume_from.unwrap_or_default(), watch)?;
     let over = over.map(|(line, heard)| Cluster { line, heard, first: args.first.unwrap_or(1) });
-    let work = Work { metrics: &mut metrics, epochs, events: &mut events, store, devices, over };
+    // That of a cluster's job is served where its people are.
+    let page_port = (over.is_none() && !args.no_page).then_some(args.page_port);
+    let (metrics_to, events_to) = (&mut metrics, &mut events);
+    let work =
+        Work { metrics: metrics_to, epochs, events: events_to, store, devices, over, page_port };
     let (done, signals) = runtime.block_on(train(&run_dir, &loaded, work, resume_from))?;
     exit_on_signal(&runtime, signals);
     metrics.flush()?;
@@ -161,6 +166,7 @@ struct Work<'a> {
     events: &'a mut Log,
     devices: Devices,
     over: Option<Cluster>,
+    page_port: Option<u16>,
 }
 
 /// Rigs as workers: so many of them are there to begin with.
@@ -245,6 +251,7 @@ async fn train(
     let coordinator = Coordinator::start(&told, run_dir)?;
     let following = follow(coordinator.address(), secret.clone());
     let _asked_here = let_it_be_asked(run_dir, &told, &coordinator);
+    let _seen_here = work.page_port.and_then(|port| let_it_be_seen(run_dir, port));
     let start = Start {
         join: coordinator.address(),
         run,
@@ -338,6 +345,20 @@ fn let_it_be_asked(run_dir: &RunDir, told: &Told, coordinator: &Coordinator) -> 
         Ok(written) => Some(written),
         Err(error) => {
             note(&format!("warning: no status, drain, stop or pause of this run: {error:#}"));
+            None
+        }
+    }
+}
+
+/// Serves the run's page. It trains without that, too.
+fn let_it_be_seen(run_dir: &RunDir, port: u16) -> Option<Page> {
+    match Page::of_run(run_dir.path(), port) {
+        Ok(page) => {
+            note(&format!("watch it in a browser on this machine: {}", page.link));
+            Some(page)
+        }
+        Err(error) => {
+            note(&format!("warning: no page of this run: {error:#}"));
             None
         }
     }

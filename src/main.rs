@@ -28,11 +28,13 @@ mod initial;
 mod launch;
 mod line;
 mod logging;
+mod look;
 mod manifest;
 mod metrics;
 mod mirror;
 mod models;
 mod notify;
+mod page;
 mod people;
 mod plan;
 mod preflight;
@@ -86,6 +88,7 @@ fn run(verb: Verb) -> Result<(), Stopped> {
         Verb::Launch(args) => launch::launch(&args),
         Verb::Status(args) => status::status(&args),
         Verb::Top(args) => top::top(&args),
+        Verb::Page(args) => page::page(&args),
         Verb::Trace(args) => trace::run(&args),
         Verb::Drain(args) => steering::drain(&args),
         Verb::Stop(args) => steering::stop(&args),

@@ -68,10 +68,19 @@ pub(crate) fn target(run: &Path, process: &str) -> Option<SocketAddr> {
 /// # Errors
 /// Why they are not there, as a sentence.
 pub(crate) fn fetch(address: SocketAddr, bytes_max: u64) -> Result<String, String> {
+    ask(address, "/metrics", bytes_max)
+}
+
+/// The same, of the newest step of a worker.
+pub(crate) fn fetch_step(address: SocketAddr, bytes_max: u64) -> Result<String, String> {
+    ask(address, "/step", bytes_max)
+}
+
+fn ask(address: SocketAddr, path: &str, bytes_max: u64) -> Result<String, String> {
     let config =
         Agent::config_builder().proxy(None).timeout_global(Some(PATIENCE)).max_redirects(0);
     let agent: Agent = config.build().into();
-    let answer = agent.get(format!("http://{address}/metrics")).call();
+    let answer = agent.get(format!("http://{address}{path}")).call();
     let mut answer = answer.map_err(|error| format!("its metrics cannot be read: {error}"))?;
     let text = answer.body_mut().with_config().limit(bytes_max).read_to_string();
     text.map_err(|error| format!("its metrics cannot be read: {error}"))
@@ -90,16 +99,21 @@ fn targets(directory: &Path) -> Value {
     Value::Array(groups.flatten().collect())
 }
 
-/// Answers `GET /metrics` with `text` until the process ends; port 0 takes any free one. Returns
-/// where it listens.
-pub(crate) async fn serve<T>(port: u16, text: T) -> anyhow::Result<SocketAddr>
+/// Answers `GET /metrics` with `text`, and `GET /step` with a worker's newest step, until the process ends; port 0 takes
+/// any free one. Returns where it listens.
+pub(crate) async fn serve_worker<T, S>(port: u16, text: T, step: S) -> anyhow::Result<SocketAddr>
 where
     T: Fn() -> String + Clone + Send + Sync + 'static,
+    S: Fn() -> String + Clone + Send + Sync + 'static,
 {
-    listen(port, text, Router::new()).await
+    let answer = move || {
+        let body = step();
+        async move { ([(CONTENT_TYPE, "application/json")], body) }
+    };
+    listen(port, text, Router::new().route("/step", get(answer))).await
 }
 
-/// The same, and `GET /targets` with every process of the run, for Prometheus's `http_sd_configs`.
+/// Metrics of a coordinator, and `GET /targets` with every process of the run, for Prometheus's `http_sd_configs`.
 pub(crate) async fn serve_with_targets<T>(
     port: u16,
     text: T,

@@ -307,6 +307,8 @@ mod tests {
             log_format: cli::LogFormat::default(),
             fresh: true,
             force: false,
+            page_port: 0,
+            no_page: false,
             cluster: None,
             coordinators: Vec::new(),
             credentials: None,

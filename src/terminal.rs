@@ -83,6 +83,11 @@ pub(crate) fn harmless(bytes: &[u8]) -> String {
     text
 }
 
+/// The same, on one line.
+pub(crate) fn one_line(text: &str) -> String {
+    harmless(text.replace(['\n', '\t'], " ").as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

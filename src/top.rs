@@ -2,10 +2,7 @@
 //! own, so that keys are heard while somebody does not answer.
 
 mod draw;
-mod files;
-mod gather;
 mod keys;
-mod look;
 mod view;
 
 use std::io::{IsTerminal, stdin, stdout};
@@ -20,11 +17,10 @@ use ratatui::{DefaultTerminal, Terminal};
 
 use crate::clock::Stopwatch;
 use crate::exit::Stopped;
+use crate::look::{Look, Source};
 use crate::signals::{Signal, Signals};
 use crate::terminal::{data, note};
 use crate::{cli, launch, settings, terminal};
-use gather::Source;
-use look::Look;
 use view::{View, Wish};
 
 /// How long a key, and what was seen, may wait.
@@ -46,7 +42,7 @@ enum News {
 }
 
 pub(crate) fn top(args: &cli::Top) -> Result<(), Stopped> {
-    let mut source = Source::choose(args)?;
+    let mut source = Source::choose(args.what.as_deref(), &args.home)?;
     let watch = Stopwatch::start();
     let first = source.look(watch.seconds())?;
     let mut view = View::new(settings::wants_colours(), terminal::shows_unicode());

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "cli/page.rs"]
+mod page;
 #[path = "cli/top.rs"]
 mod top;
 

@@ -64,10 +64,15 @@ pub(crate) struct Home {
     #[arg(
         id = "cluster",
         long = "cluster",
-        default_value = "default",
+        default_value = Home::DEFAULT,
         value_name = "NAME|DIRECTORY"
     )]
     pub place: PathBuf,
+}
+
+impl Home {
+    /// Where nobody says which.
+    pub(crate) const DEFAULT: &'static str = "default";
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use ratatui::widgets::{Block, Clear, Paragraph, Wrap};
 use shoal_cluster::words::RigIs;
 
 use super::view::{Part, View};
-use crate::terminal::harmless;
+use crate::terminal::one_line as clean;
 
 /// Less is no room for anything.
 const LEAST: (u16, u16) = (40, 12);
@@ -41,11 +41,6 @@ const ASCII: border::Set<'_> = border::Set {
     horizontal_bottom: "-",
 };
 
-/// Text from elsewhere on one line, with nothing that a terminal obeys.
-pub(super) fn clean(text: &str) -> String {
-    harmless(text.replace(['\n', '\t'], " ").as_bytes())
-}
-
 pub(crate) fn draw(frame: &mut Frame<'_>, view: &View) {
     let area = frame.area();
     if area.width < LEAST.0 || area.height < LEAST.1 {
@@ -57,7 +52,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, view: &View) {
     let rows = [Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)];
     let [head, middle, foot] = Layout::vertical(rows).areas(area);
     frame.render_widget(Line::styled(title(view), bold()), head);
-    let below = match &view.look.trouble {
+    let below = match &view.past.look.trouble {
         Some(trouble) => Line::styled(clean(trouble), view.style(Color::Red)),
         None => Line::styled(KEYS, view.faint()),
     };
@@ -125,7 +120,7 @@ fn help(frame: &mut Frame<'_>, view: &View, area: Rect) {
 }
 
 fn title(view: &View) -> String {
-    let look = &view.look;
+    let look = &view.past.look;
     let count = |n: usize, one: &str| match n {
         1 => format!("1 {one}"),
         n => format!("{n} {one}s"),

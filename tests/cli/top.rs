@@ -11,7 +11,7 @@ const OWN_SCREEN: &str = "\u{1b}[?1049l";
 const CURSOR: &str = "\u{1b}[?25h";
 
 /// A run that is over.
-fn run(place: &Place) -> String {
+pub(super) fn run(place: &Place) -> String {
     let run = place.0.join("run");
     fs::create_dir_all(&run).unwrap();
     fs::write(run.join("manifest.json"), "{}").unwrap();

@@ -6,6 +6,7 @@
 //! computed meanwhile, so all of it is exposed), `optimizer` (the update), `compute` (all the rest).
 
 mod gpus;
+mod latest;
 mod recorder;
 mod watch;
 
@@ -25,6 +26,7 @@ use shoal_plan::plan::Generation;
 use shoal_plan::trace::Doing;
 
 use crate::comm::{Comm, CommError, Sum};
+use latest::Latest;
 pub(crate) use recorder::What;
 use watch::now;
 pub(crate) use watch::{CellClock, StepWatch};
@@ -54,6 +56,7 @@ pub struct Metrics {
     durations: HistogramVec,
     bytes: IntCounterVec,
     loads: HistogramVec,
+    latest: Latest,
 }
 
 /// FLOP/s that this worker's threads can do in multiply-adds, by the width of the operands.
@@ -111,6 +114,7 @@ impl Metrics {
                 .buckets(LOAD_BUCKETS.to_vec()),
                 &["layer"],
             )?,
+            latest: Latest::default(),
             registry,
         };
         // The other phase is the coordinator's.
@@ -164,6 +168,13 @@ impl Metrics {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// The newest steps of this worker's cells, as JSON: what each did when, what it sent to whom, what each expert took.
+    /// Steps are noted for a while after somebody has asked.
+    pub fn newest_step(&self) -> String {
+        self.latest.ask(now());
+        self.latest.json()
+    }
+
     /// The plan in force, and the last step done: where this worker stands.
     pub fn stands_at(&self) -> (u64, u64) {
         (self.generation.get().unsigned_abs(), self.step.get().unsigned_abs())
@@ -173,6 +184,7 @@ impl Metrics {
     pub(crate) fn begins(&self, generation: Generation, cells: usize, precision: Precision) {
         self.generation.set(i64::try_from(generation.0).unwrap_or(i64::MAX));
         self.cells.set(cells as i64);
+        self.latest.forget();
         self.peak.set(match precision {
             Precision::F32 => self.peaks.f32,
             Precision::Bf16 | Precision::Fp8 => self.peaks.bf16,
@@ -190,6 +202,9 @@ impl Metrics {
         let total: u64 = counts.iter().sum();
         if total == 0 {
             return;
+        }
+        if self.latest.is_wanted(now()) {
+            self.latest.routed(layer, counts);
         }
         let mean = total as f64 / counts.len() as f64;
         // Gathered first: one look into the shared histogram instead of one for each expert.
@@ -274,6 +289,7 @@ impl<C: Comm> Comm for Metered<C> {
     }
 
     fn send(&mut self, to: CellId, bytes: Vec<u8>) -> Result<(), CommError> {
+        self.clock.sent(to, bytes.len());
         self.watch((Doing::Send, Some(to)), bytes.len(), |comm| comm.send(to, bytes), |()| 0)
     }
 
@@ -286,6 +302,9 @@ impl<C: Comm> Comm for Metered<C> {
         group: &[CellId],
         outgoing: Vec<Vec<u8>>,
     ) -> Result<Vec<Vec<u8>>, CommError> {
+        for (to, part) in group.iter().zip(&outgoing).filter(|(to, _)| **to != self.inner.cell()) {
+            self.clock.sent(*to, part.len());
+        }
         let sent = outgoing.iter().map(Vec::len).sum();
         self.watch(
             (Doing::AllToAll, None),

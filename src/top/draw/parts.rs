@@ -10,9 +10,9 @@ use shoal_plan::plan::WorkerId;
 
 use super::{bold, clean};
 use crate::curve::{self, Canvas, Ink};
+use crate::look::Run;
 use crate::progress::{duration, short};
 use crate::show::table;
-use crate::top::look::Run;
 use crate::top::view::View;
 
 type Filled = (String, Vec<Line<'static>>);
@@ -46,8 +46,8 @@ fn coloured(
 }
 
 pub(super) fn run(view: &View) -> Filled {
-    let Some(run) = &view.look.run else {
-        let jobs = view.look.jobs.iter().map(|job| {
+    let Some(run) = &view.past.look.run else {
+        let jobs = view.past.look.jobs.iter().map(|job| {
             let why =
                 job.why.as_deref().map_or_else(String::new, |why| format!(": {}", clean(why)));
             Line::raw(format!(" {} is {}{why}", clean(&job.name), job.phase))
@@ -91,13 +91,13 @@ pub(super) fn loss(view: &View, area: Rect) -> Filled {
         height: usize::from(area.height.saturating_sub(2)),
         ink: if view.unicode { Ink::Braille } else { Ink::Ascii },
     };
-    let title = || match view.losses.last() {
+    let title = || match view.past.losses.last() {
         Some((step, loss)) => format!("loss {loss:.3} at step {step}"),
         None => "loss".to_owned(),
     };
     // The curve wants one value a step: of steps that are not known, the one before stands.
-    let values = steady(&view.losses);
-    let first = view.losses.first().map_or(0, |(step, _)| *step);
+    let values = steady(&view.past.losses);
+    let first = view.past.losses.first().map_or(0, |(step, _)| *step);
     let drawn = curve::draw(&values, first, &[], canvas);
     let lines = drawn.map(|text| text.lines().map(|line| Line::raw(line.to_owned())).collect());
     (title(), lines.unwrap_or_else(|| one(" two steps make a curve")))
@@ -125,7 +125,7 @@ fn steady(losses: &[(u64, f64)]) -> Vec<f64> {
 }
 
 pub(super) fn rigs(view: &View) -> Filled {
-    let look = &view.look;
+    let look = &view.past.look;
     if look.rigs.is_empty() {
         return workers(view);
     }
@@ -164,7 +164,7 @@ pub(super) fn rigs(view: &View) -> Filled {
 }
 
 fn workers(view: &View) -> Filled {
-    let run = view.look.run.as_ref();
+    let run = view.past.look.run.as_ref();
     let Some(status) = run.and_then(|run| run.status.as_ref()) else {
         return ("workers".to_owned(), one(" none is known"));
     };
@@ -201,7 +201,7 @@ fn workers(view: &View) -> Filled {
 
 /// A row for each stage (and replica), a column for each expert shard: who hosts it.
 pub(super) fn stages(view: &View) -> Filled {
-    let run = view.look.run.as_ref();
+    let run = view.past.look.run.as_ref();
     let status = run.and_then(|run| run.status.as_ref());
     let (Some(run), Some(status)) = (run, status) else {
         return ("stages x shards".to_owned(), one(" nothing trains"));
@@ -244,7 +244,7 @@ fn named(run: &Run, worker: WorkerId) -> String {
 
 /// For each layer the busiest expert, and how even all are.
 pub(super) fn experts(view: &View, area: Rect) -> Filled {
-    let status = view.look.run.as_ref().and_then(|run| run.status.as_ref());
+    let status = view.past.look.run.as_ref().and_then(|run| run.status.as_ref());
     let routers = status.map(|status| status.routers.as_slice()).unwrap_or_default();
     if routers.is_empty() {
         let none = " no layer of experts has been heard of";
@@ -271,11 +271,11 @@ pub(super) fn experts(view: &View, area: Rect) -> Filled {
 
 pub(super) fn links(view: &View) -> Filled {
     let title = "links, bytes a second".to_owned();
-    let Some(run) = view.look.run.as_ref().filter(|run| !run.traffic.is_empty()) else {
+    let Some(run) = view.past.look.run.as_ref().filter(|run| !run.traffic.is_empty()) else {
         return (title, one(" no worker's metrics can be read from here"));
     };
     let row = |worker: &WorkerId| {
-        let rate = view.rates.get(worker);
+        let rate = view.past.rates.get(worker);
         let show = |rate: Option<f64>| {
             rate.map_or_else(|| "-".to_owned(), |rate| format!("{}B", short(rate)))
         };
@@ -292,9 +292,9 @@ pub(super) fn links(view: &View) -> Filled {
 }
 
 pub(super) fn events(view: &View) -> Filled {
-    let of_run = view.look.run.as_ref().map(|run| run.events.as_slice()).unwrap_or_default();
+    let of_run = view.past.look.run.as_ref().map(|run| run.events.as_slice()).unwrap_or_default();
     let lines: Vec<Line<'static>> = match of_run {
-        [] => view.seen.iter().map(|text| Line::raw(format!(" {}", clean(text)))).collect(),
+        [] => view.past.seen.iter().map(|text| Line::raw(format!(" {}", clean(text)))).collect(),
         events => events.iter().map(|text| Line::raw(format!(" {}", clean(text)))).collect(),
     };
     let none = || one(" nothing has happened since");

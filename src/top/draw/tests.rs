@@ -11,9 +11,9 @@ use shoal_plan::grid::Grid;
 use shoal_plan::plan::WorkerId;
 use shoal_plan::routing::Routing;
 
-use super::super::look::{Look, Run, Traffic};
 use super::super::view::{Key, PARTS, View, Wish};
 use super::*;
+use crate::look::{Look, Run, Traffic};
 
 fn worker(n: u32, cells: &[u32], state: WorkerIs) -> WorkerStatus {
     WorkerStatus {

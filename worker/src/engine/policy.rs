@@ -142,8 +142,8 @@ impl Cell {
     fn take_step(&mut self, control: &Control, say: Say<'_>) -> Result<Taken, EngineError> {
         let (inputs, wishes) = (Arc::clone(&self.trainer.inputs), self.wishes(control));
         let step = self.standing.step + 1;
-        if let Some(watch) = self.watch.as_ref().filter(|_| control.is_traced(step)) {
-            watch.trace();
+        if let Some(watch) = &self.watch {
+            watch.begins(control.is_traced(step));
         }
         let (first_sequence, sequences) = (inputs.first_sequence(step), inputs.sequences(step));
         let Self { trainer, watch, .. } = self;

@@ -1,7 +1,8 @@
 //! Where the time of a cell's step goes, and which experts its tokens chose.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_plan::grid::CellId;
@@ -17,6 +18,9 @@ pub(crate) struct CellClock {
     pub(super) communication: AtomicU64,
     optimizer: AtomicU64,
     pub(super) recorder: Recorder,
+    /// The step under way is to be traced.
+    is_traced: AtomicBool,
+    sent: Mutex<BTreeMap<CellId, u64>>,
 }
 
 /// What a clock has counted.
@@ -27,6 +31,18 @@ pub(super) struct Spent {
 }
 
 impl CellClock {
+    /// Payload for one other cell, while a step is noted.
+    pub(super) fn sent(&self, to: CellId, bytes: usize) {
+        if self.recorder.is_on() {
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            *sent.entry(to).or_default() += bytes as u64;
+        }
+    }
+
+    fn take_sent(&self) -> BTreeMap<CellId, u64> {
+        std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Everything since the last call.
     pub(super) fn take(&self) -> Spent {
         let take = |ns: &AtomicU64| Duration::from_nanos(ns.swap(0, Ordering::Relaxed));
@@ -60,14 +76,22 @@ impl StepWatch {
         (result, compute.as_secs_f64())
     }
 
-    /// From now on, until `traced`, each stretch is noted.
-    pub(crate) fn trace(&self) {
-        self.clock.recorder.begin();
+    /// A step begins. Each stretch is noted until `traced`, if it is to be traced or somebody looks at the run.
+    pub(crate) fn begins(&self, is_traced: bool) {
+        self.clock.is_traced.store(is_traced, Ordering::Relaxed);
+        if is_traced || self.metrics.latest.is_wanted(now()) {
+            self.clock.take_sent();
+            self.clock.recorder.begin();
+        }
     }
 
-    /// What was noted of the step that has ended; nothing if nobody asked.
+    /// What was noted of the step that has ended; nothing if nobody asked for a trace.
     pub(crate) fn traced(&self, step: u64, cell: CellId) -> Vec<StepTrace> {
-        self.clock.recorder.end(step, cell)
+        let pieces = self.clock.recorder.end(step, cell);
+        if !pieces.is_empty() {
+            self.metrics.latest.did(&pieces, self.clock.take_sent());
+        }
+        if self.clock.is_traced.load(Ordering::Relaxed) { pieces } else { Vec::new() }
     }
 
     /// A stretch begins, if somebody wants to know.

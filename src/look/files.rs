@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use shoal_cluster::exposition;
 use shoal_plan::plan::WorkerId;
+use shoal_plan::report::HELDOUT;
 
-use super::look::Traffic;
-use super::view::thin;
+use super::past::thin;
+use super::{NewestStep, Traffic};
 use crate::events;
 use crate::scrape;
 
@@ -34,6 +35,8 @@ pub(super) struct Losses {
     /// A line of which the end is not written yet.
     rest: Vec<u8>,
     pub(super) known: Vec<(u64, f64)>,
+    /// Of the held-out text.
+    pub(super) heldout: Vec<(u64, f64)>,
 }
 
 impl Losses {
@@ -62,12 +65,18 @@ impl Losses {
             self.line(line);
         }
         thin(&mut self.known);
+        thin(&mut self.heldout);
     }
 
     fn line(&mut self, line: &[u8]) {
         let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
         if let Some(to) = line["rolled_back_to"].as_u64() {
             self.known.retain(|(step, _)| *step <= to);
+            self.heldout.retain(|(step, _)| *step <= to);
+        } else if line["evaluation"] == HELDOUT {
+            if let (Some(step), Some(loss)) = (line["step"].as_u64(), line["loss"].as_f64()) {
+                self.heldout.push((step, loss));
+            }
         } else if line.get("main_loss").is_some()
             && let (Some(step), Some(loss)) = (line["step"].as_u64(), line["loss"].as_f64())
         {
@@ -101,6 +110,16 @@ pub(super) fn traffic(run: &Path) -> BTreeMap<WorkerId, Traffic> {
     let targets = scrape::workers_of(run).into_iter().take(PROCESSES_MAX);
     let found = targets.filter_map(|(worker, address)| {
         Some((worker, bytes(&scrape::fetch(address, METRICS_MAX).ok()?)))
+    });
+    found.collect()
+}
+
+/// The newest step of every worker that answers.
+pub(super) fn newest(run: &Path) -> BTreeMap<WorkerId, NewestStep> {
+    let targets = scrape::workers_of(run).into_iter().take(PROCESSES_MAX);
+    let found = targets.filter_map(|(worker, address)| {
+        let text = scrape::fetch_step(address, METRICS_MAX).ok()?;
+        Some((worker, serde_json::from_str(&text).ok()?))
     });
     found.collect()
 }

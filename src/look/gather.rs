@@ -7,8 +7,8 @@ use shoal_cluster::words::{Answer, Ask, JobStatus, Overview};
 use shoal_plan::plan::WorkerId;
 
 use super::files::{self, Losses};
-use super::look::{Look, Run, Traffic};
-use crate::cli::{self, Home};
+use super::{Look, Run, Traffic};
+use crate::cli::Home;
 use crate::control::Unanswered;
 use crate::events;
 use crate::exit::Stopped;
@@ -25,6 +25,8 @@ pub(crate) struct Source {
     what: What,
     /// Of the run that is looked at, where this machine has its files.
     losses: Option<(PathBuf, Losses)>,
+    /// Whether workers are asked how their newest step went.
+    steps: bool,
 }
 
 enum What {
@@ -43,19 +45,29 @@ enum What {
 impl Source {
     /// # Errors
     /// There is nothing to look at: no such run or cluster.
-    pub(crate) fn choose(args: &cli::Top) -> Result<Self, Stopped> {
-        let home = args.home.clone();
+    pub(crate) fn choose(what: Option<&Path>, home: &Home) -> Result<Self, Stopped> {
+        let home = home.clone();
         let cluster = |job| What::Cluster { cluster: None, job };
         let run = |directory| What::Run { directory, open: None };
-        let what = match &args.what {
+        let what = match what {
             Some(what) if crate::control::is_a_job(what, &home) => {
                 cluster(Some(what.display().to_string()))
             }
-            Some(what) => run(what.clone()),
+            Some(what) => run(what.to_path_buf()),
             None if people::is_known(&home) => cluster(None),
             None => run(events::newest(Path::new(RUNS))?),
         };
-        Ok(Self { home, what, losses: None })
+        Ok(Self { home, what, losses: None, steps: false })
+    }
+
+    /// A run of this machine.
+    pub(crate) fn of_run(directory: PathBuf, home: Home) -> Self {
+        Self { home, what: What::Run { directory, open: None }, losses: None, steps: false }
+    }
+
+    /// The same, with how each worker's newest step went.
+    pub(crate) fn with_steps(self) -> Self {
+        Self { steps: true, ..self }
     }
 
     /// Another job of the cluster.
@@ -93,10 +105,14 @@ impl Source {
         if let Some((_, losses)) = &mut self.losses {
             losses.read_on();
             run.losses.clone_from(&losses.known);
+            run.heldout.clone_from(&losses.heldout);
         }
         run.events = files::events(directory);
         if run.traffic.is_empty() {
             run.traffic = files::traffic(directory);
+        }
+        if self.steps {
+            run.newest = files::newest(directory);
         }
     }
 }

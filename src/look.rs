@@ -1,10 +1,20 @@
-//! One look at a cluster or a run: what was found, and nothing of how it is shown.
+//! Looking at a cluster or a run: what one look has found, and nothing of how it is shown. `shoal top` and the page show
+//! the same.
+
+mod files;
+mod gather;
+mod past;
+mod step;
 
 use std::collections::BTreeMap;
 
 use shoal_cluster::words::{JobStatus, RigStatus};
 use shoal_coordinator::control::Status;
 use shoal_plan::plan::WorkerId;
+
+pub(crate) use gather::Source;
+pub(crate) use past::Past;
+pub(crate) use step::{CellStep, NewestStep};
 
 /// All of it. What came from elsewhere may hold anything.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,8 +44,12 @@ pub(crate) struct Run {
     pub losses: Vec<(u64, f64)>,
     /// What happened, the newest last, where this machine has the run's files.
     pub events: Vec<String>,
+    /// Losses of the held-out text, as the losses above.
+    pub heldout: Vec<(u64, f64)>,
     /// Bytes of the data plane, by worker, since its start.
     pub traffic: BTreeMap<WorkerId, Traffic>,
+    /// How the newest step went, of workers on this machine, where it was asked for.
+    pub newest: BTreeMap<WorkerId, NewestStep>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

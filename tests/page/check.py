@@ -91,6 +91,9 @@ def keys(page):
     page.locator("#loss-picture svg").focus()
     page.keyboard.press("Home")
     expect(page.locator("#loss-says")).to_contain_text("step 1:")
+    moves(page)
+    expect(page.locator("#loss-says")).to_contain_text("step 1:")
+    assert page.evaluate("document.activeElement.closest('section').className") == "loss", "who reads stays, while it moves"
     page.locator("#experts canvas").focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#experts-says")).to_contain_text("expert 0:")

@@ -25,7 +25,10 @@ export function drawLoss() {
   const smooth = smoothed(known);
   const evaluated = curves.heldout.filter(([, loss]) => loss !== null);
   const { x, y, ticks, steps } = scales(known, smooth, evaluated, width);
-  const root = svg('svg', { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: 'img', tabindex: 0 });
+  // The same element at each drawing: whoever reads it by keys stays in it.
+  const root = picture?.root ?? svg('svg', { height: HEIGHT, role: 'img', tabindex: 0 });
+  root.replaceChildren();
+  root.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
   const [first, last] = [known[0], known.at(-1)];
   root.setAttribute('aria-label', `Loss: ${first[1].toFixed(3)} at step ${first[0]}, ${last[1].toFixed(3)} at step ${last[0]}. Arrow keys read it.`);
   for (const tick of ticks) {
@@ -39,15 +42,15 @@ export function drawLoss() {
   const path = (points) => `M${points.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join('L')}`;
   root.append(svg('path', { class: 'train', d: path(known) }), svg('path', { class: 'smooth', d: path(smooth) }));
   for (const [step, loss] of evaluated) root.append(svg('circle', { class: 'heldout', cx: x(step), cy: y(loss), r: 3 }));
-  const hadFocus = picture !== null && document.activeElement === picture.root;
+  if (picture === null) {
+    steer(root, move, point, leave);
+    parent.replaceChildren(root);
+  }
   picture = { root, x, y, known, smooth, evaluated, width };
-  steer(root, move, point, leave);
-  parent.replaceChildren(root);
   byId('loss-legend').hidden = false;
   byId('heldout-key').hidden = evaluated.length === 0;
-  if (hadFocus) root.focus({ preventScroll: true });
-  if (hadFocus && chosen !== null) mark();
-  else tell();
+  if (chosen === null) tell();
+  else mark();
 }
 
 /** An exponential mean whose length grows with what is known. */

@@ -65,14 +65,14 @@ async fn asset(
             Some(asset) => ([(CONTENT_TYPE, asset.kind)], asset.text).into_response(),
             None => said(StatusCode::NOT_FOUND, "there is nothing here: the page is at /"),
         },
-        Err(refused) => refused,
+        Err((code, why)) => said(code, &why),
     };
     secured(answer)
 }
 
 async fn live(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
-    if let Err(refused) = service.admit(&headers, None) {
-        return secured(refused);
+    if let Err((code, why)) = service.admit(&headers, None) {
+        return secured(said(code, &why));
     }
     let Ok(seat) = Arc::clone(&service.seats).try_acquire_owned() else {
         let full = format!(
@@ -119,8 +119,11 @@ enum Entrance {
     GoOn,
 }
 
+/// How somebody does not, and why.
+type Refused = (StatusCode, String);
+
 impl Service {
-    fn admit(&self, headers: &HeaderMap, token: Option<&str>) -> Result<Entrance, Response> {
+    fn admit(&self, headers: &HeaderMap, token: Option<&str>) -> Result<Entrance, Refused> {
         let header = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let asked = Asked {
             host: header(HOST),
@@ -162,7 +165,7 @@ impl Service {
                 (StatusCode::FORBIDDEN, "another page may not read this one".to_owned())
             }
         };
-        Err(said(code, &text))
+        Err((code, text))
     }
 }
 

@@ -60,7 +60,7 @@ fn grown(text: &mut String, name: &str, told: &mut Option<(u64, usize)>, curve: 
     for (n, (step, loss)) in shown.enumerate() {
         let comma = if n == 0 { "" } else { "," };
         if loss.is_finite() {
-            let _ = write!(text, "{comma}[{step},{:.4}]", loss);
+            let _ = write!(text, "{comma}[{step},{loss:.4}]");
         } else {
             let _ = write!(text, "{comma}[{step},null]");
         }

@@ -20,7 +20,8 @@ export function drawCells({ grid, workers, links, run }) {
   const host = hosts(workers);
   const rate = run?.seconds_per_step ? 1 / run.seconds_per_step : null;
   const loads = rate === null ? [] : (links ?? []).map(([from, to, bytes]) => [from, to, bytes * rate]);
-  drawLinks(root, loads, { size, rows, host });
+  // Where loads are not known, there are links all the same.
+  drawLinks(root, loads.length > 0 ? loads : plain(stages, shards, rows), { size, rows, host });
   let missing = 0;
   for (let stage = 0; stage < stages; stage++) {
     root.append(svg('text', { x: size.x(stage), y: 12 }, stages > 6 ? `${stage}` : `stage ${stage}`));
@@ -55,6 +56,16 @@ function hosts(workers) {
   return host;
 }
 
+/** Who sends to whom in any grid: the same column of the next stage, and the shards of one replica. */
+function plain(stages, shards, rows) {
+  const found = [];
+  for (let cell = 0; cell < stages * rows && found.length < 1024; cell++) {
+    if (cell + rows < stages * rows) found.push([cell, cell + rows, null]);
+    if ((cell % rows) % shards < shards - 1) found.push([cell, cell + 1, null]);
+  }
+  return found;
+}
+
 /** Returns 1 where nobody has it. */
 function drawCell(root, { stage, row, shards, replicas, size }, worker) {
   const is = !worker || BAD.includes(worker.state) ? 'bad' : worker.slow || !GOOD.includes(worker.state) ? 'warn' : 'good';
@@ -83,20 +94,20 @@ function drawLinks(root, loads, { size, rows, host }) {
   const pairs = new Map();
   for (const [from, to, load] of loads) {
     const key = from < to ? `${from}-${to}` : `${to}-${from}`;
-    const pair = pairs.get(key) ?? { a: Math.min(from, to), b: Math.max(from, to), load: 0 };
-    pair.load += load;
+    const pair = pairs.get(key) ?? { a: Math.min(from, to), b: Math.max(from, to), load: 0, known: load !== null };
+    pair.load += load ?? 0;
     pairs.set(key, pair);
   }
   const most = Math.max(1, ...[...pairs.values()].map((pair) => pair.load));
-  for (const { a, b, load } of pairs.values()) {
+  for (const { a, b, load, known } of pairs.values()) {
     const [stageA, stageB] = [Math.floor(a / rows), Math.floor(b / rows)];
     const inside = host.get(a) !== undefined && host.get(a) === host.get(b);
     const stroke = inside ? 1.5 : Math.max(1.5, 7 * Math.sqrt(load / most));
     const line = stageA === stageB ? arc(stageA, a % rows, b % rows, size) : across(stageA, stageB, a % rows, b % rows, size);
-    const drawn = svg('path', { class: inside ? 'link inside' : 'link', d: line.d, 'stroke-width': stroke.toFixed(1), 'stroke-opacity': inside ? 1 : 0.75 });
-    drawn.append(svg('title', {}, `cell ${a} and cell ${b}: ${asRate(load)}${inside ? ', inside one worker' : ''}`));
+    const drawn = svg('path', { class: `link${inside ? ' inside' : ''}${known ? '' : ' plain'}`, d: line.d, 'stroke-width': stroke.toFixed(1), 'stroke-opacity': inside ? 1 : 0.75 });
+    drawn.append(svg('title', {}, `cell ${a} and cell ${b}${known ? `: ${asRate(load)}` : ''}${inside ? ', inside one worker' : ''}`));
     root.append(drawn);
-    if (pairs.size <= LABELLED_MAX && line.room >= 72) {
+    if (known && pairs.size <= LABELLED_MAX && line.room >= 72) {
       root.append(svg('text', { x: line.x, y: line.y, 'text-anchor': 'middle' }, asRate(load)));
     }
   }

@@ -35,8 +35,10 @@ export function drawCluster({ cluster }) {
     return row([rig.name, state, does, [rig.heard === null ? '–' : `${rig.heard} s`]]);
   }));
   byId('jobs').replaceChildren(...cluster.jobs.map((job) => html('li', '', `job ${job.name} is ${job.phase}${job.why ? `: ${job.why}` : ''}`)));
-  say('rigs-says', `${cluster.rigs.length} rigs, ${cluster.jobs.length} jobs`);
+  say('rigs-says', `${count(cluster.rigs, 'rig')}, ${count(cluster.jobs, 'job')}`);
 }
+
+const count = (list, one) => `${list.length} ${one}${list.length === 1 ? '' : 's'}`;
 
 /** A text, an element, or a number in a list of one. */
 function row(columns) {

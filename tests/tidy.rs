@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 500;
 
 /// For each crate, the crates of ours it may use.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("plan", &[]),
     ("kernels", &[]),
     ("proto", &["plan", "trust"]),
@@ -28,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("bench", &["plan", "kernels", "model"]),
     ("standin", &[]),
     ("standin/driver", &["standin"]),
+    ("standin/nccl", &[]),
     (
         ".",
         &[
@@ -50,7 +51,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
 const FOR_TESTS: [&str; 2] = ["standin-driver", "proto"];
 
 /// Where the driver of the GPU is called: the device, and the tests of what stands in for it.
-const CUDARC: [&str; 2] = ["kernels/src/cuda/", "standin/driver/tests/"];
+const CUDARC: [&str; 3] = ["kernels/src/cuda/", "standin/driver/tests/", "standin/nccl/tests/"];
 
 /// Words that are on no live path. Split, so that this file does not hold them itself.
 const FORBIDDEN: [(&str, &str, &str); 6] = [
@@ -93,7 +94,7 @@ const WITHOUT_TOKIO: [&str; 10] = [
 ];
 
 /// Where the system is called in ways the compiler cannot check.
-const UNSAFE: [&str; 11] = [
+const UNSAFE: [&str; 14] = [
     "kernels/src/gemm",
     "kernels/src/vector/x86.rs",      // two instructions on pairs of BF16
     "kernels/src/attention/panel.rs", // columns of one matrix, written side by side
@@ -105,6 +106,9 @@ const UNSAFE: [&str; 11] = [
     "standin/driver/src/abi", // what C hands over are raw pointers
     "standin/driver/tests/cudarc/scenarios/calls.rs", // and cudarc wants them
     "standin/driver/tests/cudarc/scenarios/raw.rs",
+    "standin/nccl/src/abi",
+    "standin/nccl/src/cuda.rs",
+    "standin/nccl/tests/ranks/",
 ];
 
 /// Where the binary looks at variables of the environment: settings, the terminal's own, and what a doctor asks about.
@@ -112,7 +116,7 @@ const VARIABLES: [&str; 4] =
     ["src/settings.rs", "src/terminal.rs", "src/people.rs", "src/doctor/libraries.rs"];
 
 /// Where the clock may be read.
-const CLOCK: [&str; 21] = [
+const CLOCK: [&str; 24] = [
     "cluster/src/clock.rs",
     "cluster/src/harbour.rs", // leases, on a clock that does not go back
     "coordinator/src/conductor.rs",
@@ -129,7 +133,10 @@ const CLOCK: [&str; 21] = [
     "worker/src/metrics", // time is what they measure
     "worker/examples/",
     "cluster/examples/",
-    "cluster/tests/hostile/", // certificates have an end
+    "cluster/tests/hostile/",   // certificates have an end
+    "standin/nccl/src/comm.rs", // peers that never come
+    "standin/nccl/src/link.rs",
+    "standin/nccl/tests/",
     "kernels/examples/",
     "model/examples/",
     "examples/",

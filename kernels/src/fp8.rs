@@ -7,6 +7,7 @@
 mod blocks;
 mod parts;
 mod scale;
+mod wire;
 
 use std::ops::Range;
 
@@ -19,6 +20,7 @@ use crate::{bf16, e4m3, gemm, spread};
 pub use self::blocks::BlockRowsMut;
 use self::scale::Scale;
 pub use self::scale::{ScaleFormat, Scales};
+pub use self::wire::check_scales;
 
 /// Elements that share a scale, along each tiled direction.
 pub const BLOCK: usize = 128;
@@ -294,42 +296,6 @@ impl Quantized {
         let codes = Storage::new(rows * cols);
         let scales = Scales::unwritten(format, rows * cols.div_ceil(BLOCK));
         Self { rows, cols, tiling: Tiling::Row, codes, scales }
-    }
-
-    /// Bytes of one row on the wire: its codes, then its scales.
-    pub fn row_wire_bytes(cols: usize, format: ScaleFormat) -> usize {
-        cols + cols.div_ceil(BLOCK) * format.bytes()
-    }
-
-    /// Writes one row in wire form, of `row_wire_bytes` bytes. Row tiling only.
-    pub fn write_row_wire(&self, row: usize, out: &mut [u8]) {
-        assert_eq!(self.tiling, Tiling::Row, "write_row_wire: tiles must be 1 x 128");
-        let blocks = self.cols.div_ceil(BLOCK);
-        let (codes, scales) = out.split_at_mut(self.cols);
-        codes.copy_from_slice(&self.codes[row * self.cols..][..self.cols]);
-        self.scales.write_wire(row * blocks, blocks, scales);
-    }
-
-    /// Rebuilds a matrix from rows in wire form, each of exactly `row_wire_bytes` bytes: the
-    /// receiver of a message checks its length before it cuts rows.
-    ///
-    /// # Errors
-    /// When a scale is one that no tile has: the index of the row, and what is wrong with it.
-    pub fn from_row_wire<'a>(
-        cols: usize,
-        format: ScaleFormat,
-        rows: impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<Self, (usize, String)> {
-        let blocks = cols.div_ceil(BLOCK);
-        let mut whole = Self::unwritten_rows(rows.len(), cols, format);
-        for (at, row) in rows.enumerate() {
-            let want = Self::row_wire_bytes(cols, format);
-            assert_eq!(row.len(), want, "from_row_wire: bytes of a row");
-            let (codes, scales) = row.split_at(cols);
-            whole.codes[at * cols..][..cols].copy_from_slice(codes);
-            whole.scales.read_wire(at * blocks, scales).map_err(|problem| (at, problem))?;
-        }
-        Ok(whole)
     }
 }
 

@@ -175,16 +175,19 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A matrix of rows of bytes, as `bytes` gave them; each must have the length of a row.
-    pub fn from_row_bytes(dtype: DType, cols: usize, rows: &[&[u8]]) -> Self {
-        let mut tensor = Self::unwritten(dtype, &[rows.len(), cols]);
+    /// A matrix of the rows of several, in the bytes that `bytes` gave; each part must have whole rows.
+    pub fn from_parts(dtype: DType, cols: usize, parts: &[&[u8]]) -> Self {
         let row = cols * dtype.size();
-        let chunks = tensor.bytes_mut().chunks_mut((spread::ROWS * row).max(1));
-        spread::each(chunks.zip(rows.chunks(spread::ROWS)), |(out, rows)| {
-            for (out, bytes) in out.chunks_exact_mut(row.max(1)).zip(rows) {
-                out.copy_from_slice(bytes);
-            }
-        });
+        let rows = |part: &[u8]| part.len() / row.max(1);
+        let mut tensor = Self::unwritten(dtype, &[parts.iter().map(|part| rows(part)).sum(), cols]);
+        let mut rest = tensor.bytes_mut();
+        for part in parts {
+            let (mine, after) = rest.split_at_mut(part.len());
+            let size = (spread::ROWS * row).max(1);
+            let chunks = mine.chunks_mut(size).zip(part.chunks(size));
+            spread::each(chunks, |(out, bytes)| out.copy_from_slice(bytes));
+            rest = after;
+        }
         tensor
     }
 

@@ -19,6 +19,7 @@ mod gpu;
 mod halves;
 mod layer;
 mod layout;
+mod legs;
 mod matrix;
 mod mla;
 mod moe;
@@ -27,7 +28,9 @@ mod need;
 mod network;
 mod parameters;
 mod room;
+mod rows;
 mod run;
+mod sent;
 mod tail;
 mod transfers;
 

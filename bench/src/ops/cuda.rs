@@ -8,6 +8,7 @@ mod experts;
 mod forms;
 mod heads;
 mod products;
+mod rows;
 mod streams;
 mod update;
 
@@ -75,6 +76,7 @@ impl Shapes {
         heads::each(&mut bench)?;
         if self.moe_layers() > 0 {
             experts::each(&mut bench)?;
+            rows::each(&mut bench)?;
         }
         streams::each(&mut bench)?;
         if self.precision == Precision::Fp8 {

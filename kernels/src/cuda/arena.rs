@@ -149,6 +149,11 @@ impl Block {
         self.bytes
     }
 
+    /// Bytes that it takes.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
     /// All of it.
     pub fn all(&self) -> Slice<'_> {
         self.slice(0..self.bytes)

@@ -3,7 +3,8 @@
 //! waits for the moment at which it was asked for and for nothing that is queued later.
 //!
 //! A part of a few MB crosses while the host copies the one before: a ring of [`SLOTS`] of them serves both ways. What is
-//! fetched while other work goes on ([`Staging::fetch`]) lies in memory of its own until it is read, which is used again.
+//! fetched while other work goes on ([`Staging::fetch`]) lies in memory of its own until it is read, which is used again; so
+//! does what goes up as several slices at once ([`Staging::upload_parts`]) until it has arrived.
 #![expect(unsafe_code, reason = "calls the driver; pinned memory is known by its address")]
 
 use std::collections::VecDeque;
@@ -47,6 +48,8 @@ struct Ring {
     next: usize,
     /// Memory and marks of fetches that were read.
     idle: Vec<Slot>,
+    /// And of uploads of several slices, which may still be on their way.
+    rising: Vec<Slot>,
 }
 
 #[derive(Debug)]
@@ -100,13 +103,17 @@ impl Slot {
         Ok(Self { memory, reached: device.event()? })
     }
 
-    /// Queues the copy of bytes of a device into this, and marks its end.
-    fn fill(&mut self, down: &Stream, from: Slice<'_>) -> Result<(), DeviceError> {
-        let to = &mut self.memory.bytes_mut()[..from.bytes()];
-        // SAFETY: `from` is inside a live buffer, and its owner keeps it until the mark is reached; so is `to`, which waits
-        // for the device before it is freed.
-        unsafe { result::memcpy_dtoh_async(to, from.address().0, down.raw()) }
-            .or_fail("cuMemcpyDtoHAsync")?;
+    /// Queues the copy of bytes of a device into this, slice after slice, and marks its end.
+    fn fill(&mut self, down: &Stream, from: &[Slice<'_>]) -> Result<(), DeviceError> {
+        let mut rest = self.memory.bytes_mut();
+        for part in from.iter().filter(|part| part.bytes() > 0) {
+            let (to, after) = rest.split_at_mut(part.bytes());
+            // SAFETY: `part` is inside a live buffer, and its owner keeps it until the mark is reached; so is `to`, which
+            // waits for the device before it is freed.
+            unsafe { result::memcpy_dtoh_async(to, part.address().0, down.raw()) }
+                .or_fail("cuMemcpyDtoHAsync")?;
+            rest = after;
+        }
         down.record(&self.reached)
     }
 }
@@ -122,7 +129,8 @@ impl Staging {
         }
         let slots = (0..SLOTS).map(|_| Slot::new(device, part)).collect::<Result<_, _>>()?;
         let (down, ready) = (device.stream()?, device.event()?);
-        Ok(Self(Some(Mutex::new(Ring { down, ready, slots, next: 0, idle: Vec::new() }))))
+        let (idle, rising) = (Vec::new(), Vec::new());
+        Ok(Self(Some(Mutex::new(Ring { down, ready, slots, next: 0, idle, rising }))))
     }
 
     /// Copies to the device, in the order of a queue. The bytes have been read when this returns.
@@ -159,7 +167,7 @@ impl Staging {
             let at = ring.next;
             ring.take()?;
             let Ring { slots, down, .. } = &mut *ring;
-            slots[at].fill(down, from.slice(part.clone()))?;
+            slots[at].fill(down, &[from.slice(part.clone())])?;
             coming.push_back((at, part));
         }
         while !coming.is_empty() {
@@ -168,22 +176,45 @@ impl Staging {
         Ok(())
     }
 
-    /// Begins to copy from the device what a queue has made so far. Work that is queued from now on is not waited for.
-    pub fn fetch<'a>(&self, queue: &Stream, from: Slice<'a>) -> Result<Fetch<'a>, DeviceError> {
-        let (bytes, whence) = (from.bytes(), PhantomData);
+    /// Begins to copy from the device what a queue has made so far, slice after slice. Work that is queued from now on is not
+    /// waited for.
+    pub fn fetch<'a>(&self, queue: &Stream, from: &[Slice<'a>]) -> Result<Fetch<'a>, DeviceError> {
+        let (bytes, whence) = (from.iter().map(|part| part.bytes()).sum(), PhantomData);
         let Some(mut ring) = self.ring().filter(|_| bytes > 0) else {
             return Ok(Fetch { slot: None, bytes, from: whence });
         };
         ring.waits_for(queue)?;
         let Ring { idle, down, .. } = &mut *ring;
-        let fits = idle.iter().enumerate().filter(|(_, slot)| bytes <= slot.memory.bytes);
-        let fits = fits.min_by_key(|(_, slot)| slot.memory.bytes).map(|(at, _)| at);
-        let mut slot = match fits {
-            Some(at) => idle.swap_remove(at),
-            None => Slot::new(&down.device(), bytes.next_power_of_two())?,
-        };
+        let mut slot = fitting(idle, bytes, &down.device())?;
         slot.fill(down, from)?;
         Ok(Fetch { slot: Some(slot), bytes, from: whence })
+    }
+
+    /// Copies to several slices, in the order of a queue, what `write` puts into pinned memory for them one after the other.
+    /// Of an imagined device nothing is written.
+    pub fn upload_parts(
+        &self,
+        queue: &Stream,
+        to: &[Slice<'_>],
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(), DeviceError> {
+        let bytes = to.iter().map(|part| part.bytes()).sum();
+        let Some(mut ring) = self.ring().filter(|_| bytes > 0) else { return Ok(()) };
+        let mut slot = fitting(&mut ring.rising, bytes, &queue.device())?;
+        // What it carried before may still be on its way.
+        slot.reached.synchronise()?;
+        let mut rest = &mut slot.memory.bytes_mut()[..bytes];
+        write(rest);
+        for part in to.iter().filter(|part| part.bytes() > 0) {
+            let (from, after) = rest.split_at_mut(part.bytes());
+            // SAFETY: `part` is inside a live buffer; the pinned bytes are not touched before the mark behind is reached.
+            unsafe { result::memcpy_htod_async(part.address().0, from, queue.raw()) }
+                .or_fail("cuMemcpyHtoDAsync")?;
+            rest = after;
+        }
+        queue.record(&slot.reached)?;
+        ring.rising.push(slot);
+        Ok(())
     }
 
     /// Waits for what was fetched, and hands it to `read`. Of an imagined device it is zeros.
@@ -205,6 +236,16 @@ impl Staging {
     fn ring(&self) -> Option<MutexGuard<'_, Ring>> {
         // After a panic its marks still say what is on its way.
         self.0.as_ref().map(|ring| ring.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The smallest slot of so many bytes, or a new one.
+fn fitting(idle: &mut Vec<Slot>, bytes: usize, device: &Device) -> Result<Slot, DeviceError> {
+    let fits = idle.iter().enumerate().filter(|(_, slot)| bytes <= slot.memory.bytes);
+    let fits = fits.min_by_key(|(_, slot)| slot.memory.bytes).map(|(at, _)| at);
+    match fits {
+        Some(at) => Ok(idle.swap_remove(at)),
+        None => Slot::new(device, bytes.next_power_of_two()),
     }
 }
 

@@ -23,6 +23,22 @@ impl ScaleFormat {
             Self::Fp32 => 4,
         }
     }
+
+    /// Of scales in wire form the first that no tile has, if there is one, and what is wrong with it.
+    pub(super) fn impossible(self, scales: &[u8]) -> Option<(usize, String)> {
+        match self {
+            Self::Pow2 => {
+                let at = scales.iter().position(|scale| *scale == 0)?;
+                Some((at, "the scale 2^-127, want at least 2^-126".to_owned()))
+            }
+            Self::Fp32 => {
+                let values = || scales.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                let possible = |scale: f32| scale.is_nan() || (scale.is_normal() && 0.0 < scale);
+                let (at, scale) = values().enumerate().find(|(_, scale)| !possible(*scale))?;
+                Some((at, format!("the scale {scale:e}, want 2^-126 or more, or a NaN")))
+            }
+        }
+    }
 }
 
 /// The scales of a matrix.
@@ -153,28 +169,16 @@ impl Scales {
         }
     }
 
-    /// Reads scales as `write_wire` writes them, from `start` on. The error says which no tile can
-    /// have.
-    pub(super) fn read_wire(&mut self, start: usize, bytes: &[u8]) -> Result<(), String> {
+    /// Reads scales as `write_wire` writes them, from `start` on.
+    pub(super) fn read_wire(&mut self, start: usize, bytes: &[u8]) {
         match self {
-            Self::Pow2(scales) => {
-                if bytes.contains(&0) {
-                    return Err("the scale 2^-127, want at least 2^-126".to_owned());
-                }
-                scales[start..][..bytes.len()].copy_from_slice(bytes);
-            }
+            Self::Pow2(scales) => scales[start..][..bytes.len()].copy_from_slice(bytes),
             Self::Fp32(scales) => {
                 for (own, bytes) in scales[start..].iter_mut().zip(bytes.as_chunks().0) {
-                    let scale = f32::from_le_bytes(*bytes);
-                    let possible = scale.is_nan() || (scale.is_normal() && 0.0 < scale);
-                    if !possible {
-                        return Err(format!("the scale {scale:e}, want 2^-126 or more, or a NaN"));
-                    }
-                    *own = scale;
+                    *own = f32::from_le_bytes(*bytes);
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -197,18 +201,17 @@ mod tests {
     }
 
     #[test]
-    fn scales_that_no_tile_has_are_refused() {
-        let mut scales = Scales::unwritten(ScaleFormat::Fp32, 2);
+    fn scales_that_no_tile_has_are_found() {
         for bad in [0.0_f32, -0.0, -1.0, 1e-40, f32::INFINITY, f32::NEG_INFINITY] {
-            let error = scales.read_wire(0, &bad.to_le_bytes()).unwrap_err();
-            assert!(error.contains(&format!("{bad:e}")), "{error}");
+            let scales = [f32::NAN, f32::MIN_POSITIVE, bad].map(f32::to_le_bytes).concat();
+            assert_eq!(ScaleFormat::Fp32.impossible(&scales[..8]), None);
+            let (at, problem) = ScaleFormat::Fp32.impossible(&scales).unwrap();
+            assert!(at == 2 && problem.contains(&format!("{bad:e}")), "{problem}");
         }
-        scales.read_wire(0, &f32::NAN.to_le_bytes()).unwrap();
-        scales.read_wire(1, &f32::MIN_POSITIVE.to_le_bytes()).unwrap();
-        assert!(scales.value(0).is_nan() && scales.value(1).to_bits() == 0x0080_0000);
+        assert_eq!(ScaleFormat::Pow2.impossible(&[127, 0]).unwrap().0, 1);
+        assert_eq!(ScaleFormat::Pow2.impossible(&[127, 255, 1]), None);
         let mut scales = Scales::unwritten(ScaleFormat::Pow2, 3);
-        assert!(scales.read_wire(0, &[127, 0]).is_err());
-        scales.read_wire(0, &[127, 255, 1]).unwrap();
+        scales.read_wire(0, &[127, 255, 1]);
         assert_eq!(scales, Scales::Pow2(Storage::of(&[127, 255, 1])));
     }
 }

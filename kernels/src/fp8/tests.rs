@@ -109,20 +109,20 @@ fn rows_travel_and_are_gathered_unchanged() {
         let q = Quantized::quantise_f32(&uneven(9, cols), 9, cols, Tiling::Row, format);
         let bytes = Quantized::row_wire_bytes(cols, format);
         let mut wire = vec![0; 9 * bytes];
-        for (row, out) in wire.chunks_exact_mut(bytes).enumerate() {
-            q.write_row_wire(row, out);
-        }
+        let (first, second) = wire.split_at_mut(4 * bytes);
+        q.write_wire(&[0, 1, 2, 3], first);
+        q.write_wire(&[4, 5, 6, 7, 8], second);
         assert_eq!(bytes, cols + cols.div_ceil(128) * if format == FORMATS[0] { 1 } else { 4 });
-        assert_eq!(wire.len(), 9 * bytes);
-        assert_eq!(Quantized::from_row_wire(cols, format, wire.chunks_exact(bytes)).unwrap(), q);
+        assert_eq!(Quantized::from_wire(cols, format, &[first, second]).unwrap(), q);
         assert_eq!(q.gather_rows(&[0, 1, 2, 3, 4, 5, 6, 7, 8]), q);
         assert_eq!(q.gather_rows(&[]).dequantise(), []);
         let twice = q.gather_rows(&[8, 8]);
         assert_eq!(twice.codes()[..cols], twice.codes()[cols..]);
         // No tile has a scale of zero, in either format.
-        wire[4 * bytes + cols..5 * bytes].fill(0);
-        let error = Quantized::from_row_wire(cols, format, wire.chunks_exact(bytes)).unwrap_err();
-        assert_eq!(error.0, 4, "{}", error.1);
+        let scales = bytes - cols;
+        second[5 * cols + scales..5 * cols + 2 * scales].fill(0);
+        let error = Quantized::from_wire(cols, format, &[first, second]).unwrap_err();
+        assert!(error.0 == 1 && error.1.starts_with("row 1 with the scale"), "{error:?}");
     }
 }
 

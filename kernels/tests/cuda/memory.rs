@@ -54,7 +54,7 @@ fn arena(gpu: &Gpu) -> Result<(), String> {
     Ok(())
 }
 
-/// More parts than there are slots, up and down by turns; what is fetched is what was there when it was asked for, though
+/// More parts than there are slots, up and down by turns; several slices in one go; what is fetched is what was there when it was asked for, though
 /// work that is queued later overwrites something else first.
 fn staging(gpu: &Gpu) -> Result<(), String> {
     let staging = Staging::new(&gpu.device, 1000).unwrap();
@@ -65,7 +65,9 @@ fn staging(gpu: &Gpu) -> Result<(), String> {
         let values: Vec<u8> = (0..bytes).map(|_| random.below(255) as u8).collect();
         staging.upload(&gpu.stream, here, &values).unwrap();
         gpu.stream.copy(there, here).unwrap();
-        let fetch = staging.fetch(&gpu.stream, there).unwrap();
+        let part = |range| there.slice(range);
+        let parts = [part(0..bytes / 3), part(0..0), part(bytes / 3..bytes)];
+        let fetch = staging.fetch(&gpu.stream, &parts).unwrap();
         let mut got = vec![0; bytes];
         gpu.stream.fill(here, 7).unwrap();
         staging.download(&gpu.stream, here, &mut got).unwrap();
@@ -74,6 +76,13 @@ fn staging(gpu: &Gpu) -> Result<(), String> {
         same_bytes("fetched", &fetched, &values)?;
         staging.download(&gpu.stream, there, &mut got).unwrap();
         same_bytes("downloaded", &got, &values)?;
+        for round in 0..3 {
+            let changed: Vec<u8> = values.iter().map(|value| value ^ round).collect();
+            let write = |out: &mut [u8]| out.copy_from_slice(&changed);
+            staging.upload_parts(&gpu.stream, &parts, write).unwrap();
+            staging.download(&gpu.stream, there, &mut got).unwrap();
+            same_bytes("uploaded in parts", &got, &changed)?;
+        }
     }
     Ok(())
 }

@@ -5,18 +5,57 @@ use std::sync::Arc;
 
 use shoal_kernels::DType;
 use shoal_kernels::cuda::{Block, DeviceError, dispatch, gemm, swiglu};
-use shoal_kernels::linear;
+use shoal_kernels::linear::Math;
 
 use super::ffn::{Ffn, FfnKept};
 use super::gpu::Gpu;
 use super::halves::{Cached, Deferred};
+use super::legs::{Plane, Shares};
 use super::matrix::{Matrix, Operand};
 use super::parameters::Parameters;
 use super::room::Extent;
-use crate::moe::Received;
+use super::sent::Pairs;
+use crate::moe::RowForm;
+use crate::moe::dispatch::Counts;
 
 /// Rows of an expert begin at multiples of this, so that no tile of 128 x 1 has rows of two.
 const TILE: usize = 128;
+
+/// The rows that cells of the group sent here, one cell's after the other's.
+#[derive(Debug)]
+pub(super) struct Received {
+    rows: Operand,
+    pairs: Pairs,
+    shares: Shares,
+}
+
+impl Received {
+    /// Room for them. A token chooses `top_k` of all experts there are.
+    pub(super) fn unwritten(
+        gpu: &Gpu,
+        form: &RowForm,
+        top_k: usize,
+        shares: Shares,
+    ) -> Result<Self, DeviceError> {
+        let size = (gpu.received_extent(shares.total().rows), form.cols);
+        let rows = gpu.unwritten("rows received by experts", form.math, size)?;
+        let pairs = shares.total().pairs;
+        let room = gpu.room().map_or(pairs, |most| most.pairs(form.n_experts, top_k));
+        let pairs = Pairs::unwritten(gpu, Extent { rows: pairs, room })?;
+        Ok(Self { rows, pairs, shares })
+    }
+
+    pub(super) fn planes(&self) -> Vec<Plane<'_>> {
+        let Pairs { rows, experts, gates } = &self.pairs;
+        let mut planes = Plane::of_operand(&self.rows);
+        planes.extend([rows, experts, gates].map(|list| Plane::of_pairs(list.all())));
+        planes
+    }
+
+    pub(super) fn shares(&self) -> &Shares {
+        &self.shares
+    }
+}
 
 /// Which received row is where when rows are laid out by expert.
 #[derive(Debug)]
@@ -27,64 +66,66 @@ pub(super) struct Gathered {
     /// Of each row the received row that it is a copy of, or none: u32.
     sources: Block,
     rows: Extent,
-    /// Of each received row where its terms begin, and the rows that these are: u32.
+    /// Of each received row where its terms begin, and of each pair of a received row and an expert, in the order in which
+    /// they came, the row that it is: u32.
     first: Block,
-    terms: Block,
+    places: Block,
     received: Extent,
-    /// Of each pair of a received row and an expert, in the order in which they came, its row.
-    places: Vec<u32>,
+    pairs: Extent,
 }
 
 impl Gathered {
-    /// Of `experts`, of which each token chooses `top_k` of all there are.
-    pub(super) fn new(
-        gpu: &Gpu,
-        received: &Received,
-        (experts, top_k): (usize, usize),
-    ) -> Result<Self, DeviceError> {
-        let pairs = received.experts();
-        let mut counts = vec![0; experts];
-        for expert in pairs {
-            counts[usize::from(*expert)] += 1;
-        }
-        let mut ranges = Vec::with_capacity(2 * experts);
-        let mut next = Vec::with_capacity(experts);
-        let mut rows: usize = 0;
-        for count in counts {
-            next.push(rows);
-            ranges.extend([rows as u32, (rows + count) as u32]);
-            rows = (rows + count).next_multiple_of(TILE);
-        }
-        let mut sources = vec![dispatch::NONE; rows];
-        let mut places = Vec::with_capacity(pairs.len());
-        let first = received.first();
-        for (row, bounds) in first.windows(2).enumerate() {
-            for expert in &pairs[bounds[0]..bounds[1]] {
-                let place = &mut next[usize::from(*expert)];
-                sources[*place] = row as u32;
-                places.push(*place as u32);
-                *place += 1;
-            }
-        }
-        let first: Vec<u32> = first.iter().map(|at| *at as u32).collect();
-        let received = gpu.received_extent(first.len() - 1);
-        let (mut rows, mut room) = (Extent::from(rows), places.len());
-        if let Some(most) = gpu.room() {
-            room = most.pairs(experts, top_k);
-            // Of each expert that has any row, up to one tile less one are none.
-            rows.room = (room + (TILE - 1) * experts.min(room)) / TILE * TILE;
-        }
-        let upload = |what, words: &[u32], room| gpu.upload_words(what, words, room);
-        Ok(Self {
-            ranges: upload("the rows of experts", &ranges, 2 * experts)?,
+    /// Of so many experts. Also the gates of rows.
+    fn new(gpu: &Gpu, received: &Received, experts: usize) -> Result<(Self, Block), DeviceError> {
+        let Received { rows, pairs, shares } = received;
+        let (rows, total) = (rows.extent(), shares.total());
+        let n = Extent { rows: total.pairs, room: pairs.gates.room() / 4 };
+        let s = dispatch::Receiving {
+            sources: shares.cells().len(),
+            rows: rows.rows,
+            pairs: n.rows,
             experts,
-            sources: upload("the sources of rows", &sources, rows.room)?,
-            rows,
-            received,
-            first: upload("the terms of rows", &first, received.room + 1)?,
-            terms: upload("the terms of rows", &places, room)?,
-            places,
-        })
+        };
+        let all =
+            Extent { rows: s.places(), room: dispatch::Receiving { pairs: n.room, ..s }.places() };
+        let [ranks, places] =
+            ["ranks of pairs", "the terms of rows"].map(|what| gpu.rows(what, n, 4));
+        let (ranks, places) = (ranks?, places?);
+        let counts = gpu.block("counts of experts", 4 * experts)?;
+        let up_to = Extent { rows: rows.rows + 1, room: rows.room + 1 };
+        let first = gpu.rows("the terms of rows", up_to, 4)?;
+        let sources = gpu.rows("the sources of rows", all, 4)?;
+        let pair_of_place = gpu.rows("the pairs of rows", all, 4)?;
+        let ranges = gpu.block("the rows of experts", 8 * experts)?;
+        let before = |of: fn(&Counts) -> usize| -> Vec<u32> {
+            shares.before().iter().map(|counts| of(counts) as u32).collect()
+        };
+        let what = "what came from each cell";
+        let upload = |list: Vec<u32>| gpu.upload_bytes(what, bytemuck::cast_slice(&list));
+        let rows_before = upload(before(|counts| counts.rows))?;
+        let pairs_before = upload(before(|counts| counts.pairs))?;
+        let given = dispatch::Pairs {
+            row_of_pair: pairs.rows.all(),
+            expert_of_pair: pairs.experts.all(),
+            rows_before: rows_before.all(),
+            pairs_before: pairs_before.all(),
+        };
+        let out = dispatch::Segments {
+            ranks: ranks.all(),
+            counts: counts.all(),
+            first_of_row: first.all(),
+            place_of_pair: places.all(),
+            row_of_place: sources.all(),
+            pair_of_place: pair_of_place.all(),
+            ranges: ranges.all(),
+        };
+        gpu.kernels.dispatch.segments(&gpu.stream, given, out, s)?;
+        let by_expert = Extent { rows: laid_out(n.rows, experts), room: laid_out(n.room, experts) };
+        let gates = gpu.rows("gates of rows", by_expert, 4)?;
+        let index = pair_of_place.slice(0..4 * by_expert.rows);
+        gpu.gather_numbers(pairs.gates.all(), index, gates.all())?;
+        let (received, rows, pairs) = (rows, by_expert, n);
+        Ok((Self { ranges, experts, sources, rows, first, places, received, pairs }, gates))
     }
 
     pub(super) fn groups(&self) -> gemm::Groups<'_> {
@@ -93,28 +134,26 @@ impl Gathered {
 
     /// Received rows by expert; gaps are zero.
     pub(super) fn gather(&self, gpu: &Gpu, x: &Operand) -> Result<Operand, DeviceError> {
-        gpu.gather(x, self.sources.all(), self.rows)
+        gpu.gather("rows by expert", x, self.sources.slice(0..4 * self.rows.rows), self.rows)
     }
 
     /// Per received row the sum of its rows [R, D], FP32 in ascending order of experts, rounded to BF16.
     fn sum(&self, gpu: &Gpu, values: &Matrix) -> Result<Matrix, DeviceError> {
-        let terms = (self.first.all(), self.terms.all());
+        let terms = (self.first.all(), self.places.all());
         gpu.sum_rows(values, terms, self.received, None, DType::Bf16)
     }
 
-    /// What belongs to pairs, by row; zero in gaps.
-    fn by_row(&self, pairs: &[f32]) -> Vec<f32> {
-        let mut rows = vec![0.0; self.rows.rows];
-        for (place, value) in self.places.iter().zip(pairs) {
-            rows[*place as usize] = *value;
-        }
-        rows
+    /// What belongs to rows, by pair.
+    fn by_pair(&self, gpu: &Gpu, rows: &Block) -> Result<Block, DeviceError> {
+        let pairs = gpu.rows("gradients of gates", self.pairs, 4)?;
+        gpu.gather_numbers(rows.all(), self.places.all(), pairs.all())?;
+        Ok(pairs)
     }
+}
 
-    /// And back.
-    fn by_pair(&self, rows: &[f32]) -> Vec<f32> {
-        self.places.iter().map(|place| rows[*place as usize]).collect()
-    }
+/// Rows that so many pairs take at most, laid out by expert: of each that has any, up to one tile less one are none.
+fn laid_out(pairs: usize, experts: usize) -> usize {
+    (pairs + (TILE - 1) * experts.min(pairs)) / TILE * TILE
 }
 
 /// Kept after forward.
@@ -125,29 +164,19 @@ pub(super) struct ExpertsKept {
     gathered: Arc<Gathered>,
     gates: Block,
     activations: FfnKept,
-    rows_from: Vec<usize>,
-    pairs_from: Vec<usize>,
+    shares: Shares,
 }
 
 impl ExpertsKept {
-    /// Rows by source cell.
-    pub(super) fn rows_from(&self) -> &[usize] {
-        &self.rows_from
+    /// What came from each cell.
+    pub(super) fn shares(&self) -> &Shares {
+        &self.shares
     }
 
-    /// Gradients of what the rows' experts gave, as they came.
-    pub(super) fn upload_gradients(
-        &self,
-        gpu: &Gpu,
-        d_rows: &linear::Operand,
-    ) -> Result<Operand, DeviceError> {
-        let room = self.gathered.received.room;
-        gpu.upload_operand("gradients received by experts", d_rows, room)
-    }
-
-    /// Pairs of a row and an expert by source cell.
-    pub(super) fn pairs_from(&self) -> &[usize] {
-        &self.pairs_from
+    /// Room for the gradients of what the rows' experts gave, as they come.
+    pub(super) fn gradients(&self, gpu: &Gpu, math: Math) -> Result<Operand, DeviceError> {
+        let size = (self.gathered.received, self.rows.cols());
+        gpu.unwritten("gradients received by experts", math, size)
     }
 }
 
@@ -156,32 +185,27 @@ pub(super) fn forward(
     (gpu, p): (&Gpu, &Parameters),
     ffn: &Ffn,
     received: Received,
-    experts: (usize, usize),
+    experts: usize,
 ) -> Result<(Matrix, ExpertsKept), DeviceError> {
-    let room = gpu.received_extent(received.rows.rows()).room;
-    let rows = gpu.upload_operand("rows received by experts", &received.rows, room)?;
-    let rows = Arc::new(rows);
-    let gathered = Arc::new(Gathered::new(gpu, &received, experts)?);
-    let gates = gathered.by_row(received.gates());
-    let gates = gpu.upload_words("gates of rows", &gates, gathered.rows.room)?;
+    let (gathered, gates) = Gathered::new(gpu, &received, experts)?;
+    let Received { rows, shares, .. } = received;
+    let (rows, gathered) = (Arc::new(rows), Arc::new(gathered));
     let x = gathered.gather(gpu, &rows)?;
     let by_expert = (Some(gates.all()), Some(gathered.groups()));
     let (y, activations) = ffn.forward((gpu, p), &x, by_expert, DType::F32)?;
     let sums = gathered.sum(gpu, &y)?;
-    let (rows_from, pairs_from) = (received.rows_from().to_vec(), received.pairs_from());
-    Ok((sums, ExpertsKept { rows, gathered, gates, activations, rows_from, pairs_from }))
+    Ok((sums, ExpertsKept { rows, gathered, gates, activations, shares }))
 }
 
-/// The input half: per received row its gradient [R, D], as it travels back, and per pair its gate's. Waits for the
-/// device.
+/// The input half: per received row its gradient [R, D], as it travels back, and per pair its gate's.
 pub(super) fn backward_input(
     (gpu, p): (&Gpu, &Parameters),
     ffn: &Ffn,
     kept: ExpertsKept,
     d_rows: Arc<Operand>,
     deferred: &mut Vec<Deferred>,
-) -> Result<(Matrix, Vec<f32>), DeviceError> {
-    let ExpertsKept { rows, gathered, gates, activations, .. } = kept;
+) -> Result<(Matrix, Block, Shares), DeviceError> {
+    let ExpertsKept { rows, gathered, gates, activations, shares } = kept;
     let d_y = gathered.gather(gpu, &d_rows)?;
     let d_gates = gpu.rows("gradients of gates", gathered.rows, 4)?;
     let both = swiglu::Gates { gates: gates.all(), d_gates: d_gates.all() };
@@ -196,6 +220,6 @@ pub(super) fn backward_input(
     );
     let d_x = ffn.defer(gradients, sides, Some(&gathered), deferred);
     let sums = gathered.sum(gpu, &d_x)?;
-    let d_gates: Vec<f32> = gpu.download_all(d_gates.all())?;
-    Ok((sums, gathered.by_pair(&d_gates)))
+    let d_gates = gathered.by_pair(gpu, &d_gates)?;
+    Ok((sums, d_gates, shares))
 }

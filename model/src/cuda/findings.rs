@@ -16,10 +16,11 @@ const PLACES: usize = 512;
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     blocks: Vec<Block>,
-    places: Vec<NonFinite>,
-    /// Found on the host, with the number of checks before it.
-    noted: Option<(usize, NonFinite)>,
+    places: Vec<Place>,
 }
+
+/// What a check looked at, up to which element, part after part.
+type Place = Vec<(usize, NonFinite)>;
 
 impl Findings {
     /// Looks at every element of `x` when the device gets there.
@@ -29,9 +30,19 @@ impl Findings {
         x: &Matrix,
         finding: NonFinite,
     ) -> Result<(), DeviceError> {
+        self.check_parts(gpu, x, vec![(x.len(), finding)])
+    }
+
+    /// The same where each part of `x` has a name of its own: up to which element it is one's.
+    pub(super) fn check_parts(
+        &mut self,
+        gpu: &Gpu,
+        x: &Matrix,
+        parts: Vec<(usize, NonFinite)>,
+    ) -> Result<(), DeviceError> {
         let at = self.places.len();
         self.reserve(gpu, at + 1)?;
-        self.places.push(finding);
+        self.places.push(parts);
         let place = self.blocks[at / PLACES].slice(at % PLACES * 8..(at % PLACES + 1) * 8);
         gpu.kernels.reduce.first_nonfinite(&gpu.stream, x.vector(), place, x.len())
     }
@@ -46,32 +57,22 @@ impl Findings {
         Ok(())
     }
 
-    /// Records a place found on the host, if it is the first.
-    pub(super) fn note(&mut self, finding: NonFinite) {
-        let before = self.places.len();
-        self.noted.get_or_insert((before, finding));
-    }
-
     /// The first that was not finite, if any; waits for the device.
     pub(super) fn first(&self, gpu: &Gpu) -> Result<Option<NonFinite>, DeviceError> {
-        let (checks, noted) = match &self.noted {
-            Some((before, finding)) => (*before, Some(finding.clone())),
-            None => (self.places.len(), None),
-        };
-        for (block, findings) in self.blocks.iter().zip(self.places[..checks].chunks(PLACES)) {
+        for (block, findings) in self.blocks.iter().zip(self.places.chunks(PLACES)) {
             let places: Vec<u64> = gpu.download_all(block.slice(0..findings.len() * 8))?;
             let found = places.iter().zip(findings).find(|(place, _)| **place != reduce::NONE);
-            if let Some((_, finding)) = found {
-                return Ok(Some(finding.clone()));
+            if let Some((at, parts)) = found {
+                let part = parts.iter().find(|(end, _)| *at < *end as u64);
+                return Ok(part.map(|(_, finding)| finding.clone()));
             }
         }
-        Ok(noted)
+        Ok(None)
     }
 
     /// Starts again from nothing, in the memory that there is.
     pub(super) fn clear(&mut self, gpu: &Gpu) -> Result<(), DeviceError> {
         self.places.clear();
-        self.noted = None;
         self.blocks.iter().try_for_each(|block| gpu.stream.fill(block.all(), 0xff))
     }
 }

@@ -432,42 +432,17 @@ impl Gpu {
         self.kernels.embedding.backward(&self.stream, tokens, d_y.slice(), d_table, width)
     }
 
-    /// Rows of an operand by an index of u32, `rows` of them; zeros where it names none.
-    pub(super) fn gather(
+    /// Room for an operand.
+    pub(super) fn unwritten(
         &self,
-        x: &Operand,
-        index: Slice<'_>,
-        rows: Extent,
+        what: &'static str,
+        math: Math,
+        size: (Extent, usize),
     ) -> Result<Operand, DeviceError> {
-        let (what, cols) = ("rows by expert", x.cols());
-        let out = match x {
-            Operand::Bf16(_) => Operand::Bf16(self.matrix(what, DType::Bf16, (rows, cols))?),
-            Operand::Fp8(x) => {
-                Operand::Fp8(self.codes(what, (Tiling::Row, x.format), (rows, cols))?)
-            }
-        };
-        let moved = dispatch::Moved { from: x.rows(), to: rows.rows, columns: cols };
-        self.kernels.dispatch.gather_rows(&self.stream, x.side(), out.side(), index, moved)?;
-        Ok(out)
-    }
-
-    /// Row r of the result is the sum of the rows that `terms[first[r] .. first[r + 1]]` name, in that order, and of row r
-    /// of `also`, FP32; rounded once.
-    pub(super) fn sum_rows(
-        &self,
-        x: &Matrix,
-        (first, terms): (Slice<'_>, Slice<'_>),
-        rows: Extent,
-        also: Option<&Matrix>,
-        out: DType,
-    ) -> Result<Matrix, DeviceError> {
-        let y = self.matrix("sums of rows", out, (rows, x.cols))?;
-        let terms = dispatch::Terms { first, index: terms };
-        let from = dispatch::Values { values: x.slice(), dtype: x.dtype };
-        let to = dispatch::Values { values: y.slice(), dtype: out };
-        let moved = dispatch::Moved { from: x.rows, to: rows.rows, columns: x.cols };
-        let also = also.map(Matrix::slice);
-        self.kernels.dispatch.sum_rows(&self.stream, from, terms, also, to, moved)?;
-        Ok(y)
+        Ok(match math {
+            Math::F32 => panic!("precision f32 stays on the CPU"),
+            Math::Bf16 => Operand::Bf16(self.matrix(what, DType::Bf16, size)?),
+            Math::Fp8(format) => Operand::Fp8(self.codes(what, (Tiling::Row, format), size)?),
+        })
     }
 }

@@ -6,6 +6,7 @@ use shoal_kernels::cuda::elementwise::Vector;
 use shoal_kernels::cuda::quantise::{QuantizedSlices, Shape};
 use shoal_kernels::cuda::window::Columns;
 use shoal_kernels::cuda::{Block, Rows, Slice, gemm, rmsnorm};
+use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, ScaleFormat};
 
 use super::room::Extent;
@@ -117,6 +118,13 @@ impl Operand {
         match self {
             Self::Bf16(x) => x.cols,
             Self::Fp8(x) => x.cols,
+        }
+    }
+
+    pub(super) fn math(&self) -> Math {
+        match self {
+            Self::Bf16(_) => Math::Bf16,
+            Self::Fp8(x) => Math::Fp8(x.format),
         }
     }
 

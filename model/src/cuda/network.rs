@@ -330,18 +330,19 @@ impl Kept {
     fn count(&self, experts: u32, counts: &mut [u64]) {
         let rows = counts.chunks_exact_mut(experts.max(1) as usize);
         for (moe, counts) in self.moes().zip(rows) {
-            for expert in &moe.chosen {
-                counts[*expert as usize] += 1;
+            for (sum, count) in counts.iter_mut().zip(&moe.counts) {
+                *sum += u64::from(*count);
             }
         }
     }
 }
 
 /// How many times a microbatch is looked at for what is not finite, at most: at both ends of a stage, at each layer's
-/// output, after its attention and its experts, and in the heads, in each direction.
+/// output, after its attention and its experts, where rows come back, and in the heads, in each direction; forward also after
+/// the router.
 fn checks(cut: &Cut) -> usize {
     let modules = cut.mtp_layers().len();
-    2 * (1 + 3 * (cut.layers.len() + modules)) + if cut.last { 3 + 3 * modules } else { 0 }
+    2 + 9 * (cut.layers.len() + modules) + if cut.last { 3 + 3 * modules } else { 0 }
 }
 
 fn bias<'a>(biases: &Biases<'a>, layer: &Layer) -> Option<&'a [f32]> {

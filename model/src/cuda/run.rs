@@ -26,6 +26,15 @@ impl Run<'_> {
         Ok(self.findings.check(self.gpu, x, finding)?)
     }
 
+    /// The same where each part of `x` has a name of its own: up to which element it is one's.
+    pub(super) fn check_parts(
+        &mut self,
+        x: &Matrix,
+        parts: Vec<(usize, NonFinite)>,
+    ) -> Result<(), Error> {
+        Ok(self.findings.check_parts(self.gpu, x, parts)?)
+    }
+
     /// One all-to-all, and a check that as many messages came as there are members.
     pub(super) fn all_to_all(
         &mut self,

@@ -1,11 +1,11 @@
-//! What crosses between host and device: matrices and operands both ways, and single numbers down.
+//! What crosses between host and device: matrices and lists both ways, and single numbers down. Rows of experts: `super::legs`.
 
 use bytemuck::Pod;
-use shoal_kernels::cuda::{Block, DeviceError, Fetch, Slice};
-use shoal_kernels::{Quantized, Tensor, Tiling, linear};
+use shoal_kernels::Tensor;
+use shoal_kernels::cuda::{Block, DeviceError, Slice};
 
 use super::gpu::Gpu;
-use super::matrix::{Matrix, Operand};
+use super::matrix::Matrix;
 use super::room::Extent;
 
 impl Gpu {
@@ -43,17 +43,7 @@ impl Gpu {
 
     /// Waits for everything queued so far.
     pub(super) fn download(&self, x: &Matrix) -> Result<Tensor, DeviceError> {
-        self.fetched(self.fetch(x)?, x)
-    }
-
-    /// Begins to bring a matrix to the host. Nothing that is queued from now on is waited for.
-    pub(super) fn fetch<'a>(&self, x: &'a Matrix) -> Result<Fetch<'a>, DeviceError> {
-        self.staging.fetch(&self.stream, x.slice())
-    }
-
-    /// The matrix that was fetched.
-    pub(super) fn fetched(&self, fetch: Fetch<'_>, x: &Matrix) -> Result<Tensor, DeviceError> {
-        let shape = [x.rows, x.cols];
+        let (fetch, shape) = (self.staging.fetch(&self.stream, &[x.slice()])?, [x.rows, x.cols]);
         self.staging.fetched(fetch, |bytes| {
             Tensor::from_bytes(x.dtype, &shape, bytes).expect("a matrix has the bytes of its shape")
         })
@@ -76,45 +66,18 @@ impl Gpu {
         Ok(values)
     }
 
+    /// Several lists of words, one after the other. Waits for everything queued so far.
+    pub(super) fn words(&self, from: &[Slice<'_>]) -> Result<Vec<u32>, DeviceError> {
+        let fetch = self.staging.fetch(&self.stream, from)?;
+        self.staging.fetched(fetch, |bytes| {
+            bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+        })
+    }
+
     /// The one number of a block. Waits for everything queued so far.
     pub(super) fn number<T: Pod>(&self, x: &Block) -> Result<T, DeviceError> {
         let mut value = T::zeroed();
         self.read(x.all(), bytemuck::bytes_of_mut(&mut value))?;
         Ok(value)
-    }
-
-    /// An operand of the host.
-    pub(super) fn upload_operand(
-        &self,
-        what: &'static str,
-        x: &linear::Operand,
-        room: usize,
-    ) -> Result<Operand, DeviceError> {
-        Ok(match x {
-            linear::Operand::F32(_) => panic!("precision f32 stays on the CPU"),
-            linear::Operand::Bf16(x) => Operand::Bf16(self.upload(what, x, room)?),
-            linear::Operand::Fp8(x) => {
-                let form = (Tiling::Row, x.scales().format());
-                let extent = Extent { rows: x.rows(), room };
-                let codes = self.codes(what, form, (extent, x.cols()))?;
-                self.write(codes.codes.all(), x.codes())?;
-                self.write(codes.scales.all(), x.scales().bytes())?;
-                Operand::Fp8(codes)
-            }
-        })
-    }
-
-    /// Waits for everything queued so far.
-    pub(super) fn download_operand(&self, x: &Operand) -> Result<linear::Operand, DeviceError> {
-        Ok(match x {
-            Operand::Bf16(x) => linear::Operand::Bf16(self.download(x)?),
-            Operand::Fp8(x) => {
-                let codes: Vec<u8> = self.download_all(x.codes.all())?;
-                let scales: Vec<u8> = self.download_all(x.scales.all())?;
-                let form = (Tiling::Row, x.format);
-                let read = Quantized::from_parts((x.rows, x.cols), form, &codes, &scales);
-                linear::Operand::Fp8(read)
-            }
-        })
     }
 }

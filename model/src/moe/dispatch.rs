@@ -1,9 +1,10 @@
 //! Rows on the wire, both ends. Whatever comes from a peer is checked: a bad byte is an error text.
 //!
-//! A dispatch message: u32 rows; then per row its values (FP8: codes, then per 128 a scale, one byte
-//! or FP32; BF16: two bytes each; FP32: four), u16 pairs, and per pair u16 expert (counted from the shard's
-//! first, ascending) and f32 gate. Backward sends only the values, in the same row order; its reply
-//! is the rows and then one f32 per pair. Little endian.
+//! A dispatch message: u32 rows and u32 pairs of a row and an expert; then plane after plane, so that a device packs and
+//! reads it in whole copies. The rows' values (FP8: all codes, then all scales, for each row and 128 columns one byte or FP32;
+//! BF16: two bytes each; FP32: four); of each pair u32 row, counted from the message's first; u32 expert, counted from the
+//! shard's first, in a row ascending; f32 gate. Backward sends only the values, in the same row order; its reply is the rows
+//! and then one f32 per pair. Little endian.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,10 +19,8 @@ use super::messages;
 /// Rows that one task copies.
 const ROWS: usize = 128;
 
-/// Of the number of rows, of a row's number of pairs, and of a pair.
-const COUNT_BYTES: usize = 4;
-const PAIRS_BYTES: usize = 2;
-const PAIR_BYTES: usize = 2 + 4;
+/// Of a pair: row, expert, gate.
+const PAIR_BYTES: usize = 4 + 4 + 4;
 
 /// How a row of a Linear's input is written.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +29,13 @@ pub(crate) struct RowForm {
     pub(crate) math: Math,
     /// Experts of the receiving shard.
     pub(crate) n_experts: usize,
+}
+
+/// How much one cell sends to one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) rows: usize,
+    pub(crate) pairs: usize,
 }
 
 /// The rows one cell sends to one shard.
@@ -113,49 +119,46 @@ impl Outgoing {
 
     /// The forward message.
     pub(crate) fn message(&self, n: &Operand, gates: &[f32]) -> Vec<u8> {
-        let bytes = operand_row_bytes(n);
-        let end = |row: usize| row * (bytes + PAIRS_BYTES) + self.first[row] as usize * PAIR_BYTES;
-        let mut message = messages::take(COUNT_BYTES + end(self.n_rows()));
-        let (count, mut rest) = message.split_at_mut(COUNT_BYTES);
-        count.copy_from_slice(&(self.n_rows() as u32).to_le_bytes());
-        let mut chunks = Vec::with_capacity(self.n_rows().div_ceil(ROWS));
-        for first in (0..self.n_rows()).step_by(ROWS) {
-            let rows = first..(first + ROWS).min(self.n_rows());
-            let (chunk, after) = rest.split_at_mut(end(rows.end) - end(rows.start));
-            chunks.push((rows, chunk));
-            rest = after;
+        let (rows, pairs) = (self.n_rows(), self.slots.len());
+        let values = rows * operand_row_bytes(n);
+        let mut message = messages::take(Counts::BYTES + values + pairs * PAIR_BYTES);
+        let (counts, rest) = message.split_at_mut(Counts::BYTES);
+        Counts { rows, pairs }.write(counts);
+        let (out, rest) = rest.split_at_mut(values);
+        self.write_rows(n, out);
+        let (rows_out, rest) = rest.as_chunks_mut().0.split_at_mut(pairs);
+        let (experts, gates_out) = rest.split_at_mut(pairs);
+        for (row, bounds) in self.first.windows(2).enumerate() {
+            rows_out[bounds[0] as usize..bounds[1] as usize].fill((row as u32).to_le_bytes());
         }
-        spread::each(chunks, |(rows, mut out)| {
-            for row in rows {
-                let pairs = self.first[row] as usize..self.first[row + 1] as usize;
-                let length = bytes + PAIRS_BYTES + pairs.len() * PAIR_BYTES;
-                let (mine, after) = std::mem::take(&mut out).split_at_mut(length);
-                let (values, rest) = mine.split_at_mut(bytes);
-                write_row(n, self.tokens[row] as usize, values);
-                let (count, rest) = rest.split_at_mut(PAIRS_BYTES);
-                count.copy_from_slice(&(pairs.len() as u16).to_le_bytes());
-                for (pair, out) in pairs.zip(rest.chunks_exact_mut(PAIR_BYTES)) {
-                    let (expert, gate) = out.split_at_mut(2);
-                    expert.copy_from_slice(&self.experts[pair].to_le_bytes());
-                    gate.copy_from_slice(&gates[self.slots[pair] as usize].to_le_bytes());
-                }
-                out = after;
-            }
-        });
+        for (out, expert) in experts.iter_mut().zip(&self.experts) {
+            *out = u32::from(*expert).to_le_bytes();
+        }
+        for (out, slot) in gates_out.iter_mut().zip(&self.slots) {
+            *out = gates[*slot as usize].to_le_bytes();
+        }
         message
     }
 
     /// The backward message: values only, the receiver knows the rest.
     pub(crate) fn rows_message(&self, d_y: &Operand) -> Vec<u8> {
-        let bytes = operand_row_bytes(d_y);
-        let mut message = messages::take(self.n_rows() * bytes);
-        let chunks = message.chunks_mut((ROWS * bytes).max(1));
+        let mut message = messages::take(self.n_rows() * operand_row_bytes(d_y));
+        self.write_rows(d_y, &mut message);
+        message
+    }
+
+    fn write_rows(&self, x: &Operand, out: &mut [u8]) {
+        let x = match x {
+            Operand::Fp8(x) => return x.write_wire(&self.tokens, out),
+            Operand::F32(x) | Operand::Bf16(x) => x,
+        };
+        let bytes = x.cols() * x.dtype().size();
+        let chunks = out.chunks_mut((ROWS * bytes).max(1));
         spread::each(chunks.zip(self.tokens.chunks(ROWS)), |(out, tokens)| {
             for (out, token) in out.chunks_exact_mut(bytes.max(1)).zip(tokens) {
-                write_row(d_y, *token as usize, out);
+                out.copy_from_slice(&x.bytes()[*token as usize * bytes..][..bytes]);
             }
         });
-        message
     }
 
     /// Puts returned gate gradients at their places in [T, K].
@@ -185,72 +188,107 @@ pub(crate) fn returned(sent: &[Outgoing], tokens: usize) -> (Vec<usize>, Vec<(u3
     (first, places)
 }
 
+impl Counts {
+    /// At the head of a dispatch message.
+    pub(crate) const BYTES: usize = 4 + 4;
+
+    pub(crate) fn write(self, out: &mut [u8]) {
+        let (rows, pairs) = out.split_at_mut(4);
+        rows.copy_from_slice(&(self.rows as u32).to_le_bytes());
+        pairs.copy_from_slice(&(self.pairs as u32).to_le_bytes());
+    }
+
+    /// The counts of a dispatch message, and what is behind them, which has the length that they say.
+    pub(crate) fn read<'a>(message: &'a [u8], form: &RowForm) -> Result<(Self, &'a [u8]), String> {
+        let Some((head, rest)) = message.split_at_checked(Self::BYTES) else {
+            let want = Self::BYTES;
+            return Err(format!("{} bytes, want at least {want}", message.len()));
+        };
+        let words: Vec<u32> = words(head).collect();
+        let (rows, pairs) = (words[0] as usize, words[1] as usize);
+        // In 64 bits: whatever a peer says, neither product runs over.
+        let want = rows as u64 * row_bytes(form) as u64 + pairs as u64 * PAIR_BYTES as u64;
+        if rest.len() as u64 != want {
+            let want = want + Self::BYTES as u64;
+            let got = message.len();
+            return Err(format!("{got} bytes for {rows} rows and {pairs} pairs, want {want}"));
+        }
+        Ok((Self { rows, pairs }, rest))
+    }
+}
+
+/// What is behind the counts of a dispatch message: the values of rows, and of each pair its row, its expert and its gate.
+pub(crate) fn lists_of_pairs(body: &[u8], pairs: usize) -> (&[u8], [&[u8]; 3]) {
+    let (values, lists) = body.split_at(body.len() - pairs * PAIR_BYTES);
+    let (rows, rest) = lists.split_at(4 * pairs);
+    let (experts, gates) = rest.split_at(4 * pairs);
+    (values, [rows, experts, gates])
+}
+
+/// Looks at the pairs of so many rows as they came.
+pub(crate) fn check_pairs(
+    rows: usize,
+    (row_of_pair, expert_of_pair): (&[u8], &[u8]),
+    n_experts: usize,
+) -> Result<(), String> {
+    let (mut row, mut next) = (0, 0);
+    for (pair, (its_row, expert)) in words(row_of_pair).zip(words(expert_of_pair)).enumerate() {
+        let (its_row, expert) = (its_row as usize, expert as usize);
+        if its_row == row + 1 && 0 < pair {
+            (row, next) = (its_row, 0);
+        }
+        if its_row != row {
+            return Err(format!("pair {pair} of row {its_row}, want {row} or the one behind it"));
+        }
+        if expert < next || n_experts <= expert {
+            return Err(format!(
+                "row {row} for expert {expert}, want {next}..{n_experts} (ascending)"
+            ));
+        }
+        next = expert + 1;
+    }
+    let seen = if row_of_pair.is_empty() { 0 } else { row + 1 };
+    if seen == rows { Ok(()) } else { Err(format!("pairs of {seen} rows, want {rows}")) }
+}
+
+fn words(bytes: &[u8]) -> impl DoubleEndedIterator<Item = u32> + ExactSizeIterator {
+    bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
 impl Received {
     /// Reads what every cell of the group sent. The error names the sender.
     pub(crate) fn read(messages: &[Vec<u8>], form: &RowForm) -> Result<Self, (usize, String)> {
-        let mut rows = Vec::new();
+        let mut parts = Vec::with_capacity(messages.len());
         let mut received = Self {
-            rows: Arc::new(operand(&[], &[], form)?),
+            rows: Arc::new(operand(&[], form)?),
             rows_from: Vec::with_capacity(messages.len()),
             first: vec![0],
             experts: Vec::new(),
             gates: Vec::new(),
         };
         for (shard, message) in messages.iter().enumerate() {
-            let before = rows.len();
-            received.read_message(message, form, &mut rows).map_err(|problem| (shard, problem))?;
-            received.rows_from.push(rows.len() - before);
+            let values =
+                received.read_message(message, form).map_err(|problem| (shard, problem))?;
+            parts.push(values);
         }
-        received.rows = Arc::new(operand(&rows, &received.rows_from, form)?);
+        received.rows = Arc::new(operand(&parts, form)?);
         Ok(received)
     }
 
-    fn read_message<'a>(
-        &mut self,
-        message: &'a [u8],
-        form: &RowForm,
-        rows: &mut Vec<&'a [u8]>,
-    ) -> Result<(), String> {
-        let mut reader = Reader { rest: message, length: message.len() };
-        let n_rows = u32::from_le_bytes(reader.array()?);
-        // No more than the message has room for, whatever it says.
-        let room = (n_rows as usize).min(message.len() / row_bytes(form).max(1));
-        rows.reserve(room);
-        self.first.reserve(room);
-        let pairs = message.len().saturating_sub(room * row_bytes(form)) / PAIR_BYTES;
-        self.experts.reserve(pairs);
-        self.gates.reserve(pairs);
-        for row in 0..n_rows {
-            rows.push(reader.take(row_bytes(form))?);
-            let n_pairs = u16::from_le_bytes(reader.array()?);
-            if n_pairs == 0 {
-                return Err(format!("row {row} for no expert, want at least one"));
-            }
-            let mut next = 0;
-            for _ in 0..n_pairs {
-                let expert = u16::from_le_bytes(reader.array()?);
-                let at = usize::from(expert);
-                if at < next || form.n_experts <= at {
-                    let n = form.n_experts;
-                    return Err(format!("row {row} for expert {at}, want {next}..{n} (ascending)"));
-                }
-                next = at + 1;
-                self.experts.push(expert);
-                self.gates.push(f32::from_le_bytes(reader.array()?));
-            }
-            self.first.push(self.experts.len());
+    /// Returns the values of its rows.
+    fn read_message<'a>(&mut self, message: &'a [u8], form: &RowForm) -> Result<&'a [u8], String> {
+        let (Counts { rows, pairs }, rest) = Counts::read(message, form)?;
+        let (values, [row_of_pair, expert_of_pair, gates]) = lists_of_pairs(rest, pairs);
+        check_pairs(rows, (row_of_pair, expert_of_pair), form.n_experts)?;
+        self.rows_from.push(rows);
+        let (before, first) = (self.experts.len(), self.first.len() - 1);
+        self.first.resize(first + rows + 1, before + pairs);
+        for (pair, row) in words(row_of_pair).enumerate().rev() {
+            self.first[first + row as usize] = before + pair;
         }
-        reader.end()
-    }
-
-    /// Each pair's local expert.
-    pub(crate) fn experts(&self) -> &[u16] {
-        &self.experts
-    }
-
-    /// Each pair's gate.
-    pub(crate) fn gates(&self) -> &[f32] {
-        &self.gates
+        self.experts.extend(words(expert_of_pair).map(|expert| expert as u16));
+        self.gates.extend(words(gates).map(f32::from_bits));
+        Ok(values)
     }
 
     /// Rows by source cell.
@@ -312,12 +350,10 @@ pub(crate) fn read_operand(
     form: &RowForm,
 ) -> Result<Operand, (usize, String)> {
     let bytes = row_bytes(form);
-    let mut rows = Vec::with_capacity(rows_from.iter().sum());
     for (shard, (message, n_rows)) in messages.iter().zip(rows_from).enumerate() {
         check_length(message.len(), n_rows * bytes).map_err(|problem| (shard, problem))?;
-        rows.extend(message.chunks_exact(bytes));
     }
-    operand(&rows, rows_from, form)
+    operand(&messages.iter().map(Vec::as_slice).collect::<Vec<_>>(), form)
 }
 
 /// Divides rows [R, D] among the cells they came from, with room for so many floats behind each
@@ -388,74 +424,18 @@ fn operand_row_bytes(x: &Operand) -> usize {
     }
 }
 
-fn write_row(x: &Operand, row: usize, out: &mut [u8]) {
-    match x {
-        Operand::Fp8(quantized) => quantized.write_row_wire(row, out),
-        Operand::F32(tensor) | Operand::Bf16(tensor) => {
-            out.copy_from_slice(&tensor.bytes()[row * out.len()..][..out.len()]);
-        }
-    }
-}
-
 /// Rows of checked length as an operand. The error names the sender.
-fn operand(
-    rows: &[&[u8]],
-    rows_from: &[usize],
-    form: &RowForm,
-) -> Result<Operand, (usize, String)> {
-    let plain = |dtype| Tensor::from_row_bytes(dtype, form.cols, rows);
+fn operand(parts: &[&[u8]], form: &RowForm) -> Result<Operand, (usize, String)> {
+    let plain = |dtype| Tensor::from_parts(dtype, form.cols, parts);
     Ok(match form.math {
-        Math::Fp8(format) => {
-            let read = Quantized::from_row_wire(form.cols, format, rows.iter().copied());
-            Operand::Fp8(read.map_err(|(row, problem)| of_sender(row, problem, rows_from))?)
-        }
+        Math::Fp8(format) => Operand::Fp8(Quantized::from_wire(form.cols, format, parts)?),
         Math::Bf16 => Operand::Bf16(plain(DType::Bf16)),
         Math::F32 => Operand::F32(plain(DType::F32)),
     })
 }
 
-/// Who sent row `row` of all, and what is wrong with it, counted as the sender does.
-fn of_sender(mut row: usize, problem: String, rows_from: &[usize]) -> (usize, String) {
-    let mut shard = 0;
-    while rows_from[shard] <= row {
-        row -= rows_from[shard];
-        shard += 1;
-    }
-    (shard, format!("row {row} with {problem}"))
-}
-
-fn check_length(got: usize, want: usize) -> Result<(), String> {
+pub(crate) fn check_length(got: usize, want: usize) -> Result<(), String> {
     if got == want { Ok(()) } else { Err(format!("{got} bytes, want {want}")) }
-}
-
-/// Takes bytes from the front of a message.
-struct Reader<'a> {
-    rest: &'a [u8],
-    length: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(n)
-            .ok_or_else(|| format!("{} bytes, which end in the middle of a row", self.length))?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N)?);
-        Ok(array)
-    }
-
-    fn end(&self) -> Result<(), String> {
-        if self.rest.is_empty() {
-            return Ok(());
-        }
-        Err(format!("{} bytes, {} of them after the last row", self.length, self.rest.len()))
-    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ fn rows_travel_in_their_precisions_dtype_on_every_leg() {
         stage.backward_input(0, None, &mut exchange).unwrap();
 
         // Five tokens, two experts each; three routed layers.
-        let dispatch = 4 + 5 * (out + 2) + 10 * 6;
+        let dispatch = 8 + 5 * out + 10 * 12;
         let (combine, gradient_dispatch, gradient_combine) =
             (5 * back, 5 * d_out, 5 * back + 10 * 4);
         let forward = [dispatch, combine].repeat(3);

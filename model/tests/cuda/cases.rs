@@ -16,7 +16,7 @@ use super::{need, shards};
 
 type Case = (&'static str, fn(&Device));
 
-pub(crate) const ALL: [Case; 14] = [
+pub(crate) const ALL: [Case; 16] = [
     ("a step in bf16", |device| some_steps(device, &small(), Precision::Bf16, 1)),
     ("two steps in fp8", |device| some_steps(device, &small(), Precision::Fp8, 2)),
     ("sizes that are no round numbers, bf16", |device| {
@@ -32,6 +32,8 @@ pub(crate) const ALL: [Case; 14] = [
     ("computed again in fp8: the same bits", |device| computed_again(device, Precision::Fp8)),
     ("computed again in bf16: the same bits", |device| computed_again(device, Precision::Bf16)),
     ("a shard on the GPU beside one on the CPU", shards::mixed_group),
+    ("two shards on the GPU in fp8", shards::on_the_gpu),
+    ("memory: nothing strange that a peer sends gets there", shards::strange_messages),
     ("a NaN is named", a_nan_is_named),
     ("memory: the same in every step, and too little of it", memory),
     ("memory: as much as was planned", need::planned),

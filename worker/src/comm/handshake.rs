@@ -20,7 +20,7 @@ use super::deadline::Deadline;
 const DATA_MAGIC: [u8; 8] = *b"SHOALNET";
 /// Opens a connection to a vault, which outlives generations.
 const VAULT_MAGIC: [u8; 8] = *b"SHOALVLT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HELLO_BYTES: usize = 8 + 2 + 32 + 8 + 4 + 4 + 32;
 const GO_ON: u8 = 0;
 const REFUSED: u8 = 1;

@@ -1,9 +1,8 @@
-//! A layer of experts on a GPU: the router, rows on their way, and all experts in grouped products. All experts are here,
-//! each with an equal share of the rows.
+//! A layer of experts on a GPU: the router, rows laid out by expert, and all experts in grouped products. All experts are
+//! here, each with an equal share of the rows. How rows get there: `super::rows`.
 
 use shoal_kernels::compare::Random;
 use shoal_kernels::cuda::{Buffer, DeviceError, Slice, dispatch, gemm, router};
-use shoal_kernels::linear::Math;
 use shoal_kernels::{DType, Tiling};
 use shoal_model::router_shape;
 
@@ -42,7 +41,7 @@ pub(super) fn rows(shapes: &Shapes) -> usize {
 }
 
 /// Numbers as the device reads them.
-fn words(card: &Card, what: &str, words: &[u32]) -> Result<Buffer, DeviceError> {
+pub(super) fn words(card: &Card, what: &str, words: &[u32]) -> Result<Buffer, DeviceError> {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     card.bytes(what, &bytes)
 }
@@ -91,8 +90,7 @@ pub(super) fn each(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
     products(bench, &layout, ("experts down", f, d, 1))?;
     route(bench)?;
     gather(bench, &layout)?;
-    sums(bench, &layout)?;
-    travel(bench)
+    sums(bench, &layout)
 }
 
 /// One Linear of every expert of a layer.
@@ -251,34 +249,6 @@ fn sums(bench: &mut Bench<'_>, layout: &Layout) -> Result<(), DeviceError> {
             let moved = dispatch::Moved { from: t, to: t, columns: d };
             kernels.sum_rows(stream, from, terms, Some(also.all()), to, moved)
         })?;
-    }
-    Ok(())
-}
-
-/// Rows between the card and the host, which hands them on: in the form of inputs one way, BF16 the other. The host's memory is
-/// of the usual kind, as the step's is.
-fn travel(bench: &mut Bench<'_>) -> Result<(), DeviceError> {
-    let (card, math, t, d) =
-        (bench.card, bench.shapes.math(), bench.shapes.rows(), bench.shapes.d());
-    let times = 2 * bench.shapes.moe_layers();
-    let mut forms = vec![("BF16", 2 * t * d, times)];
-    match math {
-        Math::Fp8(_) => forms.push(("E4M3", t * d, times)),
-        Math::Bf16 | Math::F32 => forms[0].2 *= 2,
-    }
-    for (form, bytes, times) in forms {
-        let rows = card.noise("rows", DType::Bf16, bytes / 2)?;
-        let mut host = vec![0; rows.bytes()];
-        let work = |name: &str| Work {
-            name: name.to_owned(),
-            shape: format!("{t} x {d} {form}"),
-            times,
-            flops: 0.0,
-            bytes: rows.bytes() as f64,
-            bound: Unit::Link,
-        };
-        bench.measure(work("rows to the host"), || card.stream.download(rows.all(), &mut host))?;
-        bench.measure(work("rows from the host"), || card.stream.upload(rows.all(), &host))?;
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ fn rows_arrive_as_the_operand_that_left() {
         let n = Operand::prepare(&x, math);
         let sent = Outgoing::of(&[0, 0], 1, std::slice::from_ref(&(0..1)));
         let message = sent[0].message(&n, &[0.25, 0.75]);
-        assert_eq!(message.len(), 4 + 2 * (bytes + 2 + 6), "{math:?}");
+        assert_eq!(message.len(), 8 + 2 * (bytes + 12), "{math:?}");
         assert_eq!(*Received::read(&[message], &form).unwrap().rows, n);
         let message = sent[0].rows_message(&n);
         assert_eq!(message.len(), 2 * bytes, "{math:?}");
@@ -90,13 +90,23 @@ fn bytes_that_make_no_sense_are_described() {
         let (shard, problem) = Received::read(&[good.clone(), bad], &FORM).unwrap_err();
         assert_eq!((shard, problem.as_str()), (1, want));
     };
-    check(&|bad| bad.truncate(2), "2 bytes, which end in the middle of a row");
-    check(&|bad| bad.truncate(25), "25 bytes, which end in the middle of a row");
-    check(&|bad| bad.push(0), "31 bytes, 1 of them after the last row");
-    check(&|bad| bad[0] = 255, "30 bytes, which end in the middle of a row");
-    check(&|bad| bad[16] = 0, "row 0 for no expert, want at least one");
-    check(&|bad| bad[18] = 2, "row 0 for expert 2, want 0..2 (ascending)");
-    check(&|bad| bad[24] = 0, "row 0 for expert 0, want 1..2 (ascending)");
+    // One row of three FP32 values from byte 8 on, then two pairs: rows from 20 on, experts from 28 on, gates from 36 on.
+    check(&|bad| bad.truncate(2), "2 bytes, want at least 8");
+    check(&|bad| bad.truncate(25), "25 bytes for 1 rows and 2 pairs, want 44");
+    check(&|bad| bad.push(0), "45 bytes for 1 rows and 2 pairs, want 44");
+    check(&|bad| bad[0] = 255, "44 bytes for 255 rows and 2 pairs, want 3092");
+    check(
+        &|bad| bad[..8].fill(255),
+        "44 bytes for 4294967295 rows and 4294967295 pairs, want 103079215088",
+    );
+    check(&|bad| bad[20] = 1, "pair 0 of row 1, want 0 or the one behind it");
+    check(&|bad| bad[24] = 2, "pair 1 of row 2, want 0 or the one behind it");
+    check(&|bad| bad[24] = 1, "pairs of 2 rows, want 1");
+    check(&|bad| bad[28] = 2, "row 0 for expert 2, want 0..2 (ascending)");
+    check(&|bad| bad[32] = 0, "row 0 for expert 0, want 1..2 (ascending)");
+    let none = [&[2, 0, 0, 0, 0, 0, 0, 0][..], &[0; 24]].concat();
+    let (_, problem) = Received::read(&[none], &FORM).unwrap_err();
+    assert_eq!(problem, "pairs of 0 rows, want 2");
     let error = read_rows_and_gates(&[0; 19], &sent[0], (3, DType::F32)).unwrap_err();
     assert_eq!(error, "19 bytes, want 20");
 }

@@ -187,11 +187,15 @@ impl Driver {
         Ok(Goals { device, work: vec![self.submit(stream, job)] })
     }
 
-    /// Whether queued work reads or writes a range of host memory.
+    /// Whether queued work may read or write a range of host memory: a copy of it, or any function of the host.
     fn is_host_busy(&self, address: usize, bytes: usize) -> bool {
         let overlaps = |host: &Range<usize>| host.start < address + bytes && address < host.end;
-        let mut hosts = self.order.pending().filter_map(|(_, _, job)| job?.host.as_ref());
-        hosts.any(overlaps)
+        self.order.pending().any(|(_, _, job)| {
+            // What runs at the moment is a function of the host, or over soon.
+            job.is_none_or(|job| {
+                matches!(job.work, Work::Host(_)) || job.host.as_ref().is_some_and(overlaps)
+            })
+        })
     }
 
     /// The bytes that an upload brings; reports a pinned buffer that was changed too early.

@@ -47,6 +47,26 @@ fn pageable_memory_is_read_at_the_call_and_pinned_memory_later() {
 }
 
 #[test]
+fn a_function_of_the_host_may_write_what_a_copy_behind_it_reads() {
+    let mut bench = Bench::seeded(0, Temper::Lazy);
+    let context = bench.context;
+    let (stream, a) = (bench.stream(), bench.floats(N));
+    let pinned = bench.driver.allocate_host(context, N * 4).unwrap();
+    bench.host.set(pinned, 1.0, N);
+    let call = HostCall { run: Box::new(|_| ()), even_if_failed: false };
+    bench.driver.call_host(context, stream, call).unwrap();
+    let copy = bench.driver.upload(context, stream, a, pinned, N * 4).unwrap();
+    while bench.driver.advance(&copy.work) != Progress::HostFunction {}
+    for (id, host) in bench.driver.take_due() {
+        (host.run)(Ok(()));
+        bench.host.set(pinned, 2.0, N);
+        bench.driver.returned(id);
+    }
+    assert!(is_all(&bench.download(stream, a), 2.0));
+    assert_eq!(bench.found(Check::HostBufferReused), 0);
+}
+
+#[test]
 fn registered_memory_is_pinned_until_it_is_not() {
     let mut bench = Bench::seeded(0, Temper::Lazy);
     let context = bench.context;

@@ -103,8 +103,7 @@ fn steps_are_traced_while_training_goes_on() {
             events.iter().filter(is).count()
         };
         assert_eq!((of("vote"), of("update"), of("thread_name")), (2, 2, 1), "{cell}");
-        assert_eq!(of("forward 0"), of("backward 0"), "{cell}");
-        assert!(of("forward 0") > 0 && of("all_to_all") > 0 && of("message") > 0, "{cell}");
+        assert!(of("all_gather") > 0 && of("all_reduce") > 0, "{cell}");
     }
     let steps = events.iter().filter(|event| event["name"].as_str().unwrap().starts_with("step "));
     assert_eq!(steps.count(), 2 * 4);

@@ -76,9 +76,9 @@ impl Trace {
 
 pub(crate) fn run(args: &cli::Trace) -> Result<(), Stopped> {
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("trace.json"));
+    let run = Run::under_way(&args.run, &args.home)?;
     // Said before anybody works for it.
     let file = create(&output)?;
-    let run = Run::under_way(&args.run, &args.home)?;
     let order = Order::Trace { steps: args.steps };
     match run.ask(&Ask::Order(order)).map_err(|unanswered| unanswered.stops(&args.run))? {
         Answer::Accepted(what) => note(&harmless(what.as_bytes())),

@@ -28,6 +28,9 @@ pub(crate) const PARTIAL_NAME: &str = "control.json.partial";
 /// Far more than it has.
 const BYTES_MAX: u64 = 4 << 10;
 
+/// Said where an answer is not to what was asked.
+pub(crate) const ANOTHER: &str = "the run answers another question";
+
 /// Bits of a file's mode that let others than its owner in.
 const OTHERS: u32 = 0o077;
 
@@ -213,9 +216,7 @@ impl Run {
         match self.ask(&Ask::Status)? {
             Answer::Status(status) => Ok(*status),
             Answer::Accepted(what) | Answer::Refused(what) => Err(Unanswered::Refused(what)),
-            Answer::Traced(_) => {
-                Err(Unanswered::Refused("the run answers another question".to_owned()))
-            }
+            Answer::Traced(_) => Err(Unanswered::Refused(ANOTHER.to_owned())),
         }
     }
 }

@@ -11,7 +11,7 @@ use shoal_coordinator::control::{Answer, Ask, Order, RunPhase, Status, WorkerIs}
 use shoal_plan::plan::WorkerId;
 
 use crate::cli;
-use crate::control::{Run, Unanswered};
+use crate::control::{ANOTHER, Run, Unanswered};
 use crate::events::{self, Kind};
 use crate::exit::Stopped;
 use crate::people;
@@ -111,7 +111,8 @@ pub(crate) fn resume(args: &cli::Resume) -> Result<(), Stopped> {
     give(&run, &args.run, Order::Resume)
 }
 
-fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
+/// Gives an order, and says what comes of it.
+pub(crate) fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
     let ends_at_once = order == Order::Stop { now: true };
     match run.ask(&Ask::Order(order)) {
         Ok(Answer::Accepted(what)) => {
@@ -119,9 +120,7 @@ fn give(run: &Run, directory: &Path, order: Order) -> Result<(), Stopped> {
             Ok(())
         }
         Ok(Answer::Refused(why)) => Err(Stopped::Refused(harmless(why.as_bytes()))),
-        Ok(Answer::Status(_) | Answer::Traced(_)) => {
-            Err(Stopped::Refused("the run answers another question".into()))
-        }
+        Ok(Answer::Status(_) | Answer::Traced(_)) => Err(Stopped::Refused(ANOTHER.to_owned())),
         // It was there a moment ago: an order to end at once leaves no time for an answer.
         Err(Unanswered::Nobody) if ends_at_once => Ok(()),
         Err(unanswered) => Err(unanswered.stops(directory)),

@@ -21,8 +21,9 @@ use shoal_plan::plan::WorkerId;
 use shoal_plan::trace::{Span, StepTrace};
 
 use crate::cli;
-use crate::control::{Run, Unanswered};
+use crate::control::{ANOTHER, Run, Unanswered};
 use crate::exit::Stopped;
+use crate::steering;
 use crate::terminal::{data, harmless, note};
 
 /// Between two questions.
@@ -79,12 +80,7 @@ pub(crate) fn run(args: &cli::Trace) -> Result<(), Stopped> {
     let run = Run::under_way(&args.run, &args.home)?;
     // Said before anybody works for it.
     let file = create(&output)?;
-    let order = Order::Trace { steps: args.steps };
-    match run.ask(&Ask::Order(order)).map_err(|unanswered| unanswered.stops(&args.run))? {
-        Answer::Accepted(what) => note(&harmless(what.as_bytes())),
-        Answer::Refused(why) => return Err(refused(&why)),
-        Answer::Status(_) | Answer::Traced(_) => return Err(another()),
-    }
+    steering::give(&run, &args.run, Order::Trace { steps: args.steps })?;
     let trace = gather(&run, &args.run)?;
     let missing = trace.missing();
     if trace.steps.is_empty() {
@@ -126,14 +122,6 @@ fn write(
     Ok(events)
 }
 
-fn refused(why: &str) -> Stopped {
-    Stopped::Refused(harmless(why.as_bytes()))
-}
-
-fn another() -> Stopped {
-    Stopped::Refused("the run answers another question".into())
-}
-
 /// Asks until all is there, or nothing more is to be expected.
 fn gather(run: &Run, directory: &Path) -> Result<Trace, Stopped> {
     let (mut trace, mut after) = (Trace::default(), 0);
@@ -141,8 +129,10 @@ fn gather(run: &Run, directory: &Path) -> Result<Trace, Stopped> {
     loop {
         let traced = match run.ask(&Ask::Traced { after }) {
             Ok(Answer::Traced(traced)) => traced,
-            Ok(Answer::Refused(why)) => return Err(refused(&why)),
-            Ok(Answer::Status(_) | Answer::Accepted(_)) => return Err(another()),
+            Ok(Answer::Refused(why)) => return Err(Stopped::Refused(harmless(why.as_bytes()))),
+            Ok(Answer::Status(_) | Answer::Accepted(_)) => {
+                return Err(Stopped::Refused(ANOTHER.to_owned()));
+            }
             // The run may end with the last step that is traced.
             Err(Unanswered::Nobody) if after > 0 => return Ok(trace),
             Err(unanswered) => return Err(unanswered.stops(directory)),

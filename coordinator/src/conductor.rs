@@ -216,7 +216,7 @@ impl Conductor {
             Inbound::Heard(number) => self.durable.heard(number),
             Inbound::Asked { ask: Ask::Status, answer } => self.curious.push(answer),
             Inbound::Asked { ask: Ask::Traced { after }, answer } => {
-                answer.send(self.traces.answer(Instant::now(), after)).ok();
+                answer.send(self.traces.answer(self.started.elapsed(), after)).ok();
             }
             Inbound::Asked { ask: Ask::Order(order), answer } => {
                 self.orders += 1;
@@ -316,7 +316,7 @@ impl Conductor {
     /// What cells did in a step goes to whoever asked, and leaves the state alone.
     fn take_trace(&mut self, event: &mut Event) {
         if *event == Event::Tick {
-            self.traces.forget_if_nobody_asks(Instant::now());
+            self.traces.forget_if_nobody_asks(self.started.elapsed());
         }
         let Event::Message { connection, message: FromWorker::Traced { generation, trace } } =
             event
@@ -364,7 +364,7 @@ impl Conductor {
                 }
             }
             Effect::Trace { first, steps, hosts } => {
-                self.traces.begin(Instant::now(), (first, steps), hosts);
+                self.traces.begin(self.started.elapsed(), (first, steps), hosts);
             }
             Effect::CommitCheckpoint(manifest) => self.commit(manifest),
             Effect::DiscardCheckpoint { step } => checkpoints::discard(&self.checkpoints, step),

@@ -60,6 +60,7 @@ mod preparing;
 mod progress;
 mod recovering;
 mod saving;
+mod sending;
 mod stragglers;
 mod sums;
 mod telling;

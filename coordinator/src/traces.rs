@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use shoal_plan::plan::WorkerId;
 use shoal_plan::trace::StepTrace;
-use tokio::time::Instant;
 
 use crate::control::{Answer, Traced};
 
@@ -31,12 +30,18 @@ struct Trace {
     hosts: Vec<WorkerId>,
     pieces: Vec<StepTrace>,
     spans: usize,
-    asked: Instant,
+    /// Since the coordinator's start.
+    asked: Duration,
 }
 
 impl Traces {
     /// These steps are traced, and no others.
-    pub(crate) fn begin(&mut self, now: Instant, (first, steps): (u64, u64), hosts: Vec<WorkerId>) {
+    pub(crate) fn begin(
+        &mut self,
+        now: Duration,
+        (first, steps): (u64, u64),
+        hosts: Vec<WorkerId>,
+    ) {
         let (pieces, spans, asked) = (Vec::new(), 0, now);
         self.last = Some(Trace { first, steps, hosts, pieces, spans, asked });
     }
@@ -56,7 +61,7 @@ impl Traces {
     }
 
     /// The pieces from `after` on, as far as they go into one answer.
-    pub(crate) fn answer(&mut self, now: Instant, after: u64) -> Answer {
+    pub(crate) fn answer(&mut self, now: Duration, after: u64) -> Answer {
         let Some(trace) = &mut self.last else {
             return Answer::Refused(
                 "no steps were traced, or nobody asked for them in time: give the order again"
@@ -76,8 +81,8 @@ impl Traces {
         Answer::Traced(Box::new(Traced { first, steps, hosts, pieces }))
     }
 
-    pub(crate) fn forget_if_nobody_asks(&mut self, now: Instant) {
-        if self.last.as_ref().is_some_and(|trace| now.duration_since(trace.asked) > PATIENCE) {
+    pub(crate) fn forget_if_nobody_asks(&mut self, now: Duration) {
+        if self.last.as_ref().is_some_and(|trace| now.saturating_sub(trace.asked) > PATIENCE) {
             self.last = None;
         }
     }
@@ -91,21 +96,13 @@ mod tests {
     use super::*;
 
     fn piece(step: u64, cell: u32, n_spans: usize) -> StepTrace {
-        let span = Span {
-            doing: Doing::Forward,
-            start_ns: 5,
-            length_ns: 7,
-            chunk: Some(0),
-            microbatch: Some(1),
-            peer: None,
-            sent_bytes: 0,
-            received_bytes: 0,
-        };
+        let (start_ns, length_ns, chunk, microbatch) = (5, 7, Some(0), Some(1));
+        let span = Span { start_ns, length_ns, chunk, microbatch, ..Span::new(Doing::Forward) };
         let (began_us, cell) = (9, CellId(cell));
         StepTrace { step, cell, began_us, spans: vec![span; n_spans], left_out: 0, whole: true }
     }
 
-    fn lengths(traces: &mut Traces, now: Instant, after: u64) -> Vec<(u64, u32, usize, u64)> {
+    fn lengths(traces: &mut Traces, now: Duration, after: u64) -> Vec<(u64, u32, usize, u64)> {
         let Answer::Traced(traced) = traces.answer(now, after) else { panic!("a trace") };
         let one = |piece: &StepTrace| (piece.step, piece.cell.0, piece.spans.len(), piece.left_out);
         traced.pieces.iter().map(one).collect()
@@ -114,7 +111,7 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_kept_in_bounds_and_until_nobody_asks() {
         let mut traces = Traces::default();
-        let now = Instant::now();
+        let now = Duration::from_secs(9);
         assert!(matches!(traces.answer(now, 0), Answer::Refused(_)));
         traces.add(WorkerId(0), piece(5, 0, 1));
         traces.begin(now, (5, 2), vec![WorkerId(0), WorkerId(3)]);

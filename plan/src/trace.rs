@@ -73,6 +73,15 @@ pub enum Doing {
     Broadcast,
 }
 
+impl Span {
+    /// Of no length, and with nothing else known of it.
+    pub fn new(doing: Doing) -> Self {
+        let (start_ns, length_ns, sent_bytes, received_bytes) = (0, 0, 0, 0);
+        let (chunk, microbatch, peer) = (None, None, None);
+        Self { doing, start_ns, length_ns, chunk, microbatch, peer, sent_bytes, received_bytes }
+    }
+}
+
 impl Doing {
     pub const ALL: [Self; 19] = [
         Self::Step,

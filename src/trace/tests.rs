@@ -7,16 +7,7 @@ use super::table::{Where, by_cell};
 use super::*;
 
 fn span(doing: Doing, start_us: u64, length_us: u64) -> Span {
-    Span {
-        doing,
-        start_ns: 1_000 * start_us,
-        length_ns: 1_000 * length_us,
-        chunk: None,
-        microbatch: None,
-        peer: None,
-        sent_bytes: 0,
-        received_bytes: 0,
-    }
+    Span { start_ns: 1_000 * start_us, length_ns: 1_000 * length_us, ..Span::new(doing) }
 }
 
 fn message(doing: Doing, start_us: u64, length_us: u64, peer: u32) -> Span {

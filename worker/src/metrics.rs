@@ -23,11 +23,10 @@ use prometheus::{
 use shoal_plan::grid::CellId;
 use shoal_plan::job::Precision;
 use shoal_plan::plan::Generation;
-use shoal_plan::trace::Doing;
+use shoal_plan::trace::{Doing, Span};
 
 use crate::comm::{Comm, CommError, Sum};
 use latest::Latest;
-pub(crate) use recorder::What;
 use watch::now;
 pub(crate) use watch::{CellClock, StepWatch};
 
@@ -277,7 +276,7 @@ impl<C: Comm> Metered<C> {
             count("received", came);
         }
         let (sent_bytes, received_bytes) = (sent as u64, came as u64);
-        let what = What { peer, sent_bytes, received_bytes, ..What::new(op) };
+        let what = Span { peer, sent_bytes, received_bytes, ..Span::new(op) };
         self.clock.recorder.note(what, started, time);
         result
     }

@@ -1,9 +1,9 @@
-//! Somebody wants to know all about some steps: which ones, and who is told. How workers are told anything.
+//! Somebody wants to know all about some steps: which ones, and who is told.
 
 use shoal_proto::ToWorker;
 
 use super::ordered::Reply;
-use super::{Effect, Member, Phase, Range, State};
+use super::{Effect, Phase, Range, State};
 use crate::control::TRACED_STEPS_MAX;
 
 /// The first step is so far off that every worker hears of it before.
@@ -40,21 +40,5 @@ impl State {
         let hosts = self.plan().hosts.clone();
         self.effects.push(Effect::Trace { first, steps, hosts });
         Ok(format!("steps {first} to {last} are traced"))
-    }
-
-    pub(super) fn send_to_all(&mut self, message: &ToWorker) {
-        self.send_to(message, |_| true);
-    }
-
-    pub(super) fn send_to_hosts(&mut self, message: &ToWorker) {
-        self.send_to(message, |member| member.hosts);
-    }
-
-    fn send_to(&mut self, message: &ToWorker, whom: impl Fn(&Member) -> bool) {
-        let connected = self.members.values().filter(|member| member.connected && whom(member));
-        self.effects.extend(connected.map(|member| {
-            let connection = member.connection;
-            Effect::Send { connection, message: message.clone() }
-        }));
     }
 }

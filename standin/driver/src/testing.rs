@@ -38,12 +38,7 @@ impl StandIn {
     #[track_caller]
     #[expect(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
-        let library = library();
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        for name in NAMES {
-            let link = folder.path().join(name);
-            std::os::unix::fs::symlink(&library, link).expect("a link in a folder of ours");
-        }
+        let folder = folder("shoal-standin-driver", &NAMES);
         let report = folder.path().join("report-%p.json").display().to_string();
         let variables = BTreeMap::from([("SHOAL_STANDIN_REPORT", report)]);
         Self { folder, variables }
@@ -115,19 +110,32 @@ impl StandIn {
     }
 }
 
-/// The `cdylib` of this crate, from where cargo puts it: `deps/` beside a test's executable, or the
+/// A new folder with the library of a crate that stands in for another, under the names of that one, to be put on the
+/// loader's search path (`LD_LIBRARY_PATH`). Panics if the library was not built, and says how to.
+#[track_caller]
+pub fn folder(package: &str, names: &[&str]) -> TempDir {
+    let library = library(package);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in names {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(&library, link).expect("a link in a folder of ours");
+    }
+    folder
+}
+
+/// The `cdylib` of a crate, from where cargo puts it: `deps/` beside a test's executable, or the
 /// folder above for a program.
 #[track_caller]
-fn library() -> PathBuf {
-    let name = "libshoal_standin_driver.so";
+fn library(package: &str) -> PathBuf {
+    let name = format!("lib{}.so", package.replace('-', "_"));
     let executable = std::env::current_exe().expect("the path of this executable");
     let folder = executable.parent().expect("an executable is in a folder");
     let places = [folder.to_owned(), folder.join("deps"), folder.join("../deps")];
-    let found = places.iter().map(|place| place.join(name)).find(|path| path.is_file());
+    let found = places.iter().map(|place| place.join(&name)).find(|path| path.is_file());
     found.and_then(|path| path.canonicalize().ok()).unwrap_or_else(|| {
         panic!(
-            "{name} is in none of {places:?}: make shoal-standin-driver a dev-dependency of the \
-             crate under test, or run `cargo build -p shoal-standin-driver`"
+            "{name} is in none of {places:?}: make {package} a dev-dependency of the crate under \
+             test, or run `cargo build -p {package}`"
         )
     })
 }

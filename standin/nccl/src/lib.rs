@@ -21,4 +21,3 @@ mod cuda;
 pub mod data;
 pub mod link;
 pub mod settings;
-pub mod testing;

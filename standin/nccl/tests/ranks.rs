@@ -11,7 +11,7 @@ mod scenarios;
 use std::path::Path;
 use std::process::{Child, ExitCode, Stdio};
 
-use shoal_standin_driver::testing::StandIn;
+use shoal_standin_driver::testing::{StandIn, folder};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -58,8 +58,10 @@ const TESTS: [(&str, &str, usize, &str); 5] = [
 ];
 
 fn check(scenario: &str, processes: usize, want: &str) {
-    let (driver, nccl) =
-        (StandIn::new().cards("4090").seed(3), shoal_standin_nccl::testing::folder());
+    let (driver, nccl) = (
+        StandIn::new().cards("4090").seed(3),
+        folder("shoal-standin-nccl", &["libnccl.so.2", "libnccl.so"]),
+    );
     let children: Vec<Child> = (0..processes)
         .map(|rank| {
             let mut command = driver.command(std::env::current_exe().unwrap());

@@ -18,7 +18,7 @@ use shoal_plan::job::Job;
 use shoal_plan::plan::Plan;
 use shoal_plan::report::StepRow;
 use shoal_plan::schedule::{Slot, Work};
-use shoal_plan::trace::Doing;
+use shoal_plan::trace::{Doing, Span};
 
 use super::cell::Inputs;
 use super::error::{EngineError, Refusal};
@@ -27,7 +27,7 @@ use super::hidden::{Direction, Early};
 use super::snapshot;
 use super::vote::{self, Verdict, Vote, Wishes};
 use crate::comm::{Comm, Sum};
-use crate::metrics::{StepWatch, What};
+use crate::metrics::StepWatch;
 
 /// Guards the division by a zero norm; PyTorch's `clip_grad_norm_` uses the same.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -236,8 +236,8 @@ impl Trainer {
 
     fn ended(&self, began: Option<Instant>, doing: Doing, work: Option<Work>) {
         if let Some((watch, began)) = self.watch.as_ref().zip(began) {
-            let work = work.map(|work| (work.chunk, work.microbatch));
-            watch.ended(What { work, ..What::new(doing) }, began);
+            let (chunk, microbatch) = work.map(|work| (work.chunk, work.microbatch)).unzip();
+            watch.ended(Span { chunk, microbatch, ..Span::new(doing) }, began);
         }
     }
 

@@ -127,16 +127,8 @@ mod tests {
     use super::*;
 
     fn span(doing: Doing, start_us: u64, length_us: u64) -> Span {
-        Span {
-            doing,
-            start_ns: start_us * 1000,
-            length_ns: length_us * 1000,
-            chunk: None,
-            microbatch: Some(1),
-            peer: None,
-            sent_bytes: 0,
-            received_bytes: 0,
-        }
+        let (start_ns, length_ns) = (start_us * 1000, length_us * 1000);
+        Span { start_ns, length_ns, microbatch: Some(1), ..Span::new(doing) }
     }
 
     fn step(step: u64, spans: Vec<Span>) -> StepTrace {

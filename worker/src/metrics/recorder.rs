@@ -29,23 +29,6 @@ struct Notes {
     left_out: u64,
 }
 
-/// A stretch without its time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct What {
-    pub(crate) doing: Doing,
-    /// Chunk and microbatch.
-    pub(crate) work: Option<(u32, u32)>,
-    pub(crate) peer: Option<CellId>,
-    pub(crate) sent_bytes: u64,
-    pub(crate) received_bytes: u64,
-}
-
-impl What {
-    pub(crate) fn new(doing: Doing) -> Self {
-        Self { doing, work: None, peer: None, sent_bytes: 0, received_bytes: 0 }
-    }
-}
-
 impl Recorder {
     /// A step begins.
     pub(super) fn begin(&self) {
@@ -58,8 +41,8 @@ impl Recorder {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// A stretch from `from` on, of this length.
-    pub(super) fn note(&self, what: What, from: Instant, length: Duration) {
+    /// A stretch from `from` on, of this length, whatever `what` has for them.
+    pub(super) fn note(&self, what: Span, from: Instant, length: Duration) {
         if !self.is_on() {
             return;
         }
@@ -69,20 +52,8 @@ impl Recorder {
             notes.left_out += 1;
             return;
         }
-        let What { doing, work, peer, sent_bytes, received_bytes } = what;
-        let (chunk, microbatch) = work.unzip();
         let start_ns = ns(from.saturating_duration_since(began));
-        let length_ns = ns(length);
-        notes.spans.push(Span {
-            doing,
-            start_ns,
-            length_ns,
-            chunk,
-            microbatch,
-            peer,
-            sent_bytes,
-            received_bytes,
-        });
+        notes.spans.push(Span { start_ns, length_ns: ns(length), ..what });
     }
 
     /// The step has ended: what was noted, in pieces that a message each can carry. None if nobody asked.
@@ -93,17 +64,7 @@ impl Recorder {
         let notes = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let Notes { began, spans, left_out } = std::mem::take(notes);
         let Some((began, began_us)) = began else { return Vec::new() };
-        let length_ns = ns(began.elapsed());
-        let whole = Span {
-            doing: Doing::Step,
-            start_ns: 0,
-            length_ns,
-            chunk: None,
-            microbatch: None,
-            peer: None,
-            sent_bytes: 0,
-            received_bytes: 0,
-        };
+        let whole = Span { length_ns: ns(began.elapsed()), ..Span::new(Doing::Step) };
         let spans: Vec<Span> = spans.into_iter().chain([whole]).collect();
         let n = spans.len().div_ceil(SPANS_MAX);
         let piece = |(at, spans): (usize, &[Span])| StepTrace {
@@ -136,7 +97,7 @@ mod tests {
     #[test]
     fn nothing_is_noted_unless_somebody_asks_and_pieces_are_whole() {
         let recorder = Recorder::default();
-        let note = || recorder.note(What::new(Doing::Forward), now(), Duration::from_nanos(5));
+        let note = || recorder.note(Span::new(Doing::Forward), now(), Duration::from_nanos(5));
         note();
         assert_eq!(recorder.end(1, CellId(0)), []);
         recorder.begin();
@@ -157,7 +118,7 @@ mod tests {
         let recorder = Recorder::default();
         recorder.begin();
         for _ in 0..STEP_SPANS_MAX + 3 {
-            recorder.note(What::new(Doing::Send), now(), Duration::ZERO);
+            recorder.note(Span::new(Doing::Send), now(), Duration::ZERO);
         }
         let pieces = recorder.end(1, CellId(0));
         let spans: usize = pieces.iter().map(|piece| piece.spans.len()).sum();

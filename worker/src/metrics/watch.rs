@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_plan::grid::CellId;
-use shoal_plan::trace::{Doing, StepTrace};
+use shoal_plan::trace::{Doing, Span, StepTrace};
 
 use super::Metrics;
-use super::recorder::{Recorder, What};
+use super::recorder::Recorder;
 
 /// Where the time of one cell's step under way went, in nanoseconds.
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ impl StepWatch {
     }
 
     /// It has ended.
-    pub(crate) fn ended(&self, what: What, began: Instant) {
+    pub(crate) fn ended(&self, what: Span, began: Instant) {
         self.clock.recorder.note(what, began, began.elapsed());
     }
 
@@ -109,7 +109,7 @@ impl StepWatch {
         let started = now();
         let result = run();
         let took = started.elapsed();
-        self.clock.recorder.note(What::new(Doing::Update), started, took);
+        self.clock.recorder.note(Span::new(Doing::Update), started, took);
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.clock.optimizer.fetch_add(ns, Ordering::Relaxed);
         result
